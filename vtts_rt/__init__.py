@@ -1,0 +1,55 @@
+"""vtts_rt: visual test-time scaling for video language models: decode, encode and prefill once.
+
+Public names load on first use (PEP 562), so importing a leaf never pulls in the runtime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Runtime": "vtts_rt.runtime",
+    "PerceptionConfig": "vtts_rt.config",
+    "EngineConfig": "vtts_rt.config",
+    "SamplingParams": "vtts_rt.types",
+    "Region": "vtts_rt.types",
+    "Box": "vtts_rt.types",
+    "TimeSpan": "vtts_rt.types",
+    "Clue": "vtts_rt.perception.clue",
+    "open_video": "vtts_rt.video",
+}
+__all__ = [
+    "Box",
+    "Clue",
+    "EngineConfig",
+    "PerceptionConfig",
+    "Region",
+    "Runtime",
+    "SamplingParams",
+    "TimeSpan",
+    "__version__",
+    "open_video",
+]
+
+if TYPE_CHECKING:
+    from vtts_rt.config import EngineConfig, PerceptionConfig
+    from vtts_rt.perception.clue import Clue
+    from vtts_rt.runtime import Runtime
+    from vtts_rt.types import Box, Region, SamplingParams, TimeSpan
+    from vtts_rt.video import open_video
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vtts_rt' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

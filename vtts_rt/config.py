@@ -1,0 +1,164 @@
+"""Frozen configuration objects and the package's environment variables.
+
+`PerceptionConfig` says how a video is looked at, `EngineConfig` how the engine spends memory.
+Every default names its source.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from vtts_rt.types import MropeMode, Strategy, require
+
+STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
+MROPE_MODES: tuple[MropeMode, ...] = ("qwen", "hf5")
+
+# name -> what it does; the whole list of variables the installed package reads.
+ENVIRONMENT_VARIABLES = {
+    "VTTS_RT_BACKEND": "op=backend[,op=backend]: force an op's backend, e.g. patchify=reference",
+    "VTTS_RT_LOG": "log level of the `vtts_rt` logger (debug, info, warning, error)",
+}
+
+
+def backend_override(op: str) -> str | None:
+    """The backend that VTTS_RT_BACKEND asks for `op`, or None."""
+    for item in os.environ.get("VTTS_RT_BACKEND", "").split(","):
+        name, _, backend = item.partition("=")
+        if name.strip() == op and backend.strip():
+            return backend.strip()
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class PerceptionConfig:
+    """How one question looks at its video(s).
+
+    strategy: None takes the model's own default ("append" for models trained with it,
+        "official" otherwise). max_rounds: looks at the video, at least 1.
+    sample_fps: frames sampled a second in a coarse pass (VideoChat-R1.5: 2.0).
+    min_frames, max_frames: bounds on the frames of a round, even (VideoChat-R1.5: 4, 512).
+    min_pixels, total_pixels: px; the budget rule of VideoChat-R1.5 / qwen-vl-utils: a frame
+        gets at most max(min(768*28^2, total_pixels / num_frames * 2), 1.05 * min_pixels).
+    key_ratio: how much denser key spans are sampled by `official` (VideoChat-R1.5: 1.5).
+    mrope: "qwen" = positions of the original release and of vLLM, "hf5" = transformers 5.23.
+    time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
+    stop_when_stable: end early when two successive rounds gave the same non-empty answer.
+    prompts: path of a file that overrides the wording of the prompts.
+    """
+
+    strategy: Strategy | None = None
+    max_rounds: int = 3
+    sample_fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 512
+    min_pixels: int = 128 * 28 * 28
+    total_pixels: int = 128 * 12 * 28 * 28
+    key_ratio: float = 1.5
+    mrope: MropeMode = "qwen"
+    time_labels: bool = True
+    stop_when_stable: bool = False
+    prompts: str | None = None
+
+    def __post_init__(self) -> None:
+        def check(argument: str, ok: bool, rule: str) -> None:
+            require("PerceptionConfig", argument, getattr(self, argument), ok, rule)
+
+        check(
+            "strategy",
+            self.strategy is None or self.strategy in STRATEGIES,
+            f"one of {', '.join(STRATEGIES)}",
+        )
+        check("max_rounds", 1 <= self.max_rounds <= 64, "in 1..64")
+        check("sample_fps", 0.0 < self.sample_fps <= 1000.0, "in (0, 1000]")
+        check("min_frames", self.min_frames >= 2 and self.min_frames % 2 == 0, "even and >= 2")
+        check(
+            "max_frames",
+            self.max_frames >= self.min_frames and self.max_frames % 2 == 0,
+            "even and >= min_frames",
+        )
+        check("min_pixels", self.min_pixels >= 1, ">= 1")
+        check("total_pixels", self.total_pixels >= 1, ">= 1")
+        check("key_ratio", 0.0 < self.key_ratio < 1e3, "in (0, 1000)")
+        check("mrope", self.mrope in MROPE_MODES, f"one of {', '.join(MROPE_MODES)}")
+
+    def with_overrides(self, **overrides: Any) -> PerceptionConfig:
+        """A copy with every override that is not None applied; unknown names raise ValueError."""
+        names = {f.name for f in fields(self)}
+        for name in overrides:
+            require("PerceptionConfig", "option", name, name in names, f"one of {sorted(names)}")
+        return replace(self, **{k: v for k, v in overrides.items() if v is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Memory and threads of one engine.
+
+    page_size: tokens in a KV page. kv_bytes, vision_cache_bytes, frame_store_bytes: budgets.
+    prefill_chunk: most prompt tokens in one forward pass (0: no limit).
+    threads: CPU threads for torch and patchify (0: leave as they are).
+    """
+
+    page_size: int = 16
+    kv_bytes: int = 1 << 30
+    vision_cache_bytes: int = 512 << 20
+    frame_store_bytes: int = 1 << 30
+    prefill_chunk: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            low = 1 if f.name == "page_size" else 0
+            require("EngineConfig", f.name, value, value >= low, f">= {low}")
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig:
+    """Shape of a Qwen2.5-VL vision tower; names follow transformers' `vision_config`."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    out_hidden_size: int
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = ()
+    tokens_per_second: float = 2.0
+    rms_norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageConfig:
+    """Shape of a Qwen2.5-VL language model; names follow transformers' `text_config`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 32768
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A whole model: towers, special token ids, stop tokens, default perception settings."""
+
+    vision: VisionConfig
+    language: LanguageConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    eos_token_ids: tuple[int, ...]
+    perception: dict[str, Any] = field(default_factory=dict, hash=False)

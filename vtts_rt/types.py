@@ -1,0 +1,289 @@
+"""Leaf value types shared by every layer, and the two protocols that decouple layers.
+
+Nothing here knows about files, models or text formats. Units stand in the names:
+`_seconds`, `_px`, `num_`, `_fps`; spans are half-open `[start, end)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Geometry of the Qwen2-VL / Qwen2.5-VL vision input (transformers, Qwen2VLImageProcessor).
+PATCH_SIZE = 14  # px a side
+MERGE_SIZE = 2  # patches a side that become one LM token
+TEMPORAL_PATCH_SIZE = 2  # frames in a frame pair
+TOKEN_PX = PATCH_SIZE * MERGE_SIZE  # px a side of one LM token; sizes are multiples of it
+PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a patch row
+
+MropeMode = Literal["qwen", "hf5"]
+Strategy = Literal["official", "grid", "refresh", "append"]
+StopReason = Literal["max_rounds", "answer_stable", "no_clue", "token_budget", "timeout", "aborted"]
+
+
+class PixelBox(NamedTuple):
+    """Integer source pixels, half-open: columns [x0, x1), rows [y0, y1)."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """Seconds from the start of the video, half-open [start_seconds, end_seconds)."""
+
+    start_seconds: float
+    end_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Normalised xyxy of the whole source frame, each in [0, 1]."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+FULL_BOX = Box(0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where evidence is: a time span of one video, and a box in its frames.
+
+    video: index into the request's list of videos.
+    """
+
+    span: TimeSpan
+    box: Box = FULL_BOX
+    video: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VideoMetadata:
+    """What is known of an opened video before any frame of it is delivered.
+
+    video_id: hash of the whole content and of the clip range and rotation that change pixels.
+    num_frames: frames that can be asked for; frame indices are 0 .. num_frames-1 in
+        presentation order.
+    source_fps: average rate, num_frames / duration_seconds unless the container knows better.
+    height, width: px of a delivered frame, after rotation.
+    decoder: name of the source that decodes ("pyav", "array", "image", ...).
+    timestamps_seconds: (num_frames,) float64, presentation time of each frame, ascending,
+        relative to the first delivered frame's nominal start (frame 0 is at 0.0).
+    """
+
+    video_id: str
+    num_frames: int
+    source_fps: float
+    duration_seconds: float
+    height: int
+    width: int
+    decoder: str
+    is_image: bool = False
+    timestamps_seconds: np.ndarray = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRef:
+    """One frame pair: the unit of every visual cache.
+
+    video: index into the request's list of videos; video_id: its content hash.
+    frame_a, frame_b: frame indices (equal for an image, or where the grid is finer than
+        the source). time_seconds: nominal time of the pair, what a time label prints.
+    """
+
+    video: int
+    video_id: str
+    frame_a: int
+    frame_b: int
+    time_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One vision item of a prompt: `<|vision_start|>` pads `<|vision_end|>`.
+
+    pairs: frame pairs in order, all seen through the same `box` and resized to `resized_hw`
+        (px, multiples of 28). seconds_per_grid: seconds between two pairs as told to M-RoPE
+        (ignored for a single pair). is_image: pads are `<|image_pad|>`.
+    """
+
+    pairs: tuple[PairRef, ...]
+    box: PixelBox
+    resized_hw: tuple[int, int]
+    seconds_per_grid: float = 1.0
+    is_image: bool = False
+
+    @property
+    def grid_thw(self) -> tuple[int, int, int]:
+        """(pairs, patch rows, patch columns), as transformers' `video_grid_thw`."""
+        return (
+            len(self.pairs),
+            self.resized_hw[0] // PATCH_SIZE,
+            self.resized_hw[1] // PATCH_SIZE,
+        )
+
+    @property
+    def tokens_per_pair(self) -> int:
+        return (self.resized_hw[0] // TOKEN_PX) * (self.resized_hw[1] // TOKEN_PX)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.pairs) * self.tokens_per_pair
+
+    @property
+    def frame_indices(self) -> tuple[int, ...]:
+        return tuple(f for pair in self.pairs for f in (pair.frame_a, pair.frame_b))
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLabel:
+    """The time of the next vision segment written into the prompt as text.
+
+    A type of its own so that `text_tokens_prefilled` can leave labels out.
+    """
+
+    text: str
+
+
+PromptPart = str | TimeLabel | Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Text runs, time labels and vision segments in prompt order, chat template included.
+
+    Vision markers are not part of the text runs: a Segment brings its own
+    `<|vision_start|> pads <|vision_end|>`.
+    """
+
+    parts: tuple[PromptPart, ...]
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return tuple(p for p in self.parts if isinstance(p, Segment))
+
+    @property
+    def text(self) -> str:
+        """The exact text that is tokenised, one pad per vision segment before expansion."""
+        return "".join(_part_text(p) for p in self.parts)
+
+
+def _part_text(part: PromptPart) -> str:
+    if isinstance(part, Segment):
+        pad = "<|image_pad|>" if part.is_image else "<|video_pad|>"
+        return f"<|vision_start|>{pad}<|vision_end|>"
+    return part.text if isinstance(part, TimeLabel) else part
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are chosen.
+
+    temperature: 0 is greedy; above 0, Gumbel-max with counter-based noise keyed by
+        (seed, member, round, position), so batching and preemption never change a result.
+    top_k: 0 keeps all; top_p: 1.0 keeps all. max_tokens: per round.
+    stop: texts that end a round when generated (kept out of the text).
+    ignore_eos: generate max_tokens whatever the model says (benches).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 512
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            "SamplingParams",
+            "temperature",
+            self.temperature,
+            0.0 <= self.temperature < 1e4,
+            "a finite number >= 0",
+        )
+        _require("SamplingParams", "top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
+        _require("SamplingParams", "top_k", self.top_k, self.top_k >= 0, ">= 0")
+        _require("SamplingParams", "max_tokens", self.max_tokens, self.max_tokens >= 1, ">= 1")
+        _require("SamplingParams", "seed", self.seed, 0 <= self.seed < 2**63, "in [0, 2**63)")
+
+
+def _require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:
+    """The one shape of a bad-argument message: `<what>: <argument> must be <rule>, got <value>`."""
+    if not ok:
+        raise ValueError(f"{what}: {argument} must be {rule}, got {value!r}")
+
+
+require = _require
+
+
+@dataclass(slots=True)
+class ReuseStats:
+    """What one round paid for and what it found already done. All are counts.
+
+    frames_decoded: frames delivered to the store by a decoder (each at most once);
+    frames_codec_decoded: frames the codec had to decode to get there (keyframe seeks);
+    frames_reused: frames served by the store; pairs_*: frame pairs through the ViT;
+    tokens_prefilled / tokens_reused: prompt tokens whose KV was computed / found;
+    text_tokens_prefilled: prefilled tokens outside vision segments and time labels.
+    """
+
+    frames_decoded: int = 0
+    frames_codec_decoded: int = 0
+    frames_reused: int = 0
+    pairs_encoded: int = 0
+    pairs_reused: int = 0
+    tokens_prefilled: int = 0
+    tokens_reused: int = 0
+    text_tokens_prefilled: int = 0
+
+    def __add__(self, other: ReuseStats) -> ReuseStats:
+        return ReuseStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class RoundTimings:
+    """Wall-clock milliseconds of one round by phase."""
+
+    decode: float = 0.0
+    preprocess: float = 0.0
+    vision: float = 0.0
+    prefill: float = 0.0
+    generate: float = 0.0
+    total: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class FrameProvider(Protocol):
+    """Where the engine gets pixels from: lazy and, in `prefetch`, non-blocking."""
+
+    def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
+        """Say which frames will be wanted soon; returns at once."""
+        ...
+
+    def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
+        """Frames in the order asked for, each (H, W, 3) uint8 RGB; repeated indices allowed."""
+        ...
+
+
+class Answerer(Protocol):
+    """Anything that answers questions about videos: a Runtime, or a pool of them."""
+
+    def ask(self, video: Any, question: str, **options: Any) -> Any: ...
+
+    def stream(self, video: Any, question: str, **options: Any) -> Iterator[Any]: ...
