@@ -7,7 +7,7 @@ Every default names its source.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vtts_rt.types import MropeMode, Strategy, require
@@ -31,9 +31,9 @@ def backend_override(op: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PerceptionConfig:
-    """How one question looks at its video(s).
+    """How one question looks at its video(s). What is not passed is left to the model.
 
     strategy: None takes the model's own default ("append" for models trained with it,
         "official" otherwise). max_rounds: looks at the video, at least 1.
@@ -60,6 +60,13 @@ class PerceptionConfig:
     time_labels: bool = True
     stop_when_stable: bool = False
     prompts: str | None = None
+    # Names that were passed: a model's own defaults fill the others (`with_defaults`).
+    explicit: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __new__(cls, **passed: Any) -> PerceptionConfig:
+        self = object.__new__(cls)
+        object.__setattr__(self, "explicit", frozenset(passed))
+        return self
 
     def __post_init__(self) -> None:
         def check(argument: str, ok: bool, rule: str) -> None:
@@ -83,12 +90,13 @@ class PerceptionConfig:
         check("key_ratio", 0.0 < self.key_ratio < 1e3, "in (0, 1000)")
         check("mrope", self.mrope in MROPE_MODES, f"one of {', '.join(MROPE_MODES)}")
 
-    def with_overrides(self, **overrides: Any) -> PerceptionConfig:
-        """A copy with every override that is not None applied; unknown names raise ValueError."""
-        names = {f.name for f in fields(self)}
-        for name in overrides:
-            require("PerceptionConfig", "option", name, name in names, f"one of {sorted(names)}")
-        return replace(self, **{k: v for k, v in overrides.items() if v is not None})
+    def with_defaults(self, defaults: dict[str, Any]) -> PerceptionConfig:
+        """A copy in which `defaults` (a model's own settings) fill every field not passed."""
+        names = {f.name for f in fields(self) if f.init}
+        for name in defaults:
+            require("PerceptionConfig", "setting", name, name in names, f"one of {sorted(names)}")
+        passed = {name: getattr(self, name) for name in self.explicit}
+        return PerceptionConfig(**{**defaults, **passed})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,391 @@
+"""Command line: `vtts-rt ask | plan | env | bench | train | eval | report`.
+
+Imports only what the chosen command needs. A user's mistake is one line on stderr and exit
+status 2; a failure is one line and exit status 1; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vtts_rt import __version__
+from vtts_rt.config import MROPE_MODES, STRATEGIES
+
+if TYPE_CHECKING:
+    from vtts_rt.runtime import Answer, Runtime
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line and exit status 2 for a wrong flag, like every other user's mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vtts-rt", description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--version", action="version", version=f"vtts-rt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    ask = commands.add_parser("ask", help="answer a question about a video in rounds")
+    _question_flags(ask)
+    ask.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    ask.add_argument("--top-p", type=float, default=1.0)
+    ask.add_argument("--top-k", type=int, default=0)
+    ask.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
+    ask.add_argument("--timeout-seconds", type=float, help="stop with what there is")
+    ask.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    ask.add_argument("--ignore-eos", action="store_true", help="always --max-tokens (benches)")
+    ask.add_argument(
+        "--assume-clues",
+        metavar="JSON",
+        help='a clue per round: [[[s,e],...], {"spans":[[s,e]],"boxes":[[x0,y0,x1,y1]]}, ...]',
+    )
+    ask.set_defaults(run=_ask)
+
+    plan = commands.add_parser("plan", help="frames, tokens and memory of a run before it")
+    _question_flags(plan)
+    plan.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    plan.set_defaults(run=_plan)
+
+    env = commands.add_parser("env", help="what is installed, what was built, what is used")
+    env.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    env.set_defaults(run=_env)
+
+    for name, text in (
+        ("bench", "measure; `vtts-rt bench --help` lists what"),
+        ("train", "train; `vtts-rt train sft --help`"),
+        ("eval", "evaluate; `vtts-rt eval needle --help`"),
+        ("report", "write the tables of README and docs from results"),
+    ):
+        # These bring their own flags, so the rest of the line goes to them unread.
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _question_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="file of a video or an image")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument(
+        "--and-video",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a further video or image of the same question",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="an answer to choose from (repeat)",
+    )
+    parser.add_argument("--context", metavar="FILE", help="subtitles or other text to read first")
+    parser.add_argument("--model", default="tiny", help="tiny, a directory, or a hub id")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:n]")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as they are)")
+    parser.add_argument("--strategy", choices=STRATEGIES)
+    parser.add_argument("--rounds", type=int, metavar="K", help="looks at the video")
+    parser.add_argument("--sample-fps", type=float, metavar="F")
+    parser.add_argument("--max-frames", type=int, metavar="N")
+    parser.add_argument("--total-pixels", type=int, metavar="N")
+    parser.add_argument("--min-pixels", type=int, metavar="N")
+    parser.add_argument("--mrope", choices=MROPE_MODES)
+    parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
+    parser.add_argument("--start-seconds", type=float, help="the video begins here")
+    parser.add_argument("--end-seconds", type=float, help="the video ends here")
+    parser.add_argument("--allow-urls", action="store_true", help="VIDEO may be a URL")
+    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="per round")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    level = os.environ.get("VTTS_RT_LOG", "warning").upper()
+    logging.basicConfig(format="%(name)s: %(message)s")
+    try:
+        logging.getLogger("vtts_rt").setLevel(level)
+        if arguments[:1] in (["bench"], ["train"], ["eval"], ["report"]):
+            return _delegate(arguments[0], arguments[1:])
+        parsed = _parser().parse_args(arguments)
+        return int(parsed.run(parsed))
+    except SystemExit as stop:  # argparse: --help, --version, a wrong flag
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader went away; nothing more can be said on stdout.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+        return 1
+    except ValueError as error:
+        return _fail(error, 2)
+    except MemoryError:
+        return _fail("out of memory; lower --total-pixels or --max-frames", 1)
+    except Exception as error:
+        logging.getLogger("vtts_rt").debug("traceback", exc_info=True)
+        known = isinstance(error, (RuntimeError, OSError))
+        return _fail(error if known else f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(error: object, status: int) -> int:
+    print("vtts-rt: " + " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def _delegate(command: str, arguments: list[str]) -> int:
+    if command == "bench":
+        from vtts_rt.bench import main as run
+    elif command == "report":
+        from vtts_rt.report import main as run
+    elif command == "train":
+        from vtts_rt.train.sft import main as run
+    else:
+        from vtts_rt.evaluation.needle import main as run
+    return int(run(arguments) or 0)
+
+
+# -- ask, plan ------------------------------------------------------------------------------
+
+
+def _runtime(args: argparse.Namespace) -> Runtime:
+    from vtts_rt.config import EngineConfig
+    from vtts_rt.runtime import Runtime
+
+    return Runtime.from_pretrained(
+        args.model,
+        dtype=args.dtype,
+        device=args.device,
+        engine=EngineConfig(threads=args.threads),
+    )
+
+
+def _question(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that `ask` and `plan` share."""
+    from vtts_rt.config import PerceptionConfig
+
+    chosen = {
+        "strategy": args.strategy,
+        "max_rounds": args.rounds,
+        "sample_fps": args.sample_fps,
+        "max_frames": args.max_frames,
+        "total_pixels": args.total_pixels,
+        "min_pixels": args.min_pixels,
+        "mrope": args.mrope,
+        "prompts": args.prompts,
+    }
+    return {
+        "video": [args.video, *args.and_video],
+        "question": args.question,
+        "options": args.option,
+        "context": _read_text(args.context) if args.context else "",
+        "perception": PerceptionConfig(**{k: v for k, v in chosen.items() if v is not None}),
+        "start_seconds": args.start_seconds,
+        "end_seconds": args.end_seconds,
+        "allow_urls": args.allow_urls,
+    }
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"ask: context must be a readable UTF-8 file, got {path!r}: {error}"
+        ) from None
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from vtts_rt.types import SamplingParams
+
+    question = _question(args)
+    sampling = SamplingParams(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+        ignore_eos=args.ignore_eos,
+    )
+    clues = None
+    if args.assume_clues is not None:
+        try:
+            clues = json.loads(args.assume_clues)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"ask: --assume-clues must be JSON, got {error}") from None
+        if not isinstance(clues, list):
+            raise ValueError("ask: --assume-clues must be a list with one clue per round")
+    with _Progress(enabled=not args.json) as progress, _runtime(args) as runtime:
+        answer = runtime.ask(
+            **question,
+            sampling=sampling,
+            assume_clues=clues,
+            timeout_seconds=args.timeout_seconds,
+            on_event=progress.show,
+        )
+    if args.json:
+        print(json.dumps(answer.as_dict()))
+    else:
+        _print_answer(answer)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    question = _question(args)
+    with _runtime(args) as runtime:
+        plan = runtime.plan(**question, max_tokens=args.max_tokens)
+    if args.json:
+        print(json.dumps(plan))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *(f"round {r['index'] + 1}" for r in plan["rounds"]))
+    for name in ("frames", "pairs", "vision_tokens", "prompt_tokens"):
+        cells = (f"{'≤ ' if r['at_most'] else ''}{r[name]:,}" for r in plan["rounds"])
+        table.add_row(name.replace("_", " "), *cells)
+    console = Console()
+    console.print(f"{plan['model']}, strategy {plan['strategy']}", highlight=False)
+    console.print(table)
+    memory = ", ".join(
+        f"{name} {size / 2**20:,.1f} MiB" for name, size in plan["memory_bytes"].items()
+    )
+    console.print(f"memory: {memory}", highlight=False)
+    return 0
+
+
+def _print_answer(answer: Answer) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("round", "looked at", "said", "frames", "pairs", "tokens", "ms", box=None)
+    for result in answer.rounds:
+        times = result.plan.timestamps_seconds
+        span = f"{min(times):.1f}-{max(times):.1f} s" if times else ""
+        reuse = result.reuse
+        table.add_row(
+            str(result.index + 1),
+            span,
+            escape(result.text.strip()),
+            f"{reuse.frames_decoded} new, {reuse.frames_reused} kept",
+            f"{reuse.pairs_encoded} new, {reuse.pairs_reused} kept",
+            f"{reuse.tokens_prefilled} new, {reuse.tokens_reused} kept",
+            f"{result.timings.total:.0f}",
+        )
+    Console(stderr=True).print(table)
+    letter = f"{answer.option}. " if answer.option and answer.text != answer.option else ""
+    print(f"{letter}{answer.text}")
+    Console(stderr=True).print(
+        f"{answer.total_ms / 1e3:.2f} s, stopped: {answer.stop_reason}", style="dim"
+    )
+
+
+class _Progress:
+    """What the model says while it says it, on a terminal only."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._on = enabled and sys.stderr.isatty()
+        self._status: Any = None
+        self._text = ""
+
+    def __enter__(self) -> _Progress:
+        if self._on:
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status("loading the model")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def show(self, event: Any) -> None:
+        if self._status is None:
+            return
+        from rich.markup import escape
+
+        if event.type == "round_started":
+            self._text = f"round {event.index + 1}: {len(event.plan.frame_indices)} frames "
+        elif event.type == "token":
+            self._text += event.text
+        self._status.update(escape(self._text[-200:]))
+
+
+# -- env ------------------------------------------------------------------------------------
+
+
+def _env(args: argparse.Namespace) -> int:
+    report = environment()
+    if args.json:
+        print(json.dumps(report))
+        return 0
+    for section, entries in report.items():
+        print(f"{section}:")
+        for name, value in entries.items():
+            print(f"  {name}: {value}")
+    return 0
+
+
+def environment() -> dict[str, dict[str, str]]:
+    """What `vtts-rt env` prints: versions, build, devices, optional parts, op backends."""
+    import importlib.metadata
+    import importlib.util
+    import platform
+
+    import torch
+
+    from vtts_rt.config import ENVIRONMENT_VARIABLES
+    from vtts_rt.ops.dispatch import explain
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    required = ("torch", "transformers", "safetensors", "numpy", "av", "rich")
+    optional = {
+        "triton": "kernels on NVIDIA GPUs; pip install 'vtts_rt[triton]'",
+        "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",
+        "flash-attn": "flash attention on a GPU; pip install 'vtts_rt[flash-attn]'",
+    }
+    try:
+        from vtts_rt._build_info import BUILD_INFO
+    except ImportError:
+        BUILD_INFO = {"extension": "not built: the package runs from a plain source tree"}
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": {
+            "vtts_rt": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) or "missing" for name in required},
+        },
+        "optional": {
+            name: version(name) or f"not installed ({purpose})"
+            for name, purpose in optional.items()
+        },
+        "build": {name: str(value) for name, value in BUILD_INFO.items()},
+        "device": {
+            "cpu": f"{os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads",
+            "cuda": torch.cuda.get_device_name() if cuda else "none visible to torch",
+        },
+        "ops": {row[0]: f"{row[1]} ({row[2]})" for row in explain()},
+        "environment": {
+            name: f"{os.environ.get(name, 'unset')} ({purpose})"
+            for name, purpose in ENVIRONMENT_VARIABLES.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The engine: tokens and pixels in, tokens out, nothing computed twice."""
