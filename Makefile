@@ -1,0 +1,93 @@
+# Two commands need nothing but Python, a C++ compiler and make:
+#   make ask     answer a question about the shipped clip
+#   make test    everything CI runs
+# Both create the virtual environment VENV if it is not there and reuse it if it is.
+
+PYTHON  ?= python3.11
+VENV    ?= .venv
+THREADS ?= 2
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Stamps live in the checkout, one per environment, so that a fresh clone installs itself into
+# an environment that is already there. An editable install rebuilds only for these files:
+STAMP  := build/stamps/$(subst /,_,$(abspath $(VENV)))
+INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc kernels/__init__.py -type f)
+
+LINTED := vtts_rt kernels bench tests setup.py
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.cc' -o -name '*.c' -o -name '*.h' \
+              -o -name '*.cu' -o -name '*.cuh')
+STAGES := check test-csrc test-python
+
+.PHONY: help setup setup-dev ask test check format test-csrc test-python bench report accept clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^#   make/make/p' Makefile
+	@echo "make check   lint, format check, types        make format  rewrite to the format"
+	@echo "make bench   measure the rounds, write tables  make accept  the acceptance list"
+	@echo "make clean   remove build products (not VENV)  VENV=DIR     another environment"
+
+$(VENV)/pyvenv.cfg:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: an installed torch that fits is kept, whatever its build (CPU or CUDA).
+$(STAMP).base: $(VENV)/pyvenv.cfg $(INPUTS)
+	$(PIP) torch
+	$(PIP) "setuptools>=77" "pybind11>=2.13"
+	$(PIP) --no-build-isolation -e .
+	@mkdir -p $(@D) && touch $@
+
+# torchvision, without its dependencies, is a peer that tests compare with; the package never
+# imports it.
+$(STAMP).dev: $(STAMP).base
+	$(PIP) --no-build-isolation -e ".[test,lint,triton]"
+	$(PIP) --no-deps torchvision==0.28.0
+	@mkdir -p $(@D) && touch $@
+
+setup: $(STAMP).base
+setup-dev: $(STAMP).dev
+
+define ASK
+import json, os, shlex, sys
+assets = "vtts_rt/assets/"
+clip = json.load(open(assets + "clip.json"))
+options = [word for text in clip["options"] for word in ("--option", text)]
+command = [sys.argv[1], "ask", assets + "clip.mp4", clip["question"], *options]
+print("$$", shlex.join(command), flush=True)
+os.execv(command[0], command)
+endef
+export ASK
+
+ask: $(STAMP).base
+	@$(BIN)/python -c "$$ASK" $(BIN)/vtts-rt
+
+# Every stage runs even if an earlier one failed, so that one run tells everything.
+test:
+	@began=$$(date +%s); $(MAKE) --no-print-directory setup-dev || exit 1; \
+	echo "== setup: $$(($$(date +%s) - began)) s"; failed=; \
+	for stage in $(STAGES); do \
+	  echo "== $$stage"; began=$$(date +%s); \
+	  $(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
+	  echo "== $$stage: $$(($$(date +%s) - began)) s"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "== failed:$$failed"; exit 1; fi
+
+check: $(STAMP).dev
+	$(BIN)/ruff check $(LINTED)
+	$(BIN)/ruff format --check $(LINTED)
+	$(BIN)/mypy
+	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+
+format: $(STAMP).dev
+	$(BIN)/ruff check --fix $(LINTED)
+	$(BIN)/ruff format $(LINTED)
+	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+
+test-python: $(STAMP).dev
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
+
+clean:
+	rm -rf build dist *.egg-info vtts_rt/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vtts_rt kernels bench tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f vtts_rt/*.so
