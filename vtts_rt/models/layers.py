@@ -1,0 +1,52 @@
+"""Layers that the vision tower and the language model share.
+
+Shape letters: N rows, C channels, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean square in fp32, the product in the dtype of the weight.
+
+    Rounds to the input dtype *before* the weight is applied, as transformers does; the fused
+    `F.rms_norm` rounds after it and differs in bf16.
+    """
+
+    def __init__(self, num_channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * (wide * scale).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), gate and up as one matrix: rows [gate; up]."""
+
+    def __init__(self, num_channels: int, num_hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(num_channels, 2 * num_hidden, bias=bias)
+        self.down_proj = nn.Linear(num_hidden, num_channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x: (N, H, D) by cos, sin: (N, 1, D/2), pairs being (i, i + D/2)."""
+    low, high = x.chunk(2, dim=-1)
+    return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1)
+
+
+def inverse_frequencies(dim: int, theta: float) -> Tensor:
+    """(dim / 2,) fp32 rotary frequencies theta^(-2i/dim), in the order of ops of transformers."""
+    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))

@@ -1,0 +1,289 @@
+"""The Qwen2.5-VL vision tower: patch rows -> merged features, one frame pair at a time.
+
+All attention stays inside a frame pair, so pairs of any sizes go through together and a pair's
+features do not depend on its company. Inside a pair attention is local to windows except in
+`fullatt_block_indexes`; the order of windows is free, so rows are laid out by window length and
+equal windows of all pairs share one attention call.
+
+Shape letters: P patch rows, T merged tokens (P / 4), C channels, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vtts_rt.config import VisionConfig
+from vtts_rt.models.layers import GatedMLP, RMSNorm, inverse_frequencies, rotate
+from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
+
+MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of one merged token
+ROPE_THETA = 10_000.0  # transformers, Qwen2_5_VLVisionConfig: axial rope default
+
+GridTHW = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowClass:
+    """The windows of one grid that have the same size.
+
+    tokens: (num_windows * window_tokens,) int64, raster token indices inside the pair, window
+        after window. cos, sin: (rows, D/2) fp32 for the patch rows of those tokens.
+    """
+
+    window_tokens: int
+    tokens: Tensor
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`num` equal attention segments of `length` patch rows that start at row `start`."""
+
+    start: int
+    num: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class VisionPlan:
+    """Where everything is in one forward pass.
+
+    order, restore: (T,) int64, tokens from processor order to layout order and back.
+    cos, sin: (P, 1, D/2) fp32 in layout order. windows, pairs: attention runs; `pairs` count rows
+    in pair order, which `to_pairs` (P,) makes of layout order and `from_pairs` undoes; both are
+    None when the two orders are the same.
+    """
+
+    order: Tensor
+    restore: Tensor
+    cos: Tensor
+    sin: Tensor
+    windows: tuple[Run, ...]
+    pairs: tuple[Run, ...]
+    to_pairs: Tensor | None
+    from_pairs: Tensor | None
+
+
+@lru_cache(maxsize=256)
+def window_classes(
+    height: int, width: int, window_tokens: int, head_dim: int, device: torch.device
+) -> tuple[WindowClass, ...]:
+    """Window classes of a grid of height x width patches, largest windows first.
+
+    window_tokens: merged tokens along a window's side. Windows at the right and lower edge are
+    smaller when the side does not divide the grid.
+    """
+    # Cached tensors may serve training later: they must not be inference tensors.
+    with torch.inference_mode(False), torch.no_grad():
+        rows, columns = height // MERGE_SIZE, width // MERGE_SIZE
+        raster = torch.arange(rows * columns).view(rows, columns)
+        by_size: dict[int, list[Tensor]] = {}
+        for top in range(0, rows, window_tokens):
+            for left in range(0, columns, window_tokens):
+                window = raster[top : top + window_tokens, left : left + window_tokens].flatten()
+                by_size.setdefault(window.numel(), []).append(window)
+
+        inv_freq = inverse_frequencies(head_dim // 2, ROPE_THETA)
+        inside = torch.arange(MERGE_UNIT)
+        classes = []
+        for size, windows in sorted(by_size.items(), reverse=True):
+            tokens = torch.cat(windows)
+            y = (tokens // columns * MERGE_SIZE)[:, None] + inside // MERGE_SIZE
+            x = (tokens % columns * MERGE_SIZE)[:, None] + inside % MERGE_SIZE
+            angles = torch.stack((y, x), dim=-1).view(-1, 2, 1).float() * inv_freq
+            angles = angles.flatten(1)  # (rows, D/2): [h, w]
+            classes.append(
+                WindowClass(
+                    size, tokens.to(device), angles.cos().to(device), angles.sin().to(device)
+                )
+            )
+    return tuple(classes)
+
+
+def plan_vision(
+    grids: Sequence[GridTHW], window_tokens: int, head_dim: int, device: torch.device
+) -> VisionPlan:
+    """Lay out the frame pairs of `grids`: by window size, then grid, pair and window."""
+    # Pairs of equal size sit together whatever item they came from.
+    offsets: dict[tuple[int, int], list[int]] = {}
+    num_tokens = 0
+    for t, h, w in grids:
+        step = h * w // MERGE_UNIT
+        offsets.setdefault((h, w), []).extend(range(num_tokens, num_tokens + t * step, step))
+        num_tokens += t * step
+
+    chunks: list[tuple[int, tuple[int, int], WindowClass]] = []
+    for h, w in offsets:
+        for cls in window_classes(h, w, window_tokens, head_dim, device):
+            chunks.append((cls.window_tokens, (h, w), cls))
+    chunks.sort(key=lambda chunk: -chunk[0])  # stable: grids keep their order inside a size
+
+    order: list[Tensor] = []
+    cos: list[Tensor] = []
+    sin: list[Tensor] = []
+    windows: list[Run] = []
+    rows_of: dict[tuple[int, int], list[Tensor]] = {grid: [] for grid in offsets}
+    start = 0
+    for size, grid, cls in chunks:
+        num_pairs = len(offsets[grid])
+        first = torch.tensor(offsets[grid], device=device)
+        order.append((first[:, None] + cls.tokens).flatten())
+        cos.append(cls.cos.repeat(num_pairs, 1))
+        sin.append(cls.sin.repeat(num_pairs, 1))
+        num_rows = num_pairs * cls.tokens.numel() * MERGE_UNIT
+        length = size * MERGE_UNIT
+        if windows and windows[-1].length == length:
+            last = windows.pop()
+            windows.append(Run(last.start, last.num + num_rows // length, length))
+        else:
+            windows.append(Run(start, num_rows // length, length))
+        rows = torch.arange(start, start + num_rows, device=device)
+        rows_of[grid].append(rows.view(num_pairs, -1))
+        start += num_rows
+
+    pairs: list[Run] = []
+    to_pairs: list[Tensor] = []
+    start = 0
+    for (h, w), parts in rows_of.items():
+        pairs.append(Run(start, len(offsets[h, w]), h * w))
+        to_pairs.append(torch.cat(parts, dim=1).flatten())
+        start += len(offsets[h, w]) * h * w
+    reorder = len(chunks) > len(offsets)  # some grid has windows of more than one size
+    forth = torch.cat(to_pairs) if reorder or len(offsets) > 1 else None
+    all_tokens = torch.cat(order)
+    return VisionPlan(
+        order=all_tokens,
+        restore=torch.argsort(all_tokens),
+        cos=torch.cat(cos)[:, None],
+        sin=torch.cat(sin)[:, None],
+        windows=tuple(windows),
+        pairs=tuple(pairs),
+        to_pairs=forth,
+        from_pairs=None if forth is None else torch.argsort(forth),
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
+    """Bidirectional attention inside each segment; q, k, v: (P, H, D) -> (P, H * D)."""
+    outputs = []
+    for run in runs:
+        stop = run.start + run.num * run.length
+        query, key, value = (
+            x[run.start : stop].view(run.num, run.length, *x.shape[1:]).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        out = F.scaled_dot_product_attention(query, key, value)  # (num, H, length, D)
+        outputs.append(out.transpose(1, 2).reshape(stop - run.start, -1))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, plan: VisionPlan, full: bool) -> Tensor:
+        qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)
+        cos, sin = plan.cos[:, None], plan.sin[:, None]
+        qk = rotate(qkv[:, :2].float(), cos, sin).to(x.dtype)  # fp32 as in transformers
+        q, k, v = qk[:, 0], qk[:, 1], qkv[:, 2]
+        if not full:
+            out = attend(q, k, v, plan.windows)
+        elif plan.to_pairs is None or plan.from_pairs is None:
+            out = attend(q, k, v, plan.pairs)
+        else:
+            q, k, v = (t.index_select(0, plan.to_pairs) for t in (q, k, v))
+            out = attend(q, k, v, plan.pairs).index_select(0, plan.from_pairs)
+        return self.proj(out)  # type: ignore[no-any-return]
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig, full: bool) -> None:
+        super().__init__()
+        self.full = full
+        self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn = VisionAttention(config)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True)
+
+    def forward(self, x: Tensor, plan: VisionPlan) -> Tensor:
+        x = x + self.attn(self.norm1(x), plan, self.full)
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class PatchMerger(nn.Module):
+    """Norm, then a two-layer MLP over the 4 patch rows of each token: (P, C) -> (P/4, out)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size * MERGE_UNIT
+        self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, config.out_hidden_size)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.ln_q(x).view(-1, self.mlp[0].in_features))  # type: ignore[no-any-return]
+
+
+class VisionTransformer(nn.Module):
+    """Qwen2.5-VL's ViT with merger. Differentiable; holds no state between calls."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        require(
+            "VisionTransformer",
+            "hidden_size",
+            config.hidden_size,
+            config.hidden_size % (4 * config.num_heads) == 0,
+            f"a multiple of 4 * num_heads ({4 * config.num_heads})",
+        )
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_heads
+        self.window_tokens = config.window_size // MERGE_SIZE // PATCH_SIZE
+        # A convolution whose stride is its kernel is a matrix product over patch rows.
+        self.patch_embed = nn.Linear(PATCH_ROW, config.hidden_size, bias=False)
+        self.blocks = nn.ModuleList(
+            VisionBlock(config, index in config.fullatt_block_indexes)
+            for index in range(config.depth)
+        )
+        self.merger = PatchMerger(config)
+
+    def forward(self, rows: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
+        """Features of frame pairs.
+
+        rows: (P, 1176) patch rows in the order of transformers' processor (each 4 rows are one
+            merged token, tokens in raster order, pair after pair), any float dtype; cast to the
+            tower's. grid_thw: per item (pairs, patch rows, patch columns), both even;
+            P = sum of their products.
+        Returns (P / 4, out_hidden_size) in the tower's dtype, tokens in the order of `rows`.
+        """
+        grids = [(int(t), int(h), int(w)) for t, h, w in grid_thw]
+        for grid in grids:
+            even = grid[1] % MERGE_SIZE == 0 and grid[2] % MERGE_SIZE == 0
+            ok = min(grid) >= 1 and even
+            require("VisionTransformer", "grid_thw", grid, ok, "positive with even height, width")
+        expected = (sum(t * h * w for t, h, w in grids), PATCH_ROW)
+        shape = tuple(rows.shape)
+        require("VisionTransformer", "rows", shape, shape == expected, f"of shape {expected}")
+        if not grids:
+            return rows.new_empty(0, self.config.out_hidden_size, dtype=self.dtype)
+        plan = plan_vision(grids, self.window_tokens, self.head_dim, rows.device)
+        x = self.patch_embed(rows.to(self.dtype))
+        x = x.view(-1, MERGE_UNIT, x.shape[-1]).index_select(0, plan.order).flatten(0, 1)
+        for block in self.blocks:
+            x = block(x, plan)
+        return self.merger(x).index_select(0, plan.restore)  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.patch_embed.weight.dtype
