@@ -45,8 +45,11 @@ def remember(pool: PagedKVPool, tree: PrefixTree, keys: np.ndarray) -> list[int]
     match = tree.match_prefix(keys)
     pages = list(match.pages)
     pool.retain(pages)
+    if match.partial is not None and match.partial_is_free:
+        pool.retain([match.partial])
+        pages.append(match.partial)
     new = pool.allocate(pool.pages_for(len(keys)) - len(pages))
-    if match.partial is not None:
+    if match.partial is not None and not match.partial_is_free:
         pool.copy_tokens(match.partial, new[0], match.num_partial)
     pages += new
     for index in range(len(match.pages) * PAGE + match.num_partial, len(keys)):
@@ -105,6 +108,17 @@ def test_eviction_takes_the_oldest_leaves_and_spares_pages_in_use() -> None:
     assert tree.evict(10) == 2
     assert pool.num_free == pool.num_pages
     pool.check_integrity([])
+
+
+def test_a_partial_page_is_continued_in_place_only_when_nobody_else_uses_it() -> None:
+    pool, tree = make_tree()
+    (page,) = remember(pool, tree, keys_of([1, 2]))
+    assert tree.match_prefix(keys_of([1, 2, 3])).partial_is_free
+    assert not tree.match_prefix(keys_of([1, 3])).partial_is_free  # 2 stands where 3 would go
+    pool.retain([page])
+    assert not tree.match_prefix(keys_of([1, 2, 3])).partial_is_free
+    pool.release([page])
+    assert remember(pool, tree, keys_of([1, 2, 3, 4, 5]))[0] == page
 
 
 def test_clear_gives_every_page_back() -> None:

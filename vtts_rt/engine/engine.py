@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.prefix_tree import PrefixTree
@@ -137,14 +139,14 @@ class Engine:
         if not sequence.pages:
             self._start(sequence, limit=sequence.num_prompt - 1)
         if sequence.num_computed < sequence.num_prompt:
-            end = self._prefill(sequence, began)
-            if end < sequence.num_prompt:
+            hidden = self._prefill(sequence, began)
+            if sequence.num_computed < sequence.num_prompt:
                 return []
         else:
             self._grow(sequence, len(sequence.token_ids))
-            self._hidden = self._runner.hidden_states(sequence, len(sequence.token_ids))
-        event = self._choose(sequence)
-        if sequence.logprobs[1:]:  # the first token is part of the prefill
+            hidden = self._runner.hidden_states(sequence, len(sequence.token_ids))
+        event = self._choose(sequence, hidden)
+        if len(sequence.logprobs) > 1:  # the first token came with the prefill
             sequence.timings.generate += 1e3 * (time.perf_counter() - began)
         reason = self._finish_reason(sequence)
         if reason is None:
@@ -152,24 +154,24 @@ class Engine:
         event.text += sequence.text.finish()
         return [event, self._finish(sequence, reason)]
 
-    def _prefill(self, sequence: Sequence, began: float) -> int:
+    def _prefill(self, sequence: Sequence, began: float) -> Tensor:
         start, timings = sequence.num_computed, sequence.timings
         end = sequence.num_prompt
         if self.config.prefill_chunk:
             end = min(end, start + self.config.prefill_chunk)
         before = timings.decode + timings.preprocess + timings.vision
-        self._hidden = self._runner.hidden_states(sequence, end)
+        hidden = self._runner.hidden_states(sequence, end)
         seeing = timings.decode + timings.preprocess + timings.vision - before
         timings.prefill += 1e3 * (time.perf_counter() - began) - seeing
         reuse = sequence.reuse
         reuse.tokens_prefilled += end - start
         reuse.text_tokens_prefilled += sequence.request.prompt.num_text_tokens(start, end)
-        return end
+        return hidden
 
-    def _choose(self, sequence: Sequence) -> TokenEvent:
+    def _choose(self, sequence: Sequence, hidden: Tensor) -> TokenEvent:
         request = sequence.request
         token_id, logprob = sample_token(
-            self._runner.logits(self._hidden[-1:])[0],
+            self._runner.logits(hidden[-1:])[0],
             request.sampling,
             member=request.member,
             round_index=request.round_index,
@@ -220,17 +222,19 @@ class Engine:
     def _start(self, sequence: Sequence, limit: int) -> None:
         """Take what the prefix tree has of the first `limit` tokens, then pages for the rest."""
         match = self.prefix_tree.match_prefix(sequence.keys[:limit])
-        sequence.pages = match.pages
-        self.pool.retain(match.pages)
-        held = [match.partial] if match.partial is not None else []
-        self.pool.retain(held)  # eviction below must not take the page about to be copied
+        held = [] if match.partial is None else [match.partial]
+        self.pool.retain(match.pages + held)  # eviction below must not take them
+        sequence.pages = list(match.pages)
+        sequence.num_computed = len(match.pages) * self.pool.page_size + match.num_partial
+        if match.partial_is_free:
+            # Continuing in place keeps a sequence's pages neighbours, which attention reads
+            # as one slice.
+            sequence.pages += held
+            held = []
         try:
-            sequence.num_computed = len(match.pages) * self.pool.page_size
             self._grow(sequence, len(sequence.token_ids))
-            if match.partial is not None:
-                target = sequence.pages[len(match.pages)] if sequence.pages else -1
-                self.pool.copy_tokens(match.partial, target, match.num_partial)
-                sequence.num_computed += match.num_partial
+            if held:
+                self.pool.copy_tokens(held[0], sequence.pages[len(match.pages)], match.num_partial)
         finally:
             self.pool.release(held)
         sequence.reuse.tokens_reused = sequence.num_computed

@@ -22,11 +22,14 @@ from vtts_rt.engine.kv_pool import PagedKVPool
 @dataclass(slots=True)
 class PrefixMatch:
     """pages: full pages that hold the first len(pages) * P tokens; partial: a page whose first
-    `num_partial` tokens continue them (copy before use), or None."""
+    `num_partial` tokens continue them, or None. partial_is_free: the rest of that page holds
+    nothing and nobody else uses it, so it may be continued in place; otherwise copy it first.
+    """
 
     pages: list[int]
     partial: int | None = None
     num_partial: int = 0
+    partial_is_free: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +72,9 @@ class PrefixTree:
             common = _common_prefix(child.keys, rest)
             if common > found.num_partial:
                 found.partial, found.num_partial = child.page, common
+                found.partial_is_free = (
+                    common == len(child.keys) and self._pool.references(child.page) == 1
+                )
                 child.last_use = now
         self.hits += start + found.num_partial
         return found
