@@ -26,13 +26,17 @@ ROWS: dict[int, tuple[str, ...]] = {
     1: ("types", "config"),
     0: ("kernels", "_C", "_build_info"),
 }
+# One noun in several files without a folder of its own: file -> unit.
+PART_OF = {"bench_model": "bench", "bench_peer": "bench"}
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
 # config checks its values with types.require and names the literals of types.
 SAME_ROW = {("config", "types")}
 # Compiled and generated code is behind ops; what was built is also reported by the CLI.
 ROW_0_USERS = {"kernels": {"ops"}, "_C": {"ops"}, "_build_info": {"ops", "cli"}}
 
+# pyproject.toml's dependencies, and what transformers itself always brings.
 BASE_DEPENDENCIES = {"torch", "transformers", "safetensors", "numpy", "av", "rich"}
+BASE_DEPENDENCIES |= {"tokenizers", "huggingface_hub"}
 KERNEL_DEPENDENCIES = {"torch", "triton"}
 MAX_LINES = 420
 
@@ -118,7 +122,9 @@ def imports(module: str) -> list[tuple[int, str]]:
 def unit_of(dotted: str) -> str | None:
     """The unit a dotted name belongs to; None outside the package and for its lazy root."""
     parts = dotted.split(".")
-    return parts[1] if parts[0] == "vtts_rt" and len(parts) > 1 else None
+    if parts[0] != "vtts_rt" or len(parts) == 1:
+        return None
+    return PART_OF.get(parts[1], parts[1])
 
 
 def edges() -> list[tuple[str, str, str, str]]:
@@ -139,6 +145,12 @@ def edges() -> list[tuple[str, str, str, str]]:
 def test_every_module_has_a_row() -> None:
     unknown = sorted({unit_of(m) or "" for m in MODULES} - set(ROW) - {""})
     assert not unknown, f"not in the table of layers: {unknown}"
+
+
+def test_every_folder_is_a_package() -> None:
+    """Without `__init__.py` a folder would be left out of wheels."""
+    folders = {path.parent for path in SOURCES}
+    assert not [str(f.relative_to(ROOT)) for f in folders if not (f / "__init__.py").exists()]
 
 
 def test_imports_run_strictly_downward() -> None:
