@@ -87,6 +87,17 @@ format: $(STAMP).dev
 test-python: $(STAMP).dev
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
 
+bench: $(STAMP).dev
+	$(BIN)/python bench/bench_rounds.py
+	$(BIN)/vtts-rt report
+
+report: $(STAMP).base
+	$(BIN)/vtts-rt report
+
+# ACCEPT=--fresh-clone also builds a clone; --needle-seed S evaluates fresh clips.
+accept: $(STAMP).dev
+	$(BIN)/python bench/accept.py $(ACCEPT)
+
 clean:
 	rm -rf build dist *.egg-info vtts_rt/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vtts_rt kernels bench tests -name __pycache__ -prune -exec rm -rf {} +

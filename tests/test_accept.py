@@ -1,0 +1,102 @@
+"""The acceptance list never passes without evidence."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ARGS = Namespace(fresh_clone=False, needle_seed=None)
+
+
+@pytest.fixture
+def accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """bench/accept.py, looking at an empty checkout."""
+    spec = importlib.util.spec_from_file_location("accept", ROOT / "bench" / "accept.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, "accept", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "bench" / "results").mkdir(parents=True)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("def test_a(): pass", "PASS"),
+        ("def test_a(): pass\ndef test_b(): assert False", "FAIL"),
+        ("import pytest\n@pytest.mark.skip\ndef test_a(): pass", "NOT RUN"),
+        ("import pytest\ndef test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass", "NOT RUN"),
+        ("x = 1", "NOT RUN"),
+        ("import no_such_module", "FAIL"),
+    ],
+)
+def test_tests_are_evidence_only_if_they_ran(
+    accept: ModuleType, tmp_path: Path, body: str, status: str
+) -> None:
+    (tmp_path / "test_x.py").write_text(body)
+    assert accept.tests("test_x.py")(ARGS).status == status
+
+
+def test_missing_tests_are_not_run(accept: ModuleType, tmp_path: Path) -> None:
+    assert accept.tests("test_gone.py")(ARGS).status == "NOT RUN"
+    (tmp_path / "test_x.py").write_text("def test_a(): pass")
+    assert accept.tests("test_x.py::test_gone")(ARGS).status != "PASS"
+
+
+def test_every_line_without_evidence_is_not_run(
+    accept: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert accept.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(accept.LINES)
+    assert all(line.startswith("NOT RUN issue ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "status"), [(0.5, "PASS"), (0.51, "FAIL"), (float("nan"), "FAIL")]
+)
+def test_numbers_are_read_from_results(
+    accept: ModuleType, tmp_path: Path, ratio: float, status: str
+) -> None:
+    data = {"comparisons": [{"name": "append", "time_ratio": ratio}]}
+    (tmp_path / "bench" / "results" / "rounds_cpu_202611.json").write_text(json.dumps(data))
+    assert accept.measured("rounds", accept.append_time)(ARGS).status == status
+
+
+def test_a_result_that_lacks_the_number_is_not_run(accept: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "bench" / "results" / "rounds_cpu_202611.json").write_text("{}")
+    assert accept.measured("rounds", accept.append_time)(ARGS).status == "NOT RUN"
+
+
+@pytest.mark.parametrize(
+    ("one", "three", "num", "ok"),
+    [
+        (0.40, 0.75, 500, True),
+        (0.46, 0.90, 500, False),
+        (0.40, 0.69, 500, False),
+        (0.40, 0.75, 499, False),
+    ],
+)
+def test_the_needle_bar(accept: ModuleType, one: float, three: float, num: int, ok: bool) -> None:
+    looks = [{"rounds": 1, "accuracy": one}, {"rounds": 3, "accuracy": three}]
+    assert accept.needle_bar({"rounds": looks, "num": num})[0] is ok
+
+
+def test_one_failing_check_fails_the_line(accept: ModuleType) -> None:
+    verdicts = {name: accept.Verdict(name, name) for name in ("PASS", "FAIL", "NOT RUN")}
+
+    def judged(*names: str) -> str:
+        checks = tuple((lambda _, n=name: verdicts[n]) for name in names)
+        return str(accept.judge(accept.Line(2, "text", checks), ARGS).status)
+
+    assert judged("PASS", "NOT RUN", "FAIL") == "FAIL"
+    assert judged("PASS", "NOT RUN") == "NOT RUN"
+    assert judged("PASS", "PASS") == "PASS"
