@@ -1,0 +1,318 @@
+"""What a model's text says about where the evidence is: `<think> <answer> <glue>`.
+
+One scanner reads the text, whole (`parse_clue`) or in pieces (`ClueStream`): it never fails, takes
+time linear in the text, and keeps numbers as written. What can be looked at is decided later
+(region.py, policy.py). The notation is that of VideoChat-R1.5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vtts_rt.perception.glue import Found, GlueScanner
+from vtts_rt.perception.region import RawBox, RawSpan
+from vtts_rt.types import FULL_BOX, Region, require
+
+# The only place where the tags are spelt.
+TAGS: Mapping[str, tuple[str, str]] = {
+    "think": ("<think>", "</think>"),
+    "answer": ("<answer>", "</answer>"),
+    "glue": ("<glue>", "</glue>"),
+}
+MAX_SPANS = 64
+MAX_BOXES = 64
+
+_TAG = re.compile(
+    r"<[ ]{0,4}(/?)[ ]{0,4}(" + "|".join(TAGS) + r")[ ]{0,4}>", re.IGNORECASE | re.ASCII
+)
+_LONGEST_TAG = 2 + 1 + 3 * 4 + max(len(name) for name in TAGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """What one answer said.
+
+    text: all of it. think, answer, glue: what stood in these tags (whitespace stripped), None
+    where the tag never came. spans: (start, end) seconds and boxes: (x0, y0, x1, y1), both as
+    written in the glue: not clipped, not ordered; finite; at most 64 each. A box refers to the
+    view that the model saw (`region.resolve_boxes`). problems: sentences about what could not be
+    used.
+    """
+
+    text: str = ""
+    think: str | None = None
+    answer: str | None = None
+    spans: tuple[RawSpan, ...] = ()
+    boxes: tuple[RawBox, ...] = ()
+    problems: tuple[str, ...] = ()
+    glue: str | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self.spans or self.boxes)
+
+
+@dataclass(frozen=True, slots=True)
+class ClueEvent:
+    """A span or a box that has just been written: 2 or 4 raw numbers."""
+
+    kind: Literal["span", "box"]
+    value: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class _Section:
+    """What stands between an opening tag and the next tag of any kind."""
+
+    pieces: list[str] = field(default_factory=list)
+    closed: bool = False
+    scanner: GlueScanner | None = None
+    spans: list[RawSpan] = field(default_factory=list)
+    boxes: list[RawBox] = field(default_factory=list)
+    overflow: bool = False
+
+    @property
+    def content(self) -> str:
+        return "".join(self.pieces).strip()
+
+
+class ClueStream:
+    """Reads an answer while it is written.
+
+    A section runs from an opening tag to the next tag of any kind. Of several sections with one
+    tag the last that was closed counts, or the last at all if none was. `</think>` without an
+    opening tag makes the text before it the thought, since some chat templates open it in the
+    prompt. Tags may be in any case and hold spaces.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._held = ""
+        self._open: str | None = None
+        self._section = _Section()
+        self._best: dict[str, _Section] = {}
+        self._outside: list[str] = []
+
+    def feed(self, piece: str) -> list[ClueEvent]:
+        """Take the next piece of text; events for the spans and boxes it completes in a glue."""
+        self._pieces.append(piece)
+        text = self._held + piece
+        events: list[ClueEvent] = []
+        position = 0
+        for match in _TAG.finditer(text):
+            events += self._content(text[position : match.start()])
+            events += self._tag(match[2].lower(), closing=bool(match[1]))
+            position = match.end()
+        # The end of the piece may be the beginning of a tag: hold it until that is decided.
+        start = text.rfind("<", position)
+        if start < 0 or ">" in text[start:] or len(text) - start > _LONGEST_TAG:
+            start = len(text)
+        events += self._content(text[position:start])
+        self._held = text[start:]
+        return events
+
+    def finish(self) -> Clue:
+        """The whole text as a clue; the stream takes no more text after that."""
+        self._content(self._held)
+        self._held = ""
+        self._leave(closed=False)
+        glue = self._best.get("glue", _Section())
+        problems = [] if glue.scanner is None else list(glue.scanner.problems)
+        if glue.scanner is None:
+            problems.append(f"the text holds no {TAGS['glue'][0]}")
+        elif not glue.closed:
+            problems.append(f"{TAGS['glue'][0]} is never closed")
+        if glue.overflow:
+            problems.append(f"only the first {MAX_SPANS} spans and {MAX_BOXES} boxes are kept")
+        if glue.scanner is not None and not glue.spans and not glue.boxes:
+            problems.append(f"{TAGS['glue'][0]} holds no span and no box")
+        return Clue(
+            text="".join(self._pieces),
+            think=self._text_of("think"),
+            answer=self._text_of("answer"),
+            spans=tuple(glue.spans),
+            boxes=tuple(glue.boxes),
+            problems=tuple(problems),
+            glue=self._text_of("glue"),
+        )
+
+    @property
+    def outside(self) -> str:
+        """The text in no section, so far."""
+        return "".join(self._outside)
+
+    def _text_of(self, tag: str) -> str | None:
+        section = self._best.get(tag)
+        return None if section is None else section.content
+
+    def _content(self, text: str) -> list[ClueEvent]:
+        if not text:
+            return []
+        if self._open is None:
+            self._outside.append(text)
+        self._section.pieces.append(text)
+        if self._section.scanner is None:
+            return []
+        return self._note(self._section.scanner.feed(text))
+
+    def _tag(self, tag: str, *, closing: bool) -> list[ClueEvent]:
+        if closing and tag == "think" and self._open is None:
+            self._open = "think"
+            self._outside.clear()
+        events = self._leave(closed=closing and self._open == tag)
+        if not closing:
+            self._open = tag
+            self._section.scanner = GlueScanner() if tag == "glue" else None
+        return events
+
+    def _leave(self, *, closed: bool) -> list[ClueEvent]:
+        """End the running section, whatever it is."""
+        section, tag = self._section, self._open
+        events = [] if section.scanner is None else self._note(section.scanner.finish())
+        section.closed = closed
+        if tag is not None:
+            best = self._best.get(tag)
+            if best is None or closed or not best.closed:
+                self._best[tag] = section
+        self._section, self._open = _Section(), None
+        return events
+
+    def _note(self, found: list[Found]) -> list[ClueEvent]:
+        """Keep what was found, within the bounds, and turn it into events."""
+        section = self._section
+        events = []
+        for item in found:
+            if len(item) == 2 and len(section.spans) < MAX_SPANS:
+                section.spans.append(item)
+                events.append(ClueEvent("span", item))
+            elif len(item) == 4 and len(section.boxes) < MAX_BOXES:
+                section.boxes.append(item)
+                events.append(ClueEvent("box", item))
+            else:
+                section.overflow = True
+        return events
+
+
+def parse_clue(text: str) -> Clue:
+    """The clue in a whole text; never raises on a str."""
+    stream = ClueStream()
+    stream.feed(text)
+    return stream.finish()
+
+
+# -- JSON -------------------------------------------------------------------------------------
+
+
+def clue_to_json(clue: Clue, regions: Sequence[Region] = ()) -> dict[str, list[list[float]]]:
+    """`{"spans": [[s, e]...], "boxes": [[x0, y0, x1, y1]...]}` of the public contract.
+
+    spans: seconds as written. boxes: those of `regions` (whole frame, normalised; of the first
+    video that has regions), without the ones that are the whole frame.
+    """
+    first = min((region.video for region in regions), default=0)
+    boxes = [region.box for region in regions if region.video == first and region.box != FULL_BOX]
+    return {
+        "spans": [list(span) for span in clue.spans],
+        "boxes": [[b.x0, b.y0, b.x1, b.y1] for b in dict.fromkeys(boxes)],
+    }
+
+
+def clue_from_json(item: Any) -> Clue:
+    """A forced clue: `[[s, e]...]` or `{"spans": [[s, e]...], "boxes": [[x0, y0, x1, y1]...]}`.
+
+    Spans are seconds; any finite numbers are taken and clipped later as a model's would be.
+    Boxes are fractions of the whole frame. None is an empty clue. ValueError says what is wrong
+    with any other shape.
+    """
+    what = "assume_clues"
+    if item is None:
+        item = []
+    if not isinstance(item, Mapping):
+        item = {"spans": item}
+    for key in item:
+        require(what, "key", key, key in ("spans", "boxes"), '"spans" or "boxes"')
+    spans = [(s[0], s[1]) for s in _number_rows(what, "spans", item.get("spans"), 2, MAX_SPANS)]
+    rows = _number_rows(what, "boxes", item.get("boxes"), 4, MAX_BOXES)
+    for row in rows:
+        inside = all(0.0 <= v <= 1.0 for v in row)
+        require(what, "boxes", row, inside, "fractions of the frame in [0, 1]")
+    boxes = [(r[0], r[1], r[2], r[3]) for r in rows]
+    problems = () if spans or boxes else ("the forced clue is empty",)
+    return Clue(spans=tuple(spans), boxes=tuple(boxes), problems=problems)
+
+
+def _number_rows(what: str, name: str, rows: Any, width: int, limit: int) -> list[list[float]]:
+    if rows is None:
+        return []
+    rule = f"a list of [{', '.join(['number'] * width)}]"
+    require(what, name, rows, isinstance(rows, list | tuple), rule)
+    require(what, f"number of {name}", len(rows), len(rows) <= limit, f"<= {limit}")
+    for row in rows:
+        require(what, name, row, isinstance(row, list | tuple) and len(row) == width, rule)
+        for value in row:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            require(what, name, row, number and abs(value) < 1e300, "finite numbers")
+    return [[float(value) for value in row] for row in rows]
+
+
+# -- the chosen option --------------------------------------------------------------------------
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MAX_ANSWER_CHARS = 4096
+_LEAD_IN = re.compile(
+    r"(?:so|thus|therefore|hence|final|the|my|best|correct|right|most likely|answer|option|choice"
+    r"|letter|would be|should be|must be|is|i choose|i think|it|that)(?![a-z])[\s,:*]*",
+    re.IGNORECASE,
+)
+_LETTER_FIRST = re.compile(r"[\s(\[{*\"'`]*([A-Za-z])(?=[.):\]}*\"'`,;]|\s*$)")
+_LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])")
+
+
+def option_letter(answer: str | Clue, options: Sequence[str]) -> int | None:
+    """Which of `options` an answer names, as an index, or None.
+
+    answer: a clue, or a text; where it has an answer tag what stands there counts, otherwise
+    the text outside all tags. In this order: a letter at the start after common lead-ins
+    (`The answer is B.`, `(B)`, `b)`, `B. red`), the text of an option, the first capital that
+    stands alone (`A` and `I` before a lower-case word are words), an option's text inside the
+    answer if only one occurs. Only the first 4,096 characters are read.
+    """
+    text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
+    letters = _LETTERS[: len(options)]
+    rest = text
+    while True:
+        match = _LETTER_FIRST.match(rest)
+        if match is not None and match[1].upper() in letters:
+            return letters.index(match[1].upper())
+        lead_in = _LEAD_IN.match(rest.lstrip(" \t\n:,*"))
+        if lead_in is None:
+            break
+        rest = rest.lstrip(" \t\n:,*")[lead_in.end() :]
+    plain = [_plain(option) for option in options]
+    for candidate in (_plain(text), _plain(rest)):
+        if candidate and candidate in plain:
+            return plain.index(candidate)
+    for match in _LETTER_ANYWHERE.finditer(rest):
+        is_word = match[1] in "AI" and re.match(r"\s+[a-z]", rest[match.end() :]) is not None
+        if match[1] in letters and not is_word:
+            return letters.index(match[1])
+    inside = [
+        i for i, option in enumerate(plain) if option and f" {option} " in f" {_plain(text)} "
+    ]
+    return inside[0] if len(inside) == 1 else None
+
+
+def _answer_text(answer: str | Clue) -> str:
+    stream = ClueStream()
+    stream.feed(answer.text if isinstance(answer, Clue) else answer)
+    clue = stream.finish()
+    return stream.outside if clue.answer is None else clue.answer
+
+
+def _plain(text: str) -> str:
+    """Lower case, words and numbers only, single spaces: for comparing option texts."""
+    return " ".join(re.findall(r"\w+", text.casefold()))

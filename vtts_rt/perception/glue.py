@@ -1,0 +1,161 @@
+"""Spans and boxes in free text, one character at a time.
+
+A run of numbers between brackets is a group: two numbers are a span, four a box. So brackets may
+be nested, mismatched or missing. Outside the grouping, `12-15` and `12 to 15` bind two numbers
+to a span, `1:05` is minutes and seconds, words and units are passed over. A line break or `;`
+after a number ends a group too.
+"""
+
+from __future__ import annotations
+
+import math
+
+Found = tuple[float, float] | tuple[float, float, float, float]
+
+_DIGITS = frozenset("0123456789")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+_BRACKETS = frozenset("()[]{}")
+_DASHES = frozenset("-\u2212\u2013\u2014~")  # hyphen, minus, en dash, em dash, tilde
+_MINUS = frozenset("-\u2212")
+_CJK_TO = frozenset("到至")
+_TO_WORDS = frozenset(("to", "till", "until"))
+_NOT_FINITE = frozenset(("nan", "inf", "infinity"))
+_MAX_NUMBER_CHARS = 64  # a longer number is not a time or a coordinate
+_MAX_WORD_CHARS = 12  # what a word is compared with is shorter
+
+
+class GlueScanner:
+    """Finds spans and boxes while the text arrives.
+
+    `feed` and `finish` return what was completed, in order; how the text was cut into pieces
+    changes nothing. problems: one sentence per kind of thing that was left out.
+    """
+
+    def __init__(self) -> None:
+        self._group: list[float] = []  # the first five numbers of the running group
+        self._token = ""  # a number or word that may still grow
+        self._is_word = False
+        self._minus = False  # a sign right before the next number
+        self._binding = False  # a connector follows the last number of the group
+        self._after_number = False  # nothing but spaces and words since the last number
+        self._problems: dict[str, None] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        return list(self._problems)
+
+    def feed(self, text: str) -> list[Found]:
+        found: list[Found] = []
+        for char in text:
+            if self._token and self._grow(char):
+                continue
+            if self._token:
+                self._end_token(found)
+            self._begin(char, found)
+        return found
+
+    def finish(self) -> list[Found]:
+        """The text ends here: what is still open counts as complete."""
+        found: list[Found] = []
+        if self._token:
+            self._end_token(found)
+        self._end_group(found)
+        return found
+
+    def _begin(self, char: str, found: list[Found]) -> None:
+        """A character outside numbers and words."""
+        if char in _DIGITS or char == ".":
+            self._token, self._is_word = char, False
+            return
+        if char in _LETTERS:
+            self._token, self._is_word = char, True
+            return
+        minus, self._minus = self._minus, False
+        if char in _BRACKETS:
+            self._end_group(found)
+        elif char in _DASHES or char in _CJK_TO:
+            if self._after_number and self._group:
+                self._binding, self._after_number = True, False
+            elif char in _MINUS:
+                self._minus = not minus
+        elif char in ",，、":
+            self._after_number = self._binding = False
+        elif char in "\n;" and self._after_number:
+            self._end_group(found)
+
+    def _grow(self, char: str) -> bool:
+        """Whether `char` belongs to the running token."""
+        token = self._token
+        if self._is_word:
+            if char in _LETTERS or char in _DIGITS:
+                if len(token) < _MAX_WORD_CHARS:
+                    self._token += char
+                return True
+            return False
+        exponent = "e" in token
+        if char in _DIGITS:
+            grows = True
+        elif char == ".":
+            grows = "." not in token and not exponent
+        elif char == ":":
+            grows = token[-1] in _DIGITS and "." not in token and not exponent
+            grows = grows and token.count(":") < 2
+        elif char in "eE":
+            char = "e"
+            grows = token[-1] in _DIGITS and not exponent and ":" not in token
+        else:
+            grows = char in "+-" and token[-1] == "e"
+        if grows and len(token) <= _MAX_NUMBER_CHARS:
+            self._token += char
+        return grows
+
+    def _end_token(self, found: list[Found]) -> None:
+        token, self._token = self._token, ""
+        if self._is_word:
+            word = token.lower()
+            if word in _TO_WORDS and self._after_number and self._group:
+                self._binding, self._after_number = True, False
+            elif word in _NOT_FINITE:
+                self._number(math.nan, found)
+            self._minus = False
+            return
+        if any(c in _DIGITS for c in token):
+            value = _value(token)
+            self._number(-value if self._minus else value, found)
+        self._minus = False
+
+    def _number(self, value: float, found: list[Found]) -> None:
+        if self._binding:
+            self._binding = False
+            self._keep((self._group.pop(), value), found)
+            return
+        if len(self._group) < 5:
+            self._group.append(value)
+        self._after_number = True
+
+    def _end_group(self, found: list[Found]) -> None:
+        group, self._group = self._group, []
+        self._binding = self._after_number = self._minus = False
+        if len(group) == 2:
+            self._keep((group[0], group[1]), found)
+        elif len(group) == 4:
+            self._keep((group[0], group[1], group[2], group[3]), found)
+        elif len(group) > 2:
+            self._problems["a group has neither two nor four numbers"] = None
+
+    def _keep(self, item: Found, found: list[Found]) -> None:
+        if all(math.isfinite(v) for v in item):
+            found.append(item)
+        else:
+            self._problems["a number is not finite or too long"] = None
+
+
+def _value(token: str) -> float:
+    """Seconds or a coordinate; NaN if it has more digits than a number may have."""
+    if len(token) > _MAX_NUMBER_CHARS:
+        return math.nan
+    token = token.rstrip("+-").rstrip("e").rstrip(":")
+    seconds = 0.0
+    for part in token.split(":"):
+        seconds = seconds * 60.0 + float(part)
+    return seconds
