@@ -1,0 +1,79 @@
+#include "core/filter.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace vtts {
+namespace {
+
+// Keys' cubic with a = -0.5, the antialiasing variant of Pillow and ATen.
+template <typename Real>
+Real bicubic(Real x) {
+  const Real a = Real(-0.5);
+  x = std::abs(x);
+  if (x < Real(1)) return ((a + Real(2)) * x - (a + Real(3))) * x * x + Real(1);
+  if (x < Real(2)) return (((x - Real(5)) * x + Real(8)) * x - Real(4)) * a;
+  return Real(0);
+}
+
+template <typename Real>
+Taps<Real> real_taps(int source_extent, int target_extent) {
+  const Real scale = static_cast<Real>(source_extent) / static_cast<Real>(target_extent);
+  const Real support = Real(2) * std::max(scale, Real(1));
+  const Real inverse_scale = scale >= Real(1) ? Real(1) / scale : Real(1);
+
+  Taps<Real> taps;
+  taps.starts.resize(target_extent);
+  taps.counts.resize(target_extent);
+  for (int i = 0; i < target_extent; ++i) {
+    const Real center = scale * (static_cast<Real>(i) + Real(0.5));
+    const int begin = std::max(static_cast<int>(center - support + Real(0.5)), 0);
+    const int end = std::min(static_cast<int>(center + support + Real(0.5)), source_extent);
+    taps.starts[i] = begin;
+    taps.counts[i] = end - begin;
+    taps.stride = std::max(taps.stride, end - begin);
+  }
+  taps.stride += taps.stride % 2;
+
+  taps.weights.assign(static_cast<size_t>(target_extent) * taps.stride, Real(0));
+  for (int i = 0; i < target_extent; ++i) {
+    const Real center = scale * (static_cast<Real>(i) + Real(0.5));
+    const Real offset = static_cast<Real>(taps.starts[i]) - center;
+    Real* weights = taps.weights.data() + static_cast<size_t>(i) * taps.stride;
+    Real total = Real(0);
+    for (int k = 0; k < taps.counts[i]; ++k) {
+      weights[k] = bicubic((static_cast<Real>(k) + offset + Real(0.5)) * inverse_scale);
+      total += weights[k];
+    }
+    for (int k = 0; k < taps.counts[i]; ++k) weights[k] /= total;
+  }
+  return taps;
+}
+
+}  // namespace
+
+Taps<int16_t> fixed_point_taps(int source_extent, int target_extent) {
+  const Taps<double> real = real_taps<double>(source_extent, target_extent);
+  const double largest = std::max(0.0, *std::max_element(real.weights.begin(), real.weights.end()));
+  int precision = 0;
+  while (precision < 22 && static_cast<int>(0.5 + largest * (1 << (precision + 1))) < (1 << 15)) {
+    ++precision;
+  }
+  Taps<int16_t> taps;
+  taps.stride = real.stride;
+  taps.starts = real.starts;
+  taps.counts = real.counts;
+  taps.precision = precision;
+  taps.weights.resize(real.weights.size());
+  for (size_t i = 0; i < real.weights.size(); ++i) {
+    const double scaled = real.weights[i] * (1 << precision);
+    taps.weights[i] = static_cast<int16_t>(scaled < 0 ? scaled - 0.5 : scaled + 0.5);
+  }
+  return taps;
+}
+
+Taps<float> float_taps(int source_extent, int target_extent) {
+  return real_taps<float>(source_extent, target_extent);
+}
+
+}  // namespace vtts
