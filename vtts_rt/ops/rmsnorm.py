@@ -1,0 +1,105 @@
+"""rmsnorm: root-mean-square norm with an optional residual add.
+
+    h = x + residual;  y = h / sqrt(mean(h^2) + eps) * weight
+
+Legend: ... any leading shape, D features.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.types import require
+
+
+def rmsnorm_ref(
+    x: Tensor, weight: Tensor, *, eps: float = 1e-6, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The equation in float32, whatever the inputs: the yardstick of the other backends."""
+    h = x.float() if residual is None else x.float() + residual.float()
+    return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * weight.float(), h
+
+
+def _eager(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Rounds where transformers' Qwen2RMSNorm rounds: the sum, and before the weight."""
+    total = x if residual is None else x + residual
+    h = total.float()
+    normed = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype), total
+
+
+def _triton(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    from vtts_rt.kernels import rmsnorm as kernel
+
+    num_features = x.shape[-1]
+    require(
+        "rmsnorm",
+        "x's features",
+        num_features,
+        num_features <= kernel.MAX_FEATURES,
+        f"<= {kernel.MAX_FEATURES} for the triton backend",
+    )
+    rows = _rows(x)
+    y, total = kernel.rmsnorm(
+        rows, None if residual is None else _rows(residual), weight.contiguous(), eps
+    )
+    return y.view(x.shape), x if residual is None else total.view(x.shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., D) -> (R, D) with adjacent features, copied only where strides demand it."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _triton_supports(device: str) -> str | None:
+    if device != "cuda":
+        return f"tensors are on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'vtts_rt[triton]'"
+    return None
+
+
+_OP = register(
+    "rmsnorm",
+    Backend("triton", _triton_supports, _triton),
+    Backend("reference", lambda device: None, _eager),
+)
+
+
+def rmsnorm(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Normalise the last dimension.
+
+    x: (..., D) float32, float16 or bfloat16; residual: shape and dtype of x, added first;
+    weight: (D,) of x's dtype; all on one device. eps > 0 (Qwen2.5-VL: 1e-6).
+    backend: "auto", "triton" (CUDA tensors) or "reference" (eager torch, any device).
+
+    Returns (y, h), both (..., D) of x's dtype: the normalised value, and x + residual (x itself
+    without a residual), which is the next layer's residual.
+    Raises ValueError on shapes or dtypes that do not match, RuntimeError on an unusable backend.
+    """
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    require("rmsnorm", "x's dtype", x.dtype, x.dtype in dtypes, "float32, float16 or bfloat16")
+    require("rmsnorm", "x", tuple(x.shape), x.dim() >= 1 and x.shape[-1] >= 1, "(..., D)")
+    for name, tensor, shape in (("weight", weight, x.shape[-1:]), ("residual", residual, x.shape)):
+        if tensor is None:
+            continue
+        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+        same = (tensor.shape, tensor.dtype, tensor.device) == (shape, x.dtype, x.device)
+        require("rmsnorm", name, got, same, f"{tuple(shape)} {x.dtype} on {x.device}")
+    require("rmsnorm", "eps", eps, eps > 0, "> 0")
+    y, total = _OP.resolve(x.device.type, backend).run(x, residual, weight, eps)
+    return y, total
