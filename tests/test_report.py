@@ -65,13 +65,25 @@ def test_rounds_and_phases_come_from_one_result(checkout: Path) -> None:
     }
     path = checkout / "bench" / "results" / "rounds_cpu_202611.json"
     path.write_text(json.dumps(data))
-    rounds = report.table("rounds", path.parent)
+    rounds = report.table("rounds", checkout)
     assert "| seconds | round 1 | all | share of time |" in rounds
     assert "| loop | 1.23 | 4.00 | 1 |\n| append | 1.23 | 1.00 | 0.25 |" in rounds
     assert "A CPU, 2 threads" in rounds
-    phases = report.table("phases", path.parent)
+    phases = report.table("phases", checkout)
     assert "| loop, 1 | 900 | 2 | 30 | 4 | 5 | 30 | 15 | 2,000 | 0 |" in phases
     assert "| append, 1 | 900 | 2 | 30 | 4 | 5 | 8 | 4 | 99 | 1 |" in phases
+
+
+def test_modules_are_listed_with_their_first_sentence(checkout: Path) -> None:
+    (checkout / "vtts_rt" / "ops").mkdir(parents=True)
+    (checkout / "vtts_rt" / "ops" / "fold.py").write_text('"""Folds a | b\nin two. More."""\n')
+    (checkout / "vtts_rt" / "empty.py").write_text("")
+    (checkout / "csrc").mkdir()
+    (checkout / "csrc" / "fold.h").write_text("// Folds.\n// Twice.\n#pragma once\n// No.\n")
+    assert report.modules(checkout).splitlines()[2:] == [
+        r"| `vtts_rt/ops/fold.py` | Folds a \| b in two |",
+        "| `csrc/fold.h` | Folds |",
+    ]
 
 
 def test_writing_twice_changes_nothing(checkout: Path) -> None:

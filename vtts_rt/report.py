@@ -1,13 +1,14 @@
-"""Tables of README and docs, written from the result files of `bench/results`.
+"""Tables of README and docs, written from the results of benches and from the sources.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; nothing between the two is
-ever typed. Result files are named `<theme>_<hardware>_<yyyymm>.json`; of one theme and
-hardware the newest counts.
+ever typed. Results are files `bench/results/<theme>_<hardware>_<yyyymm>.json`; of one theme and
+hardware the newest counts. `modules` lists every source file with its first sentence.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -125,15 +126,47 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
 }
 
 
-def table(name: str, folder: Path) -> str:
-    """The text between the two markers of table `name`, from the results in `folder`.
+def modules(root: Path) -> str:
+    """Every source file of a checkout with the first sentence of its docstring or comment."""
+    rows = []
+    for folder in ("vtts_rt", "kernels", "csrc"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".py", ".h", ".c", ".cpp") and path.name != "_build_info.py":
+                text = path.read_text(encoding="utf-8")
+                about = _docstring(text) if path.suffix == ".py" else _comment(text)
+                if about:
+                    sentence = re.split(r"(?<=\.)\s", about, maxsplit=1)[0].rstrip(".")
+                    name = path.relative_to(root).as_posix()
+                    rows.append([f"`{name}`", sentence.replace("|", "\\|")])
+    return markdown(["file", "what it is"], rows).replace("---:", "---")
+
+
+def _docstring(text: str) -> str:
+    return " ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split())
+
+
+def _comment(text: str) -> str:
+    """The comment a C++ file begins with, joined."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("//"):
+            break
+        lines.append(line.lstrip("/ "))
+    return " ".join(lines)
+
+
+def table(name: str, root: Path) -> str:
+    """The text between the two markers of table `name` in the checkout `root`.
 
     Raises ValueError for an unknown name or a result that lacks a value the table needs.
     """
+    if name == "modules":
+        return f"\n{modules(root)}\n"
     if name not in TABLES:
-        raise ValueError(f"report: table must be one of {', '.join(TABLES)}, got {name!r}")
+        known = ", ".join([*TABLES, "modules"])
+        raise ValueError(f"report: table must be one of {known}, got {name!r}")
     theme, render = TABLES[name]
-    results = load_results(folder, theme)
+    results = load_results(root / "bench" / "results", theme)
     if not results:
         return f"No result of `{theme}` in bench/results yet.\n"
     parts = []
@@ -157,9 +190,9 @@ def _source(result: Result) -> str:
     return f"Generated from {', '.join(facts)}."
 
 
-def update(text: str, folder: Path) -> str:
-    """`text` with every marked table rewritten from the results in `folder`."""
-    return _BLOCK.sub(lambda block: f"{block[1]}{table(block[2], folder)}{block[3]}", text)
+def update(text: str, root: Path) -> str:
+    """`text` with every marked table rewritten from the checkout `root`."""
+    return _BLOCK.sub(lambda block: f"{block[1]}{table(block[2], root)}{block[3]}", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stale = []
     for path in (readme, *sorted((args.root / "docs").glob("*.md"))):
         before = path.read_text(encoding="utf-8")
-        after = update(before, args.root / "bench" / "results")
+        after = update(before, args.root)
         if after != before:
             stale.append(path)
             if not args.check:
