@@ -12,11 +12,10 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # Stamps live in the checkout, one per environment, so that a fresh clone installs itself into
 # an environment that is already there. An editable install rebuilds only for these files:
 STAMP  := build/stamps/$(subst /,_,$(abspath $(VENV)))
-INPUTS := pyproject.toml setup.py constraints.txt $(shell find csrc kernels/__init__.py -type f)
+CSRC   := $(shell find csrc -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
+INPUTS := pyproject.toml setup.py constraints.txt kernels/__init__.py $(CSRC)
 
 LINTED := vtts_rt kernels bench tests setup.py
-CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.cc' -o -name '*.c' -o -name '*.h' \
-              -o -name '*.cu' -o -name '*.cuh')
 STAGES := check test-csrc test-python
 
 .PHONY: help setup setup-dev ask test check format test-csrc test-python bench report accept clean
@@ -77,12 +76,12 @@ check: $(STAMP).dev
 	$(BIN)/ruff check $(LINTED)
 	$(BIN)/ruff format --check $(LINTED)
 	$(BIN)/mypy
-	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 format: $(STAMP).dev
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
-	$(if $(CXX_FILES),$(BIN)/clang-format -i $(CXX_FILES))
+	$(BIN)/clang-format -i $(CSRC)
 
 test-python: $(STAMP).dev
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
