@@ -238,6 +238,7 @@ class Engine:
         finally:
             self.pool.release(held)
         sequence.reuse.tokens_reused = sequence.num_computed
+        sequence.reuse.pairs_reused = sequence.pairs_within(sequence.num_computed)
 
     def _grow(self, sequence: Sequence, num_tokens: int) -> None:
         short = self.pool.pages_for(num_tokens) - len(sequence.pages)

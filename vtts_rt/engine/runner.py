@@ -90,7 +90,7 @@ class Runner:
         if start >= sequence.num_prompt:
             return embeds
         embeds = embeds.clone()
-        wanted = sequence.missing_segments(start, end)
+        wanted = sequence.segments_between(start, end)
         features = self._features(sequence, wanted)
         for span_index, segment, pair_indices in wanted:
             span = sequence.request.prompt.spans[span_index]

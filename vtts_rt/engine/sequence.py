@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.types import (
     FrameProvider,
@@ -169,21 +169,9 @@ class Sequence:
             for index, key in enumerate(keys):
                 start = span.start + index * per_pair
                 self._keys[start : start + per_pair, 0] = content_ids.token_keys(key, per_pair)
-        place = 0
-        for span in prompt.spans:
-            self._place_text(positions, place, span.start)
-            place = span.start + span.length
-            grid = positions.vision(
-                span.segment.grid_thw, span.segment.seconds_per_grid, span.segment.is_image
-            )
-            self._keys[span.start : place, 1:] = np.asarray(grid).T
-        self._place_text(positions, place, self.num_prompt)
+        self._keys[: self.num_prompt, 1:] = build_position_ids(prompt, positions).T
         # Generated tokens continue after the largest position (transformers' rope_delta).
-        self._next_position = int(self._keys[: self.num_prompt, 1:].max(initial=-1)) + 1
-
-    def _place_text(self, positions: MropePositions, start: int, end: int) -> None:
-        if end > start:
-            self._keys[start:end, 1:] = np.asarray(positions.text(end - start)).T
+        self._next_position = positions.end_position
 
     @property
     def num_prompt(self) -> int:
@@ -204,8 +192,16 @@ class Sequence:
         self._keys[index] = token_id, *(self._next_position,) * 3
         self._next_position += 1
 
-    def missing_segments(self, start: int, end: int) -> list[tuple[int, Segment, list[int]]]:
-        """Segments with pairs in tokens [start, end): (span index, segment, pair indices)."""
+    def pairs_within(self, num_tokens: int) -> int:
+        """Frame pairs whose tokens all stand in the first `num_tokens`."""
+        return sum(
+            min(len(span.segment.pairs), (num_tokens - span.start) // span.segment.tokens_per_pair)
+            for span in self.request.prompt.spans
+            if num_tokens > span.start
+        )
+
+    def segments_between(self, start: int, end: int) -> list[tuple[int, Segment, list[int]]]:
+        """Vision in tokens [start, end): (span index, segment, pair indices)."""
         wanted = []
         for index, span in enumerate(self.request.prompt.spans):
             per_pair = span.segment.tokens_per_pair
