@@ -11,6 +11,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+sys.path.append(str(ROOT / "tests"))  # for `utils` and `torchvision_shim`
 
 
 @pytest.fixture(autouse=True)

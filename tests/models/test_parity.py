@@ -1,0 +1,182 @@
+"""Logits equal transformers' on random small models: same rows, same ids, our own loader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from utils import VOCAB_SIZE, random_rows, tiny_qwen2_5_vl
+
+from vtts_rt.models.language import ForwardBatch, PagedKV
+from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_model
+
+
+@dataclass
+class Vision:
+    """One vision item of a test prompt."""
+
+    grid: tuple[int, int, int]
+    seconds_per_grid: float = 1.0
+    is_image: bool = False
+
+
+# Grids in patches; windows are 8 x 8 patches, so 10 x 6, 12 x 4 and 6 x 18 leave odd windows.
+PROMPTS: dict[str, list[int | Vision]] = {
+    "window-unfriendly video": [7, Vision((3, 10, 6), 0.7), 9],
+    "two videos": [3, Vision((2, 8, 8), 1.5), 4, Vision((4, 12, 4), 0.25), 6],
+    "image and video": [2, Vision((1, 6, 18), is_image=True), 5, Vision((5, 4, 6), 2.0), 3],
+    "long time span": [4, Vision((9, 4, 4), 3.0), 8],
+    "text": [24],
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "grouped, tied": {"heads": 4, "kv_heads": 2},
+    "one kv head, untied": {"heads": 4, "kv_heads": 1, "tie_word_embeddings": False, "seed": 1},
+    "ungrouped, head_dim 8": {"heads": 6, "kv_heads": 6, "head_dim": 8, "seed": 2},
+    "small windows, 4 tokens a second": {
+        "heads": 8,
+        "kv_heads": 4,
+        "window_size": 56,
+        "full_blocks": (2,),
+        "tokens_per_second": 4,
+        "tie_word_embeddings": False,
+        "seed": 3,
+    },
+}
+
+
+@dataclass
+class Inputs:
+    token_ids: Tensor
+    rows: Tensor
+    items: list[Vision]
+    positions: Tensor
+
+
+def make_inputs(config: Any, parts: list[int | Vision]) -> Inputs:
+    """Random text with pads, random rows for each item in prompt order, hf5 positions."""
+    positions = MropePositions("hf5", config.vision.tokens_per_second)
+    ids, places, items = [], [], []
+    for part in parts:
+        if isinstance(part, int):
+            ids.append(torch.randint(0, 300, (part,)))
+            places.append(positions.text(part))
+        else:
+            t, h, w = part.grid
+            pad = config.image_token_id if part.is_image else config.video_token_id
+            ids.append(torch.full((t * h * w // 4,), pad))
+            places.append(positions.vision(part.grid, part.seconds_per_grid, part.is_image))
+            items.append(part)
+    rows = random_rows([item.grid for item in items])
+    return Inputs(torch.cat(ids), rows, items, torch.cat(places, dim=1))
+
+
+def hf_logits(model: Any, inputs: Inputs) -> Tensor:
+    config = model.config
+    ids = inputs.token_ids[None]
+    chunks = inputs.rows.split([t * h * w for t, h, w in (item.grid for item in inputs.items)])
+
+    def select(is_image: bool) -> tuple[Tensor | None, Tensor | None]:
+        chosen = [(c, i) for c, i in zip(chunks, inputs.items) if i.is_image == is_image]
+        if not chosen:
+            return None, None
+        return torch.cat([c for c, _ in chosen]), torch.tensor([i.grid for _, i in chosen])
+
+    pixel_values, image_grid_thw = select(True)
+    pixel_values_videos, video_grid_thw = select(False)
+    kinds = (ids == config.image_token_id) + 2 * (ids == config.video_token_id)
+    seconds = [item.seconds_per_grid for item in inputs.items if not item.is_image]
+    with torch.no_grad():
+        out = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixel_values,
+            image_grid_thw=image_grid_thw,
+            pixel_values_videos=pixel_values_videos,
+            video_grid_thw=video_grid_thw,
+            second_per_grid_ts=torch.tensor(seconds) if seconds else None,
+            mm_token_type_ids=kinds.int(),
+        )
+    return out.logits[0]
+
+
+def embed(model: Qwen2_5_VL, inputs: Inputs) -> Tensor:
+    features = model.visual(inputs.rows, [item.grid for item in inputs.items])
+    embeds = model.language.embed(inputs.token_ids)
+    return model.merge_features(inputs.token_ids, embeds, features)
+
+
+def our_logits(model: Qwen2_5_VL, inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        embeds = embed(model, inputs)
+        hidden = model.language(ForwardBatch(embeds, inputs.positions, [0, embeds.shape[0]]))
+        return model.language.logits(hidden)
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda name: name)
+def pair(request: Any, tmp_path_factory: Any) -> tuple[Any, Qwen2_5_VL]:
+    theirs = tiny_qwen2_5_vl(**MODELS[request.param])
+    folder = tmp_path_factory.mktemp("model")
+    theirs.save_pretrained(folder)
+    return theirs, load_model(folder)
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_logits_equal_transformers(pair: tuple[Any, Qwen2_5_VL], name: str) -> None:
+    theirs, ours = pair
+    inputs = make_inputs(ours.config, PROMPTS[name])
+    expected = hf_logits(theirs, inputs)
+    assert expected.shape == (len(inputs.token_ids), VOCAB_SIZE)
+    assert expected.std() > 0.1  # else the tolerance would mean nothing
+    torch.testing.assert_close(our_logits(ours, inputs), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunks", [[11, 1, 30, 1, 7], [1] * 9 + [41], [50]])
+@pytest.mark.parametrize("pages", ["in order", "shuffled"])
+def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
+    pair: tuple[Any, Qwen2_5_VL], chunks: list[int], pages: str
+) -> None:
+    theirs, ours = pair
+    inputs = make_inputs(ours.config, [7, Vision((3, 10, 6), 0.7)])
+    total, page_size = len(inputs.token_ids), 4
+    chunks = [*chunks, total - sum(chunks)]
+    config = ours.config.language
+    shape = (config.num_hidden_layers, 2, 20, page_size, config.num_key_value_heads)
+    pool = torch.full((*shape, config.head_dim), float("nan"))  # unwritten slots must not be read
+    table = torch.arange(2, 20) if pages == "in order" else torch.randperm(20)
+    embeds = embed(ours, inputs)
+    logits = []
+    start = 0
+    for size in chunks:
+        end = start + size
+        index = torch.arange(start, end)
+        slots = table[index // page_size] * page_size + index % page_size
+        batch = ForwardBatch(
+            embeds[start:end],
+            inputs.positions[:, start:end],
+            torch.tensor([0, size]),
+            PagedKV(pool, table[None], slots, [end]),
+        )
+        logits.append(ours.language.logits(ours.language(batch)))
+        start = end
+    expected = hf_logits(theirs, inputs)
+    torch.testing.assert_close(torch.cat(logits), expected, rtol=0, atol=1e-4)
+
+
+def test_bf16_error_is_at_most_twice_that_of_transformers(tmp_path: Path) -> None:
+    exact = tiny_qwen2_5_vl(seed=5, dtype=torch.bfloat16)
+    exact.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert ours.dtype == torch.bfloat16
+    inputs = make_inputs(ours.config, PROMPTS["two videos"])
+    low = hf_logits(exact, inputs).float()
+    expected = hf_logits(exact.float(), inputs)
+    theirs_error = (low - expected).abs()
+    error = (our_logits(ours, inputs).float() - expected).abs()
+    assert theirs_error.max() > 0
+    assert error.max() <= 2 * theirs_error.max()
+    assert error.mean() <= 2 * theirs_error.mean()

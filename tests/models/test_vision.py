@@ -1,0 +1,85 @@
+"""The vision tower: pairs do not see each other, windows of any shape, gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from utils import random_rows
+
+from vtts_rt.config import VisionConfig
+from vtts_rt.models.vision import VisionTransformer, window_classes
+from vtts_rt.types import PATCH_ROW
+
+CONFIG = VisionConfig(
+    depth=3,
+    hidden_size=64,
+    num_heads=2,
+    intermediate_size=72,
+    out_hidden_size=48,
+    fullatt_block_indexes=(1,),
+)
+GRIDS = [(2, 10, 6), (1, 8, 8), (3, 16, 12), (1, 2, 2), (2, 8, 8), (1, 6, 20)]
+
+
+@pytest.fixture(scope="module")
+def tower() -> VisionTransformer:
+    torch.manual_seed(1)
+    return VisionTransformer(CONFIG)
+
+
+def test_a_pair_does_not_depend_on_its_company(tower: VisionTransformer) -> None:
+    rows = random_rows(GRIDS)
+    with torch.no_grad():
+        together = tower(rows, GRIDS)
+        alone = []
+        for (t, h, w), part in zip(GRIDS, rows.split([t * h * w for t, h, w in GRIDS])):
+            alone += [tower(pair, [(1, h, w)]) for pair in part.split(h * w)] if t else []
+    assert together.shape == (len(rows) // 4, CONFIG.out_hidden_size)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+
+
+def test_full_attention_reaches_the_whole_pair_and_no_further(tower: VisionTransformer) -> None:
+    rows = random_rows([(2, 16, 12)])
+    touched = rows.clone()
+    touched[-1] += 1.0
+    with torch.no_grad():
+        change = (tower(touched, [(2, 16, 12)]) - tower(rows, [(2, 16, 12)])).abs().amax(1)
+    assert torch.all(change[:48] == 0)
+    assert torch.all(change[48:] > 0)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (10, 6), (16, 12), (2, 2), (6, 20), (2, 34)])
+def test_window_classes_hold_every_token_once(grid: tuple[int, int]) -> None:
+    classes = window_classes(*grid, 4, 16, torch.device("cpu"))
+    tokens = torch.cat([cls.tokens for cls in classes])
+    assert sorted(tokens.tolist()) == list(range(grid[0] * grid[1] // 4))
+    for cls in classes:
+        for window in cls.tokens.view(-1, cls.window_tokens):
+            rows, columns = window // (grid[1] // 2), window % (grid[1] // 2)
+            assert rows.unique_consecutive().numel() * columns.unique().numel() == len(window)
+            assert (rows // 4).unique().numel() == (columns // 4).unique().numel() == 1
+
+
+def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
+    window_classes.cache_clear()
+    tower = VisionTransformer(CONFIG)
+    rows = random_rows([(1, 10, 6)])
+    with torch.inference_mode():
+        tower(rows, [(1, 10, 6)])
+    tower(rows, [(1, 10, 6)]).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tower.parameters())
+
+
+def test_no_items_give_no_features(tower: VisionTransformer) -> None:
+    assert tower(torch.empty(0, PATCH_ROW), []).shape == (0, CONFIG.out_hidden_size)
+
+
+@pytest.mark.parametrize("grid", [(1, 5, 4), (0, 4, 4), (1, 4, 0)])
+def test_bad_grids_are_named(tower: VisionTransformer, grid: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="grid_thw must be positive with even height, width"):
+        tower(torch.empty(20, PATCH_ROW), [grid])
+
+
+def test_rows_must_fit_the_grids(tower: VisionTransformer) -> None:
+    with pytest.raises(ValueError, match=r"rows must be of shape \(16, 1176\), got \(12, 1176\)"):
+        tower(torch.empty(12, PATCH_ROW), [(1, 4, 4)])
