@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+
 from vtts_rt.config import backend_override
 from vtts_rt.types import require
 
@@ -33,10 +35,9 @@ class Backend:
 
 
 class Choice(NamedTuple):
-    """A row of the table that `vtts-rt env` prints: what runs `op` on `device` and why."""
+    """A row of the table that `vtts-rt env` prints: what runs an op and why."""
 
     op: str
-    device: str
     backend: str
     reason: str
 
@@ -66,15 +67,17 @@ class Op:
         return self._resolved[key]
 
     def explain(self) -> list[Choice]:
-        """What would run now, a row a device; a failing wish shows as backend "none"."""
+        """What would run now, a row for each device there is; "none" where the wish fails."""
         rows = []
         for device in self.devices:
+            if device == "cuda" and not torch.cuda.is_available():
+                continue
             wish = backend_override(self.name) or "auto"
             try:
                 chosen, reason = self._choose(device, wish)
-                rows.append(Choice(self.name, device, chosen.name, reason))
+                rows.append(Choice(f"{self.name} on {device}", chosen.name, reason))
             except (RuntimeError, ValueError) as error:
-                rows.append(Choice(self.name, device, "none", str(error)))
+                rows.append(Choice(f"{self.name} on {device}", "none", str(error)))
         return rows
 
     def _choose(self, device: str, wish: str) -> tuple[Backend, str]:

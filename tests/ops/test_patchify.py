@@ -1,0 +1,312 @@
+"""patchify against transformers' video processor, torch's resize, its reference, and itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision_shim
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtts_rt.ops.patchify import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    PatchifyJob,
+    bicubic_taps,
+    patchify,
+    patchify_ref,
+)
+from vtts_rt.types import PixelBox
+
+_C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+ROUNDINGS = ["cpu", "cuda"]
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def full(frame: np.ndarray) -> PixelBox:
+    return PixelBox(0, 0, frame.shape[1], frame.shape[0])
+
+
+def one(frame: Any, resized_hw: tuple[int, int], box: PixelBox | None = None) -> PatchifyJob:
+    return PatchifyJob(frame, frame, box or full(frame), resized_hw)
+
+
+def on_isa(jobs: list[PatchifyJob], isa: str, rounding: str, num_threads: int = 1) -> torch.Tensor:
+    """The native core on a given instruction set, which the public function does not offer."""
+    out = torch.full((sum(job.num_rows for job in jobs), 1176), torch.nan)
+    mean, std = (tuple((torch.tensor(v) * 255.0).tolist()) for v in (IMAGE_MEAN, IMAGE_STD))
+    items = [(j.frame_a, j.frame_b, tuple(j.box), j.resized_hw) for j in jobs]
+    _C.patchify(items, out.numpy(), mean, std, rounding, isa, num_threads)
+    return out
+
+
+@pytest.fixture(scope="module")
+def processor() -> Any:
+    torchvision_shim.install()
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    return Qwen2VLVideoProcessor()
+
+
+def official(
+    processor: Any, frames: np.ndarray, min_pixels: int, max_pixels: int
+) -> tuple[torch.Tensor, tuple[int, int]]:
+    """(rows, resized_hw) of transformers for frames (T, H, W, 3)."""
+    result = processor(
+        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)],
+        size={"shortest_edge": min_pixels, "longest_edge": max_pixels},
+        cap_pixels_per_frame=False,
+        return_tensors="pt",
+    )
+    _, rows, columns = result["video_grid_thw"][0].tolist()
+    return result["pixel_values_videos"], (rows * 14, columns * 14)
+
+
+@pytest.mark.parametrize(
+    ("shape", "min_pixels", "max_pixels"),
+    [
+        ((2, 56, 84, 3), 784, 10**7),  # no resize
+        ((5, 112, 28, 3), 784, 10**7),  # no resize, last frame repeated
+        ((3, 333, 517, 3), 784, 200_000),  # both axes change a little, odd T
+        ((2, 40, 50, 3), 100_352, 602_112),  # up
+        ((2, 270, 480, 3), 784, 20_000),  # down
+        ((1, 56, 91, 3), 784, 10**7),  # one axis only
+        ((1, 29, 1000, 3), 784, 10**7),  # flat
+        ((1, 1000, 33, 3), 784, 20_000),  # tall
+    ],
+)
+def test_equals_transformers_bit_for_bit(
+    processor: Any, shape: tuple[int, ...], min_pixels: int, max_pixels: int
+) -> None:
+    frames = noise(*shape)
+    expected, resized_hw = official(processor, frames, min_pixels, max_pixels)
+    pairs = [(2 * i, min(2 * i + 1, len(frames) - 1)) for i in range((len(frames) + 1) // 2)]
+    jobs = [PatchifyJob(frames[a], frames[b], full(frames[a]), resized_hw) for a, b in pairs]
+    for backend in ("cpu", "reference"):
+        assert torch.equal(patchify(jobs, backend=backend), expected), backend
+
+
+def test_a_crop_equals_transformers_on_cropped_frames(processor: Any) -> None:
+    frames = noise(2, 150, 200, 3)
+    box = PixelBox(13, 7, 190, 101)
+    expected, resized_hw = official(processor, frames[:, 7:101, 13:190], 784, 12_000)
+    job = PatchifyJob(frames[0], frames[1], box, resized_hw)
+    assert torch.equal(patchify([job]), expected)
+
+
+def test_smooth_content_equals_torch_resize() -> None:
+    """A ramp with clipped overshoot at its edges, through torch's own operator."""
+    y, x = np.mgrid[0:90, 0:131]
+    frame = np.stack([(2 * x) % 256, 255 * (x > 60), (y * 3 + x) % 256], axis=-1).astype(np.uint8)
+    height, width = 84, 56
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    expected = patchify_ref([one(resized[0].permute(1, 2, 0), (height, width))])
+    assert torch.equal(patchify([one(frame, (height, width))]), expected)
+
+
+def test_normalisation_is_a_subtraction_and_a_division_for_every_value() -> None:
+    values = np.arange(784, dtype=np.uint8).reshape(28, 28, 1).repeat(3, axis=2)
+    mean, std = torch.tensor(IMAGE_MEAN) * 255.0, torch.tensor(IMAGE_STD) * 255.0
+    for isa in ISAS:
+        rows = on_isa([one(values, (28, 28))], isa, "cpu").view(2, 2, 3, 2, 14, 14)
+        pixels = rows.permute(3, 0, 4, 1, 5, 2).reshape(2, 28, 28, 3)
+        assert torch.equal(pixels[0], (torch.from_numpy(values).float() - mean) / std)
+        assert torch.equal(pixels[0], pixels[1])
+
+
+def test_cuda_rounding_is_close_to_a_float64_model() -> None:
+    """Against float64 the uint8 result may be off by one where a value lies at a rounding edge."""
+    frame, (height, width) = noise(97, 133, 3), (56, 84)
+    columns, column_weights = bicubic_taps(133, width, np.float64)
+    rows, row_weights = bicubic_taps(97, height, np.float64)
+    wide = np.einsum("hwkc,wk->hwc", frame[:, columns].astype(np.float64), column_weights)
+    exact = np.clip(np.einsum("hkwc,hk->hwc", wide[rows], row_weights), 0, 255)
+    model = patchify_ref([one(np.rint(exact).astype(np.uint8), (height, width))])
+    ours = patchify([one(frame, (height, width))], rounding="cuda")
+    off = ours != model
+    assert off.float().mean() <= 4e-4
+    step = 1.0 / (255.0 * min(IMAGE_STD))
+    assert (ours - model).abs().max() <= step * 1.001
+
+
+def test_cuda_rounding_follows_torch_float_resize() -> None:
+    frame, size = noise(120, 77, 3), (84, 112)
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 255).round()
+    expected = patchify_ref([one(resized[0].permute(1, 2, 0).to(torch.uint8), size)])
+    ours = patchify([one(frame, size)], rounding="cuda")
+    assert (ours != expected).float().mean() <= 1e-3
+    assert not torch.equal(ours, patchify([one(frame, size)], rounding="cpu"))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_path_gives_the_same_bits(rounding: str, data: st.DataObject) -> None:
+    """Reference, scalar and AVX2, one thread and several, on arbitrary shapes and boxes."""
+    jobs = []
+    for index in range(data.draw(st.integers(1, 3))):
+        height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 70))
+        x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+        x1, y1 = data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height))
+        size = (28 * data.draw(st.integers(1, 3)), 28 * data.draw(st.integers(1, 3)))
+        a = noise(height, width, 3, seed=index)
+        b = a if data.draw(st.booleans()) else 255 - a
+        jobs.append(PatchifyJob(a, b, PixelBox(x0, y0, x1, y1), size))
+    expected = patchify_ref(jobs, rounding=rounding)  # type: ignore[arg-type]
+    for isa in ISAS:
+        for num_threads in (1, 3):
+            assert torch.equal(on_isa(jobs, isa, rounding, num_threads), expected), isa
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(
+    ("shape", "size"), [((1, 1), (28, 28)), ((1, 3000), (28, 56)), ((2500, 2), (28, 28))]
+)
+def test_extreme_shapes(rounding: str, shape: tuple[int, int], size: tuple[int, int]) -> None:
+    job = one(noise(*shape, 3), size)
+    expected = patchify_ref([job], rounding=rounding)  # type: ignore[arg-type]
+    for isa in ISAS:
+        assert torch.equal(on_isa([job], isa, rounding), expected), isa
+
+
+def test_a_large_reduction_equals_torch() -> None:
+    """Hundreds of taps, whose int16 weights carry up to 22 fractional bits."""
+    frame, size = noise(1200, 1600, 3), (28, 28)
+    pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0)
+    assert torch.equal(patchify([one(frame, size)]), patchify_ref([one(resized, size)]))
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("size", [(28, 28), (56, 84)])
+def test_memory_around_the_frame_is_not_read_into_the_result(
+    rounding: str, size: tuple[int, int]
+) -> None:
+    """The same crop inside two different surroundings."""
+    inside = noise(40, 41, 3)
+    box = PixelBox(5, 3, 46, 43)
+    results = []
+    for filling in (0, 255):
+        frame = np.full((50, 60, 3), filling, dtype=np.uint8)
+        frame[3:43, 5:46] = inside
+        results.append(patchify([one(frame, size, box)], rounding=rounding))  # type: ignore[arg-type]
+    results.append(patchify([one(inside, size)], rounding=rounding))  # type: ignore[arg-type]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_strided_planar_and_torch_frames() -> None:
+    packed = noise(60, 70, 3)
+    wide = np.zeros((120, 90, 3), dtype=np.uint8)
+    wide[::2, 10:80] = packed
+    planar = np.ascontiguousarray(packed.transpose(2, 0, 1)).transpose(1, 2, 0)
+    upside_down = np.ascontiguousarray(packed[::-1])[::-1]
+    expected = patchify([one(packed, (56, 56))])
+    read_only = packed.copy()
+    read_only.flags.writeable = False
+    for frame in (wide[::2, 10:80], planar, upside_down, read_only, torch.from_numpy(packed)):
+        assert torch.equal(patchify([one(frame, (56, 56))]), expected)
+
+
+def test_the_two_frames_may_differ_in_size_and_order_matters() -> None:
+    a, b = noise(40, 50, 3, seed=1), noise(60, 45, 3, seed=2)
+    box = PixelBox(2, 3, 44, 39)
+    rows = patchify([PatchifyJob(a, b, box, (56, 28))]).view(-1, 3, 2, 196)
+    only_a = patchify([one(a, (56, 28), box)]).view(-1, 3, 2, 196)
+    only_b = patchify([one(b, (56, 28), box)]).view(-1, 3, 2, 196)
+    assert torch.equal(rows[:, :, 0], only_a[:, :, 0])
+    assert torch.equal(rows[:, :, 1], only_b[:, :, 0])
+
+
+def test_out_is_written_in_place_and_threads_change_nothing() -> None:
+    frames = noise(6, 100, 120, 3)
+    jobs = [PatchifyJob(frames[i], frames[i + 1], full(frames[i]), (84, 56)) for i in range(5)]
+    expected = patchify(jobs, num_threads=1)
+    out = torch.full_like(expected, torch.nan)
+    assert patchify(jobs, num_threads=5, out=out) is out
+    assert torch.equal(out, expected)
+    reference_out = torch.full_like(expected, torch.nan)
+    assert patchify_ref(jobs, out=reference_out) is reference_out
+    assert torch.equal(reference_out, expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_jobs_give_no_rows(backend: str) -> None:
+    rows = patchify([], backend=backend)
+    assert rows.shape == (0, 1176) and rows.dtype == torch.float32
+
+
+FRAME = noise(40, 50, 3)
+WHOLE = full(FRAME)
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (one(FRAME, (28, 28), PixelBox(0, 0, 51, 40)), "box must be not empty and inside"),
+        (one(FRAME, (28, 28), PixelBox(-1, 0, 50, 40)), "box must be not empty and inside"),
+        (one(FRAME, (28, 28), PixelBox(7, 0, 7, 40)), "box must be not empty and inside"),
+        (one(FRAME, (28, 28), PixelBox(0, 30, 50, 20)), "box must be not empty and inside"),
+        (one(FRAME, (30, 28), WHOLE), "resized_hw must be positive multiples of 28"),
+        (one(FRAME, (28, 0), WHOLE), "resized_hw must be positive multiples of 28"),
+        (one(FRAME.astype(np.float32), (28, 28)), r"frame_a must be \(H, W, 3\) uint8"),
+        (one(FRAME[..., :2], (28, 28)), r"frame_a must be \(H, W, 3\) uint8"),
+        (one(FRAME[0], (28, 28), WHOLE), r"frame_a must be \(H, W, 3\) uint8"),
+        (one(np.zeros((0, 5, 3), np.uint8), (28, 28)), "frame_a must be 1 to"),
+        (PatchifyJob(FRAME, FRAME[:39], WHOLE, (28, 28)), "box must be not empty and inside"),
+        (PatchifyJob(FRAME, FRAME.tolist(), WHOLE, (28, 28)), "frame_b must be a numpy array"),
+    ],
+)
+def test_bad_jobs_are_refused(job: PatchifyJob, message: str) -> None:
+    for call in (patchify, patchify_ref):
+        with pytest.raises(ValueError, match="patchify: " + message):
+            call([one(FRAME, (28, 28)), job])
+
+
+def test_bad_options_are_refused() -> None:
+    job = one(FRAME, (28, 28))
+    with pytest.raises(ValueError, match="rounding must be cpu or cuda, got 'gpu'"):
+        patchify([job], rounding="gpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_threads must be >= 0"):
+        patchify([job], num_threads=-1)
+    for out in (torch.empty(4, 1175), torch.empty(4, 1176).double(), torch.empty(1176, 4).t()):
+        with pytest.raises(ValueError, match="out must be contiguous"):
+            patchify([job], out=out)
+    with pytest.raises(ValueError, match="backend must be auto, cpu, reference, got 'gpu'"):
+        patchify([job], backend="gpu")
+
+
+def test_the_native_core_checks_for_itself() -> None:
+    """It is callable on its own, and a bad box there would read foreign memory."""
+    with pytest.raises(ValueError, match="box must be non-empty and inside"):
+        on_isa([one(FRAME, (28, 28), PixelBox(0, 0, 50, 41))], "scalar", "cpu")
+    with pytest.raises(ValueError, match="isa must be one of auto, scalar, avx2, got neon"):
+        on_isa([one(FRAME, (28, 28))], "neon", "cpu")
+    with pytest.raises(ValueError, match="num_threads must be >= 1"):
+        on_isa([one(FRAME, (28, 28))], "scalar", "cpu", num_threads=0)
+    out = np.empty((3, 1176), dtype=np.float32)
+    with pytest.raises(ValueError, match=r"out must be contiguous \(4, 1176\) float32"):
+        item = (FRAME, FRAME, tuple(WHOLE), (28, 28))
+        _C.patchify([item], out, (0.0,) * 3, (1.0,) * 3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_any_mean_and_std_divide_exactly(isa: str) -> None:
+    """Normalisation values for which a multiplication by the reciprocal would not do."""
+    frame = np.arange(784, dtype=np.uint8).reshape(28, 28, 1).repeat(3, axis=2)
+    for std in (3.0, 0.1, 255.0, 1e-40):
+        out = np.empty((4, 1176), dtype=np.float32)
+        item = (frame, frame, (0, 0, 28, 28), (28, 28))
+        _C.patchify([item], out, (7.7,) * 3, (std,) * 3, "cpu", isa, 1)
+        with np.errstate(over="ignore"):
+            expected = (frame[:14, :14, 0].astype(np.float32) - np.float32(7.7)) / np.float32(std)
+        assert np.array_equal(out[0, :196].reshape(14, 14), expected), std
