@@ -37,6 +37,7 @@ from vtts_rt.types import SamplingParams, Strategy, require
 from vtts_rt.video import open_video
 
 PEER = "transformers loop"
+WARM = ", same question again"
 PHASES = ("decode", "preprocess", "vision", "prefill", "generate", "total")
 # The setting: a frame every two seconds in the coarse pass (15 pairs of the 60 s clip), clues
 # at 20-30 s then 24-28 s, as fractions of the duration so that they fit any file.
@@ -229,7 +230,7 @@ def _alternate(contenders: list[_Contender], video: Path, repeats: int) -> dict[
                     contender.forget()
                 taken = {contender.name: contender.run(path)}
                 if contender.forget is not None:
-                    taken[f"{contender.name}, same question again"] = contender.run(path)
+                    taken[contender.name + WARM] = contender.run(path)
                 path.unlink()
                 for name, run in taken.items() if repeat else ():
                     print(f"run {repeat}/{repeats} {name}: {run.seconds:.2f} s", file=sys.stderr)

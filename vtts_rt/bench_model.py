@@ -114,7 +114,7 @@ def allow_broken_torchvision() -> None:
     except RuntimeError:
         import torch
 
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         _LIBRARIES.append(library)
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
