@@ -81,7 +81,8 @@ def hf_logits(model: Any, inputs: Inputs) -> Tensor:
     chunks = inputs.rows.split([t * h * w for t, h, w in (item.grid for item in inputs.items)])
 
     def select(is_image: bool) -> tuple[Tensor | None, Tensor | None]:
-        chosen = [(c, i) for c, i in zip(chunks, inputs.items) if i.is_image == is_image]
+        both = zip(chunks, inputs.items, strict=True)
+        chosen = [(chunk, item) for chunk, item in both if item.is_image == is_image]
         if not chosen:
             return None, None
         return torch.cat([c for c, _ in chosen]), torch.tensor([i.grid for _, i in chosen])

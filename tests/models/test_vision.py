@@ -32,8 +32,9 @@ def test_a_pair_does_not_depend_on_its_company(tower: VisionTransformer) -> None
     with torch.no_grad():
         together = tower(rows, GRIDS)
         alone = []
-        for (t, h, w), part in zip(GRIDS, rows.split([t * h * w for t, h, w in GRIDS])):
-            alone += [tower(pair, [(1, h, w)]) for pair in part.split(h * w)] if t else []
+        parts = rows.split([t * h * w for t, h, w in GRIDS])
+        for (_, h, w), part in zip(GRIDS, parts, strict=True):
+            alone += [tower(pair, [(1, h, w)]) for pair in part.split(h * w)]
     assert together.shape == (len(rows) // 4, CONFIG.out_hidden_size)
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 

@@ -130,6 +130,8 @@ class PagedAttention:
             values.index_copy_(0, self.write, v.to(values.dtype))
         outputs = []
         for seq in self.sequences:
+            if seq.num_new == 0:
+                continue
             query = q[seq.start : seq.start + seq.num_new]
             if isinstance(seq.slots, slice):
                 key, value = keys[seq.slots], values[seq.slots]

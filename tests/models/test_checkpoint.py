@@ -1,0 +1,324 @@
+"""Every layout of checkpoint loads, ours loads in transformers, broken ones are named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from utils import tiny_qwen2_5_vl
+
+from vtts_rt.models.checkpoint import read_model_config
+from vtts_rt.models.qwen2_5_vl import (
+    Qwen2_5_VL,
+    export_state_dict,
+    from_config,
+    load_extras,
+    load_model,
+    resolve_model,
+    save_hf,
+)
+
+Rename = Callable[[str], str]
+
+
+def old_name(name: str) -> str:
+    """As transformers 4.49 wrote it."""
+    name = name.replace("model.visual.", "visual.")
+    return name.replace("model.language_model.", "model.")
+
+
+def older_wrapper_name(name: str) -> str:
+    """As composite checkpoints with an inner causal model have it."""
+    name = name.replace("model.language_model.", "language_model.model.")
+    name = name.replace("lm_head.", "language_model.lm_head.")
+    return name.replace("model.visual.", "visual.")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def saved(request: Any, tmp_path_factory: Any) -> Path:
+    """New-style names, as modules of transformers 5 have them (its save_pretrained writes the
+    old ones)."""
+    folder = tmp_path_factory.mktemp("saved")
+    model = tiny_qwen2_5_vl(tie_word_embeddings=request.param)
+    model.save_pretrained(folder)
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if request.param:
+        del tensors["lm_head.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def same(model: Qwen2_5_VL, other: Qwen2_5_VL) -> bool:
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+def copy_config(
+    source: Path, target: Path, change: Callable[[dict[str, Any]], Any] | None = None
+) -> None:
+    config = json.loads((source / "config.json").read_text())
+    if change is not None:
+        config = change(config) or config
+    (target / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("rename", [old_name, older_wrapper_name])
+def test_old_names_load(saved: Path, tmp_path: Path, rename: Rename) -> None:
+    copy_config(saved, tmp_path)
+    tensors = {rename(n): t for n, t in load_file(saved / "model.safetensors").items()}
+    assert any(name.startswith("visual.") for name in tensors)
+    # Old versions saved these buffers, and tied heads as copies.
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert same(load_model(tmp_path), load_model(saved))
+
+
+def test_sharded_and_pytorch_files_load(saved: Path, tmp_path: Path) -> None:
+    tied = json.loads((saved / "config.json").read_text())["tie_word_embeddings"]
+    model = tiny_qwen2_5_vl(tie_word_embeddings=tied)
+    shards, binary = tmp_path / "shards", tmp_path / "binary"
+    model.save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 2
+    assert same(load_model(shards), load_model(saved))
+    binary.mkdir()
+    copy_config(saved, binary)
+    torch.save(load_file(saved / "model.safetensors"), binary / "pytorch_model.bin")
+    assert same(load_model(binary), load_model(saved))
+    next(shards.glob("*-00002-*")).unlink()
+    with pytest.raises(ValueError, match=r"shards must be all there.*model-00002"):
+        load_model(shards)
+
+
+def test_a_copy_of_a_tied_head_is_ignored(tmp_path: Path) -> None:
+    tiny_qwen2_5_vl(tie_word_embeddings=True).save_pretrained(tmp_path)
+    expected = load_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert expected.language.lm_head is None
+    assert same(load_model(tmp_path), expected)
+
+
+def flat_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The one-level layout of 4.49, rope in `rope_scaling` and `rope_theta`."""
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    section = rope["mrope_section"]
+    text.pop("model_type")
+    text.pop("layer_types", None)
+    text.pop("tie_word_embeddings", None)
+    config.pop("dtype", None)
+    return {
+        **text,
+        **config,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": section},
+        "torch_dtype": "float32",
+    }
+
+
+def test_flat_config_of_old_versions(saved: Path, tmp_path: Path) -> None:
+    copy_config(saved, tmp_path, flat_config)
+    assert "text_config" not in json.loads((tmp_path / "config.json").read_text())
+    found, expected = read_model_config(tmp_path), read_model_config(saved)
+    assert found.vision == expected.vision
+    assert found.language == expected.language
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.float32, "auto"])
+def test_dtype(saved: Path, tmp_path: Path, dtype: Any) -> None:
+    model = load_model(saved, dtype=dtype)
+    wanted = torch.float32 if dtype == "auto" else getattr(torch, str(dtype).split(".")[-1])
+    assert {p.dtype for p in model.parameters()} == {wanted} == {model.dtype}
+    save_hf(model, tmp_path)
+    assert load_model(tmp_path).dtype == wanted
+
+
+def test_saved_models_load_in_transformers(saved: Path, tmp_path: Path) -> None:
+    import torchvision_shim
+
+    torchvision_shim.install()
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    model = load_model(saved)
+    extras = {"perception": {"max_rounds": 2}, "prompts": {"cue": "Look again."}}
+    save_hf(model, tmp_path, extras=extras)
+    theirs, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    expected = load_file(saved / "model.safetensors")
+    state = theirs.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert export_state_dict(model).keys() == expected.keys()
+    assert load_extras(tmp_path) == extras
+    again = load_model(tmp_path)
+    assert again.config.perception == {"max_rounds": 2}
+    assert replace(again.config, perception={}) == model.config
+    assert theirs.config.vision_config.tokens_per_second == model.config.vision.tokens_per_second
+
+
+def test_perception_settings_travel_with_the_model(saved: Path, tmp_path: Path) -> None:
+    config = replace(load_model(saved).config, perception={"strategy": "append"})
+    save_hf(from_config(config), tmp_path)
+    assert load_model(tmp_path).config.perception == {"strategy": "append"}
+    assert load_extras(saved) == {}
+
+
+def test_random_models_depend_on_the_seed_alone(saved: Path) -> None:
+    config = read_model_config(saved)
+    torch.manual_seed(5)
+    first = from_config(config, seed=1)
+    assert same(first, from_config(config, seed=1))
+    assert not same(first, from_config(config, seed=2))
+    weight = first.language.embed_tokens.weight.detach()
+    assert abs(float(weight.std()) - 0.02) < 1e-3
+    assert float(first.language.layers[0].self_attn.qkv_proj.bias.detach().abs().max()) == 0.0
+    assert float(first.visual.blocks[0].norm1.weight.detach().min()) == 1.0
+
+
+def test_versions_follow_the_weights_of_their_tower(saved: Path) -> None:
+    model, again = load_model(saved), load_model(saved)
+    assert model.weights_version == again.weights_version
+    vision, language = model.vision_version, model.language_version
+    assert vision != language
+    with torch.no_grad():
+        again.visual.merger.mlp[2].bias[0] += 1e-3
+    again.forget_versions()
+    assert again.vision_version != vision
+    assert again.language_version == language
+    assert again.weights_version != model.weights_version
+    assert load_model(saved, dtype="bfloat16").vision_version != vision
+
+
+def broken(tensors: dict[str, Tensor], kind: str) -> None:
+    prefix = "model.language_model.layers."
+    if kind == "missing":
+        for name in [n for n in tensors if n.startswith(prefix)][:5]:
+            del tensors[name]
+    elif kind == "unexpected":
+        tensors["model.language_model.layers.9.input_layernorm.weight"] = torch.ones(3)
+    else:
+        tensors[f"{prefix}0.self_attn.q_proj.weight"] = torch.ones(8, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", r"5 missing \(model\.language_model\.layers\.0\.\S+, \S+, \S+, \.\.\.\)"),
+        (
+            "unexpected",
+            r"1 unexpected \(model\.language_model\.layers\.9\.input_layernorm\.weight\)",
+        ),
+        ("shape", r"1 of wrong shape \(.*q_proj\.weight.*\(8, 64\)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    saved: Path, tmp_path: Path, kind: str, message: str
+) -> None:
+    copy_config(saved, tmp_path)
+    tensors = load_file(saved / "model.safetensors")
+    broken(tensors, kind)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen3_vl"}, "model_type must be 'qwen2_5_vl', got 'qwen3_vl'"),
+        ({"model_type": None}, "model_type must be 'qwen2_5_vl', got None"),
+        ({"text_config.hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
+        ({"vision_config.patch_size": 16}, r"temporal size must be \(14, 2, 2\), got \(16, 2, 2\)"),
+        ({"text_config.layer_types": ["sliding_attention"] * 3}, "layer_types must be all full"),
+        ({"text_config.hidden_size": "many"}, "config.json must be a valid Qwen2.5-VL config"),
+    ],
+)
+def test_other_models_are_refused(
+    saved: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    def apply(config: dict[str, Any]) -> None:
+        for path, value in change.items():
+            *scopes, name = path.split(".")
+            target = config
+            for scope in scopes:
+                target = target[scope]
+            target[name] = value
+
+    copy_config(saved, tmp_path, apply)
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+
+
+def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="model must be a folder with config.json"):
+        load_model(tmp_path)
+    copy_config(saved, tmp_path)
+    with pytest.raises(ValueError, match="a folder with model.safetensors or its index"):
+        load_model(tmp_path)
+    whole = (saved / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="model.safetensors must be a complete checkpoint file"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json must be a readable JSON file"):
+        load_model(tmp_path)
+    (tmp_path / "vtts.json").write_text('{"perception": 3}')
+    with pytest.raises(ValueError, match="perception must be an object, got 'int'"):
+        load_extras(tmp_path)
+
+
+def test_bad_dtype_is_named(saved: Path) -> None:
+    with pytest.raises(ValueError, match="dtype must be 'auto' or one of float32"):
+        load_model(saved, dtype="int8")
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "/no/such/folder", "a/b/c", "bad name/x"])
+def test_names_that_are_nothing_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"model must be 'tiny'.*{re.escape(repr(name))}"):
+        resolve_model(name)
+
+
+def test_hub_models_come_from_the_cache_or_fail_at_once(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[dict[str, Any]] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append(options)
+        if name == "owner/cached":
+            return str(saved)
+        raise FileNotFoundError("not cached")
+
+    def unreachable(self: Any, name: str, **options: Any) -> None:
+        assert options["timeout"] <= 10
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    assert resolve_model("owner/cached") == saved
+    with pytest.raises(RuntimeError, match="neither a directory nor in the hub cache.*hf download"):
+        resolve_model("owner/unknown")
+    assert [options.get("local_files_only") for options in asked] == [True, True]
+
+
+def test_features_must_match_pads(saved: Path) -> None:
+    model = load_model(saved)
+    ids = torch.tensor([1, model.config.video_token_id, model.config.image_token_id])
+    embeds = model.language.embed(ids)
+    merged = model.merge_features(ids, embeds, torch.full((2, 64), 7.0))
+    assert torch.equal(merged[0], embeds[0])
+    assert torch.all(merged[1:] == 7.0)
+    with pytest.raises(ValueError, match=r"features must be one a pad \(2\), got 3"):
+        model.merge_features(ids, embeds, torch.zeros(3, 64))

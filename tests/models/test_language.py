@@ -1,0 +1,138 @@
+"""The language model: packed batches, paged batches, gradients, bad batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vtts_rt.config import LanguageConfig
+from vtts_rt.models import attention
+from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
+
+CONFIG = LanguageConfig(
+    vocab_size=50,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rope_theta=1e6,
+    mrope_section=(2, 3, 3),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    torch.manual_seed(2)
+    return LanguageModel(CONFIG)
+
+
+def bounds(lengths: list[int]) -> list[int]:
+    return [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+
+
+def alone(model: LanguageModel, x: Tensor, positions: Tensor, lengths: list[int]) -> Tensor:
+    outputs = []
+    for start, length in zip(bounds(lengths), lengths, strict=False):
+        part = slice(start, start + length)
+        outputs.append(model(ForwardBatch(x[part], positions[:, part], [0, length])))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("lengths", [[9], [7, 7, 7], [5, 5, 8, 1, 5], [3, 0, 4], [0, 2]])
+def test_packed_sequences_do_not_see_each_other(model: LanguageModel, lengths: list[int]) -> None:
+    x = torch.randn(sum(lengths), 64)
+    positions = torch.randint(0, 40, (3, sum(lengths)))
+    with torch.no_grad():
+        together = model(ForwardBatch(x, positions, torch.tensor(bounds(lengths))))
+        expected = alone(model, x, positions, lengths)
+    torch.testing.assert_close(together, expected, rtol=0, atol=1e-5)
+
+
+def test_a_token_sees_nothing_after_it(model: LanguageModel) -> None:
+    x = torch.randn(12, 64)
+    positions = torch.arange(12).expand(3, -1)
+    touched = x.clone()
+    touched[7] += 1.0
+    with torch.no_grad():
+        change = model(ForwardBatch(touched, positions, [0, 12]))
+        change = (change - model(ForwardBatch(x, positions, [0, 12]))).abs().amax(1)
+    assert torch.all(change[:7] == 0)
+    assert torch.all(change[7:] > 0)
+
+
+def test_paged_batch_of_prefill_chunk_and_decode(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three sequences at different stages in one pass, their pages interleaved."""
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)  # several mask blocks for one chunk
+    page_size = 4
+    totals, cached = [19, 6, 13], [5, 5, 0]
+    table = torch.randperm(15).view(3, 5)
+    pages = torch.full((2, 2, 15, page_size, 2, 16), float("nan"))
+    x = [torch.randn(total, 64) for total in totals]
+    places = [torch.randint(0, 40, (3, total)) for total in totals]
+
+    def run(starts: list[int], ends: list[int]) -> Tensor:
+        slots = []
+        for b, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            index = torch.arange(start, end)
+            slots.append(table[b, index // page_size] * page_size + index % page_size)
+        spans = [slice(a, b) for a, b in zip(starts, ends, strict=True)]
+        return model(
+            ForwardBatch(
+                torch.cat([item[span] for item, span in zip(x, spans, strict=True)]),
+                torch.cat([item[:, span] for item, span in zip(places, spans, strict=True)], 1),
+                bounds([end - start for start, end in zip(starts, ends, strict=True)]),
+                PagedKV(pages, table, torch.cat(slots), ends),
+            )
+        )
+
+    run([0, 0, 0], cached)
+    hidden = run(cached, totals)
+    assert not hidden.requires_grad
+    assert not pages.requires_grad
+    expected = [
+        model(ForwardBatch(item, place, [0, len(item)]))[start:]
+        for item, place, start in zip(x, places, cached, strict=True)
+    ]
+    torch.testing.assert_close(hidden, torch.cat(expected).detach(), rtol=0, atol=1e-5)
+    used = {int(p) for row, total in zip(table, totals, strict=True) for p in row[: -(-total // 4)]}
+    for page in set(range(15)) - used:
+        assert pages[:, :, page].isnan().all()
+
+
+def test_every_parameter_gets_a_gradient(model: LanguageModel) -> None:
+    x = model.embed(torch.randint(0, 50, (12,)))
+    hidden = model(ForwardBatch(x, torch.arange(6).repeat(3, 2), [0, 6, 12]))
+    model.logits(hidden).log_softmax(-1)[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    model.zero_grad()
+
+
+def test_empty_batch_gives_no_hidden_states(model: LanguageModel) -> None:
+    batch = ForwardBatch(torch.empty(0, 64), torch.empty(3, 0, dtype=torch.long), [0])
+    assert model(batch).shape == (0, 64)
+
+
+def test_batches_that_do_not_fit_are_named(model: LanguageModel) -> None:
+    x, positions = torch.randn(4, 64), torch.arange(4).expand(3, -1)
+    with pytest.raises(ValueError, match="cu_seqlens_q must be"):
+        model(ForwardBatch(x, positions, [0, 3]))
+    with pytest.raises(ValueError, match=r"position_ids must be \(3, 4\), got \(3, 3\)"):
+        model(ForwardBatch(x, positions[:, :3], [0, 4]))
+    pages = torch.zeros(2, 2, 1, 4, 2, 16)
+    kv = PagedKV(pages, torch.zeros(1, 1, dtype=torch.long), torch.arange(4), [3])
+    with pytest.raises(ValueError, match="seqlens_k must be >= 4 new, got 3"):
+        model(ForwardBatch(x, positions, [0, 4], kv))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_key_value_heads", 3), ("mrope_section", (2, 3, 4))]
+)
+def test_impossible_shapes_are_named(field: str, value: object) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        LanguageModel(replace(CONFIG, **{field: value}))  # type: ignore[arg-type]
