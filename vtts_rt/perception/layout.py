@@ -1,0 +1,143 @@
+"""Prompt layouts of the four strategies, with Qwen's chat template written out.
+
+`official` and `grid`: vision segments, then all text, afresh in every round. `refresh` and
+`append`: text first (the reused prefix, the same in every round), then time-labelled pairs, then
+a short cue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vtts_rt.config import STRATEGIES
+from vtts_rt.perception.plan import FramePlan, RoundHistory
+from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.types import FULL_BOX, Prompt, PromptPart, Segment, Strategy, TimeLabel, require
+
+MAX_OPTIONS = 26  # one capital each
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_USER = "<|im_start|>user\n"
+_END = "<|im_end|>\n"
+_ASSISTANT = "<|im_start|>assistant\n"
+# A cell shorter than this has its time written with two decimals.
+_FINE_CELL_SECONDS = 0.1
+
+
+def neutralise(text: str) -> str:
+    """Text of a user without control tokens: a space goes into every `<|`.
+
+    All of Qwen's control tokens are spelt `<|name|>`; left alone, one in a question would end
+    the turn or stand for an image.
+    """
+    return text.replace("<|", "< |")
+
+
+def build_prompt(
+    strategy: Strategy,
+    templates: PromptTemplates,
+    *,
+    question: str,
+    options: Sequence[str],
+    context: str,
+    round_index: int,
+    max_rounds: int,
+    plan: FramePlan,
+    history: Sequence[RoundHistory],
+) -> Prompt:
+    """The prompt of one round.
+
+    question: not blank. options: may be empty, at most 26, none blank. context: subtitles or
+    other long text, may be empty. round_index: from 0; the last of max_rounds asks for the
+    answer only. plan: of this round. history: the finished rounds. For `append` with a history the
+    result is the part that the round adds after the model's last token, beginning with the end
+    of its turn. ValueError for a bad argument.
+    """
+    require("ask", "strategy", strategy, strategy in STRATEGIES, f"one of {STRATEGIES}")
+    require("ask", "question", question, _has_text(question), "a text that is not blank")
+    require("ask", "number of options", len(options), len(options) <= MAX_OPTIONS, "<= 26")
+    for option in options:
+        require("ask", "option", option, _has_text(option), "a text that is not blank")
+    require("ask", "context", context, isinstance(context, str), "a text")
+    last = round_index >= max_rounds - 1
+    system = f"<|im_start|>system\n{templates.system}{_END}" if templates.system else ""
+    task = _task_text(templates, question, options, context)
+    if strategy in ("official", "grid"):
+        instruction = templates.final if last else templates.look
+        parts: list[PromptPart] = [system + _USER, *plan.segments, task + instruction]
+    else:
+        head = system + _USER + task + templates.task
+        if strategy == "append" and history:
+            head = _END + _USER
+        elif history:
+            head += _previous(templates, plan)
+        cue = templates.cue_final if last else templates.cue_look
+        parts = [head, *_labelled(templates, plan), cue]
+    parts.append(_END + _ASSISTANT)
+    return Prompt(tuple(_joined(parts)))
+
+
+def _has_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _task_text(
+    templates: PromptTemplates, question: str, options: Sequence[str], context: str
+) -> str:
+    text = ""
+    if context.strip():
+        text += templates.context.format(context=neutralise(context))
+    text += templates.question.format(question=neutralise(question))
+    if options:
+        lines = [
+            templates.option.format(letter=letter, text=neutralise(option))
+            for letter, option in zip(_LETTERS, options, strict=False)
+        ]
+        text += templates.options.format(options="\n".join(lines))
+    return text
+
+
+def _previous(templates: PromptTemplates, plan: FramePlan) -> str:
+    """The clue that led to the plan, as text; nothing where there was none to follow."""
+    if not plan.regions:
+        return ""
+    first = [r for r in plan.regions if r.video == plan.regions[0].video]
+    spans = dict.fromkeys((r.span.start_seconds, r.span.end_seconds) for r in first)
+    boxes = dict.fromkeys(r.box for r in first if r.box != FULL_BOX)
+    return templates.previous.format(
+        spans="[" + ", ".join(f"({s:.1f}, {e:.1f})" for s, e in spans) + "]",
+        boxes="["
+        + ", ".join(f"[{b.x0:.2f}, {b.y0:.2f}, {b.x1:.2f}, {b.y1:.2f}]" for b in boxes)
+        + "]",
+    )
+
+
+def _labelled(templates: PromptTemplates, plan: FramePlan) -> list[PromptPart]:
+    """Segments, each after its time; with several videos each after its heading."""
+    parts: list[PromptPart] = []
+    heading = None
+    for segment in plan.segments:
+        video = segment.pairs[0].video
+        if len(plan.views) > 1 and video != heading:
+            parts.append(templates.video_heading.format(number=video + 1))
+            heading = video
+        if plan.time_labels and not segment.is_image:
+            parts.append(TimeLabel(_time_text(templates, plan, segment)))
+        parts.append(segment)
+    return parts
+
+
+def _time_text(templates: PromptTemplates, plan: FramePlan, segment: Segment) -> str:
+    pair = segment.pairs[0]
+    decimals = 2 if plan.views[pair.video].cell_seconds < _FINE_CELL_SECONDS else 1
+    return templates.time_label.format(seconds=f"{pair.time_seconds:.{decimals}f}")
+
+
+def _joined(parts: Sequence[PromptPart]) -> list[PromptPart]:
+    """Neighbouring text runs as one, no empty runs: a tokenizer sees each run as a whole."""
+    joined: list[PromptPart] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        elif part != "":
+            joined.append(part)
+    return joined

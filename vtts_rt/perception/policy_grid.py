@@ -1,0 +1,239 @@
+"""Frame policies on the dyadic grid: `grid`, and the one of `refresh` and `append`.
+
+The frames of a round (max_frames) are shared equally by the videos of a question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.perception.plan import FramePlan, RoundHistory, View, image_segment
+from vtts_rt.perception.region import MIN_VIEW_PX, full_view, hull, snap_box, widen_spans
+from vtts_rt.perception.sizing import view_size
+from vtts_rt.perception.timeline import Cells, Timeline
+from vtts_rt.types import (
+    PairRef,
+    PixelBox,
+    Segment,
+    Strategy,
+    TimeSpan,
+    VideoMetadata,
+)
+
+
+def plan_grid(
+    config: PerceptionConfig,
+    videos: Sequence[VideoMetadata],
+    history: Sequence[RoundHistory],
+    round_index: int,
+) -> FramePlan:
+    """One segment a video; number of pairs, size and time step are those of round 1.
+
+    A clue moves pairs: some second halves of cells inside the spans come in, so that the
+    spans get `key_ratio` times the density, and as many pairs outside go, at most half of
+    them, those after the first span first. An unusable clue shows round 1's frames again.
+    """
+    segments: list[Segment] = []
+    views: list[View] = []
+    notes: list[str] = []
+    for video, metadata in enumerate(videos):
+        box = full_view(metadata.height, metadata.width)
+        if metadata.is_image:
+            size = _image_size(config, videos, box)
+            segments.append(image_segment(video, metadata, box, size))
+            views.append(View(video, box, size, (), 0.0))
+            continue
+        timeline = Timeline(video, metadata, config.sample_fps)
+        level = timeline.first_level(config, _max_pairs(config, videos))
+        spans = history[-1].spans(metadata) if history else ()
+        if history and not spans:
+            notes.append("no usable time span in the clue: the frames of the first round")
+        pairs = _denser_inside(timeline, level, spans, config.key_ratio)
+        size = view_size(config, metadata.height, metadata.width, 2 * len(pairs))
+        step = timeline.cell_seconds(level)
+        segments.append(Segment(tuple(pairs), box, size, seconds_per_grid=step))
+        whole = (TimeSpan(0.0, metadata.duration_seconds),)
+        views.append(View(video, box, size, whole, step, level))
+    return _plan("grid", config, videos, history, round_index, segments, views, notes)
+
+
+def _denser_inside(
+    timeline: Timeline, level: int, spans: Sequence[TimeSpan], key_ratio: float
+) -> list[PairRef]:
+    """All cells of the level, with some pairs moved from outside the spans to the inside."""
+    num = timeline.num_cells(level)
+    inside = timeline.cells(spans, level)
+    outside = np.setdiff1d(np.arange(num), inside)
+    if len(inside) == 0 or len(outside) == 0:
+        return timeline.pairs(np.arange(num), level)
+    weight = len(inside) * key_ratio
+    extra = round(num * weight / (weight + len(outside))) - len(inside)
+    after, before = outside[outside > inside[0]], outside[outside < inside[0]]
+    extra = max(0, min(extra, len(after) // 2 + len(before) // 2))
+    finer: list[PairRef] = []
+    depth = 1
+    while len(finer) < extra and timeline.resolves(level + depth):
+        halves = timeline.cells(spans, level + depth)
+        # First halves begin with the frame that their parent begins with.
+        halves = halves[halves % 2 == 1]
+        finer += timeline.pairs(_spread(halves, extra - len(finer)), level + depth)
+        depth += 1
+    num_after = min(len(finer), len(after) // 2)
+    drop = np.concatenate([_spread(after, num_after), _spread(before, len(finer) - num_after)])
+    kept = timeline.pairs(np.setdiff1d(np.arange(num), drop), level)
+    return sorted(kept + finer, key=lambda pair: pair.time_seconds)
+
+
+def _spread(cells: Cells, num: int) -> Cells:
+    """`num` of the cells (or all, if there are fewer), evenly spread."""
+    if num >= len(cells):
+        return cells
+    return cells[(2 * np.arange(num) + 1) * len(cells) // (2 * max(num, 1))]
+
+
+def plan_focus(
+    strategy: Strategy,
+    config: PerceptionConfig,
+    videos: Sequence[VideoMetadata],
+    history: Sequence[RoundHistory],
+    round_index: int,
+) -> FramePlan:
+    """`refresh` and `append`: the whole video first, then what the clue points to.
+
+    Every pair is a segment. A later round takes the clue's spans, wider by one cell of the
+    round in which it was given, at the finest level that fits into max_frames and is not
+    finer than the source, seen through the box around all boxes (at least 56 source px a
+    side). Without boxes the whole frame; without spans the time and the level of that round.
+    Every view has the pixel budget of a frame in a round of max_frames. `append` leaves out what
+    an earlier round has shown. Empty where that leaves nothing, or the clue cannot be used.
+    """
+    shown = {
+        _content(pair, segment)
+        for past in (history if strategy == "append" else ())
+        for segment in past.plan.segments
+        for pair in segment.pairs
+    }
+    segments: list[Segment] = []
+    views: list[View] = []
+    notes: list[str] = []
+    look = history[-1] if history else None
+    for video in range(len(videos)):
+        found = _look(config, videos, video, look, notes)
+        fresh: list[Segment] = []
+        if found is not None:
+            view, planned = found
+            for segment in planned:
+                key = _content(segment.pairs[0], segment)
+                if key not in shown:
+                    shown.add(key)
+                    fresh.append(segment)
+            if not fresh:
+                notes.append(f"video {video}: all that the clue points to has been shown")
+        if fresh:
+            segments += fresh
+            views.append(view)
+        else:
+            assert look is not None, "a first look shows every video"
+            views.append(look.plan.views[video])
+    return _plan(strategy, config, videos, history, round_index, segments, views, notes)
+
+
+def _look(
+    config: PerceptionConfig,
+    videos: Sequence[VideoMetadata],
+    video: int,
+    look: RoundHistory | None,
+    notes: list[str],
+) -> tuple[View, list[Segment]] | None:
+    """View and one-pair segments of one video, before anything is left out."""
+    metadata = videos[video]
+    box = full_view(metadata.height, metadata.width)
+    boxes = [] if look is None else look.boxes(video, metadata)
+    if boxes:
+        box = snap_box(hull(boxes), metadata.height, metadata.width, MIN_VIEW_PX)
+    if metadata.is_image:
+        if look is not None and not boxes:
+            notes.append(f"image {video}: no usable box in the clue")
+            return None
+        size = _image_size(config, videos, box)
+        return View(video, box, size, (), 0.0), [image_segment(video, metadata, box, size)]
+    timeline = Timeline(video, metadata, config.sample_fps)
+    max_pairs = _max_pairs(config, videos)
+    level = timeline.first_level(config, max_pairs)
+    spans: tuple[TimeSpan, ...] = (TimeSpan(0.0, metadata.duration_seconds),)
+    if look is not None:
+        before = look.plan.views[video]
+        clue_spans = look.spans(metadata)
+        if clue_spans:
+            spans = widen_spans(clue_spans, before.cell_seconds, metadata.duration_seconds)
+            level = timeline.finest_level(spans, level, max_pairs)
+        elif boxes:
+            notes.append(f"video {video}: no usable time span in the clue, the time stays")
+            spans, level = before.spans, before.level
+        else:
+            notes.append(f"video {video}: no usable time span and no usable box in the clue")
+            return None
+    size = view_size(config, box.y1 - box.y0, box.x1 - box.x0, config.max_frames)
+    pairs = timeline.pairs(timeline.cells(spans, level), level)
+    view = View(video, box, size, spans, timeline.cell_seconds(level), level)
+    return view, [Segment((pair,), box, size) for pair in pairs]
+
+
+def _content(pair: PairRef, segment: Segment) -> tuple[int, int, int, PixelBox, tuple[int, int]]:
+    """What makes two pairs of a question the same picture."""
+    return pair.video, pair.frame_a, pair.frame_b, segment.box, segment.resized_hw
+
+
+def _max_pairs(config: PerceptionConfig, videos: Sequence[VideoMetadata]) -> int:
+    moving = sum(not metadata.is_image for metadata in videos)
+    return max(1, config.max_frames // 2 // max(moving, 1))
+
+
+def _image_size(
+    config: PerceptionConfig, videos: Sequence[VideoMetadata], box: PixelBox
+) -> tuple[int, int]:
+    """Images share the pixels of a round; each counts as one pair."""
+    images = sum(metadata.is_image for metadata in videos)
+    return view_size(config, box.y1 - box.y0, box.x1 - box.x0, 2 * images)
+
+
+def _plan(
+    strategy: Strategy,
+    config: PerceptionConfig,
+    videos: Sequence[VideoMetadata],
+    history: Sequence[RoundHistory],
+    round_index: int,
+    segments: Iterable[Segment],
+    views: Sequence[View],
+    notes: Sequence[str],
+) -> FramePlan:
+    segments = tuple(segments)
+    frames = tuple(f for segment in segments for f in segment.frame_indices)
+    stamps: list[float] = []
+    for segment in segments:
+        stamps += _stamps(videos[segment.pairs[0].video], segment.frame_indices)
+    steps = [view.cell_seconds for view in views if view.cell_seconds > 0.0]
+    return FramePlan(
+        strategy=strategy,
+        round_index=round_index,
+        segments=segments,
+        frame_indices=frames,
+        timestamps_seconds=tuple(stamps),
+        sample_fps=2.0 / steps[0] if steps else config.sample_fps,
+        views=tuple(views),
+        regions=history[-1].regions(videos) if history else (),
+        notes=tuple(dict.fromkeys(notes)),
+        time_labels=config.time_labels,
+    )
+
+
+def _stamps(metadata: VideoMetadata, frames: Sequence[int]) -> list[float]:
+    """Presentation times of frames."""
+    if metadata.is_image:
+        return [0.0] * len(frames)
+    if metadata.timestamps_seconds is None:
+        return [frame / metadata.source_fps for frame in frames]
+    return [float(metadata.timestamps_seconds[frame]) for frame in frames]

@@ -1,0 +1,60 @@
+"""How many frames and how many pixels a view gets: the budget rules of Qwen2.5-VL."""
+
+from __future__ import annotations
+
+import math
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.types import TOKEN_PX, require
+
+# qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more, whatever the budget.
+MAX_FRAME_PIXELS = 768 * TOKEN_PX * TOKEN_PX
+# transformers, Qwen2VLImageProcessor: larger aspect ratios are an error there.
+MAX_ASPECT = 200
+
+
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
+    """(height, width) px of a view: multiples of 28, aspect kept, area between the bounds.
+
+    Equal to transformers' function of that name, Python's half-to-even `round` included. Beyond
+    its aspect limit of 200, where transformers raises, the longer side counts as 200 times the
+    shorter one: the view is then squeezed. The bounds give way to the 28 px a side.
+    """
+    require("smart_resize", "height, width", (height, width), min(height, width) >= 1, ">= 1")
+    shorter = min(height, width)
+    height, width = min(height, shorter * MAX_ASPECT), min(width, shorter * MAX_ASPECT)
+    h = round(height / TOKEN_PX) * TOKEN_PX
+    w = round(width / TOKEN_PX) * TOKEN_PX
+    if h * w > max_pixels:
+        beta = math.sqrt(height * width / max_pixels)
+        h = max(TOKEN_PX, math.floor(height / beta / TOKEN_PX) * TOKEN_PX)
+        w = max(TOKEN_PX, math.floor(width / beta / TOKEN_PX) * TOKEN_PX)
+    elif h * w < min_pixels:
+        beta = math.sqrt(min_pixels / (height * width))
+        h = math.ceil(height * beta / TOKEN_PX) * TOKEN_PX
+        w = math.ceil(width * beta / TOKEN_PX) * TOKEN_PX
+    # Only reached with a side below 14 px and a min_pixels below 28 x 28.
+    return max(h, TOKEN_PX), max(w, TOKEN_PX)
+
+
+def frame_cap(config: PerceptionConfig, num_frames: int) -> float:
+    """Most pixels of one of `num_frames` frames that share the budget of a round."""
+    share = config.total_pixels / num_frames * 2
+    return max(min(MAX_FRAME_PIXELS, share), int(config.min_pixels * 1.05))
+
+
+def view_size(
+    config: PerceptionConfig, height: int, width: int, num_frames: int
+) -> tuple[int, int]:
+    """(height, width) px at which a view of `height` x `width` source px is shown."""
+    return smart_resize(height, width, config.min_pixels, frame_cap(config, num_frames))
+
+
+def smart_nframes(config: PerceptionConfig, num_frames: int, source_fps: float) -> int:
+    """Frames sampled from a video by the rule of qwen-vl-utils: even, within the bounds.
+
+    0 for a video of one frame, which that rule does not know.
+    """
+    wanted = num_frames / source_fps * config.sample_fps
+    within = min(max(wanted, config.min_frames), config.max_frames, num_frames)
+    return math.floor(within / 2) * 2
