@@ -1,0 +1,15 @@
+"""Video in: sources of frames, the store of decoded ones, and a writer for clips."""
+
+from vtts_rt.video.open import open_video
+from vtts_rt.video.source import FrameSource
+from vtts_rt.video.store import FrameCounts, FrameStore, StoreProvider
+from vtts_rt.video.writer import write_video
+
+__all__ = [
+    "FrameCounts",
+    "FrameSource",
+    "FrameStore",
+    "StoreProvider",
+    "open_video",
+    "write_video",
+]

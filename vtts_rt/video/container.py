@@ -1,0 +1,176 @@
+"""Opening media with PyAV: what is refused, what an error says, who the file is.
+
+Everything PyAV raises leaves here as a ValueError about the input; nothing reaches the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+
+from vtts_rt.types import require
+
+# Demuxers that read other files than the one they are given: their content hash would not
+# cover the pixels, and they reach where the caller did not point.
+NESTED_FORMATS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "rtp"})
+READ_BYTES = 1 << 18  # a 10-hour file in few calls; at 32 KiB demuxing took up to 3 times as long
+HASH_CHUNK_BYTES = 1 << 20
+HASH_MEMO_ENTRIES = 1024
+
+# (device, inode, size, mtime_ns, ctime_ns): a write, a rename over it or a restore of the
+# modification time all change at least one of them.
+FileIdentity = tuple[int, int, int, int, int]
+
+
+def file_identity(path: Path) -> FileIdentity:
+    """Who the file at `path` is now; OSError when it is gone."""
+    s = path.stat()
+    return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+
+class Media:
+    """One media content, a path or bytes, that can be opened any number of times.
+
+    name: how messages call it. A path must be a readable, non-empty regular file.
+    Raises ValueError otherwise.
+    """
+
+    def __init__(self, content: Path | bytes) -> None:
+        self.path: Path | None = None
+        self.data = b""
+        self.identity: FileIdentity | None = None
+        if isinstance(content, bytes):
+            self.name = f"{len(content)} bytes"
+            require("open_video", "video", "0 bytes", len(content) > 0, "a non-empty content")
+            self.data = content
+            return
+        self.path, self.name = content, repr(str(content))
+        rule = "the path of an existing video or image file"
+        try:
+            self.identity = file_identity(content)
+            require("open_video", "video", str(content), content.is_file(), rule)
+            with content.open("rb") as file:
+                require("open_video", "video", str(content), file.read(1) != b"", "not empty")
+        except (OSError, ValueError) as error:
+            if str(error).startswith("open_video:"):
+                raise
+            # OSError: missing, no permission, name too long; ValueError: a NUL in the name.
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ValueError(
+                f"open_video: video must be {rule}, got {str(content)!r} ({reason})"
+            ) from None
+
+    def check_unchanged(self) -> None:
+        """RuntimeError when the file is no longer the one that was opened."""
+        if self.path is None:
+            return
+        try:
+            same = file_identity(self.path) == self.identity
+        except OSError:
+            same = False
+        if not same:
+            raise RuntimeError(
+                f"the video {self.name} was changed or removed while it was open: open it again"
+            )
+
+    def content_id(self) -> str:
+        """blake2b of the whole content; for a file memoised by its identity.
+
+        The file is read once in order, in 1 MiB pieces; the packet pass that follows then finds
+        it in the page cache.
+        """
+        if self.path is None:
+            return hashlib.blake2b(self.data, digest_size=16).hexdigest()
+        assert self.identity is not None
+        known = _hash_memo.get(self.identity)
+        if known is not None:
+            return known
+        digest = hashlib.blake2b(digest_size=16)
+        with self.path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+        self.check_unchanged()
+        _hash_memo.put(self.identity, digest.hexdigest())
+        return digest.hexdigest()
+
+    def open(self) -> Any:
+        """A new av input container on the content; ValueError when it is no usable media.
+
+        PyAV gets a reader without a name, so that formats are told by content alone (by name,
+        a text file is a "tty" video and `%03d` a pattern) and a path behaves as its bytes do.
+        """
+        reader = io.BytesIO(self.data) if self.path is None else _Reader(self.path)
+        self.check_unchanged()
+        with av_errors(self.name):
+            container = av.open(
+                reader,
+                "r",
+                buffer_size=READ_BYTES,
+                container_options={"protocol_whitelist": "none"},
+            )
+        nested = bool(NESTED_FORMATS & set(container.format.name.split(",")))
+        got = f"{self.name} ({container.format.name})"
+        require("open_video", "video", got, not nested, "a self-contained media file")
+        return container
+
+
+class _Reader:
+    """What PyAV needs of a file, without its name; closed when the container lets go of it."""
+
+    def __init__(self, path: Path) -> None:
+        file = path.open("rb", buffering=0)
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+class _Memo:
+    """A bounded, thread-safe dictionary that forgets the least recently used."""
+
+    def __init__(self, entries: int) -> None:
+        self._entries = entries
+        self._values: OrderedDict[FileIdentity, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: FileIdentity) -> str | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: FileIdentity, value: str) -> None:
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > self._entries:
+                self._values.popitem(last=False)
+
+
+_hash_memo = _Memo(HASH_MEMO_ENTRIES)
+
+
+@contextmanager
+def av_errors(name: str) -> Iterator[None]:
+    """Turns whatever PyAV raises about a content into a ValueError that names it."""
+    try:
+        yield
+    except (av.FFmpegError, OSError, UnicodeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(
+            f"open_video: video must be a readable video or image, got {name} ({reason})"
+        ) from None
+
+
+def video_stream(container: Any, name: str) -> Any:
+    """The first video stream that is not cover art; ValueError when there is none."""
+    streams = [
+        s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+    ]
+    kind = "audio-only file" if container.streams.audio else "file without one"
+    require("open_video", "video", f"{kind} {name}", bool(streams), "hold a video stream")
+    return streams[0]

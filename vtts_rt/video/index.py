@@ -1,0 +1,251 @@
+"""The packet index of a stream: which frame every packet holds, when it shows, where to seek.
+
+Shape letters: N packets of the stream in file (decode) order, F frames in presentation order.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+
+MISSING = -(1 << 62)  # a pts, dts or position that the container does not have
+FALLBACK_FPS = 25.0  # ffmpeg's own rate for streams that carry neither times nor a rate
+# A container's average rate is believed within this factor of what the timestamps say: beyond
+# it, it is a header that lies (webcam and screen recordings say 1000 or 90000).
+RATE_TOLERANCE = 1.5
+MAX_FPS = 1000.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PacketIndex:
+    """One entry per packet, all as numpy arrays: a 10-hour file at 60 fps takes about 100 MB.
+
+    keys: (N,) int64, what tells packets apart after a seek (byte position, pts or dts,
+        whichever is there and unique); None when nothing is.
+    key_name: "pos", "pts" or "dts".
+    seek_times: (N,) int64 in stream time base, the time a demuxer seeks by.
+    order: (N,) int64, rank in presentation order among all packets.
+    frame_of: (N,) int64, the frame index of a packet, -1 where it holds no frame that shows.
+    packet_of: (F,) int64, the packet of a frame.
+    keyframes: ordinals of keyframe packets, ascending, beginning with 0.
+    times_seconds: (F,) float64, ascending from 0.0.
+    """
+
+    keys: np.ndarray | None
+    key_name: str
+    seek_times: np.ndarray
+    order: np.ndarray
+    frame_of: np.ndarray
+    packet_of: np.ndarray
+    keyframes: list[int]
+    times_seconds: np.ndarray
+    source_fps: float
+    duration_seconds: float
+
+    @property
+    def num_packets(self) -> int:
+        return len(self.order)
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.packet_of)
+
+    def key_of(self, packet: Any) -> int:
+        value = getattr(packet, self.key_name)
+        return MISSING if value is None else int(value)
+
+    def ordinal_of(self, packet: Any) -> int | None:
+        """The place of a packet in the file, by its key; None when it cannot be told."""
+        if self.keys is None:
+            return None
+        hits = np.flatnonzero(self.keys == self.key_of(packet))
+        return int(hits[0]) if len(hits) == 1 else None
+
+    def start_for(self, frame: int) -> int:
+        """Ordinal of the packet to decode from so that `frame` comes out whole.
+
+        The last keyframe before it in the file *and* on screen: frames that follow a keyframe
+        in the file but show before it (an open group of pictures) need the group before.
+        """
+        packet = int(self.packet_of[frame])
+        k = bisect_right(self.keyframes, packet) - 1
+        while k > 0 and self.order[self.keyframes[k]] > self.order[packet]:
+            k -= 1
+        return self.keyframes[k]
+
+    def keyframe_before(self, ordinal: int) -> int | None:
+        """The keyframe before the one at `ordinal`, or None at the first."""
+        k = bisect_right(self.keyframes, ordinal - 1) - 1
+        return self.keyframes[k] if k >= 0 else None
+
+
+def is_media_packet(packet: Any) -> bool:
+    """False for the empty packet that ends a demux, and for any other packet without data."""
+    return bool(packet.size)
+
+
+def demuxed(container: Any, stream: Any) -> Any:
+    """The packets of a stream that hold data; a broken tail ends them, as the end of file does."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except (av.FFmpegError, OSError):
+            return
+        if packet is None:
+            return
+        if is_media_packet(packet):
+            yield packet
+
+
+def build_index(
+    container: Any,
+    stream: Any,
+    reopen: Callable[[], tuple[Any, Any]],
+    source_fps: float | None = None,
+) -> PacketIndex | None:
+    """One pass over the packets of a freshly opened container; nothing is decoded.
+
+    Only a stream of which the container does not say when frames show (no pts although frames
+    are reordered, or no times at all: raw H.264) is decoded once, to learn the order.
+    reopen: gives another (container, stream) of the same content, for that one decode.
+    source_fps: rate of a stream without any times; the default is the container's guess.
+    Returns None when no packet holds a frame that shows.
+    """
+    pts, dts, pos = array("q"), array("q"), array("q")
+    hidden, keyframes = bytearray(), array("q")
+    is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
+    shown_order: list[int] | None = None
+    for packet in demuxed(container, stream):
+        if packet.is_keyframe:
+            keyframes.append(len(pts))
+        pts.append(MISSING if packet.pts is None else packet.pts)
+        dts.append(MISSING if packet.dts is None else packet.dts)
+        pos.append(MISSING if packet.pos is None or packet.pos < 0 else packet.pos)
+        # Edit lists mark what they cut; a VP8 frame header says "not shown" in bit 4 (RFC 6386).
+        hidden.append(packet.is_discard or (is_vp8 and not bytes(packet)[0] & 0x10))
+    columns = [np.frombuffer(c, np.int64).copy() for c in (pts, dts, pos)] if pts else []
+    if not columns:
+        return None
+    shows = np.frombuffer(bytes(hidden), np.uint8) == 0
+    times, seek_times = columns[0], columns[1]
+    if (times == MISSING).any():
+        reorders = stream.codec_context.has_b_frames or (seek_times == MISSING).any()
+        if reorders:
+            shown_order = _decoded_order(*reopen())
+        times = np.where(times == MISSING, columns[1], times)
+    seek_times = np.where(seek_times == MISSING, times, seek_times)
+    times = _without_jumps_back(times, columns[1])
+    if shown_order is None:
+        ranking = np.lexsort((np.arange(len(times)), times))
+        packet_of = ranking[shows[ranking]]
+        shown_times = times[packet_of]
+    else:
+        packet_of = np.array([p for p in shown_order if p < len(shows) and shows[p]], np.int64)
+        ranking = np.concatenate([packet_of, np.setdiff1d(np.arange(len(times)), packet_of)])
+        shown_times = np.sort(times[packet_of])
+    if not len(packet_of):
+        return None
+    order = np.empty(len(times), np.int64)
+    order[ranking] = np.arange(len(times))
+    frame_of = np.full(len(times), -1, np.int64)
+    frame_of[packet_of] = np.arange(len(packet_of))
+    rate = _rate(stream.average_rate)
+    if (shown_times == MISSING).any():
+        rate = source_fps or rate or _rate(stream.guessed_rate) or FALLBACK_FPS
+        seconds = np.arange(len(packet_of), dtype=np.float64) / rate
+    else:
+        seconds = (shown_times - shown_times[0]) * float(stream.time_base)
+    fps, duration = _rate_and_duration(seconds, rate)
+    keys, key_name = _unique_key({"pos": columns[2], "pts": columns[0], "dts": columns[1]})
+    return PacketIndex(
+        keys=keys,
+        key_name=key_name,
+        seek_times=seek_times,
+        order=order,
+        frame_of=frame_of,
+        packet_of=packet_of,
+        keyframes=sorted({0, *keyframes}),
+        times_seconds=seconds,
+        source_fps=fps,
+        duration_seconds=duration,
+    )
+
+
+def _decoded_order(container: Any, stream: Any) -> list[int]:
+    """Packet ordinals in the order in which their frames leave the decoder."""
+    order: list[int] = []
+    with container:
+        for ordinal, packet in enumerate(demuxed(container, stream)):
+            order += [f.pts for f in decode_tagged(stream, packet, ordinal)]
+        return order + [f.pts for f in decode_tagged(stream, None, 0)]
+
+
+def decode_tagged(stream: Any, packet: Any, ordinal: int) -> list[Any]:
+    """The frames that come out when `packet` (None: the end) goes in; `frame.pts` is the ordinal
+    of the packet that held it.
+
+    The decoder hands a packet's pts on to its frame whatever it reorders, so writing the
+    ordinal there maps frames exactly even where containers repeat or lack timestamps.
+    A packet that does not decode gives no frame.
+    """
+    try:
+        if packet is None:
+            frames = stream.decode(None)
+        else:
+            packet.pts, packet.dts = ordinal, None
+            frames = stream.decode(packet)
+    except (av.FFmpegError, OSError):
+        return []
+    return [f for f in frames if f.pts is not None]
+
+
+def _without_jumps_back(times: np.ndarray, dts: np.ndarray) -> np.ndarray:
+    """Times with every backward jump of the decode clock closed (joined transport streams).
+
+    The part after a jump continues one usual step after the part before it.
+    """
+    if (dts == MISSING).any() or len(dts) < 2:
+        return times
+    steps = np.diff(dts)
+    back = steps < 0
+    if not back.any():
+        return times
+    usual = int(np.median(steps[~back])) if (~back).any() else 1
+    shift = np.cumsum(np.where(back, usual - steps, 0))
+    shifted: np.ndarray = times + np.concatenate([np.zeros(1, np.int64), shift])
+    return shifted
+
+
+def _unique_key(columns: dict[str, np.ndarray]) -> tuple[np.ndarray | None, str]:
+    for name, values in columns.items():
+        if not (values == MISSING).any() and len(np.unique(values)) == len(values):
+            return values, name
+    return None, "pos"
+
+
+def _rate(value: Any) -> float | None:
+    rate = float(value) if value else 0.0
+    return rate if 0.0 < rate <= MAX_FPS else None
+
+
+def _rate_and_duration(seconds: np.ndarray, rate: float | None) -> tuple[float, float]:
+    """(frames a second, seconds) from timestamps and the container's average rate.
+
+    The last frame is on screen for one mean step.
+    """
+    num_frames, span = len(seconds), float(seconds[-1])
+    if span <= 0.0:
+        fps = rate or FALLBACK_FPS
+        return fps, num_frames / fps
+    measured = (num_frames - 1) / span
+    if rate is None or not 1 / RATE_TOLERANCE <= rate / measured <= RATE_TOLERANCE:
+        duration = span + 1.0 / measured
+        return num_frames / duration, duration
+    return rate, span + 1.0 / rate

@@ -1,0 +1,138 @@
+"""Where frames come from: the protocol every decoder fulfils, and a clip range over any of them.
+
+Shape letters: T frames, H height, W width (px).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from vtts_rt.types import VideoMetadata, require
+
+# Clip bounds and timestamps are both rounded decimals of rational times: below a microsecond
+# apart they are the same instant (containers count in 1/90000 s or coarser).
+SAME_INSTANT_SECONDS = 1e-6
+
+
+class FrameSource(Protocol):
+    """An opened video. Thread-safe; a context manager that closes itself.
+
+    metadata: what is known before any frame is delivered.
+    frames_codec_decoded: running count of the frames that `read` made a codec decode; 0 for
+        sources without a codec.
+    frames_substituted: running count of delivered frames that could not be decoded and are
+        copies of a neighbour.
+    """
+
+    @property
+    def metadata(self) -> VideoMetadata: ...
+    @property
+    def frames_codec_decoded(self) -> int: ...
+    @property
+    def frames_substituted(self) -> int: ...
+
+    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Each distinct index of `frame_indices` once, in any order, with its frame.
+
+        Frames are (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
+        Raises ValueError for an index outside 0 .. num_frames-1, at the call.
+        """
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> FrameSource: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def distinct_indices(frame_indices: Iterable[Any], num_frames: int) -> list[int]:
+    """The distinct indices, ascending, checked against 0 .. num_frames-1.
+
+    Raises ValueError for anything but integers in range.
+    """
+    checked = set()
+    for index in frame_indices:
+        ok = isinstance(index, int | np.integer) and 0 <= int(index) < num_frames
+        require("read", "frame_indices", index, ok, f"integers in 0..{num_frames - 1}")
+        checked.add(int(index))
+    return sorted(checked)
+
+
+def derive_id(content_id: str, *what: object) -> str:
+    """The id of a view of a content: as long as a content id, and different for other views."""
+    text = "\0".join([content_id, *map(repr, what)])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class ClippedSource:
+    """The frames of `source` that are on screen during [start_seconds, end_seconds).
+
+    A frame is on screen from its timestamp until the next frame's. Indices count from 0 at the
+    first such frame; timestamps are relative to the start of the range (frame 0 is at 0.0 even
+    where it came on screen earlier). None leaves a side open; an end beyond the video's is cut.
+    Closing it closes `source`. Raises ValueError for a range that is not one or that holds
+    nothing of the video.
+    """
+
+    def __init__(
+        self, source: FrameSource, start_seconds: float | None, end_seconds: float | None
+    ) -> None:
+        whole = source.metadata
+        start = 0.0 if start_seconds is None else float(start_seconds)
+        end = whole.duration_seconds if end_seconds is None else float(end_seconds)
+        require("open_video", "start_seconds", start_seconds, start >= 0.0, ">= 0")
+        rule = f"before the end of the video ({whole.duration_seconds:.3f} s)"
+        require("open_video", "start_seconds", start_seconds, start < whole.duration_seconds, rule)
+        ok = end > start and not math.isnan(end)
+        require("open_video", "end_seconds", end_seconds, ok, f"greater than {start} s")
+        end = min(end, whole.duration_seconds)
+        times = whole.timestamps_seconds
+        first = int(np.searchsorted(times, start + SAME_INSTANT_SECONDS, side="right")) - 1
+        self._first = max(first, 0)
+        stop = int(np.searchsorted(times, end - SAME_INSTANT_SECONDS, side="left"))
+        stop = max(stop, self._first + 1)
+        self._source = source
+        self._metadata = replace(
+            whole,
+            video_id=derive_id(whole.video_id, "clip", self._first, stop, start, end),
+            num_frames=stop - self._first,
+            duration_seconds=end - start,
+            timestamps_seconds=np.maximum(times[self._first : stop] - start, 0.0),
+        )
+
+    @property
+    def metadata(self) -> VideoMetadata:
+        return self._metadata
+
+    @property
+    def frames_codec_decoded(self) -> int:
+        return self._source.frames_codec_decoded
+
+    @property
+    def frames_substituted(self) -> int:
+        return self._source.frames_substituted
+
+    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        indices = distinct_indices(frame_indices, self._metadata.num_frames)
+        frames = self._source.read([self._first + i for i in indices])
+        return ((i - self._first, frame) for i, frame in frames)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> ClippedSource:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,150 @@
+"""Encoding clips: data for training and tests.
+
+Encoders of PyAV's wheels that are of use here: libx264, libx265, libvpx-vp9, libvpx, libsvtav1,
+mjpeg, mpeg4, gif, ffv1, huffyuv, qtrle, prores_ks, rawvideo, png, apng.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+
+from vtts_rt.types import require
+
+# Ticks a second of clips with given times. MPEG-4 stores a rate in 16 bits, so not 90000.
+VFR_TICKS = 60000
+# Fast settings per encoder; a caller's crf, preset, ... go on top.
+ENCODER_OPTIONS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "veryfast"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "row-mt": "1"},
+    "libvpx": {"deadline": "realtime", "cpu-used": "8"},
+    "libsvtav1": {"preset": "12"},
+}
+
+
+def write_video(
+    path_or_file: str | Path | BinaryIO,
+    frames: Iterable[np.ndarray],
+    *,
+    source_fps: float,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    gop: int | None = None,
+    crf: int | None = None,
+    preset: str | None = None,
+    b_frames: int | None = None,
+    timestamps_seconds: Sequence[float] | None = None,
+    rotation_degrees: int = 0,
+    container_format: str | None = None,
+    encoder_options: dict[str, str] | None = None,
+    threads: int = 1,
+) -> int:
+    """Encodes (H, W, 3) uint8 RGB frames; returns how many.
+
+    path_or_file: the suffix names the container; for a file object `container_format` does
+        (default "mp4").
+    frames: all of one size; yuv420p needs even sides, yuv422p an even width.
+    source_fps: nominal rate, frames a second. timestamps_seconds: presentation time of each
+        frame, strictly ascending, for a variable rate.
+    gop: most frames from keyframe to keyframe; crf, preset, b_frames: as the encoder takes them.
+    rotation_degrees: multiple of 90; players show the frames turned counterclockwise by it.
+    threads: encoder threads; output bytes repeat only for a fixed number, hence 1.
+    Raises ValueError for bad frames and for what the encoder refuses.
+    """
+    require("write_video", "source_fps", source_fps, 0 < source_fps <= 1000, "in (0, 1000]")
+    turned = rotation_degrees % 90 == 0
+    require("write_video", "rotation_degrees", rotation_degrees, turned, "a multiple of 90")
+    options = dict(ENCODER_OPTIONS.get(codec, {}))
+    if preset is not None:
+        options["preset"] = preset
+    if crf is not None:
+        options["crf"] = str(crf)
+        if codec.startswith("libvpx"):
+            options["b"] = "0"  # constant quality; otherwise crf is only a floor
+    if gop is not None:
+        options["g"] = str(gop)
+    if b_frames is not None:
+        options["bf"] = str(b_frames)
+    options.update(encoder_options or {})
+    target: Any = str(path_or_file) if isinstance(path_or_file, str | Path) else path_or_file
+    if container_format is None and target is path_or_file and not isinstance(target, str):
+        container_format = "mp4"
+    try:
+        with av.open(target, "w", format=container_format) as container:
+            return _encode(
+                container,
+                frames,
+                rate=Fraction(source_fps).limit_denominator(1001),
+                codec=codec,
+                pixel_format=pixel_format,
+                options=options,
+                times=timestamps_seconds,
+                rotation=rotation_degrees,
+                threads=threads,
+            )
+    except (av.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(
+            f"write_video: codec must be an encoder that takes {pixel_format} frames of this size "
+            f"into this container, got {codec} ({reason})"
+        ) from None
+
+
+def _encode(
+    container: Any,
+    frames: Iterable[np.ndarray],
+    *,
+    rate: Fraction,
+    codec: str,
+    pixel_format: str,
+    options: dict[str, str],
+    times: Sequence[float] | None,
+    rotation: int,
+    threads: int,
+) -> int:
+    stream: Any = None
+    ticks = Fraction(1, VFR_TICKS) if times is not None else 1 / rate
+    shape, count, last_pts = None, 0, -1
+    for pixels in frames:
+        if stream is None:
+            shape = _checked_shape(pixels, pixel_format)
+            stream = container.add_stream(codec, rate=rate, options=options)
+            stream.height, stream.width = shape[:2]
+            stream.pix_fmt = pixel_format
+            stream.codec_context.time_base = ticks
+            stream.codec_context.thread_count = threads
+            if rotation:
+                stream.set_display_rotation(rotation)
+        ok = pixels.shape == shape and pixels.dtype == np.uint8
+        got = f"{pixels.dtype} {pixels.shape}"
+        require("write_video", "frames", got, ok, f"uint8 of shape {shape}, all alike")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        if times is not None:
+            got_times = f"{len(times)} times"
+            require("write_video", "timestamps_seconds", got_times, count < len(times), "one each")
+        frame.pts = count if times is None else round(times[count] * VFR_TICKS)
+        frame.time_base = ticks
+        rule = "strictly ascending from 0"
+        require("write_video", "timestamps_seconds", frame.pts * ticks, frame.pts > last_pts, rule)
+        container.mux(stream.encode(frame))
+        last_pts, count = frame.pts, count + 1
+    require("write_video", "frames", "none", stream is not None, "at least one frame")
+    container.mux(stream.encode(None))
+    return count
+
+
+def _checked_shape(pixels: np.ndarray, pixel_format: str) -> tuple[int, ...]:
+    ok = pixels.ndim == 3 and pixels.shape[2] == 3 and 0 not in pixels.shape
+    require("write_video", "frames", f"shape {pixels.shape}", ok, "of shape (H, W, 3)")
+    height, width = pixels.shape[:2]
+    even_width = "420" in pixel_format or "422" in pixel_format
+    ok = not (even_width and width % 2) and not ("420" in pixel_format and height % 2)
+    rule = f"of even sides where {pixel_format} halves them"
+    require("write_video", "frames", f"{height} x {width} px", ok, rule)
+    return pixels.shape
