@@ -1,0 +1,73 @@
+"""The backend registry: preference, wishes, reasons."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from vtts_rt.ops import dispatch, patchify
+from vtts_rt.ops.dispatch import Backend, Op
+
+
+def op(**refusals: str | None) -> Op:
+    """An op whose backends, in order, refuse with the given reason or accept (None)."""
+    backends = tuple(
+        Backend(name, lambda device, why=why: why, lambda: None) for name, why in refusals.items()
+    )
+    return Op("demo", backends, ("cpu",))
+
+
+def test_auto_takes_the_first_that_can_run_and_says_so_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    demo = op(cuda="no device", cpu=None, reference=None)
+    with caplog.at_level(logging.INFO, logger="vtts_rt"):
+        assert [demo.resolve("cpu").name for _ in range(3)] == ["cpu"] * 3
+    assert caplog.messages == ["demo on cpu: backend cpu (no cuda: no device)"]
+
+
+def test_a_named_backend_runs_or_fails_with_the_reason() -> None:
+    demo = op(cuda="frames are on cpu", cpu=None, reference=None)
+    assert demo.resolve("cpu", "reference").name == "reference"
+    with pytest.raises(RuntimeError) as error:
+        demo.resolve("cpu", "cuda")
+    assert str(error.value) == (
+        "demo: backend 'cuda' unavailable: frames are on cpu; supported here: cpu, reference"
+    )
+    with pytest.raises(ValueError, match="demo: backend must be auto, cuda, cpu, reference, got"):
+        demo.resolve("cpu", "tpu")
+
+
+def test_nothing_usable_names_every_reason() -> None:
+    with pytest.raises(RuntimeError, match="no backend for device 'cpu': a: why a; b: why b"):
+        op(a="why a", b="why b").resolve("cpu")
+
+
+def test_the_environment_overrides_auto_but_not_an_argument(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demo = op(cuda="no device", cpu=None, reference=None)
+    assert demo.resolve("cpu").name == "cpu"
+    monkeypatch.setenv("VTTS_RT_BACKEND", "other=x,demo=reference")
+    assert demo.resolve("cpu").name == "reference"
+    assert demo.resolve("cpu", "cpu").name == "cpu"
+    assert demo.explain() == [("demo on cpu", "reference", "asked for")]
+    monkeypatch.setenv("VTTS_RT_BACKEND", "demo=cuda")
+    with pytest.raises(RuntimeError, match="no device"):
+        demo.resolve("cpu")
+    (row,) = demo.explain()
+    assert row.backend == "none" and "no device" in row.reason
+
+
+def test_explain_lists_the_registered_ops() -> None:
+    rows = {row.op: row for row in dispatch.explain()}
+    assert rows["rmsnorm on cpu"].backend == "reference"
+    assert rows["rmsnorm on cpu"].reason == "no triton: tensors are on cpu"
+    assert rows["patchify on cpu"].backend in ("cpu", "reference")
+
+
+def test_the_override_reaches_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VTTS_RT_BACKEND", "patchify=gpu")
+    with pytest.raises(ValueError, match="patchify: backend must be auto, cpu, reference"):
+        patchify([])

@@ -1,0 +1,24 @@
+"""Running Triton without a GPU. The interpreter is chosen when triton is imported and cannot share
+a process with compilation, so each test runs a script of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run_triton(script: str, *, interpret: bool) -> str:
+    """stdout of `script` in a fresh Python; skips where triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env |= {"TRITON_INTERPRET": "1"} if interpret else {}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
