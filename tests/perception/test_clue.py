@@ -117,7 +117,7 @@ def test_problems_say_what_is_wrong() -> None:
 
 
 def test_long_lists_are_bounded() -> None:
-    clue = parse_clue("<glue>[" + "(1, 2)," * 100_000 + "]</glue>")
+    clue = parse_clue("<glue>[" + "(1, 2)," * 30_000 + "]</glue>")
     assert len(clue.spans) == MAX_SPANS
     assert any("only the first" in problem for problem in clue.problems)
 
@@ -125,15 +125,15 @@ def test_long_lists_are_bounded() -> None:
 @pytest.mark.parametrize(
     "hostile",
     [
-        "<glue>" + "[" * 200_000,
-        "<glue>" + "1" * 200_000,
-        "<glue>" + "1:" * 100_000,
-        "<glue>" + "a" * 200_000,
-        "<" * 200_000,
-        "<glue>" * 30_000,
-        "<glue>" + "-" * 200_000 + "5,",
-        "<glue>" + "1e" * 100_000,
-        "<glue>" + "1," * 100_000,
+        "<glue>" + "[" * 50_000,
+        "<glue>" + "1" * 50_000,
+        "<glue>" + "1:" * 30_000,
+        "<glue>" + "a" * 50_000,
+        "<" * 50_000,
+        "<glue>" * 8_000,
+        "<glue>" + "-" * 50_000 + "5,",
+        "<glue>" + "1e" * 30_000,
+        "<glue>" + "1," * 30_000,
     ],
 )
 def test_hostile_text_is_read_to_the_end(hostile: str) -> None:
@@ -144,15 +144,15 @@ def test_hostile_text_is_read_to_the_end(hostile: str) -> None:
 
 ALPHABET = st.sampled_from(
     [
-        "<glue>", "</glue>", "<answer>", "</answer>", "<think>", "</think>", "<", ">", "</", "glue>",
-        "(", ")", "[", "]", ",", ", ", "-", " to ", "1", "2", "12.5", "0.3", ".", ":", "e", "nan",
+        "<glue>", "</glue>", "<answer>", "</answer>", "<think>", "</think>", "<", ">", "</",
+        "glue>", "(", ")", "[", "]", ",", ", ", "-", " to ", "1", "2", "12.5", "0.3", ".", ":", "e", "nan",
         "inf", "s", "\n", ";", " ", "B", "−", "١", "²", "é", "1e999", "+", "İ", "\u212a",
     ]
 )  # fmt: skip
 TEXTS = st.one_of(st.lists(ALPHABET, max_size=40).map("".join), st.text(max_size=60))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 200), max_size=12))
 def test_any_chunking_gives_the_same_clue(text: str, cuts: list[int]) -> None:
     edges = sorted({0, len(text), *(c for c in cuts if c < len(text))})
@@ -206,7 +206,7 @@ OPTIONS = ["red", "a blue car", "green", "B"]
         ("", None),
         ("a cat", None),
         ("red or green", None),
-        ("x" * 100_000, None),
+        ("x" * 30_000, None),
     ],
 )
 def test_option_letter(text: str, index: int | None) -> None:
@@ -218,7 +218,7 @@ def test_option_letter_of_a_clue_and_without_options() -> None:
     assert option_letter("A", []) is None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_option_letter_is_an_option(text: str) -> None:
     assert option_letter(text, OPTIONS) in (None, 0, 1, 2, 3)

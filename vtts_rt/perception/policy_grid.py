@@ -104,9 +104,10 @@ def plan_focus(
     """`refresh` and `append`: the whole video first, then what the clue points to.
 
     Every pair is a segment. A later round takes the clue's spans, wider by one cell of the
-    round in which it was given, at the finest level that fits into max_frames and is not
-    finer than the source, seen through the box around all boxes (at least 56 source px a
-    side). Without boxes the whole frame; without spans the time and the level of that round.
+    round in which it was given, at the finest level whose pairs fit into total_pixels, yet one
+    level finer than that round (max_frames and the source permitting): without a budget, a
+    clue of ten seconds is worth a hundred pairs. It is seen through the box around all boxes
+    (at least 56 source px a side). Without boxes the whole frame; without spans the time and the level of that round.
     Every view has the pixel budget of a frame in a round of max_frames. `append` leaves out what
     an earlier round has shown. Empty where that leaves nothing, or the clue cannot be used.
     """
@@ -160,6 +161,7 @@ def _look(
             return None
         size = _image_size(config, videos, box)
         return View(video, box, size, (), 0.0), [image_segment(video, metadata, box, size)]
+    size = view_size(config, box.y1 - box.y0, box.x1 - box.x0, config.max_frames)
     timeline = Timeline(video, metadata, config.sample_fps)
     max_pairs = _max_pairs(config, videos)
     level = timeline.first_level(config, max_pairs)
@@ -169,14 +171,15 @@ def _look(
         clue_spans = look.spans(metadata)
         if clue_spans:
             spans = widen_spans(clue_spans, before.cell_seconds, metadata.duration_seconds)
-            level = timeline.finest_level(spans, level, max_pairs)
+            affordable = min(max_pairs, _pairs_in_budget(config, videos, size))
+            wanted = max(before.level + 1, timeline.finest_level(spans, level, affordable))
+            level = min(wanted, timeline.finest_level(spans, level, max_pairs))
         elif boxes:
             notes.append(f"video {video}: no usable time span in the clue, the time stays")
             spans, level = before.spans, before.level
         else:
             notes.append(f"video {video}: no usable time span and no usable box in the clue")
             return None
-    size = view_size(config, box.y1 - box.y0, box.x1 - box.x0, config.max_frames)
     pairs = timeline.pairs(timeline.cells(spans, level), level)
     view = View(video, box, size, spans, timeline.cell_seconds(level), level)
     return view, [Segment((pair,), box, size) for pair in pairs]
@@ -190,6 +193,14 @@ def _content(pair: PairRef, segment: Segment) -> tuple[int, int, int, PixelBox, 
 def _max_pairs(config: PerceptionConfig, videos: Sequence[VideoMetadata]) -> int:
     moving = sum(not metadata.is_image for metadata in videos)
     return max(1, config.max_frames // 2 // max(moving, 1))
+
+
+def _pairs_in_budget(
+    config: PerceptionConfig, videos: Sequence[VideoMetadata], size: tuple[int, int]
+) -> int:
+    """Pairs of a video that share total_pixels at `size`: both frames of a pair are one view."""
+    moving = sum(not metadata.is_image for metadata in videos)
+    return max(1, config.total_pixels // (size[0] * size[1]) // max(moving, 1))
 
 
 def _image_size(

@@ -1,0 +1,342 @@
+"""Frame policies: the published sampler restated with torch, the grid's invariants, budgets."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.perception.clue import Clue, parse_clue
+from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
+from vtts_rt.perception.policy_official import uniform_indices
+from vtts_rt.perception.sizing import frame_cap, smart_resize
+from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
+
+NEEDLE = PerceptionConfig(
+    sample_fps=0.5, max_frames=24, min_pixels=9 * 784, total_pixels=12 * 9 * 784
+)
+
+
+def video(num_frames: int, fps: float = 30.0, height: int = 360, width: int = 640) -> VideoMetadata:
+    times = np.arange(num_frames) / fps
+    return VideoMetadata(
+        "v", num_frames, fps, num_frames / fps, height, width, "test", timestamps_seconds=times
+    )
+
+
+IMAGE = VideoMetadata("i", 1, 1.0, 0.0, 300, 400, "image", is_image=True)
+
+
+def follow(strategy, config, videos, *clues, forced=False):  # type: ignore[no-untyped-def]
+    """Plans of the rounds; every clue is a glue text."""
+    history: list[RoundHistory] = []
+    plans = [plan_round(strategy, config, videos, history, 0)]
+    for i, glue in enumerate(clues):
+        history.append(RoundHistory(plans[-1], parse_clue(f"<glue>{glue}</glue>"), forced))
+        plans.append(plan_round(strategy, config, videos, history, i + 1))
+    return plans
+
+
+# -- official ---------------------------------------------------------------------------------
+
+
+def published_indices(total_frames, fps, spans):  # type: ignore[no-untyped-def]
+    """The published behaviour, from its description, with torch and plain Python."""
+    n = total_frames / fps * 2.0
+    n = min(min(max(n, 4), min(512, total_frames) // 2 * 2), total_frames)
+    n = int(n // 2) * 2
+    uniform = torch.linspace(0, total_frames - 1, n).round().long().tolist()
+    if spans is None:
+        return uniform, n
+    total = total_frames - 1
+    try:
+        bounds = [(int(s * fps), min(int(e * fps), total - 1)) for s, e in spans]
+        bounds = [(a, b) for a, b in bounds if a <= b]
+        k = sum(b - a + 1 for a, b in bounds)
+        in_key = round(n * (k * 1.5) / (k * 1.5 + (total - k) * 1.0))
+        picked = []
+        for a, b in bounds:
+            num = max(1, round(in_key * (b - a + 1) / k))
+            picked += np.linspace(a, b, num=num, dtype=int).tolist()
+        key = {i for a, b in bounds for i in range(a, b + 1)}
+        rest = [i for i in range(total) if i not in key]
+        if n - in_key > 0 and rest:
+            picked += [rest[i] for i in np.linspace(0, len(rest) - 1, n - in_key, dtype=int)]
+        picked = sorted(set(picked))
+    except Exception:
+        return uniform, n
+    if picked and picked[0] < -total_frames:
+        return uniform, n
+    return [i % total_frames for i in picked], n  # decord counts negative indices from the end
+
+
+SPAN = st.tuples(st.floats(-20, 80), st.floats(-20, 80))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.integers(2, 2000),
+    st.sampled_from([23.976, 25.0, 29.97, 30.0, 60.0, 1.0, 0.5]),
+    st.one_of(st.none(), st.lists(SPAN, min_size=1, max_size=5)),
+)
+def test_official_is_the_published_sampler(total, fps, spans):  # type: ignore[no-untyped-def]
+    config, metadata = PerceptionConfig(), video(total, fps)
+    history = []
+    if spans is not None:
+        first = plan_round("official", config, [metadata], [], 0)
+        history.append(RoundHistory(first, Clue(spans=tuple(spans))))
+    plan = plan_round("official", config, [metadata], history, len(history))
+    indices, nominal = published_indices(total, fps, spans)
+    assert list(plan.frame_indices) == indices
+    assert plan.sample_fps == nominal / total * fps
+    (segment,) = plan.segments
+    assert segment.seconds_per_grid == 2 / plan.sample_fps
+    assert list(segment.frame_indices) == indices + indices[-1:] * (len(indices) % 2)
+    cap = max(min(768 * 784, config.total_pixels / len(indices) * 2), int(128 * 784 * 1.05))
+    assert segment.resized_hw == smart_resize(360, 640, 128 * 784, cap)
+
+
+def test_uniform_is_torch_linspace_bit_for_bit() -> None:
+    rng = random.Random(0)
+    for _ in range(1500):
+        total = int(10 ** rng.uniform(0.4, 6.3))
+        n = 2 * rng.randint(1, 256)
+        expected = torch.linspace(0, total - 1, n).round().long().tolist()
+        assert uniform_indices(total, n) == expected, (total, n)
+
+
+def test_an_empty_list_is_not_a_missing_clue() -> None:
+    metadata = video(901)
+    empty, none = (follow("official", PerceptionConfig(), [metadata], g)[1] for g in ("[]", "x"))
+    assert list(empty.frame_indices) == published_indices(901, 30.0, [])[0]
+    assert list(none.frame_indices) == published_indices(901, 30.0, None)[0]
+    assert empty.frame_indices != none.frame_indices
+    assert none.notes and not empty.notes
+
+
+@pytest.mark.parametrize(
+    ("num", "expected"), [(1, [0]), (2, [0, 1]), (3, [0, 2]), (4, [0, 1, 2, 3])]
+)
+def test_short_videos(num: int, expected: list[int]) -> None:
+    plan = plan_round("official", PerceptionConfig(), [video(num)], [], 0)
+    assert list(plan.frame_indices) == expected
+    assert plan.num_pairs == (len(expected) + 1) // 2
+
+
+def test_numbers_that_the_sampler_cannot_take_fall_back_and_say_so() -> None:
+    for spans in ([(1e308, 1e308)], [(-1e9, 5.0)], [(0.0, 1e308)]):
+        first = plan_round("official", PerceptionConfig(), [video(900)], [], 0)
+        look = RoundHistory(first, Clue(spans=tuple(spans)))
+        plan = plan_round("official", PerceptionConfig(), [video(900)], [look], 1)
+        assert plan.frame_indices == first.frame_indices
+        assert "uniform sampling" in plan.notes[0]
+
+
+# -- sizes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hw", "bounds", "expected"),
+    [
+        ((360, 640), (128 * 784, 768 * 784), (364, 644)),
+        ((720, 1280), (128 * 784, 768 * 784), (560, 1008)),
+        ((720, 1280), (128 * 784, 276 * 784), (336, 616)),
+        ((42, 70), (1, 10**6), (56, 56)),  # half to even: 1.5 -> 2, 2.5 -> 2
+        ((100, 25_000), (128 * 784, 768 * 784), smart_resize(100, 20_000, 128 * 784, 768 * 784)),
+        ((1, 250), (128 * 784, 768 * 784), smart_resize(1, 200, 128 * 784, 768 * 784)),
+        ((1, 1), (1, 1), (28, 28)),
+    ],
+)
+def test_smart_resize(hw: tuple[int, int], bounds: tuple[int, int], expected: object) -> None:
+    assert smart_resize(*hw, *bounds) == expected
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 10**6), st.integers(784, 10**6))
+def test_smart_resize_is_defined_everywhere(h: int, w: int, low: int, high: int) -> None:
+    rows, columns = smart_resize(h, w, low, high)
+    assert rows % 28 == columns % 28 == 0 and min(rows, columns) >= 28
+
+
+# -- all strategies -----------------------------------------------------------------------------
+
+GLUES = st.sampled_from(
+    ["x", "[(3, 5)]", "[(0, 999)]", "(5, 3)", "[(-4, 2), (7, 7)]", "[0.2, 0.3, 0.4, 0.5]",
+     "[(3, 9)] [20, 20, 60, 50]", "[(2,2.01)] [0, 0, 0.001, 0.001]", "[(500, 600)]", "(1, 1e300)",
+     "[5, 5, 5, 9]"]
+)  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(STRATEGIES),
+    st.sampled_from([PerceptionConfig(), NEEDLE, PerceptionConfig(max_frames=4)]),
+    st.lists(
+        st.one_of(
+            st.builds(
+                video,
+                st.integers(1, 1500),
+                st.sampled_from([1.0, 12.0, 29.97]),
+                st.integers(1, 500),
+                st.integers(1, 500),
+            ),
+            st.just(IMAGE),
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.lists(GLUES, max_size=3),
+)
+def test_plans_are_valid(strategy, config, videos, glues):  # type: ignore[no-untyped-def]
+    plans: list[FramePlan] = follow(strategy, config, videos, *glues)
+    assert not plans[0].empty
+    shown = set()
+    for plan in plans:
+        assert len(plan.views) == len(videos)
+        assert len(plan.frame_indices) == len(plan.timestamps_seconds)
+        moving = 0
+        for segment in plan.segments:
+            metadata = videos[segment.pairs[0].video]
+            assert all(0 <= f < metadata.num_frames for f in segment.frame_indices)
+            assert len(segment.frame_indices) % 2 == 0
+            assert min(segment.resized_hw) >= 28 and not any(s % 28 for s in segment.resized_hw)
+            box = segment.box
+            assert 0 <= box.x0 < box.x1 <= metadata.width
+            assert 0 <= box.y0 < box.y1 <= metadata.height
+            moving += 0 if segment.is_image else len(segment.pairs)
+            if strategy in ("refresh", "append"):
+                assert len(segment.pairs) == 1
+        if strategy != "official":
+            assert moving <= max(config.max_frames // 2, len(videos))
+        if strategy == "append":
+            keys = [(s.pairs[0].video, s.frame_indices, s.box, s.resized_hw) for s in plan.segments]
+            assert len(set(keys)) == len(keys) and not shown & set(keys)
+            shown |= set(keys)
+        assert (not plan.empty) or plan.notes
+
+
+def test_long_and_odd_videos() -> None:
+    ten_hours = video(10 * 3600 * 30)
+    for strategy in STRATEGIES:
+        plans = follow(strategy, PerceptionConfig(), [ten_hours], "[(7000, 7100)]")
+        assert all(p.num_pairs <= 270 for p in plans)
+    gaps = VideoMetadata(
+        "g", 4, 0.4, 10.0, 90, 160, "test", timestamps_seconds=np.array([0.0, 0.1, 9.0, 9.1])
+    )
+    plan = plan_round("append", PerceptionConfig(), [gaps], [], 0)
+    assert plan.frame_indices[:2] == (0, 1)
+    assert set(plan.frame_indices) <= {0, 1, 2, 3}
+
+
+# -- grid -----------------------------------------------------------------------------------------
+
+
+def test_grid_pairs_are_cell_starts_and_middles() -> None:
+    plan = plan_round("grid", PerceptionConfig(), [video(300)], [], 0)
+    (segment,) = plan.segments
+    assert segment.seconds_per_grid == 1.0
+    assert plan.frame_indices[:6] == (0, 15, 30, 45, 60, 75)
+    assert [p.time_seconds for p in segment.pairs] == list(range(10))
+
+
+def test_grid_keeps_most_pairs_and_a_prefix() -> None:
+    rng = random.Random(0)
+    config, kept, prefix = PerceptionConfig(), [], []
+    for _ in range(60):
+        seconds = rng.choice([20, 60, 180, 600])
+        length = rng.uniform(0.05, 0.3) * seconds
+        start = rng.uniform(0, seconds - length)
+        a, b = follow("grid", config, [video(seconds * 30)], f"({start}, {start + length})")
+        old, new = a.segments[0].pairs, b.segments[0].pairs
+        assert len(old) == len(new)
+        assert a.resized_hw == b.resized_hw
+        assert a.segments[0].seconds_per_grid == b.segments[0].seconds_per_grid
+        assert [p.time_seconds for p in new] == sorted(p.time_seconds for p in new)
+        inside = [p for p in new if start <= p.time_seconds < start + length]
+        assert len(inside) >= sum(start <= p.time_seconds < start + length for p in old)
+        kept.append(len(set(old) & set(new)) / len(old))
+        prefix.append(
+            next(i for i in range(len(old) + 1) if old[: i + 1] != new[: i + 1]) / len(old)
+            if old != new
+            else 1.0
+        )
+    assert np.mean(kept) > 0.90 and min(kept) > 0.85
+    assert np.mean(prefix) > 0.25
+
+
+# -- refresh, append ------------------------------------------------------------------------------
+
+
+def test_append_narrows_in_time_and_space() -> None:
+    config = NEEDLE
+    one, two, three = follow(
+        "append", config, [video(450, 30.0, 448, 448)], "[(6, 7)]", "[(6.5, 7)] [28, 28, 56, 56]"
+    )
+    assert one.views[0].cell_seconds == 4.0
+    assert two.views[0].spans == (TimeSpan(2.0, 11.0),)  # one cell of the first round wider
+    assert two.views[0].cell_seconds == 1.0
+    assert three.views[0].spans == (TimeSpan(5.5, 8.0),)
+    assert three.views[0].cell_seconds == 0.25
+    third = 448 // 3
+    assert three.views[0].box == PixelBox(third, third, 299, 299)
+    assert one.resized_hw == two.resized_hw == three.resized_hw
+    assert three.regions[0].span == TimeSpan(6.5, 7.0)
+
+
+def test_small_boxes_keep_a_minimal_view() -> None:
+    plan = follow("refresh", NEEDLE, [video(450, 30.0, 448, 448)], "(1, 2) [0, 0, 0.001, 0.001]")[1]
+    assert plan.views[0].box == PixelBox(0, 0, 56, 56)
+
+
+def test_a_box_alone_keeps_the_time_and_a_span_alone_shows_the_whole_frame() -> None:
+    videos = [video(450, 30.0, 448, 448)]
+    one, box, span = follow("append", NEEDLE, videos, "[0, 0, 0.5, 0.5]", "(3, 4)")
+    assert [p for s in box.segments for p in s.pairs] == [p for s in one.segments for p in s.pairs]
+    assert box.views[0].box == PixelBox(0, 0, 224, 224)
+    assert span.views[0].box == PixelBox(0, 0, 448, 448)
+
+
+def test_forced_boxes_are_fractions_of_the_frame() -> None:
+    videos = [video(450, 30.0, 448, 448)]
+    glues = ("(3, 4) [0, 0, 0.5, 0.5]", "(3, 4) [0, 0, 0.25, 0.25]")
+    assert follow("append", NEEDLE, videos, *glues)[2].views[0].box == PixelBox(0, 0, 56, 56)
+    forced = follow("append", NEEDLE, videos, *glues, forced=True)
+    assert forced[2].views[0].box == PixelBox(0, 0, 112, 112)
+
+
+def test_nothing_new_is_an_empty_plan_that_says_why() -> None:
+    for glue in ("x", "(9, 3)", "(500, 600)"):
+        for strategy in ("refresh", "append"):
+            plan = follow(strategy, NEEDLE, [video(450)], glue)[1]
+            assert plan.empty and "no usable" in plan.notes[0] and plan.resized_hw == (0, 0)
+    fine = PerceptionConfig(sample_fps=30.0)
+    plan = follow("append", fine, [video(60)], "(0, 2)")[1]
+    assert plan.empty and "has been shown" in plan.notes[0]
+
+
+def test_images_are_shown_again_only_cropped() -> None:
+    one, two, three = follow("append", PerceptionConfig(), [IMAGE], "[0.5, 0.5, 1, 1]", "x")
+    assert one.segments[0].is_image and one.frame_indices == (0, 0)
+    assert two.segments[0].box == PixelBox(200, 150, 400, 300)
+    assert three.empty
+
+
+def test_the_pixel_budget_is_that_of_a_full_round() -> None:
+    plan = plan_round("append", NEEDLE, [video(450, 30.0, 448, 448)], [], 0)
+    rows, columns = plan.resized_hw
+    assert rows * columns <= frame_cap(NEEDLE, NEEDLE.max_frames)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"num_frames": 0}, {"height": 0}, {"source_fps": 0.0}, {"duration_seconds": float("nan")}],
+)
+def test_bad_metadata(bad: dict[str, float]) -> None:
+    fields = {"video_id": "v", "num_frames": 9, "source_fps": 3.0, "duration_seconds": 3.0,
+              "height": 90, "width": 90, "decoder": "test", **bad}  # fmt: skip
+    with pytest.raises(ValueError, match=r"^plan_round: .* must be "):
+        plan_round("append", PerceptionConfig(), [VideoMetadata(**fields)], [], 0)
