@@ -145,7 +145,8 @@ def test_hostile_text_is_read_to_the_end(hostile: str) -> None:
 ALPHABET = st.sampled_from(
     [
         "<glue>", "</glue>", "<answer>", "</answer>", "<think>", "</think>", "<", ">", "</",
-        "glue>", "(", ")", "[", "]", ",", ", ", "-", " to ", "1", "2", "12.5", "0.3", ".", ":", "e", "nan",
+        "glue>", "(", ")", "[", "]", ",", ", ", "-", " to ", "1", "2", "12.5", "0.3",
+        ".", ":", "e", "nan",
         "inf", "s", "\n", ";", " ", "B", "−", "١", "²", "é", "1e999", "+", "İ", "\u212a",
     ]
 )  # fmt: skip

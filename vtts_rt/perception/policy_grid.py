@@ -23,6 +23,8 @@ from vtts_rt.types import (
     VideoMetadata,
 )
 
+_LEAST_FOCUS_PAIRS = 4  # 8 frames: a short clip's later look is still worth a round
+
 
 def plan_grid(
     config: PerceptionConfig,
@@ -105,11 +107,12 @@ def plan_focus(
 
     Every pair is a segment. A later round takes the clue's spans, wider by one cell of the
     round in which it was given, at the finest level whose pairs fit into total_pixels, yet one
-    level finer than that round (max_frames and the source permitting): without a budget, a
+    level finer than that round (max_frames and the source permitting): without a budget,
+    a
     clue of ten seconds is worth a hundred pairs. It is seen through the box around all boxes
     (at least 56 source px a side). Without boxes the whole frame; without spans the time and the level of that round.
-    Every view has the pixel budget of a frame in a round of max_frames. `append` leaves out what
-    an earlier round has shown. Empty where that leaves nothing, or the clue cannot be used.
+    Every view has the pixel budget of a frame in a round of max_frames. `append` leaves out
+    what an earlier round has shown. Empty where that leaves nothing, or the clue cannot be used.
     """
     shown = {
         _content(pair, segment)
@@ -201,6 +204,12 @@ def _pairs_in_budget(
     """Pairs of a video that share total_pixels at `size`: both frames of a pair are one view."""
     moving = sum(not metadata.is_image for metadata in videos)
     return max(1, config.total_pixels // (size[0] * size[1]) // max(moving, 1))
+
+
+def _focus_pairs(config: PerceptionConfig, max_pairs: int, first_pairs: int) -> int:
+    """Most pairs of a later look at one video."""
+    wanted = config.focus_frames // 2 or max(first_pairs // 2, _LEAST_FOCUS_PAIRS)
+    return min(wanted, max_pairs)
 
 
 def _image_size(
