@@ -42,7 +42,7 @@ def rmsnorm_kernel(
     normed = h * (1.0 / tl.sqrt(mean_square + eps))
     weight = tl.load(weight_ptr + column, mask=inside, other=0.0)
     # Llama and Qwen round to the storage type before the weight is applied.
-    y = normed.to(x.dtype) * weight
+    y = (normed.to(x.dtype).to(tl.float32) * weight.to(tl.float32)).to(x.dtype)
     tl.store(y_ptr + row * num_features + column, y, mask=inside)
 
 

@@ -1,0 +1,166 @@
+"""patchify against transformers' Qwen2VLVideoProcessor: 32 frames of 1280x720, default budget.
+
+    python bench/bench_patchify.py [--runs N] [--output FILE]
+
+Runs alternate between the contenders, so that a busy moment of the machine hits all of them; the
+result is the median. The rows of all contenders are compared bit for bit before anything is timed.
+Threads: torch and patchify get the same number, 1 and 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+import vtts_rt
+from vtts_rt import _C
+from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD, PatchifyJob, patchify
+from vtts_rt.types import PATCH_ROW, PixelBox
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))
+import torchvision_shim  # noqa: E402
+
+NUM_FRAMES, HEIGHT, WIDTH = 32, 720, 1280
+RESIZED_HW = (560, 1008)  # smart_resize with the processor's default budget
+
+
+def cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def footage() -> np.ndarray:
+    """Moving gradients with some noise, (T, H, W, 3) uint8: neither flat nor all noise."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    frames = np.empty((NUM_FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for t in range(NUM_FRAMES):
+        base = np.stack([x + 4 * t, y + 2 * t, x + y], axis=-1) // 4
+        frames[t] = (base + rng.integers(0, 24, base.shape)) % 256
+    return frames
+
+
+def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
+    """Name -> function of the number of threads, returning the patch rows."""
+    torchvision_shim.install()
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    processor = Qwen2VLVideoProcessor()
+    video = [torch.from_numpy(frames).permute(0, 3, 1, 2)]
+    box = PixelBox(0, 0, WIDTH, HEIGHT)
+    jobs = [PatchifyJob(frames[i], frames[i + 1], box, RESIZED_HW) for i in range(0, NUM_FRAMES, 2)]
+    items = [(job.frame_a, job.frame_b, tuple(box), RESIZED_HW) for job in jobs]
+    num_rows = sum(job.num_rows for job in jobs)
+    mean, std = (tuple((torch.tensor(v) * 255.0).tolist()) for v in (IMAGE_MEAN, IMAGE_STD))
+    reused = torch.empty(num_rows, PATCH_ROW)
+
+    def transformers_rows(num_threads: int) -> torch.Tensor:
+        torch.set_num_threads(num_threads)
+        result = processor(videos=video, cap_pixels_per_frame=False, return_tensors="pt")
+        return result["pixel_values_videos"]
+
+    def scalar_rows(num_threads: int) -> torch.Tensor:
+        out = torch.empty(num_rows, PATCH_ROW)
+        _C.patchify(items, out.numpy(), mean, std, "cpu", "scalar", num_threads)
+        return out
+
+    found: dict[str, Callable[[int], torch.Tensor]] = {
+        "transformers": transformers_rows,
+        "patchify scalar": scalar_rows,
+    }
+    if _C.isa_supported("avx2"):
+        found["patchify avx2"] = lambda n: patchify(jobs, backend="cpu", num_threads=n)
+        found["patchify avx2, out= reused"] = lambda n: patchify(
+            jobs, backend="cpu", num_threads=n, out=reused
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+
+    functions = contenders(footage())
+    expected = functions["transformers"](2)
+    for name, function in functions.items():
+        assert torch.equal(function(2), expected), f"{name}: rows differ from transformers"
+    del expected
+
+    times_ms: dict[tuple[str, int], list[float]] = {(n, t): [] for n in functions for t in (1, 2)}
+    for _ in range(args.runs):
+        for (name, num_threads), times in times_ms.items():
+            began = time.perf_counter()
+            functions[name](num_threads)
+            times.append(1e3 * (time.perf_counter() - began))
+
+    results = []
+    for (name, num_threads), times in times_ms.items():
+        median = statistics.median(times)
+        against = statistics.median(times_ms["transformers", num_threads])
+        results.append(
+            {
+                "name": name,
+                "num_threads": num_threads,
+                "median_ms": round(median, 1),
+                "min_ms": round(min(times), 1),
+                "max_ms": round(max(times), 1),
+                "speedup": round(against / median, 2),
+            }
+        )
+        print(f"{name:28} {num_threads} threads {median:8.1f} ms  {against / median:5.2f}x")
+    now = datetime.datetime.now(datetime.timezone.utc)
+    hardware = f"cpu{os.cpu_count()}"
+    report = {
+        "theme": "patchify",
+        "hardware": {"name": hardware, "cpu": cpu_model(), "num_cpus": os.cpu_count()},
+        "versions": {
+            "vtts_rt": vtts_rt.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit(),
+        "date": now.date().isoformat(),
+        "setting": {
+            "num_frames": NUM_FRAMES,
+            "source_hw": [HEIGHT, WIDTH],
+            "resized_hw": list(RESIZED_HW),
+            "runs": args.runs,
+            "rows": "bitwise equal for all contenders",
+        },
+        "results": results,
+    }
+    output = args.output or ROOT / "bench" / "results" / f"patchify_{hardware}_{now:%Y%m}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""rmsnorm: eager against the equation, Triton under the interpreter and compiled ahead of time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torchvision_shim
+from triton_tools import run_triton
+
+from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
+
+INTERPRETED = """
+import torch
+from vtts_rt.kernels.rmsnorm import rmsnorm as kernel
+from vtts_rt.ops.rmsnorm import rmsnorm
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+num_cases = 0
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for rows, features in ((1, 1), (3, 5), (7, 128), (5, 257), (2, 1536), (0, 8)):
+        for with_residual in (False, True):
+            for step in (1, 2):  # every second row: rows that are not adjacent
+                x = (torch.randn(rows * step, features) * 3).to(dtype)[::step]
+                other = torch.randn(rows * step, features).to(dtype)[::step]
+                residual = other if with_residual else None
+                weight = (1 + 0.1 * torch.randn(features)).to(dtype)
+                y, total = kernel(x, residual, weight, 1e-6)
+                eager, eager_total = rmsnorm(x, weight, residual=residual)
+                # The sum is one rounded addition. The result may err, against float64 from there
+                # on, twice as much as eager arithmetic of the same type, plus one unit in the last
+                # place.
+                wide = total.double()
+                exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+                exact = exact * weight.double()
+                # The interpreter cuts bfloat16 off where a GPU rounds.
+                if dtype == torch.bfloat16:
+                    error = (total.float() - eager_total.float()).abs()
+                    assert bool((error <= 0.0079 * eager_total.float().abs()).all())
+                else:
+                    assert torch.equal(total, eager_total), (dtype, rows, features)
+                if rows:
+                    ulp = torch.finfo(dtype).eps * exact.abs().max()
+                    allowed = 2 * (eager.double() - exact).abs().max() + ulp
+                    assert (y.double() - exact).abs().max() <= allowed, (dtype, rows, features)
+                num_cases += 1
+print(num_cases)
+"""
+
+COMPILED = """
+import json
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from vtts_rt.kernels.rmsnorm import num_warps, rmsnorm_kernel
+
+report = []
+for arch in (80, 90, 100):
+    for features in (2048, 3584):
+        for has_residual in (False, True):
+            block = triton.next_power_of_2(features)
+            pointers = ["x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "sum_ptr"]
+            integers = ["x_stride", "residual_stride", "num_features"]
+            signature = {name: "*bf16" for name in pointers}
+            signature |= {name: "i32" for name in integers}
+            signature |= {"eps": "fp32", "HAS_RESIDUAL": "constexpr", "BLOCK": "constexpr"}
+            names = rmsnorm_kernel.arg_names
+            divisible = {
+                (names.index(name),): [["tt.divisibility", 16]] for name in pointers + integers
+            }
+            source = ASTSource(
+                rmsnorm_kernel,
+                signature,
+                constexprs={"HAS_RESIDUAL": has_residual, "BLOCK": block},
+                attrs=divisible,
+            )
+            compiled = triton.compile(
+                source,
+                target=GPUTarget("cuda", arch, 32),
+                options={"num_warps": num_warps(block)},
+            )
+            ptx = compiled.asm["ptx"]
+            report.append(
+                {
+                    "arch": arch,
+                    "target": next(
+                        line.split()[1] for line in ptx.splitlines() if line.startswith(".target")
+                    ),
+                    "vector_loads": ptx.count("ld.global.v4"),
+                    "scalar_loads": ptx.count("ld.global.b16"),
+                    "cubin_bytes": len(compiled.asm["cubin"]),
+                }
+            )
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 7), (4, 1, 64), (0, 8)])
+def test_eager_is_within_rounding_of_the_equation(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    x, residual = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    weight = torch.randn(shape[-1]).to(dtype)
+    y, total = rmsnorm(x, weight, residual=residual)
+    exact, _ = rmsnorm_ref(x + residual, weight)
+    assert torch.equal(total, x + residual) and y.dtype == dtype and y.shape == shape
+    eps = torch.finfo(dtype).eps
+    assert bool(((y.float() - exact).abs() <= 2 * eps * exact.abs() + 1e-6).all())
+
+
+def test_eager_equals_transformers() -> None:
+    torchvision_shim.install()
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    norm = Qwen2RMSNorm(48, eps=1e-6).to(torch.bfloat16)
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 48).to(torch.bfloat16)
+    y, same = rmsnorm(x, norm.weight.detach(), eps=1e-6)
+    assert torch.equal(y, norm(x)) and same is x
+
+
+def test_bad_arguments_are_refused() -> None:
+    x, weight = torch.randn(2, 4), torch.ones(4)
+    with pytest.raises(ValueError, match=r"weight must be \(4,\) torch.float32 on cpu, got"):
+        rmsnorm(x, torch.ones(5))
+    with pytest.raises(ValueError, match=r"residual must be \(2, 4\)"):
+        rmsnorm(x, weight, residual=torch.randn(1, 4))
+    with pytest.raises(ValueError, match="dtype must be float32, float16 or bfloat16"):
+        rmsnorm(x.double(), weight.double())
+    with pytest.raises(ValueError, match="eps must be > 0"):
+        rmsnorm(x, weight, eps=0.0)
+    with pytest.raises(RuntimeError, match="backend 'triton' unavailable: tensors are on cpu"):
+        rmsnorm(x, weight, backend="triton")
+
+
+@pytest.mark.slow
+def test_triton_under_the_interpreter() -> None:
+    assert run_triton(INTERPRETED, interpret=True).split()[-1] == "72"
+
+
+@pytest.mark.slow
+def test_triton_compiles_ahead_of_time_with_vector_loads() -> None:
+    report = json.loads(run_triton(COMPILED, interpret=False).splitlines()[-1])
+    assert [entry["arch"] for entry in report] == [80] * 4 + [90] * 4 + [100] * 4
+    for entry in report:
+        assert entry["target"].startswith(f"sm_{entry['arch']}")
+        assert entry["vector_loads"] > 0 and entry["scalar_loads"] == 0, entry
+        assert entry["cubin_bytes"] > 0
