@@ -15,6 +15,8 @@ STAMP  := build/stamps/$(subst /,_,$(abspath $(VENV)))
 CSRC   := $(shell find csrc -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 INPUTS := pyproject.toml setup.py constraints.txt kernels/__init__.py $(CSRC)
 
+CMAKE  := $(or $(shell command -v cmake),$(BIN)/cmake)
+
 LINTED := vtts_rt kernels bench tests setup.py
 STAGES := check test-csrc test-python
 
@@ -42,6 +44,7 @@ $(STAMP).base: $(VENV)/pyvenv.cfg $(INPUTS)
 $(STAMP).dev: $(STAMP).base
 	$(PIP) --no-build-isolation -e ".[test,lint,triton]"
 	$(PIP) --no-deps torchvision==0.28.0
+	$(if $(findstring $(BIN),$(CMAKE)),$(PIP) cmake)
 	@mkdir -p $(@D) && touch $@
 
 setup: $(STAMP).base
@@ -82,6 +85,11 @@ format: $(STAMP).dev
 	$(BIN)/ruff check --fix $(LINTED)
 	$(BIN)/ruff format $(LINTED)
 	$(BIN)/clang-format -i $(CSRC)
+
+test-csrc: $(STAMP).dev
+	$(CMAKE) -S csrc -B build/csrc > build/csrc.log || { cat build/csrc.log; exit 1; }
+	$(CMAKE) --build build/csrc --parallel $(THREADS)
+	cd build/csrc && $(patsubst %cmake,%ctest,$(abspath $(CMAKE))) --output-on-failure
 
 test-python: $(STAMP).dev
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
