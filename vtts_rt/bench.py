@@ -102,8 +102,8 @@ def bench_rounds(args: argparse.Namespace) -> dict[str, Any]:
     with open_video(str(video)) as source:
         metadata = source.metadata
     clues = [
-        [[start * metadata.duration_seconds, end * metadata.duration_seconds]]
-        for start, end in CLUES[: args.rounds - 1]
+        [[round(share * metadata.duration_seconds, 6) for share in span]]
+        for span in CLUES[: args.rounds - 1]
     ]
     setting = _Setting(clues, args.rounds, args.max_tokens)
     with Runtime.from_pretrained(
@@ -283,8 +283,9 @@ def _comparisons(runs: dict[str, list[_Run]]) -> list[dict[str, Any]]:
     for name, ours in runs.items():
         if name == PEER:
             continue
-        pairs = list(zip(peer[0].rounds, ours[0].rounds, strict=True))
-        same = all(a.frame_indices == b.frame_indices for a, b in pairs)
+        pairs = list(zip(peer[0].rounds, ours[0].rounds, strict=False))
+        same = len(pairs) == len(peer[0].rounds) == len(ours[0].rounds)
+        same = same and all(a.frame_indices == b.frame_indices for a, b in pairs)
         comparisons.append(
             {
                 "name": name,

@@ -187,7 +187,8 @@ def synthetic_video(cache: Path) -> Path:
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part.mp4")
-        write_video(aside, _moving_frames(VIDEO_SECONDS * VIDEO_FPS, VIDEO_HW), VIDEO_FPS)
+        frames = _moving_frames(VIDEO_SECONDS * VIDEO_FPS, VIDEO_HW)
+        write_video(aside, frames, source_fps=VIDEO_FPS)
         aside.rename(path)
     return path
 

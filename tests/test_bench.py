@@ -1,0 +1,187 @@
+"""The bench runs end to end on a small model and says what it measured; no times are judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision_shim
+from utils import tiny_checkpoint
+
+from vtts_rt import bench, bench_model
+from vtts_rt.bench_peer import FileReader, patch_rows
+from vtts_rt.perception.clue import clue_from_json
+from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.types import ReuseStats, VideoMetadata
+from vtts_rt.video import open_video
+from vtts_rt.video.writer import write_video
+
+torchvision_shim.install()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_video(path, bench_model._moving_frames(60, (96, 128)), source_fps=10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("bench")
+    checkpoint = tiny_checkpoint(folder / "tiny")
+    written = folder / "out" / "rounds.json"
+    flags = ["--max-tokens", "4", "--repeats", "2", "--threads", "1"]
+    paths = ["--model", str(checkpoint), "--video", str(clip), "--output-json", str(written)]
+    assert bench.main(["rounds", *flags, *paths]) == 0
+    loaded: dict[str, Any] = json.loads(written.read_text())
+    return loaded
+
+
+def test_every_side_is_measured_by_round_and_phase(result: dict[str, Any]) -> None:
+    names = {bench.PEER} | {s + w for s in ("official", "append") for w in ("", bench.WARM)}
+    assert set(result["contenders"]) == names
+    for contender in result["contenders"].values():
+        assert len(contender["latencies"]) == result["setting"]["repeats"] == 2
+        assert contender["min_latency"] <= contender["median_latency"] <= contender["max_latency"]
+        assert set(contender["percentiles"]) == {"10", "25", "50", "75", "90", "99"}
+        assert [r["index"] for r in contender["rounds"]] == [0, 1, 2]
+        for entry in contender["rounds"]:
+            assert set(entry["timings_ms"]) == set(bench.PHASES)
+            assert entry["completion_tokens"] == 4
+            assert entry["prompt_tokens"] > 0
+
+
+def test_a_result_names_its_surroundings(result: dict[str, Any]) -> None:
+    assert {"torch", "transformers", "vtts_rt", "python"} <= set(result["versions"])
+    assert result["hardware"]["cpu"] and result["hardware"]["threads"] == 1
+    assert result["command"].startswith("vtts-rt bench rounds --max-tokens 4")
+    assert result["setting"]["assume_clues"] == [[[2.0, 3.0]], [[2.4, 2.8]]]  # of 6 s
+
+
+def test_official_is_the_loop_and_append_is_not(result: dict[str, Any]) -> None:
+    by_name = {c["name"]: c for c in result["comparisons"]}
+    assert by_name["official"]["same_frames"]
+    assert by_name["official"]["equal_tokens"] == [True] * 3
+    assert not by_name["append"]["same_frames"]
+    assert by_name["append"]["equal_tokens"] is None
+
+
+def test_cold_runs_pay_and_warm_runs_do_not(result: dict[str, Any]) -> None:
+    for strategy in ("official", "append"):
+        cold = result["contenders"][strategy]["rounds"]
+        warm = result["contenders"][strategy + bench.WARM]["rounds"]
+        assert set(cold[0]["reuse"]) == set(ReuseStats().as_dict())
+        assert cold[0]["reuse"]["frames_decoded"] > 0
+        assert cold[0]["reuse"]["pairs_encoded"] > 0
+        assert cold[0]["reuse"]["tokens_reused"] == 0
+        assert all(r["reuse"]["frames_decoded"] == 0 for r in warm)
+        assert all(r["reuse"]["pairs_encoded"] == 0 for r in warm)
+    assert result["contenders"][bench.PEER]["rounds"][0]["reuse"] is None
+
+
+def test_the_setting_of_append_looks_closer_without_looking_at_more() -> None:
+    minute = VideoMetadata("v", 1800, 30.0, 60.0, 360, 640, "test")
+    setting = bench._Setting(clues=[[[20, 30]], [[24, 28]]], rounds=3, max_tokens=32)
+    history: list[RoundHistory] = []
+    pairs, cells = [], []
+    for clue in (*setting.clues, None):
+        plan = plan_round("append", setting.perception("append"), [minute], history, len(history))
+        history.append(RoundHistory(plan, clue_from_json(clue), forced=True))
+        pairs.append(plan.num_pairs)
+        cells.append(plan.views[0].cell_seconds)
+    assert pairs[0] == 15 and max(pairs[1:]) <= 15
+    assert cells[0] == 4.0 and cells[0] > cells[1] > cells[2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rounds", "4"], "rounds must be in 1..3, got 4"),
+        (["--strategy", "official,best"], "strategy must be one of .*, got 'best'"),
+        (["--repeats", "0"], "repeats must be >= 1, got 0"),
+    ],
+)
+def test_bad_flags_are_named(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench.main(["rounds", *flags])
+
+
+def test_peer_reads_the_frames_that_our_source_reads(clip: Path) -> None:
+    indices = [0, 7, 8, 30, 59]
+    with FileReader(clip) as reader:
+        theirs = reader.frames(indices)
+        again = reader.frames([3])  # behind the last one: seeks back
+        metadata = reader.metadata
+    with open_video(str(clip)) as source:
+        ours = dict(source.read([3, *indices]))
+        assert metadata.num_frames == source.metadata.num_frames == 60
+        assert metadata.source_fps == source.metadata.source_fps
+        assert metadata.duration_seconds == source.metadata.duration_seconds
+    np.testing.assert_array_equal(theirs, np.stack([ours[i] for i in indices]))
+    np.testing.assert_array_equal(again[0], ours[3])
+
+
+@pytest.mark.parametrize(("num_frames", "hw"), [(4, (84, 112)), (3, (96, 130)), (1, (200, 90))])
+def test_peer_rows_are_those_of_the_video_processor(num_frames: int, hw: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    processor = Qwen2VLVideoProcessor(
+        size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112}, cap_pixels_per_frame=False
+    )
+    frames = np.random.default_rng(0).integers(0, 256, (num_frames, *hw, 3), dtype=np.uint8)
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    expected = processor(videos=[video], return_tensors="pt")
+    _, height, width = expected["video_grid_thw"][0].tolist()
+    rows = patch_rows(frames, (height * 14, width * 14))
+    assert torch.equal(rows, expected["pixel_values_videos"])
+
+
+# -- the bench model --------------------------------------------------------------------------
+
+RANKS = {
+    **{bytes([b]): b for b in range(256)},
+    **{token: 256 + i for i, token in enumerate((b"he", b"ll", b"hell", b"hello", b" w"))},
+}
+
+
+def test_merges_are_recovered_from_ranks() -> None:
+    assert bench_model._merges(RANKS) == [
+        (b"h", b"e"),
+        (b"l", b"l"),
+        (b"he", b"ll"),
+        (b"hell", b"o"),
+        (b" ", b"w"),
+    ]
+
+
+def test_tokenizer_follows_the_ranks_and_numbers_the_specials_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench_model, "_qwen_ranks", lambda: RANKS)
+    tokenizer = bench_model.qwen_tokenizer()
+    text = "hello w\n<|im_end|>\u00e9<|video_pad|>"
+    ids = [259, 260, 10, 261 + 2, *"\u00e9".encode(), 261 + 13]
+    assert tokenizer(text)["input_ids"] == ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.eos_token_id == 261 + 2
+
+
+def test_missing_ranks_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(bench_model.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="pip install --no-deps dashscope"):
+        bench_model.bench_model(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bench_model_has_118_million_parameters() -> None:
+    torchvision_shim.install()
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**bench_model.CONFIG))
+    assert sum(p.numel() for p in model.parameters()) == 118_143_872
