@@ -89,7 +89,7 @@ def measured(theme: str, judge: Callable[[dict[str, Any]], tuple[bool, str]]) ->
             return Verdict(NOT_RUN, f"no bench/results/{theme}_*.json")
         try:
             judged = [(result.path.name, *judge(result.data)) for result in results]
-        except LookupError as error:
+        except (LookupError, ValueError) as error:
             return Verdict(NOT_RUN, f"bench/results/{theme}_*.json lacks {error}")
         status = PASS if all(ok for _, ok, _ in judged) else FAIL
         return Verdict(status, "; ".join(f"{said} ({name})" for name, _, said in judged))
@@ -157,7 +157,14 @@ def append_time(result: dict[str, Any]) -> tuple[bool, str]:
 
 
 def patchify_speed(result: dict[str, Any]) -> tuple[bool, str]:
-    return result["speedup"] >= 3.0, f"{result['speedup']:.1f} times as fast"
+    ours = [
+        entry
+        for entry in result["results"]
+        if entry["name"].startswith("patchify") and entry["num_threads"] == 2
+    ]
+    # Fresh memory for every call, as the processor has: a reused output would be faster.
+    best = max((e for e in ours if "reused" not in e["name"]), key=lambda e: e["speedup"])
+    return best["speedup"] >= 3.0, f"{best['name']} is {best['speedup']:.1f} times as fast"
 
 
 def needle_bar(result: dict[str, Any]) -> tuple[bool, str]:

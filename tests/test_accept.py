@@ -76,6 +76,19 @@ def test_a_result_that_lacks_the_number_is_not_run(accept: ModuleType, tmp_path:
     assert accept.measured("rounds", accept.append_time)(ARGS).status == "NOT RUN"
 
 
+@pytest.mark.parametrize(("two_threads", "ok"), [(3.0, True), (2.9, False)])
+def test_patchify_counts_with_two_threads_and_fresh_memory(
+    accept: ModuleType, two_threads: float, ok: bool
+) -> None:
+    results = [
+        {"name": "patchify avx2", "num_threads": 1, "speedup": 9.0},
+        {"name": "patchify avx2, out= reused", "num_threads": 2, "speedup": 9.0},
+        {"name": "patchify avx2", "num_threads": 2, "speedup": two_threads},
+        {"name": "transformers", "num_threads": 2, "speedup": 1.0},
+    ]
+    assert accept.patchify_speed({"results": results})[0] is ok
+
+
 @pytest.mark.parametrize(
     ("one", "three", "num", "ok"),
     [

@@ -74,6 +74,16 @@ def test_rounds_and_phases_come_from_one_result(checkout: Path) -> None:
     assert "| append, 1 | 900 | 2 | 30 | 4 | 5 | 8 | 4 | 99 | 1 |" in phases
 
 
+def test_patchify_has_a_line_for_each_contender(checkout: Path) -> None:
+    entry = {"num_threads": 2, "median_ms": 33.3, "min_ms": 30.0, "max_ms": 41.0}
+    data = {"results": [{"name": "avx2", **entry, "speedup": 4.04}], "hardware": {"cpu": "A CPU"}}
+    path = checkout / "bench" / "results" / "patchify_cpu2_202611.json"
+    path.write_text(json.dumps(data))
+    text = report.table("patchify", checkout)
+    assert "| avx2, 2 threads | 33 | 30 | 41 | 4.0 |" in text
+    assert "`patchify_cpu2_202611.json`, A CPU." in text
+
+
 def test_modules_are_listed_with_their_first_sentence(checkout: Path) -> None:
     (checkout / "vtts_rt" / "ops").mkdir(parents=True)
     (checkout / "vtts_rt" / "ops" / "fold.py").write_text('"""Folds a | b\nin two. More."""\n')

@@ -118,11 +118,27 @@ def _phases(result: Result) -> str:
     return markdown(["ms", *phases, *(count.replace("_", " ") for count in counts)], rows)
 
 
+def _patchify(result: Result) -> str:
+    """Medians, ms, and times as fast as the first one with as many threads."""
+    rows = [
+        [
+            f"{entry['name']}, {entry['num_threads']} threads",
+            f"{entry['median_ms']:,.0f}",
+            f"{entry['min_ms']:,.0f}",
+            f"{entry['max_ms']:,.0f}",
+            f"{entry['speedup']:.1f}",
+        ]
+        for entry in result.data["results"]
+    ]
+    return markdown(["ms", "median", "least", "most", "times as fast"], rows)
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "needle": ("needle", _needle),
     "rounds": ("rounds", _rounds),
     "phases": ("rounds", _phases),
+    "patchify": ("patchify", _patchify),
 }
 
 
@@ -183,7 +199,8 @@ def _source(result: Result) -> str:
     data = result.data
     facts = [f"`{result.path.name}`"]
     if machine := data.get("hardware"):
-        facts.append(f"{machine['gpu'] or machine['cpu']}, {machine['threads']} threads")
+        threads = f", {machine['threads']} threads" if "threads" in machine else ""
+        facts.append(f"{machine.get('gpu') or machine['cpu']}{threads}")
     if commit := data.get("commit"):
         facts.append(f"commit {str(commit)[:10]}")
     facts += [f"{name} {version}" for name, version in data.get("versions", {}).items()]
