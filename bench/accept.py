@@ -59,16 +59,21 @@ def tests(*selected: str) -> Check:
         with tempfile.TemporaryDirectory() as folder:
             xml = Path(folder) / "tests.xml"
             done = _run([_script("pytest"), *selected, f"--junitxml={xml}"])
-            counts = _count(xml)
-        broken = counts["failures"] + counts["errors"]
-        if broken or (done.returncode not in (0, 5) and counts["tests"]):
-            return Verdict(FAIL, f"{broken} of {counts['tests']} tests fail: {' '.join(selected)}")
-        if done.returncode or counts["skipped"] or not counts["tests"]:
-            why = f"{counts['skipped']} skipped" if counts["tests"] else "none collected"
-            return Verdict(NOT_RUN, f"{why}: {' '.join(selected)}")
-        return Verdict(PASS, f"{counts['tests']} tests")
+            return tests_verdict(done.returncode, _count(xml), " ".join(selected))
 
     return check
+
+
+def tests_verdict(returncode: int, counts: dict[str, int], selected: str) -> Verdict:
+    """What one pytest run says; counts: tests, failures, errors, skipped."""
+    broken = counts["failures"] + counts["errors"]
+    if broken or (counts["tests"] and returncode not in (0, 5)):
+        return Verdict(FAIL, f"{broken} of {counts['tests']} tests fail: {selected}")
+    if counts["skipped"]:
+        return Verdict(NOT_RUN, f"{counts['skipped']} of {counts['tests']} skipped: {selected}")
+    if returncode or not counts["tests"]:
+        return Verdict(NOT_RUN, f"nothing collected: {selected}")
+    return Verdict(PASS, f"{counts['tests']} tests")
 
 
 def _count(xml: Path) -> dict[str, int]:

@@ -28,27 +28,37 @@ def accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("body", "status"),
+    ("returncode", "num", "failures", "errors", "skipped", "status"),
     [
-        ("def test_a(): pass", "PASS"),
-        ("def test_a(): pass\ndef test_b(): assert False", "FAIL"),
-        ("import pytest\n@pytest.mark.skip\ndef test_a(): pass", "NOT RUN"),
-        ("import pytest\ndef test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass", "NOT RUN"),
-        ("x = 1", "NOT RUN"),
-        ("import no_such_module", "FAIL"),
+        (0, 3, 0, 0, 0, "PASS"),
+        (1, 3, 1, 0, 0, "FAIL"),
+        (2, 1, 0, 1, 0, "FAIL"),  # a file that does not import
+        (1, 3, 1, 0, 2, "FAIL"),
+        (3, 3, 0, 0, 0, "FAIL"),  # interrupted
+        (0, 3, 0, 0, 1, "NOT RUN"),
+        (5, 0, 0, 0, 0, "NOT RUN"),  # nothing collected
+        (4, 0, 0, 0, 0, "NOT RUN"),  # no such test
     ],
 )
 def test_tests_are_evidence_only_if_they_ran(
-    accept: ModuleType, tmp_path: Path, body: str, status: str
+    accept: ModuleType,
+    returncode: int,
+    num: int,
+    failures: int,
+    errors: int,
+    skipped: int,
+    status: str,
 ) -> None:
-    (tmp_path / "test_x.py").write_text(body)
-    assert accept.tests("test_x.py")(ARGS).status == status
+    counts = {"tests": num, "failures": failures, "errors": errors, "skipped": skipped}
+    assert accept.tests_verdict(returncode, counts, "test_x.py").status == status
 
 
-def test_missing_tests_are_not_run(accept: ModuleType, tmp_path: Path) -> None:
+def test_tests_are_run(accept: ModuleType, tmp_path: Path) -> None:
     assert accept.tests("test_gone.py")(ARGS).status == "NOT RUN"
-    (tmp_path / "test_x.py").write_text("def test_a(): pass")
-    assert accept.tests("test_x.py::test_gone")(ARGS).status != "PASS"
+    path = tmp_path / "test_x.py"
+    path.write_text("def test_a(): pass\ndef test_b(): assert False")
+    assert accept.tests("test_x.py::test_a")(ARGS) == ("PASS", "1 tests")
+    assert accept.tests("test_x.py")(ARGS).status == "FAIL"
 
 
 def test_every_line_without_evidence_is_not_run(
