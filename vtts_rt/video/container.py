@@ -16,8 +16,6 @@ from typing import Any
 
 import av
 
-from vtts_rt.types import require
-
 # Demuxers that read other files than the one they are given: their content hash would not
 # cover the pixels, and they reach where the caller did not point.
 NESTED_FORMATS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "rtp"})
@@ -36,6 +34,12 @@ def file_identity(path: Path) -> FileIdentity:
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
+def require_video(ok: bool, rule: str, got: str) -> None:
+    """`types.require` for the content itself: the rule is a verb phrase, `got` a description."""
+    if not ok:
+        raise ValueError(f"open_video: video must {rule}, got {got}")
+
+
 class Media:
     """One media content, a path or bytes, that can be opened any number of times.
 
@@ -49,16 +53,16 @@ class Media:
         self.identity: FileIdentity | None = None
         if isinstance(content, bytes):
             self.name = f"{len(content)} bytes"
-            require("open_video", "video", "0 bytes", len(content) > 0, "a non-empty content")
+            require_video(len(content) > 0, "not be empty", "0 bytes")
             self.data = content
             return
         self.path, self.name = content, repr(str(content))
         rule = "the path of an existing video or image file"
         try:
             self.identity = file_identity(content)
-            require("open_video", "video", str(content), content.is_file(), rule)
+            require_video(content.is_file(), f"be {rule}", self.name)
             with content.open("rb") as file:
-                require("open_video", "video", str(content), file.read(1) != b"", "not empty")
+                require_video(file.read(1) != b"", "not be empty", self.name)
         except (OSError, ValueError) as error:
             if str(error).startswith("open_video:"):
                 raise
@@ -118,7 +122,7 @@ class Media:
             )
         nested = bool(NESTED_FORMATS & set(container.format.name.split(",")))
         got = f"{self.name} ({container.format.name})"
-        require("open_video", "video", got, not nested, "a self-contained media file")
+        require_video(not nested, "be a self-contained media file", got)
         return container
 
 
@@ -172,5 +176,5 @@ def video_stream(container: Any, name: str) -> Any:
         s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
     ]
     kind = "audio-only file" if container.streams.audio else "file without one"
-    require("open_video", "video", f"{kind} {name}", bool(streams), "hold a video stream")
+    require_video(bool(streams), "hold a video stream", f"{kind} {name}")
     return streams[0]

@@ -135,9 +135,11 @@ def build_index(
         return None
     shows = np.frombuffer(bytes(hidden), np.uint8) == 0
     times, seek_times = columns[0], columns[1]
-    if (times == MISSING).any():
-        reorders = stream.codec_context.has_b_frames or (seek_times == MISSING).any()
-        if reorders:
+    no_pts = bool((times == MISSING).any())
+    # AVI stores no presentation times, and FFmpeg's guess may just follow the file's order.
+    no_pts |= container.format.name == "avi" and bool((np.diff(times) > 0).all())
+    if no_pts:
+        if stream.codec_context.has_b_frames or (seek_times == MISSING).any():
             shown_order = _decoded_order(*reopen())
         times = np.where(times == MISSING, columns[1], times)
     seek_times = np.where(seek_times == MISSING, times, seek_times)

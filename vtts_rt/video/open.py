@@ -14,7 +14,7 @@ import numpy as np
 
 from vtts_rt.types import require
 from vtts_rt.video.arrays import ArraySource
-from vtts_rt.video.container import Media, av_errors, video_stream
+from vtts_rt.video.container import Media, av_errors, require_video, video_stream
 from vtts_rt.video.index import demuxed
 from vtts_rt.video.pyav import CONVERSION, PyavSource, display_matrix, to_rgb
 from vtts_rt.video.source import ClippedSource, FrameSource, derive_id
@@ -100,7 +100,7 @@ def _open_media(media: Media, source_fps: float | None) -> FrameSource:
         with av_errors(media.name):
             frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
             frames += stream.decode(None)
-    require("open_video", "video", media.name, bool(frames), "an image that can be decoded")
+    require_video(bool(frames), "be an image that can be decoded", media.name)
     first = frames[0]
     pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)
     content_id = derive_id(media.content_id(), "image", CONVERSION)

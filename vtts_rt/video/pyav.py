@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from vtts_rt.types import VideoMetadata, require
-from vtts_rt.video.container import Media, av_errors, video_stream
+from vtts_rt.types import VideoMetadata
+from vtts_rt.video.container import Media, av_errors, require_video, video_stream
 from vtts_rt.video.index import build_index, decode_tagged, demuxed
 from vtts_rt.video.source import derive_id, distinct_indices
 
@@ -90,11 +90,11 @@ class PyavSource:
         with container, av_errors(media.name):
             index = build_index(container, stream, self._open, source_fps)
         rule = "hold at least one frame that can be decoded"
-        require("open_video", "video", media.name, index is not None, rule)
+        require_video(index is not None, rule, media.name)
         assert index is not None
         self._index = index
         first = self._probe()
-        require("open_video", "video", media.name, first is not None, rule)
+        require_video(first is not None, rule, media.name)
         assert first is not None
         self._matrix = display_matrix(first)
         self._stored_hw = (first.height, first.width)

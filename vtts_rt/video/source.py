@@ -98,6 +98,7 @@ class ClippedSource:
         require("open_video", "end_seconds", end_seconds, ok, f"greater than {start} s")
         end = min(end, whole.duration_seconds)
         times = whole.timestamps_seconds
+        assert times is not None, "sources of frames with a duration say when each shows"
         first = int(np.searchsorted(times, start + SAME_INSTANT_SECONDS, side="right")) - 1
         self._first = max(first, 0)
         stop = int(np.searchsorted(times, end - SAME_INSTANT_SECONDS, side="left"))

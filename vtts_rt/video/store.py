@@ -134,6 +134,18 @@ class FrameStore:
             worker.join()
         self.clear()
 
+    def stats(self) -> dict[str, int]:
+        """The counters, with the number of frames held and the budget."""
+        with self._lock:
+            return {
+                "frames": len(self._entries),
+                "bytes": self.bytes,
+                "byte_budget": self.byte_budget,
+                "frames_decoded": self.frames_decoded,
+                "frames_reused": self.frames_reused,
+                "evictions": self.evictions,
+            }
+
     def check_integrity(self) -> None:
         """AssertionError when the books do not balance."""
         with self._lock:

@@ -18,6 +18,9 @@ from vtts_rt.types import require
 
 # Ticks a second of clips with given times. MPEG-4 stores a rate in 16 bits, so not 90000.
 VFR_TICKS = 60000
+# swscale writes these with levels 0..255; readers must be told.
+FULL_RANGE_FORMATS = ("gray", "yuvj")
+FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 # Fast settings per encoder; a caller's crf, preset, ... go on top.
 ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast"},
@@ -88,11 +91,10 @@ def write_video(
                 rotation=rotation_degrees,
                 threads=threads,
             )
-    except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
         raise ValueError(
-            f"write_video: codec must be an encoder that takes {pixel_format} frames of this size "
-            f"into this container, got {codec} ({reason})"
+            "write_video: the place, container, codec and pixel_format must fit together, got "
+            f"{target!r} with {codec} and {pixel_format} ({error})"
         ) from None
 
 
@@ -114,11 +116,18 @@ def _encode(
     for pixels in frames:
         if stream is None:
             shape = _checked_shape(pixels, pixel_format)
-            stream = container.add_stream(codec, rate=rate, options=options)
+            try:
+                stream = container.add_stream(codec, rate=rate, options=options)
+            except ValueError as error:
+                raise ValueError(
+                    f"write_video: codec must be one the container takes, got {codec} ({error})"
+                ) from None
             stream.height, stream.width = shape[:2]
             stream.pix_fmt = pixel_format
             stream.codec_context.time_base = ticks
             stream.codec_context.thread_count = threads
+            if pixel_format.startswith(FULL_RANGE_FORMATS):
+                stream.codec_context.color_range = FULL_RANGE
             if rotation:
                 stream.set_display_rotation(rotation)
         ok = pixels.shape == shape and pixels.dtype == np.uint8

@@ -1,0 +1,209 @@
+"""FrameStore: one decode per frame, a budget that holds, counters that add up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtts_rt.video import FrameStore
+from vtts_rt.video.arrays import ArraySource
+
+FRAME_BYTES = 4 * 6 * 3
+
+
+class CountedSource(ArraySource):
+    """16 frames of 72 bytes; notes what is read, can be made slow or broken."""
+
+    def __init__(self, seed: int = 0) -> None:
+        frames = np.random.default_rng(seed).integers(0, 256, (16, 4, 6, 3), np.uint8)
+        super().__init__(frames, source_fps=2.0)
+        self.pixels = frames
+        self.reads: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken: set[int] = set()
+
+    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for i, frame in super().read(frame_indices):
+            assert self.gate.wait(10)
+            if i in self.broken:
+                raise RuntimeError("broken frame")
+            self.reads.append(i)
+            yield i, frame
+
+
+def wait_for(condition: object) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "nothing happened for 10 s"
+        time.sleep(0.001)
+
+
+def test_each_frame_is_decoded_once_and_read_only() -> None:
+    store, source = FrameStore(10**6), CountedSource()
+    got = store.frames(source, [3, 1, 3])
+    assert [np.array_equal(f, source.pixels[i]) for f, i in zip(got, [3, 1, 3], strict=True)] == [
+        True
+    ] * 3
+    assert got[0] is got[2] and not got[0].flags.writeable
+    store.frames(source, [1, 2, 3])
+    assert sorted(source.reads) == [1, 2, 3]
+    assert store.stats() == {
+        "frames": 3,
+        "bytes": 3 * FRAME_BYTES,
+        "byte_budget": 10**6,
+        "frames_decoded": 3,
+        "frames_reused": 2,
+        "evictions": 0,
+    }
+    store.check_integrity()
+    with pytest.raises(ValueError, match="0..15"):
+        store.frames(source, [16])
+
+
+def test_two_videos_never_share_and_two_sources_of_one_do() -> None:
+    store, a, same, b = FrameStore(10**6), CountedSource(0), CountedSource(0), CountedSource(1)
+    first = store.frames(a, [5])[0]
+    assert store.frames(same, [5])[0] is first and same.reads == []
+    np.testing.assert_array_equal(store.frames(b, [5])[0], b.pixels[5])
+
+
+def test_least_recently_used_goes_first() -> None:
+    store, source = FrameStore(3 * FRAME_BYTES), CountedSource()
+    store.frames(source, [0, 1, 2])
+    store.frames(source, [0])
+    store.frames(source, [3])  # 1 is the oldest now
+    source.reads.clear()
+    store.frames(source, [0, 2, 3])
+    assert source.reads == [] and store.evictions == 1
+    store.frames(source, [1])
+    assert source.reads == [1]
+    store.check_integrity()
+
+
+@pytest.mark.parametrize("budget", [0, FRAME_BYTES - 1, FRAME_BYTES])
+def test_small_budgets_still_deliver(budget: int) -> None:
+    store, source = FrameStore(budget), CountedSource()
+    for i, frame in enumerate(store.frames(source, range(16))):
+        np.testing.assert_array_equal(frame, source.pixels[i])
+    assert store.bytes == (FRAME_BYTES if budget >= FRAME_BYTES else 0)
+    store.check_integrity()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    budget=st.integers(0, 6),
+    asks=st.lists(st.tuples(st.integers(0, 1), st.lists(st.integers(0, 15), max_size=6))),
+)
+def test_any_sequence_of_asks(budget: int, asks: list[tuple[int, list[int]]]) -> None:
+    store, sources = FrameStore(budget * FRAME_BYTES), [CountedSource(0), CountedSource(1)]
+    for video, indices in asks:
+        for i, frame in zip(indices, store.frames(sources[video], indices), strict=True):
+            np.testing.assert_array_equal(frame, sources[video].pixels[i])
+        store.check_integrity()
+    assert store.frames_decoded == sum(len(s.reads) for s in sources)
+
+
+def test_threads_that_ask_for_the_same_decode_once() -> None:
+    store, source = FrameStore(10**6), CountedSource()
+    source.gate.clear()
+    wrong: list[int] = []
+
+    def ask() -> None:
+        frames = store.frames(source, range(16))
+        wrong.extend(i for i, f in enumerate(frames) if not np.array_equal(f, source.pixels[i]))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for t in threads:
+        t.start()
+    source.gate.set()
+    for t in threads:
+        t.join(20)
+    assert wrong == [] and sorted(source.reads) == list(range(16))
+    store.check_integrity()
+
+
+def test_an_error_reaches_every_asker_and_leaves_nothing_behind() -> None:
+    store, source = FrameStore(10**6), CountedSource()
+    source.broken = {4}
+    errors: list[str] = []
+
+    def ask() -> None:
+        try:
+            store.frames(source, [3, 4, 5])
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(20)
+    assert errors == ["broken frame"] * 3
+    store.check_integrity()
+    source.broken = set()
+    assert len(store.frames(source, [3, 4, 5])) == 3
+
+
+def test_prefetch_returns_at_once_and_is_found() -> None:
+    store, source = FrameStore(10**6), CountedSource()
+    source.gate.clear()
+    store.prefetch(source, range(12))  # would block here if it were not in the background
+    assert source.reads == []
+    source.gate.set()
+    wait_for(lambda: len(store) == 12)
+    store.frames(source, range(12))
+    assert sorted(source.reads) == list(range(12))
+    store.close()
+    store.close()
+    store.prefetch(source, [15])
+    assert 15 not in source.reads
+
+
+def test_prefetch_keeps_to_the_budget_and_swallows_errors() -> None:
+    store, source = FrameStore(4 * FRAME_BYTES), CountedSource()
+    store.prefetch(source, range(16))
+    wait_for(lambda: len(store) == 4)
+    store.close()
+    assert sorted(source.reads) == [0, 1, 2, 3]
+    store, source = FrameStore(10**6), CountedSource()
+    source.broken = {2}
+    store.prefetch(source, [2])
+    store.prefetch(source, [9])
+    wait_for(lambda: len(store) == 1)
+    with pytest.raises(RuntimeError, match="broken frame"):
+        store.frames(source, [2])
+    store.close()
+
+
+def test_provider_counts_by_round() -> None:
+    store, a, b = FrameStore(10**6), CountedSource(0), CountedSource(1)
+    provider = store.provider([a, b])
+    provider.frames(0, [0, 1, 1])
+    provider.frames(1, [0])
+    provider.frames(0, [0])  # decoded in this very round: not a reuse
+    counts = provider.take_counts()
+    assert (counts.frames_decoded, counts.frames_reused) == (3, 0)
+    assert counts.decode_ms > 0.0
+    provider.prefetch(0, [1, 2])
+    wait_for(lambda: len(store) == 4)
+    wait_for(lambda: provider._num_decoded == 1)
+    provider.frames(0, [0, 1, 2])
+    counts = provider.take_counts()
+    assert (counts.frames_decoded, counts.frames_reused) == (1, 2)
+    assert provider.take_counts() == (0, 0, 0, 0.0)
+    other = store.provider([a])
+    other.frames(0, [0, 1])
+    assert other.take_counts()[:3] == (0, 0, 2)
+    store.close()
+
+
+def test_bad_budget() -> None:
+    with pytest.raises(ValueError, match="byte_budget must be >= 0"):
+        FrameStore(-1)
