@@ -1,0 +1,1 @@
+"""Rows of labelled questions, and needle: generated clips with answers."""

@@ -1,0 +1,311 @@
+"""Episodes: whole conversations of rounds about a needle scene, as token ids with labels.
+
+Frames come from the frame policy and text from the prompt layout of the perception layer, so a
+training sequence is token for token what the runtime shows. The answers are what an ideal
+viewer would say of the views at hand: where the card is while only the card can be seen, where
+the mark is once the mark can be seen, and what the mark shows once it can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.data.needle import Card, Scene, make_question, pattern_text
+from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
+from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.layout import build_prompt
+from vtts_rt.perception.plan import FramePlan, RoundHistory
+from vtts_rt.perception.policy import plan_round
+from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.types import PixelBox, Prompt, Segment, TimeSpan, VideoMetadata
+
+Stage = Literal["card", "mark", "read", "lost"]
+STAGES: tuple[Stage, ...] = ("card", "mark", "read", "lost")
+CARD_BOX_TENTHS = 4  # side of the box around a card, in tenths of the view
+MARK_BOX_TENTHS = 3  # side of the box around a mark
+READABLE_PX = 8.5  # a mark at least this wide in the view is to be read
+GUESS_WEIGHT = 0.1  # of the letter in rounds that cannot read: random labels are noise
+_FULL_VIEW = 0.8  # a view of this part of the frame's side shows cards, not marks
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an ideal viewer says of a round: stage, times of the pairs that show it, box.
+
+    box_tenths: (x0, y0, side) in tenths of the view.
+    """
+
+    stage: Stage
+    seen: tuple[float, ...] = ()
+    box_tenths: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass
+class Episode:
+    """One conversation; L tokens, V vision segments of 9 tokens each.
+
+    token_ids: (L,); positions: (3, L) M-RoPE; weights: (L,) loss weight of predicting each
+    token from those before it. segments: (index of the first token, round, segment) of each
+    frame pair. verdicts: the ideal viewer's, of each written round. answers: index of the letter in each round;
+    clues: index of the first token of each round's clue (-1: none).
+    """
+
+    scene: Scene
+    card: int
+    token_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    segments: list[tuple[int, int, Segment]]
+    verdicts: list[Verdict]
+    answers: list[int]
+    clues: list[int]
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [verdict.stage for verdict in self.verdicts]
+
+
+@dataclass
+class _Writer:
+    """Collects tokens, positions and weights in order."""
+
+    tokenizer: Tokenizer
+    positions: MropePositions
+    ids: list[int] = field(default_factory=list)
+    places: list[NDArray[np.int64]] = field(default_factory=lambda: [np.zeros((3, 0), np.int64)])
+    weights: list[float] = field(default_factory=list)
+    segments: list[tuple[int, int, Segment]] = field(default_factory=list)
+
+    def prompt(self, prompt: Prompt, round_index: int) -> None:
+        encoded = encode_prompt(self.tokenizer, prompt)
+        base, at = len(self.ids), 0
+        for span in encoded.spans:
+            self._text(encoded.token_ids[at : span.start], 0.0)
+            grid = self.positions.vision(span.segment.grid_thw, span.segment.seconds_per_grid)
+            self.places.append(grid.numpy())
+            at = span.start + span.length
+            self.ids += encoded.token_ids[span.start : at]
+            self.weights += [0.0] * span.length
+            self.segments.append((base + span.start, round_index, span.segment))
+        self._text(encoded.token_ids[at:], 0.0)
+
+    def said(self, text: str, weight: float = 1.0) -> int:
+        """What the model says, with one loss weight; returns where it begins."""
+        begin = len(self.ids)
+        self._text(self.tokenizer.encode(text), weight)
+        return begin
+
+    def end_turn(self) -> None:
+        """The next prompt begins with the end of this turn: the model has to predict that."""
+        self.ids.pop()
+        self.weights.pop()
+        self.places[-1] = self.places[-1][:, :-1]
+        self.positions.next_position -= 1
+        self.positions.end_position -= 1
+
+    def _text(self, ids: Sequence[int], weight: float) -> None:
+        if ids:
+            self.places.append(self.positions.text(len(ids)).numpy())
+            self.ids += ids
+            self.weights += [weight] * len(ids)
+
+
+def scene_metadata(scene: Scene) -> VideoMetadata:
+    """What an opened clip of the scene would say of itself."""
+    return VideoMetadata(
+        video_id=f"needle-{scene.split}-{scene.seed}",
+        num_frames=scene.num_frames,
+        source_fps=scene.source_fps,
+        duration_seconds=scene.duration_seconds,
+        height=scene.height,
+        width=scene.width,
+        decoder="needle",
+        timestamps_seconds=np.arange(scene.num_frames) / scene.source_fps,
+    )
+
+
+def judge(scene: Scene, card: Card, plan: FramePlan) -> Verdict:
+    """The ideal viewer: looks at what the views show, knows nothing else."""
+    view = plan.views[0]
+    full = view.box.x1 - view.box.x0 >= _FULL_VIEW * scene.width
+    target, span = (card.box, card.span) if full else (card.mark_box, card.mark_span)
+    seen = tuple(
+        segment.pairs[0].time_seconds
+        for segment in plan.segments
+        if any(_shows(span, frame / scene.source_fps) for frame in segment.frame_indices)
+    )
+    x, y = (target.x0 + target.x1) / 2, (target.y0 + target.y1) / 2
+    if not seen or not (view.box.x0 <= x < view.box.x1 and view.box.y0 <= y < view.box.y1):
+        return Verdict("lost")
+    if full:
+        return Verdict("card", seen, _box_tenths(view.box, target, CARD_BOX_TENTHS))
+    width_px = (target.x1 - target.x0) / (view.box.x1 - view.box.x0) * view.resized_hw[1]
+    whole = view.box.x0 <= target.x0 and target.x1 <= view.box.x1
+    whole = whole and view.box.y0 <= target.y0 and target.y1 <= view.box.y1
+    stage: Stage = "read" if whole and width_px >= READABLE_PX else "mark"
+    return Verdict(stage, seen, _box_tenths(view.box, target, MARK_BOX_TENTHS))
+
+
+def _shows(span: TimeSpan, time_seconds: float) -> bool:
+    return span.start_seconds <= time_seconds + 5e-7 < span.end_seconds
+
+
+def _box_tenths(view: PixelBox, target: PixelBox, side: int) -> tuple[int, int, int]:
+    x = ((target.x0 + target.x1) / 2 - view.x0) / (view.x1 - view.x0)
+    y = ((target.y0 + target.y1) / 2 - view.y0) / (view.y1 - view.y0)
+    x0, y0 = (int(np.clip(round(10 * v - side / 2), 0, 10 - side)) for v in (x, y))
+    return x0, y0, side
+
+
+def clue_text(start_seconds: float, end_seconds: float, box_tenths: tuple[int, int, int]) -> str:
+    """`[(8.0, 12.0)] [0.2, 0.4, 0.6, 0.8]`; times are those of labels, to be copied."""
+    x, y, side = box_tenths
+    box = ", ".join(f"{v / 10:.1f}" for v in (x, y, x + side, y + side))
+    return f"[({start_seconds:.1f}, {end_seconds:.1f})] [{box}]"
+
+
+def _jittered(rng: np.random.Generator, plan: FramePlan, verdict: Verdict) -> str:
+    """A clue that is off by about one step, as a model's own would be."""
+    times = [segment.pairs[0].time_seconds for segment in plan.segments]
+    first, last = times.index(verdict.seen[0]), times.index(verdict.seen[-1])
+    if rng.random() < 0.4:
+        first = int(np.clip(first + rng.integers(-1, 2), 0, len(times) - 1))
+    if rng.random() < 0.4:
+        last = int(np.clip(last + rng.integers(-1, 2), 0, len(times) - 1))
+    x, y, side = verdict.box_tenths
+    x, y = (int(np.clip(v + rng.integers(-1, 2), 0, 10 - side)) for v in (x, y))
+    return clue_text(times[first], times[max(first, last)], (x, y, side))
+
+
+def make_episode(
+    scene: Scene,
+    card: int,
+    *,
+    tokenizer: Tokenizer,
+    perception: PerceptionConfig,
+    templates: PromptTemplates,
+    seed: int,
+    question_seed: int = 0,
+    num_rounds: int = 3,
+    skip_rounds: int = 0,
+    jitter: float = 0.5,
+) -> Episode:
+    """A conversation of up to `num_rounds` rounds about one card of a scene.
+
+    jitter: share of rounds whose clue is off by a step, shown but not trained on, so that the
+    rounds after it see what a model's own clues lead to. A round that sees nothing of the card
+    ends the episode. skip_rounds: rounds that are planned but left out of the text, so that a
+    later round stands alone: short drills of one skill. seed: decides the jitter and with it the frames; question_seed: the
+    options and their order.
+    """
+    rng = np.random.default_rng([scene.seed, card, seed])
+    asked = scene.cards[card]
+    question = make_question(scene, card, question_seed)
+    metadata = scene_metadata(scene)
+    writer = _Writer(tokenizer, MropePositions(perception.mrope, 2.0))
+    history: list[RoundHistory] = []
+    verdicts: list[Verdict] = []
+    answers: list[int] = []
+    clues: list[int] = []
+    for index in range(num_rounds):
+        plan = plan_round("append", perception, [metadata], history, index)
+        if plan.empty:
+            break
+        verdict = judge(scene, asked, plan)
+        text, off = "", bool(rng.random() < jitter)
+        if verdict.seen:
+            text = clue_text(verdict.seen[0], verdict.seen[-1], verdict.box_tenths)
+            if off:
+                text = _jittered(rng, plan, verdict)
+        written = history[skip_rounds:]
+        look = RoundHistory(plan, parse_clue(f"<glue>{text}</glue>"))
+        history.append(look)
+        if index < skip_rounds:
+            if not text:
+                break
+            continue
+        prompt = build_prompt(
+            "append",
+            templates,
+            question=question.text,
+            options=question.options,
+            context="",
+            round_index=index,
+            max_rounds=num_rounds,
+            plan=plan,
+            history=written,
+        )
+        if written:
+            writer.end_turn()
+        begin = len(writer.ids)
+        writer.prompt(prompt, len(verdicts))
+        if written:
+            writer.weights[begin] = 1.0
+        thought = {"card": "card", "mark": "mark", "lost": "none"}.get(
+            verdict.stage, pattern_text(asked.pattern)
+        )
+        writer.said(f"<think> {thought}</think><answer>")
+        weight = 1.0 if verdict.stage == "read" else GUESS_WEIGHT
+        answers.append(writer.said(chr(65 + question.answer), weight))
+        writer.said("</answer><glue>")
+        verdicts.append(verdict)
+        clues.append(writer.said(text, 0.0 if off else 1.0) if text else -1)
+        writer.said("</glue><|im_end|>")
+        if not text:
+            break
+    return Episode(
+        scene,
+        card,
+        np.array(writer.ids, np.int64),
+        np.concatenate(writer.places, axis=1),
+        np.array(writer.weights, np.float32),
+        writer.segments,
+        verdicts,
+        answers,
+        clues,
+    )
+
+
+def make_drill(
+    scene: Scene,
+    card: int,
+    *,
+    tokenizer: Tokenizer,
+    templates: PromptTemplates,
+    question_seed: int,
+) -> Episode:
+    """Text only: the pattern is in the thought, the letter of its option has to follow."""
+    question = make_question(scene, card, question_seed)
+    writer = _Writer(tokenizer, MropePositions("qwen", 2.0))
+    prompt = build_prompt(
+        "append",
+        templates,
+        question=question.text,
+        options=question.options,
+        context="",
+        round_index=0,
+        max_rounds=1,
+        plan=FramePlan("append", 0, (), (), (), 1.0, ()),
+        history=(),
+    )
+    writer.prompt(prompt, 0)
+    writer.said(f"<think> {pattern_text(scene.cards[card].pattern)}</think><answer>", 0.0)
+    answers = [writer.said(chr(65 + question.answer))]
+    return Episode(
+        scene,
+        card,
+        np.array(writer.ids, np.int64),
+        np.concatenate(writer.places, axis=1),
+        np.array(writer.weights, np.float32),
+        [],
+        [Verdict("read")],
+        answers,
+        [-1],
+    )

@@ -1,0 +1,77 @@
+"""Features of the views of episodes: rendered straight from the scene, encoded once, kept.
+
+Two sources. `sketch_features` makes features from labels alone, with a fixed random matrix: no
+pixel is drawn, so the language model can see a hundred thousand clips in the time of a few
+thousand. The vision stage trains the tower to write features in the same directions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vtts_rt.data.views import (
+    NUM_ATTRIBUTES,
+    TOKENS,
+    VIEW_PX,
+    FloatArray,
+    ViewBatch,
+    attributes,
+    empty_batch,
+    label_view,
+    view_pixels,
+)
+from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.train.episodes import Episode
+from vtts_rt.train.vision_stage import patch_rows
+from vtts_rt.types import PATCH_SIZE, PixelBox
+
+_PAIRS_PER_PASS = 96
+
+
+def episode_labels(episode: Episode) -> ViewBatch:
+    """Labels of every view of an episode, without pixels."""
+    batch = empty_batch(len(episode.segments), pixels=False)
+    for row, (_, _, segment) in enumerate(episode.segments):
+        times = tuple(index / episode.scene.source_fps for index in segment.frame_indices)
+        label_view(batch, row, episode.scene, times, segment.box)
+    return batch
+
+
+def sketch_matrix(num_channels: int) -> FloatArray:
+    """(NUM_ATTRIBUTES, C) fixed random directions of the attributes."""
+    rng = np.random.default_rng(0)
+    return rng.normal(0.0, 0.5, (NUM_ATTRIBUTES, num_channels)).astype(np.float32)
+
+
+def sketch_features(labels: ViewBatch, matrix: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """(N, 9, C) features that say what the labels say, with noise."""
+    clean = attributes(labels) @ matrix
+    noise = rng.normal(0.0, rng.uniform(0.05, 0.3), clean.shape)
+    return clean + noise.astype(np.float32)
+
+
+def episode_pixels(episode: Episode, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+    """(V, 2, 84, 84, 3) uint8 of every view; `rng` adds codec noise (see view_pixels)."""
+    scene = episode.scene
+    pixels = np.empty((len(episode.segments), 2, VIEW_PX, VIEW_PX, 3), np.uint8)
+    done: dict[tuple[int, PixelBox], NDArray[np.uint8]] = {}
+    for row, (_, _, segment) in enumerate(episode.segments):
+        for side, frame in enumerate(segment.frame_indices):
+            key = frame, segment.box
+            if key not in done:
+                done[key] = view_pixels(scene, frame / scene.source_fps, segment.box, rng)
+            pixels[row, side] = done[key]
+    return pixels
+
+
+@torch.no_grad()
+def encode_views(tower: VisionTransformer, pixels: NDArray[np.uint8]) -> FloatArray:
+    """(N, 9, C) features of views (N, 2, 84, 84, 3)."""
+    side = VIEW_PX // PATCH_SIZE
+    out = []
+    for start in range(0, len(pixels), _PAIRS_PER_PASS):
+        part = pixels[start : start + _PAIRS_PER_PASS]
+        out.append(tower(patch_rows(part), [(len(part), side, side)]))
+    return torch.cat(out).view(len(pixels), TOKENS, -1).numpy()

@@ -1,0 +1,67 @@
+"""`vtts-rt train sft`: make the embedded model from nothing, in three stages."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from vtts_rt.train import tiny
+from vtts_rt.train.stages import (
+    DEFAULT_STEPS,
+    STAGES,
+    Recipe,
+    export,
+    run_language,
+    run_sketch,
+    run_vision,
+)
+from vtts_rt.types import require
+
+_RUNS = {"vision": run_vision, "sketch": run_sketch, "language": run_language}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vtts-rt train sft",
+        description="Supervised training of the embedded model `tiny` on needle clips. A run that "
+        "was interrupted goes on where its last checkpoint left it; the same seed gives the same "
+        "weights.",
+    )
+    parser.add_argument("folder", type=Path, help="checkpoints and log go here")
+    parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
+    steps = ", ".join(f"{name} {count}" for name, count in DEFAULT_STEPS.items())
+    parser.add_argument("--steps", type=int, help=f"of the stage (default: {steps})")
+    parser.add_argument("--stop-after", type=int, metavar="N", help="leave after step N")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
+    parser.add_argument("--clips", type=int, default=tiny.NUM_CLIPS, help="of the last stage")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
+    parser.add_argument("--threads", type=int, default=1, help="of the training process")
+    parser.add_argument("--out", type=Path, help="write the checkpoint here (default FOLDER/model)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    for name in ("steps", "stop_after"):
+        value = getattr(args, name)
+        require("train sft", name, value, value is None or value >= 1, ">= 1")
+    require("train sft", "clips", args.clips, args.clips >= 16, ">= 16")
+    require("train sft", "workers", args.workers, args.workers >= 0, ">= 0")
+    require("train sft", "threads", args.threads, args.threads >= 1, ">= 1")
+    one_stage = args.stage in STAGES
+    alone = one_stage or (args.steps is None and args.stop_after is None)
+    require("train sft", "stage", args.stage, alone, "one stage when steps are given")
+    logging.getLogger("vtts_rt").setLevel(logging.INFO)
+    torch.set_num_threads(args.threads)
+    recipe = Recipe(args.folder, args.seed, args.clips, args.workers)
+    for stage in STAGES:
+        if args.stage in (stage, "all"):
+            _RUNS[stage](recipe, args.steps, args.stop_after)
+    if args.stage in ("export", "all"):
+        export(recipe, args.out or args.folder / "model")
+    return 0

@@ -1,0 +1,216 @@
+"""The stages that make the embedded model, each resumable, each from the files of the one before.
+
+`vision` trains tower and merger on single frame pairs; `sketch` the language model on features
+made from labels; `language` the language model on features of the trained tower. `export`
+writes the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vtts_rt.data.views import ViewBatch
+from vtts_rt.models.language import LanguageModel
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, from_config, save_hf
+from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.train import tiny
+from vtts_rt.train.datasets import (
+    BankDataset,
+    EpisodeFactory,
+    PixelDataset,
+    SketchDataset,
+    ViewDataset,
+)
+from vtts_rt.train.features import encode_views, sketch_matrix
+from vtts_rt.train.language_stage import EpisodeBatch, Probes, language_loss
+from vtts_rt.train.loop import LoopConfig, train
+from vtts_rt.train.tokenizer import save_tokenizer
+from vtts_rt.train.vision_stage import SketchHeads, forward_views, sketch_loss
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["vision", "sketch", "language"]
+STAGES: tuple[Stage, ...] = ("vision", "sketch", "language")
+DEFAULT_STEPS: dict[Stage, int] = {
+    "vision": tiny.VISION_STEPS,
+    "sketch": tiny.SKETCH_STEPS,
+    "language": tiny.LANGUAGE_STEPS,
+}
+_LEARNING_RATES: dict[Stage, float] = {"vision": 1.5e-3, "sketch": 2e-3, "language": 1e-3}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run. folder: checkpoints and log; seed: of weights and data; num_clips: episodes in
+    the bank of the last stage; workers: processes that make batches."""
+
+    folder: Path
+    seed: int = 0
+    num_clips: int = tiny.NUM_CLIPS
+    workers: int = 1
+    batch_views: int = 96
+    batch_tokens: int = 7000
+
+
+def initial_model(recipe: Recipe) -> tuple[Qwen2_5_VL, Tokenizer]:
+    """Random weights and the tokenizer; the tokenizer's files are written to the folder."""
+    raw = tiny.make_tokenizer()
+    folder = recipe.folder / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(raw, folder)
+    model = from_config(tiny.model_config(raw), seed=recipe.seed)
+    with torch.no_grad():
+        # A head tied to embeddings that are as large as vision features (about 0.5) needs a
+        # small final norm, or the first losses are a hundred times the entropy.
+        for name, parameter in model.language.named_parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(2.5)
+        model.language.embed_tokens.weight.mul_(10.0)
+        model.language.norm.weight.fill_(0.15)
+        for parameter in model.visual.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(2.5)
+    return model, Tokenizer.from_pretrained(folder)
+
+
+def factory(tokenizer: Tokenizer) -> EpisodeFactory:
+    """Episodes in the embedded model's settings and wording."""
+    return EpisodeFactory(tokenizer, tiny.PERCEPTION, prompts_from_dict(tiny.PROMPTS))
+
+
+def _config(stage: Stage, recipe: Recipe, steps: int | None) -> LoopConfig:
+    return LoopConfig(
+        steps=DEFAULT_STEPS[stage] if steps is None else steps,
+        learning_rate=_LEARNING_RATES[stage],
+        workers=recipe.workers,
+    )
+
+
+def _load(module: nn.Module, path: Path, prefix: str) -> None:
+    """Weights of one part of a stage's checkpoint."""
+    if not path.is_file():
+        raise RuntimeError(f"train sft: {path} is missing; run the stage {path.stem} first")
+    state = torch.load(path, weights_only=True)["modules"]
+    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    module.load_state_dict(part)
+
+
+def run_vision(
+    recipe: Recipe, steps: int | None = None, stop_after: int | None = None
+) -> dict[str, float]:
+    """Stage `vision`; returns the last mean skills."""
+    model, _ = initial_model(recipe)
+    heads = SketchHeads(sketch_matrix(model.config.language.hidden_size))
+
+    def loss_of(batch: ViewBatch, _progress: float) -> tuple[Tensor, dict[str, float]]:
+        return sketch_loss(heads, forward_views(model.visual, batch), batch)
+
+    return train(
+        "vision",
+        nn.ModuleDict({"visual": model.visual}),
+        ViewDataset(recipe.seed, recipe.batch_views),
+        loss_of,
+        _config("vision", recipe, steps),
+        recipe.folder,
+        stop_after,
+    )
+
+
+def _train_language(
+    stage: Stage,
+    recipe: Recipe,
+    language: LanguageModel,
+    probes: Probes,
+    dataset: Any,
+    steps: int | None,
+    stop_after: int | None,
+) -> dict[str, float]:
+    def loss_of(batch: EpisodeBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        text, probing, skills = language_loss(language, probes, batch)
+        return text + max(0.1, 1 - progress / 0.6) * probing, skills
+
+    modules = nn.ModuleDict({"language": language, "probes": probes})
+    config = _config(stage, recipe, steps)
+    return train(stage, modules, dataset, loss_of, config, recipe.folder, stop_after)
+
+
+def run_sketch(
+    recipe: Recipe, steps: int | None = None, stop_after: int | None = None
+) -> dict[str, float]:
+    """Stage `sketch`: needs nothing, so it may run beside `vision`."""
+    model, tokenizer = initial_model(recipe)
+    hidden = model.config.language.hidden_size
+    torch.manual_seed(recipe.seed)
+    probes = Probes(hidden)
+    dataset = SketchDataset(
+        factory(tokenizer), sketch_matrix(hidden), recipe.seed, recipe.batch_tokens
+    )
+    return _train_language("sketch", recipe, model.language, probes, dataset, steps, stop_after)
+
+
+def build_bank(recipe: Recipe, tower: VisionTransformer, source: PixelDataset) -> list[np.ndarray]:
+    """Features of `num_clips` episodes, fp16, kept in `bank.npz` for the next run."""
+    path = recipe.folder / "bank.npz"
+    if path.is_file():
+        with np.load(path) as stored:
+            kept = [stored[name] for name in stored.files]
+        if len(kept) >= recipe.num_clips:
+            return kept[: recipe.num_clips]
+    loader: DataLoader[Any] = DataLoader(
+        source,
+        batch_size=None,
+        sampler=range(recipe.num_clips),  # type: ignore[arg-type]
+        num_workers=recipe.workers,
+    )
+    bank = []
+    for index, pixels in loader:
+        bank.append(encode_views(tower, np.asarray(pixels)).astype(np.float16))
+        if (index + 1) % 100 == 0:
+            logger.info("bank: %d of %d clips", index + 1, recipe.num_clips)
+    np.savez(path, *bank)
+    return bank
+
+
+def run_language(
+    recipe: Recipe, steps: int | None = None, stop_after: int | None = None
+) -> dict[str, float]:
+    """Stage `language`: the sketch stage's language model on the vision stage's features."""
+    model, tokenizer = initial_model(recipe)
+    _load(model.visual, recipe.folder / "vision.pt", "visual.")
+    probes = Probes(model.config.language.hidden_size)
+    if not (recipe.folder / "language.pt").is_file():
+        _load(model.language, recipe.folder / "sketch.pt", "language.")
+        _load(probes, recipe.folder / "sketch.pt", "probes.")
+    source = PixelDataset(factory(tokenizer), recipe.seed)
+    bank = build_bank(recipe, model.visual, source)
+    dataset = BankDataset(source, bank, recipe.seed, recipe.batch_tokens)
+    return _train_language("language", recipe, model.language, probes, dataset, steps, stop_after)
+
+
+def export(recipe: Recipe, out: Path) -> None:
+    """Write the trained model to `out`: bf16 weights, tokenizer, perception settings, wording."""
+    model, _ = initial_model(recipe)
+    _load(model.visual, recipe.folder / "vision.pt", "visual.")
+    _load(model.language, recipe.folder / "language.pt", "language.")
+    write_checkpoint(model, out)
+
+
+def write_checkpoint(model: Qwen2_5_VL, out: Path) -> None:
+    """The embedded model's folder, as transformers and `load_model` read it."""
+    extras = {"perception": tiny.perception_fields(), "prompts": tiny.PROMPTS}
+    save_hf(model, out, "bfloat16", extras)
+    save_tokenizer(tiny.make_tokenizer(), out)
+    (out / "preprocessor_config.json").write_text(
+        json.dumps(tiny.PREPROCESSOR, indent=2) + "\n", encoding="utf-8"
+    )

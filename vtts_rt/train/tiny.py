@@ -1,0 +1,118 @@
+"""The embedded model's recipe: shapes, tokenizer, perception settings, wording."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from tokenizers import Tokenizer as RawTokenizer
+
+from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
+from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
+from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
+from vtts_rt.train.tokenizer import build_tokenizer
+
+# 12 pairs a round, every view 84 x 84 px (3 x 3 tokens): 7200 px a frame of a full round.
+PERCEPTION = PerceptionConfig(
+    strategy="append",
+    max_rounds=3,
+    sample_fps=1.0,
+    min_frames=4,
+    max_frames=24,
+    min_pixels=4900,
+    total_pixels=12 * 7200,
+    focus_frames=24,
+    focus_margin_cells=1.0,
+)
+PROMPTS = {
+    "system": "",
+    "question": "{question}\n",
+    "options": "{options}\n",
+    "option": "{letter}. {text}",
+    "task": "",
+    "cue_look": "",
+    "cue_final": "",
+}
+
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "min_pixels": PERCEPTION.min_pixels,
+    "max_pixels": PERCEPTION.total_pixels // 12,
+    "image_mean": list(IMAGE_MEAN),
+    "image_std": list(IMAGE_STD),
+}
+
+VISION_STEPS = 4000
+SKETCH_STEPS = 3000
+LANGUAGE_STEPS = 1500
+NUM_CLIPS = 2500
+
+VISION = VisionConfig(
+    depth=4,
+    hidden_size=128,
+    num_heads=4,
+    intermediate_size=256,
+    out_hidden_size=128,
+    window_size=112,
+    fullatt_block_indexes=(3,),
+)
+
+
+def perception_fields() -> dict[str, Any]:
+    """The settings that go with the checkpoint: what differs from the package's defaults."""
+    defaults = PerceptionConfig()
+    values = {f.name: getattr(PERCEPTION, f.name) for f in fields(PERCEPTION)}
+    return {k: v for k, v in values.items() if v != getattr(defaults, k)}
+
+
+def make_tokenizer() -> RawTokenizer:
+    """The tokenizer of the embedded model: the words of needle are tokens of their own."""
+    words = ["system", "user", "assistant", "Which", "card", "mark", "none", "unclear"]
+    colours = dict.fromkeys([*CARD_COLOURS, *MARK_COLOURS])
+    words += [
+        f" {word}" for word in (*colours, "card", "pattern", "is", "on", "the", "mark", "none")
+    ]
+    return build_tokenizer(words)
+
+
+def language_config(vocab_size: int) -> LanguageConfig:
+    """The language model.
+
+    rope_theta and mrope_section are not Qwen's: with theta 1e6 and the sections in Qwen's
+    proportion, rows and columns turn by at most 0.03 rad a token, so that a 3 x 3 view has no
+    rows and columns; here they turn by 0.65 and 0.27.
+    """
+    return LanguageConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_theta=1000.0,
+        mrope_section=(1, 2, 13),
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+    )
+
+
+def model_config(tokenizer: RawTokenizer) -> ModelConfig:
+    """The whole model for a tokenizer."""
+
+    def token(name: str) -> int:
+        index: int = tokenizer.token_to_id(name)
+        return index
+
+    return ModelConfig(
+        vision=VISION,
+        language=language_config(tokenizer.get_vocab_size()),
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        eos_token_ids=(token("<|im_end|>"), token("<|endoftext|>")),
+    )
