@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -136,3 +138,18 @@ def test_impossible_shapes_are_named(field: str, value: object) -> None:
 
     with pytest.raises(ValueError, match=f"{field} must be"):
         LanguageModel(replace(CONFIG, **{field: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_storing_the_head_by_columns_changes_no_value(tied: bool) -> None:
+    config = replace(CONFIG, tie_word_embeddings=tied)
+    model = LanguageModel(config)
+    head = model.embed_tokens if model.lm_head is None else model.lm_head
+    before = head.weight.detach().clone()
+    hidden, ids = torch.randn(3, config.hidden_size), torch.tensor([5, 0, 5])
+    logits, embeds = model.logits(hidden), model.embed(ids)
+    model.store_head_by_columns()
+    assert head.weight.stride() == (1, config.vocab_size)
+    assert torch.equal(head.weight, before)
+    assert torch.equal(model.embed(ids), embeds)
+    torch.testing.assert_close(model.logits(hidden), logits, atol=1e-6, rtol=1e-5)
