@@ -27,7 +27,12 @@ ROWS: dict[int, tuple[str, ...]] = {
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.
-PART_OF = {"bench_model": "bench", "bench_peer": "bench"}
+PART_OF = {
+    "bench_model": "bench",
+    "bench_peer": "bench",
+    "cost": "rounds",
+    "results": "rounds",
+}
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
 # config checks its values with types.require and names the literals of types.
 SAME_ROW = {("config", "types")}

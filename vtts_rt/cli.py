@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +20,17 @@ from vtts_rt import __version__
 from vtts_rt.config import MROPE_MODES, STRATEGIES
 
 if TYPE_CHECKING:
-    from vtts_rt.runtime import Answer, Runtime
+    from vtts_rt.results import Answer
+    from vtts_rt.runtime import Runtime
+
+
+# command -> (module with a `main(argv)`, help). They bring their own flags.
+_DELEGATES = {
+    "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
+    "train": ("vtts_rt.train.sft", "train; `vtts-rt train sft --help`"),
+    "eval": ("vtts_rt.evaluation.needle", "evaluate; `vtts-rt eval needle --help`"),
+    "report": ("vtts_rt.report", "write the tables of README and docs from results"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,13 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     env.add_argument("--json", action="store_true", help="one JSON object on stdout")
     env.set_defaults(run=_env)
 
-    for name, text in (
-        ("bench", "measure; `vtts-rt bench --help` lists what"),
-        ("train", "train; `vtts-rt train sft --help`"),
-        ("eval", "evaluate; `vtts-rt eval needle --help`"),
-        ("report", "write the tables of README and docs from results"),
-    ):
-        # These bring their own flags, so the rest of the line goes to them unread.
+    for name, (_, text) in _DELEGATES.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
 
@@ -114,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(name)s: %(message)s")
     try:
         logging.getLogger("vtts_rt").setLevel(level)
-        if arguments[:1] in (["bench"], ["train"], ["eval"], ["report"]):
+        if arguments and arguments[0] in _DELEGATES:
             return _delegate(arguments[0], arguments[1:])
         parsed = _parser().parse_args(arguments)
         return int(parsed.run(parsed))
@@ -142,15 +147,9 @@ def _fail(error: object, status: int) -> int:
 
 
 def _delegate(command: str, arguments: list[str]) -> int:
-    if command == "bench":
-        from vtts_rt.bench import main as run
-    elif command == "report":
-        from vtts_rt.report import main as run
-    elif command == "train":
-        from vtts_rt.train.sft import main as run
-    else:
-        from vtts_rt.evaluation.needle import main as run
-    return int(run(arguments) or 0)
+    """Hand the rest of the line to the module that implements the command."""
+    module = import_module(_DELEGATES[command][0])
+    return int(module.main(arguments) or 0)
 
 
 # -- ask, plan ------------------------------------------------------------------------------
@@ -250,7 +249,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     table = Table("", *(f"round {r['index'] + 1}" for r in plan["rounds"]))
     for name in ("frames", "pairs", "vision_tokens", "prompt_tokens"):
-        cells = (f"{'≤ ' if r['at_most'] else ''}{r[name]:,}" for r in plan["rounds"])
+        cells = (f"{'' if r['exact'] else '~ '}{r[name]:,}" for r in plan["rounds"])
         table.add_row(name.replace("_", " "), *cells)
     console = Console()
     console.print(f"{plan['model']}, strategy {plan['strategy']}", highlight=False)

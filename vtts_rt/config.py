@@ -42,6 +42,10 @@ class PerceptionConfig:
     min_pixels, total_pixels: px; the budget rule of VideoChat-R1.5 / qwen-vl-utils: a frame
         gets at most max(min(768*28^2, total_pixels / num_frames * 2), 1.05 * min_pixels).
     key_ratio: how much denser key spans are sampled by `official` (VideoChat-R1.5: 1.5).
+    focus_frames: most frames of a later look in `refresh` and `append`; 0 is half of the first
+        look's, at least 8, so that a run costs about two looks however many rounds it has.
+    focus_margin_cells: how far such a look reaches beyond the clue's spans, in time steps of
+        the look that the clue is about.
     mrope: "qwen" = positions of the original release and of vLLM, "hf5" = transformers 5.23.
     time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
     stop_when_stable: end early when two successive rounds gave the same non-empty answer.
@@ -56,6 +60,8 @@ class PerceptionConfig:
     min_pixels: int = 128 * 28 * 28
     total_pixels: int = 128 * 12 * 28 * 28
     key_ratio: float = 1.5
+    focus_frames: int = 0
+    focus_margin_cells: float = 0.0
     mrope: MropeMode = "qwen"
     time_labels: bool = True
     stop_when_stable: bool = False
@@ -88,6 +94,10 @@ class PerceptionConfig:
         check("min_pixels", self.min_pixels >= 1, ">= 1")
         check("total_pixels", self.total_pixels >= 1, ">= 1")
         check("key_ratio", 0.0 < self.key_ratio < 1e3, "in (0, 1000)")
+        check(
+            "focus_frames", self.focus_frames >= 0 and self.focus_frames % 2 == 0, "even and >= 0"
+        )
+        check("focus_margin_cells", 0.0 <= self.focus_margin_cells <= 1e6, "in [0, 1e6]")
         check("mrope", self.mrope in MROPE_MODES, f"one of {', '.join(MROPE_MODES)}")
 
     def with_defaults(self, defaults: dict[str, Any]) -> PerceptionConfig:

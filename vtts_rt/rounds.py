@@ -10,132 +10,26 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest, TokenEvent
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt
-from vtts_rt.perception.clue import Clue, ClueStream, clue_to_json, option_letter
+from vtts_rt.perception.clue import Clue, ClueStream, option_letter
 from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
+from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.types import (
-    Region,
-    ReuseStats,
-    RoundTimings,
-    SamplingParams,
-    StopReason,
-    VideoMetadata,
+from vtts_rt.results import (
+    ClueFound,
+    RoundEvent,
+    RoundFinished,
+    RoundResult,
+    RoundsEnded,
+    RoundStarted,
+    TokenGenerated,
 )
+from vtts_rt.types import SamplingParams, StopReason, VideoMetadata
 from vtts_rt.video.store import StoreProvider
-
-SCHEMA_VERSION = 1
-
-
-@dataclass(slots=True)
-class RoundResult:
-    """One look and what the model said about it.
-
-    prompt: the exact text tokenised in this round (`append`: the part this round added).
-    answer: what stood in the answer tag, or None if the model wrote none.
-    clue: as the model wrote it, or as forced by `assume_clues`. regions: the clue as geometry
-    on the whole frame. plan: frames, boxes and sizes shown.
-    """
-
-    index: int
-    prompt: str
-    text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    answer: str | None
-    clue: Clue
-    regions: tuple[Region, ...]
-    plan: FramePlan
-    prompt_tokens: int
-    reuse: ReuseStats
-    timings: RoundTimings
-
-    @property
-    def frames(self) -> tuple[int, ...]:
-        """Frame indices shown in this round, in prompt order."""
-        return tuple(self.plan.frame_indices)
-
-    def as_dict(self) -> dict[str, Any]:
-        """One element of "rounds" in the JSON contract."""
-        plan = self.plan
-        return {
-            "index": self.index,
-            "prompt": self.prompt,
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "logprobs": self.logprobs,
-            "clue": clue_to_json(self.clue, self.regions),
-            "frame_indices": list(plan.frame_indices),
-            "timestamps_seconds": list(plan.timestamps_seconds),
-            "resized_hw": list(plan.resized_hw),
-            "grid_thw": [list(grid) for grid in plan.grid_thw],
-            "sample_fps": plan.sample_fps,
-            "segments": [
-                {
-                    "video": segment.pairs[0].video,
-                    "frame_indices": list(segment.frame_indices),
-                    "box": list(segment.box),
-                    "resized_hw": list(segment.resized_hw),
-                }
-                for segment in plan.segments
-            ],
-            "notes": list(plan.notes),
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": len(self.token_ids),
-            "reuse": self.reuse.as_dict(),
-            "timings_ms": self.timings.as_dict(),
-        }
-
-
-@dataclass(slots=True)
-class RoundStarted:
-    type: ClassVar[str] = "round_started"
-    index: int
-    plan: FramePlan
-
-
-@dataclass(slots=True)
-class TokenGenerated:
-    type: ClassVar[str] = "token"
-    index: int
-    token_id: int
-    logprob: float
-    text: str
-
-
-@dataclass(slots=True)
-class ClueFound:
-    """A span or box closed in the stream, before the answer ends: numbers as written."""
-
-    type: ClassVar[str] = "clue"
-    index: int
-    kind: str
-    value: tuple[float, ...]
-
-
-@dataclass(slots=True)
-class RoundFinished:
-    type: ClassVar[str] = "round_finished"
-    result: RoundResult
-
-
-@dataclass(slots=True)
-class RoundsEnded:
-    """No further round: why, and the answer so far (text; index into options or None)."""
-
-    type: ClassVar[str] = "rounds_ended"
-    stop_reason: StopReason
-    text: str
-    option: int | None
-
-
-RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsEnded
 
 
 @dataclass(slots=True)
@@ -179,7 +73,8 @@ class RoundScheduler:
                 stop = "timeout"
                 break
             plan = plan_round(config.strategy, config, request.videos, request.history, index)
-            if plan.empty:
+            # A forced clue always gets its round, even if that shows nothing new.
+            if plan.empty and not request.history[-1].forced:
                 stop = "no_clue"
                 break
             began = time.perf_counter()

@@ -2,118 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
-import vtts_rt
 from vtts_rt.config import EngineConfig, PerceptionConfig
+from vtts_rt.cost import plan_cost
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, FinishedEvent, GenerationRequest
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_extras, load_model, resolve_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
-from vtts_rt.rounds import (
-    SCHEMA_VERSION,
+from vtts_rt.results import (
+    Answer,
+    AnswerReady,
     RoundEvent,
     RoundFinished,
-    RoundRequest,
     RoundResult,
-    RoundScheduler,
     RoundsEnded,
 )
-from vtts_rt.types import (
-    MropeMode,
-    Prompt,
-    SamplingParams,
-    StopReason,
-    Strategy,
-    VideoMetadata,
-    require,
-)
+from vtts_rt.rounds import RoundRequest, RoundScheduler
+from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
-MAX_OPTIONS = 26  # options are named by the letters A to Z
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a question came to.
-
-    text: the answer as the model wrote it; option: the letter of the chosen option ("A" is
-    the first) or None; rounds: one RoundResult a look.
-    """
-
-    text: str
-    option: str | None
-    stop_reason: StopReason
-    rounds: list[RoundResult]
-    model: str
-    strategy: Strategy
-    mrope: MropeMode
-    seed: int
-    videos: list[VideoMetadata]
-    load_ms: float
-    total_ms: float
-
-    @property
-    def option_index(self) -> int | None:
-        return None if self.option is None else ord(self.option) - ord("A")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON contract of `vtts-rt ask --json`."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "answer": self.text,
-            "option": self.option,
-            "stop_reason": self.stop_reason,
-            "model": self.model,
-            "strategy": self.strategy,
-            "mrope": self.mrope,
-            "seed": self.seed,
-            "versions": versions(),
-            "videos": [
-                {
-                    "num_frames": video.num_frames,
-                    "source_fps": video.source_fps,
-                    "duration_seconds": video.duration_seconds,
-                    "height": video.height,
-                    "width": video.width,
-                    "decoder": video.decoder,
-                }
-                for video in self.videos
-            ],
-            "rounds": [result.as_dict() for result in self.rounds],
-            "timings_ms": {"load": self.load_ms, "total": self.total_ms},
-        }
-
-
-@dataclass(slots=True)
-class AnswerReady:
-    """The last event of a stream."""
-
-    type = "answer"
-    answer: Answer
-
-
-def versions() -> dict[str, str]:
-    """Versions that results depend on."""
-    import transformers
-
-    return {
-        "vtts_rt": vtts_rt.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-    }
+logger = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -174,6 +93,7 @@ class Runtime:
             engine=engine,
         )
         runtime.load_ms = 1e3 * (time.perf_counter() - began)
+        logger.info("loaded %s on %s in %.0f ms", model, place, runtime.load_ms)
         return runtime
 
     # -- questions --------------------------------------------------------------------------
@@ -232,7 +152,7 @@ class Runtime:
             require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
             deadline = time.monotonic() + timeout_seconds
         config = self.perception(perception)
-        _check_question(question, options, context)
+        require("ask", "options", options, not isinstance(options, str), "a list of texts")
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
         sampling = sampling or SamplingParams()
         with ExitStack() as stack:
@@ -281,6 +201,43 @@ class Runtime:
                             total_ms=1e3 * (time.perf_counter() - began),
                         )
                     )
+
+    def plan(
+        self,
+        video: Any,
+        question: str,
+        *,
+        options: Sequence[str] = (),
+        context: str = "",
+        perception: PerceptionConfig | None = None,
+        max_tokens: int = 512,
+        **opening: Any,
+    ) -> dict[str, Any]:
+        """What a question would cost, before any frame is decoded.
+
+        Arguments as `ask`; `opening`: source_fps, start_seconds, end_seconds, allow_urls.
+        Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
+        "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
+        is exact; a later one is an estimate, all the pairs that its policy would take of views
+        as large as the first, because the clue that leads it is not known yet. Memory is what
+        all rounds together can fill, before budgets and eviction.
+        """
+        config = self.perception(perception)
+        require("ask", "options", options, not isinstance(options, str), "a list of texts")
+        with ExitStack() as stack:
+            sources = self._open(stack, video, **opening)
+            videos = [source.metadata for source in sources]
+        return plan_cost(
+            self._engine,
+            self._prompts(config),
+            config,
+            videos,
+            question=question,
+            options=options,
+            context=context,
+            max_tokens=max_tokens,
+            model=self.name,
+        )
 
     def perception(self, perception: PerceptionConfig | None = None) -> PerceptionConfig:
         """`perception` with the model's own defaults where nothing was passed."""
@@ -361,29 +318,3 @@ def _device(device: str) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("Runtime: no CUDA device is available; use device='cpu'")
     return place
-
-
-def _check_question(question: str, options: Sequence[str], context: str) -> None:
-    require(
-        "ask",
-        "question",
-        question,
-        isinstance(question, str) and bool(question.strip()),
-        "a non-empty text",
-    )
-    require("ask", "context", context, isinstance(context, str), "a text")
-    require(
-        "ask",
-        "options",
-        options,
-        not isinstance(options, str) and len(options) <= MAX_OPTIONS,
-        f"a list of at most {MAX_OPTIONS} texts",
-    )
-    for option in options:
-        require(
-            "ask",
-            "option",
-            option,
-            isinstance(option, str) and bool(option.strip()),
-            "a non-empty text",
-        )

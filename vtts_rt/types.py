@@ -89,7 +89,7 @@ class VideoMetadata:
     width: int
     decoder: str
     is_image: bool = False
-    timestamps_seconds: np.ndarray = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
+    timestamps_seconds: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +233,10 @@ class ReuseStats:
 
     frames_decoded: frames delivered to the store by a decoder (each at most once);
     frames_codec_decoded: frames the codec had to decode to get there (keyframe seeks);
-    frames_reused: frames served by the store; pairs_encoded: frame pairs through the ViT;
-    pairs_reused: pairs of the prompt whose features or KV were found; tokens_prefilled / tokens_reused: prompt tokens whose KV was computed / found;
-    text_tokens_prefilled: prefilled tokens outside vision segments and time labels.
+    frames_reused: frames served by the store. pairs_encoded: frame pairs through the ViT;
+    pairs_reused: pairs of the prompt whose features or KV were found. tokens_prefilled,
+    tokens_reused: prompt tokens whose KV was computed, found. text_tokens_prefilled: prefilled
+    tokens outside vision segments and time labels.
     """
 
     frames_decoded: int = 0

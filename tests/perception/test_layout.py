@@ -54,14 +54,14 @@ def test_refresh() -> None:
     one, two = prompts("refresh", ["(0.5, 1) [0, 0, 0.5, 0.75]"])
     text = HEAD + "Q:why\nA.x\nB.y\nTASK\n"
     assert one.text == text + f"<0.0s>{VIS}<1.0s>{VIS}MORE" + TAIL
-    assert two.text.startswith(text + f"P:[(0.5, 1.0)][[0.00, 0.00, 0.50, 0.75]]\n<0.0s>{VIS}")
+    assert two.text.startswith(text + f"P:[(0.5, 1.0)][[0.00, 0.00, 0.50, 0.75]]\n<0.5s>{VIS}")
     assert two.text.endswith(f"{VIS}END" + TAIL)
 
 
 def test_append_adds_only_what_is_new() -> None:
     one, two = prompts("append", options=[])
     assert one.text == HEAD + f"Q:why\nTASK\n<0.0s>{VIS}<1.0s>{VIS}MORE" + TAIL
-    assert two.text.startswith("<|im_end|>\n<|im_start|>user\n<0.0s>" + VIS)
+    assert two.text.startswith("<|im_end|>\n<|im_start|>user\n<0.5s>" + VIS)
     assert two.text.endswith(VIS + "END" + TAIL)
     assert not {s.pairs for s in one.segments} & {s.pairs for s in two.segments}
 

@@ -18,7 +18,12 @@ from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
 NEEDLE = PerceptionConfig(
-    sample_fps=0.5, max_frames=24, min_pixels=9 * 784, total_pixels=12 * 9 * 784
+    sample_fps=0.5,
+    max_frames=24,
+    min_pixels=9 * 784,
+    total_pixels=12 * 9 * 784,
+    focus_frames=24,
+    focus_margin_cells=1.0,
 )
 
 
@@ -269,6 +274,20 @@ def test_grid_keeps_most_pairs_and_a_prefix() -> None:
 
 
 # -- refresh, append ------------------------------------------------------------------------------
+
+
+def test_a_later_look_is_bounded_by_focus_frames() -> None:
+    """60 s at one frame in two seconds: 15 pairs, then at most half as many, never no finer."""
+    config = PerceptionConfig(sample_fps=0.5)
+    clip = video(1500, 25.0, 360, 640)
+    one, two, three = follow("append", config, [clip], "[(20, 30)]", "[(24, 28)]")
+    assert (one.num_pairs, two.num_pairs, three.num_pairs) == (15, 5, 4)
+    assert [plan.views[0].cell_seconds for plan in (one, two, three)] == [4.0, 2.0, 1.0]
+    assert two.views[0].spans == (TimeSpan(20.0, 30.0),)
+    wide = follow("append", config, [clip], "[(0, 60)]")[1]
+    assert wide.views[0].cell_seconds == 2.0
+    rich = PerceptionConfig(sample_fps=0.5, focus_frames=80)
+    assert follow("append", rich, [clip], "[(20, 30)]")[1].views[0].cell_seconds == 0.25
 
 
 def test_append_narrows_in_time_and_space() -> None:

@@ -105,14 +105,13 @@ def plan_focus(
 ) -> FramePlan:
     """`refresh` and `append`: the whole video first, then what the clue points to.
 
-    Every pair is a segment. A later round takes the clue's spans, wider by one cell of the
-    round in which it was given, at the finest level whose pairs fit into total_pixels, yet one
-    level finer than that round (max_frames and the source permitting): without a budget,
-    a
-    clue of ten seconds is worth a hundred pairs. It is seen through the box around all boxes
-    (at least 56 source px a side). Without boxes the whole frame; without spans the time and the level of that round.
-    Every view has the pixel budget of a frame in a round of max_frames. `append` leaves out
-    what an earlier round has shown. Empty where that leaves nothing, or the clue cannot be used.
+    Every pair is a segment. A later round takes the clue's spans, wider by focus_margin_cells
+    cells of the round in which it was given, at the finest level that fits into focus_frames,
+    yet one level finer than that round (max_frames and the source permitting). It is seen
+    through the box around all boxes (at least 56 source px a side). Without boxes the whole
+    frame; without spans the time and the level of that round. Every view has the pixel budget
+    of a frame in a round of max_frames. `append` leaves out what an earlier round has shown.
+    Empty where that leaves nothing, or the clue cannot be used.
     """
     shown = {
         _content(pair, segment)
@@ -173,9 +172,10 @@ def _look(
         before = look.plan.views[video]
         clue_spans = look.spans(metadata)
         if clue_spans:
-            spans = widen_spans(clue_spans, before.cell_seconds, metadata.duration_seconds)
-            affordable = min(max_pairs, _pairs_in_budget(config, videos, size))
-            wanted = max(before.level + 1, timeline.finest_level(spans, level, affordable))
+            margin_seconds = config.focus_margin_cells * before.cell_seconds
+            spans = widen_spans(clue_spans, margin_seconds, metadata.duration_seconds)
+            num_pairs = focus_pairs(config, max_pairs, timeline.num_cells(level))
+            wanted = max(before.level + 1, timeline.finest_level(spans, level, num_pairs))
             level = min(wanted, timeline.finest_level(spans, level, max_pairs))
         elif boxes:
             notes.append(f"video {video}: no usable time span in the clue, the time stays")
@@ -198,15 +198,7 @@ def _max_pairs(config: PerceptionConfig, videos: Sequence[VideoMetadata]) -> int
     return max(1, config.max_frames // 2 // max(moving, 1))
 
 
-def _pairs_in_budget(
-    config: PerceptionConfig, videos: Sequence[VideoMetadata], size: tuple[int, int]
-) -> int:
-    """Pairs of a video that share total_pixels at `size`: both frames of a pair are one view."""
-    moving = sum(not metadata.is_image for metadata in videos)
-    return max(1, config.total_pixels // (size[0] * size[1]) // max(moving, 1))
-
-
-def _focus_pairs(config: PerceptionConfig, max_pairs: int, first_pairs: int) -> int:
+def focus_pairs(config: PerceptionConfig, max_pairs: int, first_pairs: int) -> int:
     """Most pairs of a later look at one video."""
     wanted = config.focus_frames // 2 or max(first_pairs // 2, _LEAST_FOCUS_PAIRS)
     return min(wanted, max_pairs)

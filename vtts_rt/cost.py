@@ -1,0 +1,81 @@
+"""What a question would cost, before any frame is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.engine.engine import Engine
+from vtts_rt.models.tokenizer import encode_prompt
+from vtts_rt.perception.layout import build_prompt
+from vtts_rt.perception.policy import plan_round
+from vtts_rt.perception.policy_grid import focus_pairs
+from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.types import VideoMetadata
+
+
+def plan_cost(
+    engine: Engine,
+    templates: PromptTemplates,
+    config: PerceptionConfig,
+    videos: Sequence[VideoMetadata],
+    *,
+    question: str,
+    options: Sequence[str],
+    context: str,
+    max_tokens: int,
+    model: str,
+) -> dict[str, Any]:
+    """What the rounds of one question would cost (see Runtime.plan)."""
+    assert config.strategy is not None
+    first = plan_round(config.strategy, config, videos, [], 0)
+    prompt = build_prompt(
+        config.strategy,
+        templates,
+        question=question,
+        options=options,
+        context=context,
+        round_index=0,
+        max_rounds=config.max_rounds,
+        plan=first,
+        history=[],
+    )
+    num_tokens = len(encode_prompt(engine.tokenizer, prompt))
+    vision = sum(segment.num_tokens for segment in first.segments)
+    text = num_tokens - vision
+    tokens_per_pair = vision // first.num_pairs
+    pairs = first.num_pairs
+    if config.strategy in ("refresh", "append"):
+        pairs = focus_pairs(config, config.max_frames // 2, first.num_pairs)
+    rounds = [_cost(0, True, first.num_pairs, vision, num_tokens)]
+    for index in range(1, config.max_rounds):
+        later = pairs * tokens_per_pair
+        before = num_tokens + max_tokens if config.strategy == "append" else text
+        num_tokens = before + later
+        rounds.append(_cost(index, False, pairs, later, num_tokens))
+    all_vision = sum(r["vision_tokens"] for r in rounds)
+    frame_bytes = max(3 * video.height * video.width for video in videos)
+    hidden = engine.model.config.language.hidden_size
+    pages = engine.pool.pages_for(rounds[-1]["prompt_tokens"] + max_tokens)
+    return {
+        "model": model,
+        "strategy": config.strategy,
+        "rounds": rounds,
+        "memory_bytes": {
+            "frames": sum(r["frames"] for r in rounds) * frame_bytes,
+            "features": all_vision * hidden * engine.model.dtype.itemsize,
+            "kv": pages * engine.pool.page_bytes,
+        },
+    }
+
+
+def _cost(index: int, exact: bool, pairs: int, vision: int, tokens: int) -> dict[str, Any]:
+    return {
+        "index": index,
+        "exact": exact,
+        "frames": 2 * pairs,
+        "pairs": pairs,
+        "vision_tokens": vision,
+        "prompt_tokens": tokens,
+    }

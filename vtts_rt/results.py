@@ -1,0 +1,201 @@
+"""What comes out of a question: events while it runs, a result per round, the answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+import vtts_rt
+from vtts_rt.perception.clue import Clue, clue_to_json
+from vtts_rt.perception.plan import FramePlan
+from vtts_rt.types import (
+    MropeMode,
+    Region,
+    ReuseStats,
+    RoundTimings,
+    StopReason,
+    Strategy,
+    VideoMetadata,
+)
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(slots=True)
+class RoundResult:
+    """One look and what the model said about it.
+
+    prompt: the exact text tokenised in this round (`append`: the part this round added).
+    answer: what stood in the answer tag, or None if the model wrote none.
+    clue: as the model wrote it, or as forced by `assume_clues`. regions: the clue as geometry
+    on the whole frame. plan: frames, boxes and sizes shown.
+    """
+
+    index: int
+    prompt: str
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    answer: str | None
+    clue: Clue
+    regions: tuple[Region, ...]
+    plan: FramePlan
+    prompt_tokens: int
+    reuse: ReuseStats
+    timings: RoundTimings
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Frame indices shown in this round, in prompt order."""
+        return tuple(self.plan.frame_indices)
+
+    def as_dict(self) -> dict[str, Any]:
+        """One element of "rounds" in the JSON contract."""
+        plan = self.plan
+        return {
+            "index": self.index,
+            "prompt": self.prompt,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "logprobs": self.logprobs,
+            "clue": clue_to_json(self.clue, self.regions),
+            "frame_indices": list(plan.frame_indices),
+            "timestamps_seconds": list(plan.timestamps_seconds),
+            "resized_hw": list(plan.resized_hw),
+            "grid_thw": [list(grid) for grid in plan.grid_thw],
+            "sample_fps": plan.sample_fps,
+            "segments": [
+                {
+                    "video": segment.pairs[0].video,
+                    "frame_indices": list(segment.frame_indices),
+                    "box": list(segment.box),
+                    "resized_hw": list(segment.resized_hw),
+                }
+                for segment in plan.segments
+            ],
+            "notes": list(plan.notes),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": len(self.token_ids),
+            "reuse": self.reuse.as_dict(),
+            "timings_ms": self.timings.as_dict(),
+        }
+
+
+@dataclass(slots=True)
+class RoundStarted:
+    type: ClassVar[str] = "round_started"
+    index: int
+    plan: FramePlan
+
+
+@dataclass(slots=True)
+class TokenGenerated:
+    type: ClassVar[str] = "token"
+    index: int
+    token_id: int
+    logprob: float
+    text: str
+
+
+@dataclass(slots=True)
+class ClueFound:
+    """A span or box closed in the stream, before the answer ends: numbers as written."""
+
+    type: ClassVar[str] = "clue"
+    index: int
+    kind: str
+    value: tuple[float, ...]
+
+
+@dataclass(slots=True)
+class RoundFinished:
+    type: ClassVar[str] = "round_finished"
+    result: RoundResult
+
+
+@dataclass(slots=True)
+class RoundsEnded:
+    """No further round: why, and the answer so far (text; index into options or None)."""
+
+    type: ClassVar[str] = "rounds_ended"
+    stop_reason: StopReason
+    text: str
+    option: int | None
+
+
+RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsEnded
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a question came to.
+
+    text: the answer as the model wrote it; option: the letter of the chosen option ("A" is
+    the first) or None; rounds: one RoundResult a look.
+    """
+
+    text: str
+    option: str | None
+    stop_reason: StopReason
+    rounds: list[RoundResult]
+    model: str
+    strategy: Strategy
+    mrope: MropeMode
+    seed: int
+    videos: list[VideoMetadata]
+    load_ms: float
+    total_ms: float
+
+    @property
+    def option_index(self) -> int | None:
+        return None if self.option is None else ord(self.option) - ord("A")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON contract of `vtts-rt ask --json`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "answer": self.text,
+            "option": self.option,
+            "stop_reason": self.stop_reason,
+            "model": self.model,
+            "strategy": self.strategy,
+            "mrope": self.mrope,
+            "seed": self.seed,
+            "versions": versions(),
+            "videos": [
+                {
+                    "num_frames": video.num_frames,
+                    "source_fps": video.source_fps,
+                    "duration_seconds": video.duration_seconds,
+                    "height": video.height,
+                    "width": video.width,
+                    "decoder": video.decoder,
+                }
+                for video in self.videos
+            ],
+            "rounds": [result.as_dict() for result in self.rounds],
+            "timings_ms": {"load": self.load_ms, "total": self.total_ms},
+        }
+
+
+@dataclass(slots=True)
+class AnswerReady:
+    """The last event of a stream."""
+
+    type: ClassVar[str] = "answer"
+    answer: Answer
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    import transformers
+
+    return {
+        "vtts_rt": vtts_rt.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+    }
