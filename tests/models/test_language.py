@@ -141,15 +141,19 @@ def test_impossible_shapes_are_named(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_storing_the_head_by_columns_changes_no_value(tied: bool) -> None:
-    config = replace(CONFIG, tie_word_embeddings=tied)
-    model = LanguageModel(config)
+def test_storing_matrices_by_columns_changes_no_value(tied: bool) -> None:
+    model = LanguageModel(replace(CONFIG, vocab_size=80, tie_word_embeddings=tied))
     head = model.embed_tokens if model.lm_head is None else model.lm_head
-    before = head.weight.detach().clone()
-    hidden, ids = torch.randn(3, config.hidden_size), torch.tensor([5, 0, 5])
-    logits, embeds = model.logits(hidden), model.embed(ids)
-    model.store_head_by_columns()
-    assert head.weight.stride() == (1, config.vocab_size)
-    assert torch.equal(head.weight, before)
-    assert torch.equal(model.embed(ids), embeds)
-    torch.testing.assert_close(model.logits(hidden), logits, atol=1e-6, rtol=1e-5)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    ids = torch.tensor([5, 0, 5])
+
+    def logits() -> Tensor:
+        batch = ForwardBatch(model.embed(ids), torch.arange(3).expand(3, -1), [0, 3])
+        return model.logits(model(batch))
+
+    expected = logits()
+    model.store_wide_matrices_by_columns()
+    assert head.weight.stride() == (1, 80)
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]), name
+    torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-5)

@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(self, model: Qwen2_5_VL, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.model = model
-        model.language.store_head_by_columns()
+        model.language.store_wide_matrices_by_columns()
         self.tokenizer = tokenizer
         self.config = config
         self.pool = PagedKVPool(

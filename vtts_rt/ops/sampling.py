@@ -68,13 +68,14 @@ def sample_token(
     scores = processed_logits(logits, params)
     if params.temperature == 0.0:
         token = int(scores.argmax())
-    else:
-        noise = gumbel_noise(
-            scores.numel(),
-            seed=params.seed,
-            member=member,
-            round_index=round_index,
-            position=position,
-        )
-        token = int((scores + noise.to(scores.device)).argmax())
+        # The chosen logit is the largest: log-sum-exp without looking for it a second time.
+        return token, -float((scores - scores[token]).exp_().sum().log())
+    noise = gumbel_noise(
+        scores.numel(),
+        seed=params.seed,
+        member=member,
+        round_index=round_index,
+        position=position,
+    )
+    token = int((scores + noise.to(scores.device)).argmax())
     return token, float(scores[token] - scores.logsumexp(0))
