@@ -76,7 +76,7 @@ def test_paged_batch_of_prefill_chunk_and_decode(
     x = [torch.randn(total, 64) for total in totals]
     places = [torch.randint(0, 40, (3, total)) for total in totals]
 
-    def run(starts: list[int], ends: list[int]) -> Tensor:
+    def run(starts: list[int], ends: list[int], last_only: bool = False) -> Tensor:
         slots = []
         for b, (start, end) in enumerate(zip(starts, ends, strict=True)):
             index = torch.arange(start, end)
@@ -88,6 +88,7 @@ def test_paged_batch_of_prefill_chunk_and_decode(
                 torch.cat([item[:, span] for item, span in zip(places, spans, strict=True)], 1),
                 bounds([end - start for start, end in zip(starts, ends, strict=True)]),
                 PagedKV(pages, table, torch.cat(slots), ends),
+                last_only,
             )
         )
 
@@ -100,6 +101,12 @@ def test_paged_batch_of_prefill_chunk_and_decode(
         for item, place, start in zip(x, places, cached, strict=True)
     ]
     torch.testing.assert_close(hidden, torch.cat(expected).detach(), rtol=0, atol=1e-5)
+    written = pages.clone()
+    pages.fill_(float("nan"))
+    run([0, 0, 0], cached, last_only=True)
+    last = run(cached, totals, last_only=True)
+    torch.testing.assert_close(last, torch.stack([e[-1] for e in expected]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(pages, written, equal_nan=True, rtol=0, atol=1e-5)
     used = {int(p) for row, total in zip(table, totals, strict=True) for p in row[: -(-total // 4)]}
     for page in set(range(15)) - used:
         assert pages[:, :, page].isnan().all()

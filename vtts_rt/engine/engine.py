@@ -161,7 +161,7 @@ class Engine:
         if self.config.prefill_chunk:
             end = min(end, start + self.config.prefill_chunk)
         before = timings.decode + timings.preprocess + timings.vision
-        hidden = self._runner.hidden_states(sequence, end)
+        hidden = self._runner.hidden_states(sequence, end, last_only=True)
         seeing = timings.decode + timings.preprocess + timings.vision - before
         timings.prefill += 1e3 * (time.perf_counter() - began) - seeing
         reuse = sequence.reuse
@@ -172,7 +172,7 @@ class Engine:
     def _choose(self, sequence: Sequence, hidden: Tensor) -> TokenEvent:
         request = sequence.request
         token_id, logprob = sample_token(
-            self._runner.logits(hidden[-1:])[0],
+            self._runner.logits(hidden)[0],
             request.sampling,
             member=request.member,
             round_index=request.round_index,

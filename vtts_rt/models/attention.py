@@ -8,6 +8,7 @@ Shape letters: N packed new tokens, B sequences, H query heads, K key/value head
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,8 @@ class PackedAttention:
 
     Neighbouring sequences of equal length share one attention call.
     """
+
+    rows: Tensor | None = None  # all rows get an output
 
     def __init__(self, seqlens: Sequence[int]) -> None:
         self.runs: list[tuple[int, int, int]] = []  # start, sequences, length
@@ -85,7 +88,10 @@ class PagedAttention:
     """Writes new keys and values into pages, then attends over all keys of each sequence.
 
     Query i of n new ones sees the first num_keys - n + i + 1 keys (bottom-right aligned).
+    rows: (M,) int64, the rows that get an output; None for all.
     """
+
+    rows: Tensor | None = None
 
     def __init__(self, kv: PagedKV, seqlens: Sequence[int], dtype: torch.dtype) -> None:
         page_size, num_seqs = kv.pages.shape[3], len(seqlens)
@@ -120,8 +126,19 @@ class PagedAttention:
             self.sequences.append(_SequencePlan(start, num_new, num_keys, slots, blocks))
             start += num_new
 
+    def of_last_rows(self) -> PagedAttention:
+        """The same, with an output for the last new token of each sequence only."""
+        last = copy(self)
+        last.sequences = [
+            _SequencePlan(seq.start + seq.num_new - 1, 1, seq.num_keys, seq.slots, [])
+            for seq in self.sequences
+            if seq.num_new
+        ]
+        last.rows = torch.tensor([seq.start for seq in last.sequences], device=self.pool.device)
+        return last
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: (N, H, D), k, v: (N, K, D) -> (N, H * D)."""
+        """q: (N, H, D), k, v: (N, K, D) -> (N, H * D), or (M, H * D) for `rows`."""
         keys, values = self.pool[layer]
         if isinstance(self.write, slice):
             keys[self.write], values[self.write] = k, v

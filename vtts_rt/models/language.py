@@ -29,13 +29,16 @@ class ForwardBatch:
 
     inputs_embeds: (N, C) in the model's dtype. position_ids: (3, N) int64, M-RoPE time, height,
         width. cu_seqlens_q: (B + 1,) list or tensor, 0 .. N. kv: pages that hold earlier tokens
-        and take these; None attends inside each sequence only, with gradients.
+        and take these; None attends inside each sequence only, with gradients. last_only: no
+        hidden states but those of each sequence's last token (with kv); the last layer then
+        does for the others what their keys and values need.
     """
 
     inputs_embeds: Tensor
     position_ids: Tensor
     cu_seqlens_q: Sequence[int] | Tensor
     kv: PagedKV | None = None
+    last_only: bool = False
 
     @property
     def seqlens(self) -> list[int]:
@@ -75,7 +78,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: PackedAttention | PagedAttention
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        x = (x if attend.rows is None else x[attend.rows]) + attended
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -116,7 +120,8 @@ class LanguageModel(nn.Module):
         return self.embed_tokens(token_ids)  # type: ignore[no-any-return]
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Hidden states (N, C) after the final norm, in the model's dtype.
+        """Hidden states (N, C) after the final norm, in the model's dtype; with `last_only` one
+        row for each sequence that has new tokens.
 
         With `batch.kv` the pages are written in place and no gradient is recorded.
         """
@@ -124,6 +129,8 @@ class LanguageModel(nn.Module):
         seqlens = batch.seqlens
         total, shape = x.shape[0], tuple(batch.position_ids.shape)
         require("ForwardBatch", "cu_seqlens_q", sum(seqlens), sum(seqlens) == total, f"0..{total}")
+        has_kv = batch.kv is not None
+        require("ForwardBatch", "last_only", batch.last_only, has_kv >= batch.last_only, "with kv")
         require("ForwardBatch", "position_ids", shape, shape == (3, total), f"(3, {total})")
         if total == 0:
             return x
@@ -134,8 +141,12 @@ class LanguageModel(nn.Module):
                 if batch.kv is None
                 else PagedAttention(batch.kv, seqlens, x.dtype)
             )
-            for layer in self.layers:
+            *others, last = self.layers
+            for layer in others:
                 x = layer(x, cos, sin, attend)
+            if batch.last_only and isinstance(attend, PagedAttention):
+                attend = attend.of_last_rows()
+            x = last(x, cos, sin, attend)
             return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
