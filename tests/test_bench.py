@@ -59,7 +59,9 @@ def test_every_side_is_measured_by_round_and_phase(result: dict[str, Any]) -> No
 def test_a_result_names_its_surroundings(result: dict[str, Any]) -> None:
     assert {"torch", "transformers", "vtts_rt", "python"} <= set(result["versions"])
     assert result["hardware"]["cpu"] and result["hardware"]["threads"] == 1
-    assert result["command"].startswith("vtts-rt bench rounds --max-tokens 4")
+    assert "--max-tokens 4 --repeats 2 --threads 1" in result["command"]
+    assert result["command"].startswith("vtts-rt bench rounds --peer hf")
+    assert "/" not in result["command"]  # where files lie is nobody's business
     assert result["setting"]["assume_clues"] == [[[2.0, 3.0]], [[2.4, 2.8]]]  # of 6 s
 
 

@@ -32,7 +32,8 @@ from vtts_rt.bench_model import MODEL_ID, bench_model, synthetic_video
 from vtts_rt.bench_peer import PublishedLoop, RoundSample
 from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
 from vtts_rt.perception.clue import clue_from_json
-from vtts_rt.runtime import Runtime, versions
+from vtts_rt.results import versions
+from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, Strategy, require
 from vtts_rt.video import open_video
 
@@ -56,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt bench`; argv without the program's name. Returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
-    args.command = shlex.join(["vtts-rt", "bench", *argv])
     result = bench_rounds(args)
     print_table(result)
     if args.output_json is not None:
@@ -109,15 +109,15 @@ def bench_rounds(args: argparse.Namespace) -> dict[str, Any]:
     with Runtime.from_pretrained(
         folder, dtype=args.dtype, device="cpu", engine=EngineConfig(threads=args.threads)
     ) as runtime:
-        contenders = [_ours(runtime, strategy, setting) for strategy in strategies]
+        contenders = [_ours(runtime, strategy) for strategy in strategies]
         if args.peer == "hf":
             loop = PublishedLoop(folder, dtype=getattr(torch, args.dtype))
-            contenders.insert(0, _peer(loop, setting))
-        runs = _alternate(contenders, video, args.repeats)
+            contenders.insert(0, _peer(loop))
+        runs = _alternate(contenders, video, setting, args.repeats)
     return {
         "bench": "rounds",
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "command": args.command,
+        "command": _command(args),
         "commit": commit(),
         "hardware": hardware(args.threads),
         "versions": {**versions(), "python": platform.python_version()},
@@ -137,11 +137,23 @@ def bench_rounds(args: argparse.Namespace) -> dict[str, Any]:
             "max_tokens": args.max_tokens,
             "assume_clues": clues,
             "repeats": args.repeats,
-            "unmeasured": "model loading; one short warm-up of each side",
+            "unmeasured": "loading the models; a warm-up of one round and two tokens a side",
         },
         "contenders": {name: _summary(samples) for name, samples in runs.items()},
         "comparisons": _comparisons(runs),
     }
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command that measures this again; where its files lie changes nothing."""
+    words = ["vtts-rt", "bench", "rounds"]
+    for name in ("peer", "strategy", "rounds", "max_tokens", "repeats", "threads", "dtype"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    if args.video != "synthetic":
+        words += ["--video", Path(args.video).name]
+    if args.model is not None:
+        words += ["--model", args.model.name]
+    return shlex.join(words)
 
 
 # -- the two sides ----------------------------------------------------------------------------
@@ -173,17 +185,17 @@ class _Contender:
     """ask: rounds of one question about a file; forget: make the next question a cold one."""
 
     name: str
-    ask: Callable[[Path], list[RoundSample]]
+    ask: Callable[[Path, _Setting], list[RoundSample]]
     forget: Callable[[], None] | None = None
 
-    def run(self, video: Path) -> _Run:
+    def run(self, video: Path, setting: _Setting) -> _Run:
         began = time.perf_counter()
-        rounds = self.ask(video)
+        rounds = self.ask(video, setting)
         return _Run(time.perf_counter() - began, rounds)
 
 
-def _peer(loop: PublishedLoop, setting: _Setting) -> _Contender:
-    def ask(video: Path) -> list[RoundSample]:
+def _peer(loop: PublishedLoop) -> _Contender:
+    def ask(video: Path, setting: _Setting) -> list[RoundSample]:
         return loop.ask(
             video,
             QUESTION,
@@ -196,8 +208,8 @@ def _peer(loop: PublishedLoop, setting: _Setting) -> _Contender:
     return _Contender(PEER, ask)
 
 
-def _ours(runtime: Runtime, strategy: Strategy, setting: _Setting) -> _Contender:
-    def ask(video: Path) -> list[RoundSample]:
+def _ours(runtime: Runtime, strategy: Strategy) -> _Contender:
+    def ask(video: Path, setting: _Setting) -> list[RoundSample]:
         answer = runtime.ask(
             str(video),
             QUESTION,
@@ -214,27 +226,33 @@ def _ours(runtime: Runtime, strategy: Strategy, setting: _Setting) -> _Contender
     return _Contender(strategy, ask, runtime.clear_caches)
 
 
-def _alternate(contenders: list[_Contender], video: Path, repeats: int) -> dict[str, list[_Run]]:
+def _alternate(
+    contenders: list[_Contender], video: Path, setting: _Setting, repeats: int
+) -> dict[str, list[_Run]]:
     """Runs by name, one of each contender after the other; ours once more while warm.
 
     A copy of the file for each run: content hashes are remembered by file identity, and a
     cold run must pay for them.
     """
     runs: dict[str, list[_Run]] = {}
+
+    def note(name: str, run: _Run) -> None:
+        runs.setdefault(name, []).append(run)
+        print(f"run {len(runs[name])}/{repeats} {name}: {run.seconds:.2f} s", file=sys.stderr)
+
+    for contender in contenders:  # code, threads and allocator, not caches
+        contender.run(video, _Setting(clues=[], rounds=1, max_tokens=2))
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(repeats + 1):  # the first one warms up code, threads and allocator
+        for repeat in range(repeats):
             for contender in contenders:
                 path = Path(folder) / f"{repeat}-{contender.name}{video.suffix}"
                 shutil.copyfile(video, path)
                 if contender.forget is not None:
                     contender.forget()
-                taken = {contender.name: contender.run(path)}
+                note(contender.name, contender.run(path, setting))
                 if contender.forget is not None:
-                    taken[contender.name + WARM] = contender.run(path)
+                    note(contender.name + WARM, contender.run(path, setting))
                 path.unlink()
-                for name, run in taken.items() if repeat else ():
-                    print(f"run {repeat}/{repeats} {name}: {run.seconds:.2f} s", file=sys.stderr)
-                    runs.setdefault(name, []).append(run)
     return runs
 
 
@@ -299,7 +317,7 @@ def _comparisons(runs: dict[str, list[_Run]]) -> list[dict[str, Any]]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """The result for people: a row a round, then a sentence a contender."""
     from rich.console import Console
     from rich.table import Table
 
@@ -307,30 +325,30 @@ def print_table(result: dict[str, Any]) -> None:
     machine = result["hardware"]
     table = Table(
         title=f"{result['model_id']}, {result['dtype']}, {machine['cpu']}, "
-        f"{machine['threads']} threads: medians, ms",
+        f"{machine['threads']} threads: medians in ms",
     )
-    for name in ("", "round", *PHASES, "prefilled", "reused", "pairs", "decoded"):
-        table.add_column(name, justify="left" if name in ("", "round") else "right")
+    table.add_column("")
+    for name in ("round", *PHASES, "prefilled", "reused", "pairs", "decoded"):
+        table.add_column(name, justify="right")
     for name, contender in result["contenders"].items():
         for entry in contender["rounds"]:
             reuse = entry["reuse"] or {}
+            last = entry is contender["rounds"][-1]
             table.add_row(
                 name if entry["index"] == 0 else "",
                 str(entry["index"] + 1),
                 *(f"{entry['timings_ms'][phase]:.0f}" for phase in PHASES),
                 str(reuse.get("tokens_prefilled", entry["prompt_tokens"])),
                 str(reuse.get("tokens_reused", 0)),
-                str(reuse.get("pairs_encoded", entry["num_frames"] // 2)),
+                str(reuse.get("pairs_encoded", (entry["num_frames"] + 1) // 2)),
                 str(reuse.get("frames_decoded", entry["num_frames"])),
+                end_section=last,
             )
-        low, high = contender["min_latency"], contender["max_latency"]
-        table.add_row(
-            "", "all", *[""] * (len(PHASES) - 1), f"{1e3 * contender['median_latency']:.0f}"
-        )
-        table.add_row(
-            "", f"{1e3 * low:.0f} to {1e3 * high:.0f}", *[""] * len(PHASES), end_section=True
-        )
     console.print(table)
+    for name, contender in result["contenders"].items():
+        low, high = contender["min_latency"], contender["max_latency"]
+        median = contender["median_latency"]
+        console.print(f"{name}: {median:.2f} s ({low:.2f} to {high:.2f})")
     for comparison in result["comparisons"]:
         console.print(_sentence(comparison))
 
@@ -346,7 +364,7 @@ def _sentence(comparison: dict[str, Any]) -> str:
         frames = f"same frames, tokens differ in round {differing}"
     return (
         f"{comparison['name']}: {comparison['time_ratio']:.2f} of the loop's time, "
-        f"{comparison['speedup']:.2f}x faster ({frames})"
+        f"{comparison['speedup']:.2f} times as fast ({frames})"
     )
 
 
