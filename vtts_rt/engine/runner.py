@@ -19,10 +19,10 @@ from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PATCH_SIZE, PairRef, Segment
 
-# Patch rows after which a ViT pass is full. Small passes keep activations in the caches and let
-# the decoder work on later frames meanwhile: 15 pairs of 480 rows took 2.49 s in one pass, 2.01 s
-# four at a time and 2.28 s two at a time (118 M bench model, float32, 2 AVX2 cores).
-_ROWS_PER_PASS = 1536
+# Patch rows after which a ViT pass is full: the first frames are encoded while the last are still
+# being decoded, yet a look at a few pairs is one pass (480 rows a pair: five pairs took 0.65 s in
+# one pass, 0.88 s in two; 15 pairs alike in passes of 4 to 15; 118 M model, 2 AVX2 cores).
+_ROWS_PER_PASS = 3600
 # Which resize the cached features went through (part of their key).
 _RESIZE_KERNEL = "bicubic-antialias/uint8-cpu"
 
