@@ -95,7 +95,9 @@ test-python: $(STAMP).dev
 # dashscope is a package that carries the ranks of Qwen's tokenizer; nothing of it is imported.
 bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope
+	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_rounds.py
+	$(BIN)/python bench/bench_needle.py
 	$(BIN)/vtts-rt report
 
 report: $(STAMP).base

@@ -158,7 +158,7 @@ def light_environment(_: argparse.Namespace) -> Verdict:
 
 def append_time(result: dict[str, Any]) -> tuple[bool, str]:
     ratios = {c["name"]: c["time_ratio"] for c in result["comparisons"]}
-    return ratios["append"] <= 0.5, f"append takes {ratios['append']:.2f} of the loop's time"
+    return ratios["append"] <= 0.5, f"append takes {ratios['append']:.3f} of the loop's time"
 
 
 def patchify_speed(result: dict[str, Any]) -> tuple[bool, str]:
@@ -208,7 +208,7 @@ LINES = (
     Line(
         2,
         "logits equal transformers' on four tiny configurations to 1e-4 in fp32",
-        (tests("tests/models/test_parity.py"),),
+        (tests("tests/models/test_parity.py::test_logits_equal_transformers"),),
     ),
     Line(
         2,
@@ -218,7 +218,12 @@ LINES = (
     Line(
         2,
         "`append` decodes, encodes and prefills only what is new; logits equal one full prefill",
-        (tests("tests/test_append_reuse.py"),),
+        (
+            tests(
+                "tests/test_runtime.py::test_append_pays_only_for_what_is_new",
+                "tests/engine/test_engine.py::test_an_appended_round_prefills_only_what_is_new",
+            ),
+        ),
     ),
     Line(
         2,

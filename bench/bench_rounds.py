@@ -1,6 +1,6 @@
 """Measure the rounds and file the result under bench/results.
 
-    python bench/bench_rounds.py [flags of `vtts-rt bench rounds`]
+python bench/bench_rounds.py [flags of `vtts-rt bench rounds`]
 """
 
 from __future__ import annotations

@@ -30,7 +30,11 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def write(checkout: Path, name: str, accuracy: float = 0.304) -> None:
-    data = {"rounds": [{**LOOK, "accuracy": accuracy}], "commit": "0123456789abcdef"}
+    data = {
+        **{"model": "tiny", "strategy": "append", "num": 500, "seed": 7, "split": "held_out"},
+        "rounds": [{**LOOK, "accuracy": accuracy}],
+        "commit": "0123456789abcdef+",
+    }
     (checkout / "bench" / "results" / name).write_text(json.dumps(data))
 
 
@@ -39,7 +43,8 @@ def test_a_table_is_written_from_the_result(checkout: Path) -> None:
     assert report.main(["--root", str(checkout)]) == 0
     text = (checkout / "README.md").read_text()
     assert "| 1 | 30.4 % | 0.12 | 0.50 | 1,234 | 21 |" in text
-    assert "`needle_cpu-2_202611.json`, commit 0123456789" in text
+    assert "`needle_cpu-2_202611.json`, commit 0123456789+." in text
+    assert "tiny, `append`, 500 clips from seed 7, split held_out." in text
     assert text.startswith("before\n<!-- table:needle -->\n")
     assert text.endswith("<!-- /table -->\nafter\n")
     assert "old" not in text

@@ -72,9 +72,10 @@ def _needle(result: Result) -> str:
         ]
         for look in result.data["rounds"]
     ]
-    return markdown(
-        ["rounds", "accuracy", "span IoU", "box IoU", "visual tokens", "ms a question"], rows
-    )
+    data = result.data
+    setting = f"{data['num']} clips from seed {data['seed']}, split {data['split']}"
+    header = ["rounds", "accuracy", "span IoU", "box IoU", "visual tokens", "ms a question"]
+    return f"{markdown(header, rows)}\n{data['model']}, `{data['strategy']}`, {setting}.\n"
 
 
 def _rounds(result: Result) -> str:
@@ -202,7 +203,7 @@ def _source(result: Result) -> str:
         threads = f", {machine['threads']} threads" if "threads" in machine else ""
         facts.append(f"{machine.get('gpu') or machine['cpu']}{threads}")
     if commit := data.get("commit"):
-        facts.append(f"commit {str(commit)[:10]}")
+        facts.append(f"commit {commit[:10]}{'+' if commit.endswith('+') else ''}")
     facts += [f"{name} {version}" for name, version in data.get("versions", {}).items()]
     return f"Generated from {', '.join(facts)}."
 

@@ -1,0 +1,45 @@
+"""Evaluate the embedded model on held-out needle clips and file the result: accuracy by rounds.
+
+python bench/bench_needle.py [--seed S] [--num N] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vtts_rt.bench import commit, hardware, results_name
+from vtts_rt.config import EngineConfig
+from vtts_rt.evaluation.needle import evaluate
+from vtts_rt.runtime import Runtime, versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip")
+    parser.add_argument("--num", type=int, default=500, help="clips")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    with Runtime.from_pretrained(
+        "tiny", device="cpu", engine=EngineConfig(threads=args.threads)
+    ) as runtime:
+        result = {
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "commit": commit(),
+            "hardware": hardware(args.threads),
+            "versions": versions(),
+            **evaluate(runtime, seed=args.seed, num=args.num),
+        }
+    path = RESULTS / results_name("needle")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
