@@ -64,16 +64,22 @@ def test_a_token_sees_nothing_after_it(model: LanguageModel) -> None:
     assert torch.all(change[7:] > 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_paged_batch_of_prefill_chunk_and_decode(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three sequences at different stages in one pass, their pages interleaved."""
+    """Three sequences at different stages in one pass, their pages interleaved.
+
+    A prefill that continues is masked in float64 and split at the cached keys in float32.
+    """
+    torch.manual_seed(2)
+    model = LanguageModel(CONFIG).to(dtype)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)  # several mask blocks for one chunk
     page_size = 4
     totals, cached = [19, 6, 13], [5, 5, 0]
     table = torch.randperm(15).view(3, 5)
-    pages = torch.full((2, 2, 15, page_size, 2, 16), float("nan"))
-    x = [torch.randn(total, 64) for total in totals]
+    pages = torch.full((2, 2, 15, page_size, 2, 16), float("nan"), dtype=dtype)
+    x = [torch.randn(total, 64, dtype=dtype) for total in totals]
     places = [torch.randint(0, 40, (3, total)) for total in totals]
 
     def run(starts: list[int], ends: list[int], last_only: bool = False) -> Tensor:

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from vtts_rt.types import require
 
+# The operator behind scaled_dot_product_attention on a CPU: (output, log-sum-exp of the scores).
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 QUERY_BLOCK = 1024  # query rows that share one mask: bounds the mask, skips keys of the future
 
 
@@ -74,7 +76,8 @@ class _SequencePlan:
 
     start, num_new: its rows in the packed batch. num_keys: all keys. slots: its keys' place in
     the flattened pool, a slice when its pages are neighbours (no copy), else (num_keys,) int64.
-    blocks: (first query, last + 1, keys, mask) of a prefill that continues a cached prefix.
+    blocks: (first query, last + 1, keys, mask) of a prefill that continues a cached prefix, or
+        splits: that prefill is done as cached keys, then new ones.
     """
 
     start: int
@@ -82,6 +85,7 @@ class _SequencePlan:
     num_keys: int
     slots: slice | Tensor
     blocks: list[tuple[int, int, int, Tensor]]
+    splits: bool = False
 
 
 class PagedAttention:
@@ -115,7 +119,10 @@ class PagedAttention:
                 slots = (pages[:, None] * page_size + torch.arange(page_size)).flatten()
                 slots = slots[:num_keys].to(kv.pages.device)
             blocks = []
-            if 1 < num_new < num_keys:
+            continues = 1 < num_new < num_keys
+            # The operator that also gives log-sum-exps is a CPU's; halves would round once more.
+            splits = continues and kv.pages.device.type == "cpu" and dtype == torch.float32
+            if continues and not splits:
                 past = num_keys - num_new
                 for a in range(0, num_new, QUERY_BLOCK):
                     b = min(a + QUERY_BLOCK, num_new)
@@ -123,7 +130,7 @@ class PagedAttention:
                     if shape not in masks:
                         masks[shape] = _causal_mask(*shape, dtype, kv.pages.device)
                     blocks.append((a, b, past + b, masks[shape]))
-            self.sequences.append(_SequencePlan(start, num_new, num_keys, slots, blocks))
+            self.sequences.append(_SequencePlan(start, num_new, num_keys, slots, blocks, splits))
             start += num_new
 
     def of_last_rows(self) -> PagedAttention:
@@ -167,7 +174,9 @@ def _attend(seq: _SequencePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         groups = q.view(1, k.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(groups, key, value).reshape(1, -1)
     query = q.transpose(0, 1)[None]
-    if not seq.blocks:
+    if seq.splits:
+        out = _attend_past_then_new(seq, query, key, value)
+    elif not seq.blocks:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     else:
         out = torch.cat(
@@ -180,6 +189,22 @@ def _attend(seq: _SequencePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             dim=2,
         )
     return out[0].transpose(0, 1).reshape(seq.num_new, -1)
+
+
+def _attend_past_then_new(seq: _SequencePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention to the cached keys and to the new ones, merged by their log-sum-exps.
+
+    q: (1, H, n, D), k, v: (1, K, keys, D) -> (1, H, n, D). Neither part needs a mask, and a group's
+    queries share the cached keys: 40 against 49 ms for 669 new of 2,846 keys (8 heads over 2,
+    2 AVX2 cores).
+    """
+    past, groups = seq.num_keys - seq.num_new, q.shape[1] // k.shape[1]
+    rows = q.reshape(1, k.shape[1], groups * seq.num_new, -1)
+    old, old_lse = _FLASH(rows, k[:, :, :past], v[:, :, :past])
+    new_keys, new_values = (x[:, :, past:].repeat_interleave(groups, 1) for x in (k, v))
+    new, new_lse = _FLASH(q, new_keys, new_values, is_causal=True)
+    share = torch.sigmoid(old_lse.reshape(new_lse.shape) - new_lse)[..., None]
+    return torch.lerp(new, old.reshape(new.shape), share)
 
 
 def _as_slice(indices: Tensor) -> slice | Tensor:
