@@ -256,7 +256,7 @@ def normalised(box: PixelBox, scene: Scene) -> Box:
 
 
 def needle_row(scene: Scene, question: Question, media: str) -> Row:
-    """The question as a row; its clue is the mark: when it shows, and the box of the tile."""
+    """The question as a row; its clue: when the mark shows, and the box of the card."""
     card = scene.cards[question.card]
     return Row(
         media=media,
@@ -264,19 +264,22 @@ def needle_row(scene: Scene, question: Question, media: str) -> Row:
         options=question.options,
         answer=chr(ord("A") + question.answer),
         spans=(card.mark_span,),
-        boxes=(normalised(card.mark_box, scene),),
+        boxes=(normalised(card.box, scene),),
         duration_seconds=scene.duration_seconds,
     )
 
 
-def write_clip(path: str | Path, scene: Scene, codec: str = "libx264") -> None:
+def write_clip(
+    path: str | Path, scene: Scene, codec: str = "libx264", crf: int | None = None
+) -> None:
     """Encode a scene; the suffix names the container (`.mp4` for H.264, `.webm` for VP9).
 
-    The same scene and the same encoder build give the same bytes.
+    crf: quality as the encoder takes it; None: 20 for H.264, 24 for VP9. The same scene and the same encoder build give the same bytes.
     """
     frames = (scene.frame(index) for index in range(scene.num_frames))
     gop = max(1, round(2 * scene.source_fps))  # a keyframe every two seconds
-    write_video(path, frames, source_fps=scene.source_fps, codec=codec, gop=gop, crf=_CRF[codec])
+    crf = _CRF[codec] if crf is None else crf
+    write_video(path, frames, source_fps=scene.source_fps, codec=codec, gop=gop, crf=crf)
 
 
 def write_needle(

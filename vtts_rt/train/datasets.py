@@ -26,10 +26,7 @@ _SEEDS = 1 << 40
 
 
 class ViewDataset(Dataset[ViewBatch]):
-    """Random views of training scenes, `size` a batch, each batch shown twice, 8 apart.
-
-    Drawing a view costs as much as learning from it once; the second time is free.
-    """
+    """Random views of training scenes, `size` a batch."""
 
     def __init__(self, seed: int, size: int = 96) -> None:
         self.seed, self.size = seed, size

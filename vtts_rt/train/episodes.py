@@ -53,8 +53,8 @@ class Episode:
 
     token_ids: (L,); positions: (3, L) M-RoPE; weights: (L,) loss weight of predicting each
     token from those before it. segments: (index of the first token, round, segment) of each
-    frame pair. verdicts: the ideal viewer's, of each written round. answers: index of the letter in each round;
-    clues: index of the first token of each round's clue (-1: none).
+    frame pair. verdicts: the ideal viewer's, of each written round. answers: index of the
+    letter in each round; clues: index of the first token of each round's clue (-1: none).
     """
 
     scene: Scene
@@ -202,7 +202,8 @@ def make_episode(
     jitter: share of rounds whose clue is off by a step, shown but not trained on, so that the
     rounds after it see what a model's own clues lead to. A round that sees nothing of the card
     ends the episode. skip_rounds: rounds that are planned but left out of the text, so that a
-    later round stands alone: short drills of one skill. seed: decides the jitter and with it the frames; question_seed: the
+    later round stands alone: a short drill of one skill (nothing is written if an earlier
+    round loses the card). seed: decides the jitter and with it the frames; question_seed: the
     options and their order.
     """
     rng = np.random.default_rng([scene.seed, card, seed])

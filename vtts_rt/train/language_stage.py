@@ -38,16 +38,20 @@ _NOT_SCORED = -100
 
 @dataclass
 class EpisodeBatch:
-    """Padded episodes. token_ids: (B, L); positions: (3, B, L); weights: (B, L) fp32.
+    """Padded episodes.
 
-    features: (V, C) fp32 and vision: (V,) their places in the flattened batch. The rest are
-    targets of the probes: seconds, tenths: (V,) time of the pair; asked: (V,) asked colour;
-    match: (V,) 1 where a card of that colour covers the token;
-    target: (V,) 1 where the token shows what the round is after; first: (V,) of those tokens, 1
-    in the first pair of the round that has one (-100 elsewhere); box: (V, 2) x0, y0 in tenths at the centre of what is looked for; card_word: (B,) place of the
-    word after the colour; option_ends: (4 B,) and option_cells: (4 B, 4); reads: (R,) places of
-    `<answer>` after a pattern and read_cells: (R, 4). clue_starts: (K,), clue_ends: (K,) places
-    of the clues that are trained on; letters: (M,) places of the letters of reading rounds.
+    token_ids: (B, L); positions: (3, B, L); weights: (B, L) fp32. features: (V, C) fp32 and
+    vision: (V,) their places in the flattened batch.
+    Targets of the probes: seconds, tenths: (V,) time of the pair; asked: (V,) asked colour;
+    match: (V,) 1 where a card of that colour covers the token; target: (V,) 1 where the token
+    shows what the round is after; first: (V,) of those tokens, 1 in the first pair of the round
+    that has one (-100 elsewhere); box: (V, 2) x0, y0 in tenths at the centre of what is looked
+    for (-100 elsewhere); card_word: (B,) place of the word after the colour; option_ends: (4 B,)
+    and option_cells: (4 B, 4) colours; reads: (R,) places where the pattern
+    has to be known: `<answer>`, and where it was seen the words of the thought; read_cells:
+    (R, 4).
+    For the skills: clue_starts: (K,) first tokens of the clues that are trained on, and
+    clue_stages: (K,) 0 card, 1 mark, 2 read; letters: (M,) letters of reading rounds.
     """
 
     token_ids: Tensor
@@ -87,7 +91,7 @@ class PromptWords:
         return index
 
     def find(
-        self, ids: Sequence[int], answers: Sequence[int], stages: Sequence[str]
+        self, ids: Sequence[int], answers: Sequence[int], stages: Sequence[str], seen: bool
     ) -> tuple[int, list[int], list[list[int]], list[int], list[list[int]]]:
         """(card word, option ends, option cells, reads, read cells) of an episode."""
         card = list(ids).index(self.card)
@@ -98,8 +102,14 @@ class PromptWords:
             if ids[at - 1] in self.marks:
                 ends.append(at - 1)
                 cells.append(self._pattern(ids, at))
-        reads = [a - 1 for a, stage in zip(answers, stages, strict=True) if stage == "read"]
-        read_cells = [self._pattern(ids, at - 1) for at in reads]
+        reads: list[int] = []
+        read_cells: list[list[int]] = []
+        for answer, stage in zip(answers, stages, strict=True):
+            if stage == "read":
+                # `<answer>`, and what stands before each word of the thought.
+                places = [answer - 1, *(answer - back for back in (8, 7, 6, 5, 4))]
+                reads += places if seen else places[:1]
+                read_cells += [self._pattern(ids, answer - 2)] * (len(places) if seen else 1)
         return card, ends, cells, reads, read_cells
 
     def _pattern(self, ids: Sequence[int], end: int) -> list[int]:
@@ -137,7 +147,9 @@ def collate(
         lists["target"] += target
         lists["first"] += first
         lists["box"] += box
-        found = words.find(episode.token_ids.tolist(), episode.answers, episode.stages)
+        found = words.find(
+            episode.token_ids.tolist(), episode.answers, episode.stages, bool(episode.segments)
+        )
         lists["card_word"].append(base + found[0])
         lists["option_ends"] += [base + at for at in found[1]]
         lists["option_cells"] += found[2]
@@ -212,6 +224,7 @@ class Probes(nn.Module):
         if len(batch.reads):
             read = self.third(hidden[2][batch.reads])[:, 1:-20].reshape(-1, NUM_MARKS)
             loss = loss + ce(read, batch.read_cells.flatten())
+            skills["recall"] = _share(read, batch.read_cells.flatten())
         if not len(batch.vision):
             return loss, skills
         place = torch.arange(len(batch.vision)) % TOKENS

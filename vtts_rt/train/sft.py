@@ -26,11 +26,12 @@ _RUNS = {"vision": run_vision, "sketch": run_sketch, "language": run_language}
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="vtts-rt train sft",
+        prog="vtts-rt train",
         description="Supervised training of the embedded model `tiny` on needle clips. A run that "
         "was interrupted goes on where its last checkpoint left it; the same seed gives the same "
         "weights.",
     )
+    parser.add_argument("task", choices=["sft"])
     parser.add_argument("folder", type=Path, help="checkpoints and log go here")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
     steps = ", ".join(f"{name} {count}" for name, count in DEFAULT_STEPS.items())

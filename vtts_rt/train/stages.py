@@ -73,7 +73,7 @@ def initial_model(recipe: Recipe) -> tuple[Qwen2_5_VL, Tokenizer]:
     with torch.no_grad():
         # A head tied to embeddings that are as large as vision features (about 0.5) needs a
         # small final norm, or the first losses are a hundred times the entropy.
-        for name, parameter in model.language.named_parameters():
+        for parameter in model.language.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(2.5)
         model.language.embed_tokens.weight.mul_(10.0)

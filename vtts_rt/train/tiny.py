@@ -64,9 +64,9 @@ VISION = VisionConfig(
 
 def perception_fields() -> dict[str, Any]:
     """The settings that go with the checkpoint: what differs from the package's defaults."""
-    defaults = PerceptionConfig()
-    values = {f.name: getattr(PERCEPTION, f.name) for f in fields(PERCEPTION)}
-    return {k: v for k, v in values.items() if v != getattr(defaults, k)}
+    default = PerceptionConfig()
+    names = [f.name for f in fields(PERCEPTION) if f.init]
+    return {n: v for n in names if (v := getattr(PERCEPTION, n)) != getattr(default, n)}
 
 
 def make_tokenizer() -> RawTokenizer:

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.data.needle import make_question, make_scene, needle_row
+from vtts_rt.evaluation import needle
+from vtts_rt.types import Box, Region, TimeSpan
+
+
+class _Oracle:
+    """Stands for a runtime: knows the truth in round 3 and says A before."""
+
+    name = "oracle"
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.cleared = 0
+        self.rows = {}
+        for seed in (5, 6, 7):
+            scene = make_scene(seed, "held_out", False)
+            row = needle_row(scene, make_question(scene, seed % len(scene.cards)), "clip")
+            self.rows[row.question, row.options] = row
+
+    def perception(self, given: PerceptionConfig | None) -> PerceptionConfig:
+        return given or PerceptionConfig(strategy="append")
+
+    def clear_caches(self) -> None:
+        self.cleared += 1
+
+    def ask(self, video: Path, question: str, **options: Any) -> Any:
+        assert video.is_file() and video.stat().st_size > 1000
+        self.asked.append({"video": video, **options})
+        row = self.rows[question, options["options"]]
+        rounds = options["perception"].max_rounds
+        done = rounds == 3
+        region = (
+            Region(row.spans[0], row.boxes[0]) if done else Region(TimeSpan(0, 1), Box(0, 0, 1, 1))
+        )
+        segment = SimpleNamespace(num_tokens=9)
+        look = SimpleNamespace(regions=(region,), plan=SimpleNamespace(segments=[segment] * 4))
+        return SimpleNamespace(
+            option=row.answer if done else "A", rounds=[look] * rounds, total_ms=10.0 * rounds
+        )
+
+
+@pytest.fixture(autouse=True)
+def _short_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One second of each clip: what is encoded does not matter here."""
+    write = needle.write_clip
+
+    def short(path: Path, scene: Any, codec: str) -> None:
+        fields = ("split", "seed", "height", "width", "source_fps", "footage", "cards")
+        write(path, type(scene)(num_frames=12, **{n: getattr(scene, n) for n in fields}), codec)
+
+    monkeypatch.setattr(needle, "write_clip", short)
+
+
+def test_evaluate_counts_by_rounds() -> None:
+    oracle, seen = _Oracle(), []
+    result = needle.evaluate(
+        oracle,  # type: ignore[arg-type]
+        seed=5,
+        num=3,
+        rounds=(1, 3),
+        footage=False,
+        on_clip=lambda done, means: seen.append((done, means[1]["accuracy"])),
+    )
+    assert {k: result[k] for k in ("task", "model", "strategy", "split", "seed", "num")} == {
+        "task": "needle",
+        "model": "oracle",
+        "strategy": "append",
+        "split": "held_out",
+        "seed": 5,
+        "num": 3,
+    }
+    first, third = result["rounds"]
+    assert first["rounds"] == 1 and third["rounds"] == 3
+    truths = [row.answer for row in oracle.rows.values()]
+    assert first["accuracy"] == pytest.approx(truths.count("A") / 3, abs=1e-4)
+    assert third["accuracy"] == third["span_iou"] == third["box_iou"] == 1.0
+    assert first["span_iou"] < 0.2 and first["box_iou"] < 0.2
+    assert (first["visual_tokens"], third["visual_tokens"]) == (36, 108)
+    assert (first["ms"], third["ms"]) == (10.0, 30.0)
+    assert seen == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    assert oracle.cleared == len(oracle.asked) == 6
+    assert not oracle.asked[0]["video"].exists()
+    json.dumps(result)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num": 0}, "num must be >= 1"),
+        ({"rounds": ()}, "rounds must be numbers in 1..64"),
+        ({"rounds": (0,)}, "rounds must be"),
+        ({"codec": "gif"}, "codec must be one of"),
+        ({"split": "dev"}, "split must be one of"),
+    ],
+)
+def test_bad_arguments(change: dict[str, Any], message: str) -> None:
+    arguments = {"seed": 0, "num": 1, "rounds": (1,), **change}
+    with pytest.raises(ValueError, match=message):
+        needle.evaluate(_Oracle(), **arguments)  # type: ignore[arg-type]
+
+
+def test_the_command_takes_rounds_as_a_list() -> None:
+    assert needle._rounds("1,2, 3") == [1, 2, 3]
+    with pytest.raises(ValueError, match="rounds must be as 1,2,3"):
+        needle._rounds("1-3")

