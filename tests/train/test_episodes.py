@@ -84,7 +84,7 @@ def test_what_is_trained_on(tokenizer: Tokenizer) -> None:
     card = episode.scene.cards[0]
     assert f"<think> {pattern_text(card.pattern)}</think>" in said
     assert said.count("<glue>[(") == 3
-    assert (episode.weights[episode.answers] == np.array([0.1, 0.1, 1.0], np.float32)).all()
+    assert (episode.weights[episode.answers] == np.array([0.1, 0.1, 5.0], np.float32)).all()
     assert episode.positions.shape == (3, len(episode.token_ids))
     for start, _, _ in episode.segments:
         assert (episode.weights[start : start + 9] == 0).all()
@@ -112,4 +112,4 @@ def test_drills_end_with_the_letter(tokenizer: Tokenizer) -> None:
     question = make_question(scene, 2, 5)
     text = tokenizer.decode(drill.token_ids.tolist())
     assert text.endswith(f"<answer>{'ABCD'[question.answer]}")
-    assert drill.weights.sum() == 1.0 and drill.weights[-1] == 1.0
+    assert drill.weights.sum() == drill.weights[-1] == 5.0

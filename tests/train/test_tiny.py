@@ -47,6 +47,9 @@ def test_the_files_follow_the_recipe() -> None:
 
 def test_logits_equal_transformers() -> None:
     """On a real first round: 84 px views of a clip, each its own vision segment."""
+    import torchvision_shim
+
+    torchvision_shim.install()
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     scene = make_scene(1, "held_out", footage=False)

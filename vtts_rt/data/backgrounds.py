@@ -143,7 +143,8 @@ class FootageBackground:
         shift = self._centre + self._reach * np.sin(self._phase + self._speed * time_seconds)
         top, left = int(shift[0]), int(shift[1])
         view = frame[top + box.y0 : top + box.y1, left + box.x0 : left + box.x1]
-        return view.copy() if self._palette is None else view[..., self._palette].copy()
+        fresh: Image = view.copy() if self._palette is None else view[..., self._palette].copy()
+        return fresh
 
 
 def footage_available() -> bool:

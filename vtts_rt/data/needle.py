@@ -274,7 +274,8 @@ def write_clip(
 ) -> None:
     """Encode a scene; the suffix names the container (`.mp4` for H.264, `.webm` for VP9).
 
-    crf: quality as the encoder takes it; None: 20 for H.264, 24 for VP9. The same scene and the same encoder build give the same bytes.
+    crf: quality as the encoder takes it; None: 20 for H.264, 24 for VP9. The same scene and
+    the same encoder build give the same bytes.
     """
     frames = (scene.frame(index) for index in range(scene.num_frames))
     gop = max(1, round(2 * scene.source_fps))  # a keyframe every two seconds

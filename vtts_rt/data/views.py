@@ -93,7 +93,8 @@ def halve_chroma(image: Image) -> Image:
     chroma = F.avg_pool2d(planes[:, 1:], 2)
     chroma = F.interpolate(chroma, scale_factor=2.0, mode="bilinear", align_corners=False)
     rgb = torch.cat((planes[:, :1], chroma), dim=1).view(3, -1).T @ _TO_RGB.T
-    return rgb.round_().clamp_(0, 255).byte().view(height, width, 3).numpy()
+    result: Image = rgb.round_().clamp_(0, 255).byte().view(height, width, 3).numpy()
+    return result
 
 
 def _square(scene: Scene, x: float, y: float, side: int) -> PixelBox:

@@ -28,7 +28,8 @@ from vtts_rt.data.needle import (
 )
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
-from vtts_rt.runtime import Answer, Runtime
+from vtts_rt.results import Answer
+from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
 
 MAX_TOKENS = 96  # an answer of the embedded model has about 40

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vtts_rt.config import PerceptionConfig
@@ -94,10 +95,14 @@ class SketchDataset(Dataset[EpisodeBatch]):
         self.num_tokens, self.mix = num_tokens, mix
 
     def __getitem__(self, index: int) -> EpisodeBatch:
+        rng = np.random.default_rng([self.seed, index, 0])
+        return self.batch(index, KINDS[int(rng.choice(len(KINDS), p=self.mix))])
+
+    def batch(self, index: int, kind: Kind) -> EpisodeBatch:
+        """Batch `index` if it is one of `kind`."""
         rng = np.random.default_rng([self.seed, index, 1])
-        kind = KINDS[int(rng.choice(len(KINDS), p=self.mix))]
-        episodes = []
-        while len(episodes) < self.num_tokens // _TOKENS[kind]:
+        episodes: list[Episode] = []
+        while len(episodes) < max(1, self.num_tokens // _TOKENS[kind]):
             seeds = (int(n) for n in rng.integers(_SEEDS, size=4))
             episode = self.factory.make(kind, *seeds)
             if episode.verdicts:  # none where an earlier round that is left out lost the card
@@ -107,41 +112,61 @@ class SketchDataset(Dataset[EpisodeBatch]):
         return collate(episodes, features, labels, self.factory.words)
 
 
-class PixelDataset(Dataset[tuple[int, np.ndarray]]):
+class PixelDataset(Dataset[tuple[int, NDArray[np.uint8]]]):
     """Views of whole episodes, drawn: what a frozen tower encodes once."""
 
     def __init__(self, factory: EpisodeFactory, seed: int) -> None:
         self.factory, self.seed = factory, seed
 
-    def episode(self, index: int, question_seed: int = 0) -> Episode:
-        """Episode `index`; its frames do not depend on question_seed."""
+    def episode(self, index: int, kind: Kind = "whole", question_seed: int = 0) -> Episode:
+        """Episode `index`, or one round of it; its frames do not depend on question_seed."""
         rng = np.random.default_rng([self.seed, index, 2])
         scene_seed, card, seed = (int(n) for n in rng.integers(_SEEDS, size=3))
-        return self.factory.make("whole", scene_seed, card, seed, question_seed)
+        return self.factory.make(kind, scene_seed, card, seed, question_seed)
 
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[int, NDArray[np.uint8]]:
         rng = np.random.default_rng([self.seed, index, 3])
         return index, episode_pixels(self.episode(index), rng)
 
 
 class BankDataset(Dataset[EpisodeBatch]):
-    """Whole episodes over features that are kept; every visit asks with other options.
+    """Episodes over features that are kept; every visit asks with other options.
 
-    bank: features (V, 9, C) fp16 of each episode of `source`.
+    bank: features (V, 9, C) fp16 of each whole episode of `source`. sketch: batches of drills,
+    and of sketched episodes against forgetting. mix: share of batches of each kind, in the order
+    of KINDS; sketch_share: of batches that `sketch` gives beside.
     """
 
     def __init__(
-        self, source: PixelDataset, bank: list[np.ndarray], seed: int, num_tokens: int = 7000
+        self,
+        source: PixelDataset,
+        bank: list[NDArray[np.float16]],
+        sketch: SketchDataset,
+        mix: tuple[float, ...] = (0.2, 0.08, 0.12, 0.24, 0.36),
+        sketch_share: float = 0.15,
     ) -> None:
-        self.source, self.bank, self.seed = source, bank, seed
-        self.size = num_tokens // _TOKENS["whole"]
+        self.source, self.bank, self.sketch = source, bank, sketch
+        self.mix, self.sketch_share = mix, sketch_share
 
     def __getitem__(self, index: int) -> EpisodeBatch:
-        per_epoch = len(self.bank) // self.size
-        epoch, place = divmod(index, per_epoch)
-        order = np.random.default_rng([self.seed, epoch, 4]).permutation(len(self.bank))
-        chosen = order[place * self.size : (place + 1) * self.size]
-        episodes = [self.source.episode(int(i), question_seed=epoch) for i in chosen]
-        features = [self.bank[int(i)].astype(np.float32) for i in chosen]
+        rng = np.random.default_rng([self.source.seed, index, 4])
+        kind = KINDS[int(rng.choice(len(KINDS), p=self.mix))]
+        if kind == "drill" or rng.random() < self.sketch_share:
+            return self.sketch.batch(index, "drill" if kind == "drill" else "whole")
+        num = max(1, self.sketch.num_tokens // _TOKENS[kind])
+        episodes: list[Episode] = []
+        features: list[FloatArray] = []
+        while len(episodes) < num:
+            chosen = int(rng.integers(len(self.bank)))
+            whole = self.source.episode(chosen)
+            asked = self.source.episode(chosen, kind, int(rng.integers(_SEEDS)))
+            if not asked.verdicts:
+                continue
+            found = self.bank[chosen].astype(np.float32)
+            if kind != "whole":
+                rounds = [round_index for _, round_index, _ in whole.segments]
+                found = found[np.array(rounds) == _ROUNDS[kind][1]]
+            episodes.append(asked)
+            features.append(found)
         labels = [episode_labels(episode) for episode in episodes]
         return collate(episodes, features, labels, self.source.factory.words)

@@ -32,6 +32,7 @@ CARD_BOX_TENTHS = 4  # side of the box around a card, in tenths of the view
 MARK_BOX_TENTHS = 3  # side of the box around a mark
 READABLE_PX = 8.5  # a mark at least this wide in the view is to be read
 GUESS_WEIGHT = 0.1  # of the letter in rounds that cannot read: random labels are noise
+LETTER_WEIGHT = 5.0  # of the letter in rounds that can: one token in forty, the last to be learnt
 _FULL_VIEW = 0.8  # a view of this part of the frame's side shows cards, not marks
 
 
@@ -253,7 +254,7 @@ def make_episode(
             verdict.stage, pattern_text(asked.pattern)
         )
         writer.said(f"<think> {thought}</think><answer>")
-        weight = 1.0 if verdict.stage == "read" else GUESS_WEIGHT
+        weight = LETTER_WEIGHT if verdict.stage == "read" else GUESS_WEIGHT
         answers.append(writer.said(chr(65 + question.answer), weight))
         writer.said("</answer><glue>")
         verdicts.append(verdict)
@@ -298,7 +299,7 @@ def make_drill(
     )
     writer.prompt(prompt, 0)
     writer.said(f"<think> {pattern_text(scene.cards[card].pattern)}</think><answer>", 0.0)
-    answers = [writer.said(chr(65 + question.answer))]
+    answers = [writer.said(chr(65 + question.answer), LETTER_WEIGHT)]
     return Episode(
         scene,
         card,

@@ -95,7 +95,8 @@ class PromptWords:
     ) -> tuple[int, list[int], list[list[int]], list[int], list[list[int]]]:
         """(card word, option ends, option cells, reads, read cells) of an episode."""
         card = list(ids).index(self.card)
-        ends, cells = [], []
+        ends: list[int] = []
+        cells: list[list[int]] = []
         at = card
         while len(ends) < 4:
             at = list(ids).index(self.newline, at + 1)

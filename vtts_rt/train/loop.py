@@ -117,7 +117,7 @@ def _batches(dataset: Dataset[Any], start: int, end: int, workers: int) -> Itera
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
-        sampler=range(start, end),  # type: ignore[arg-type]
+        sampler=range(start, end),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_one_thread,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -47,7 +48,7 @@ DEFAULT_STEPS: dict[Stage, int] = {
     "sketch": tiny.SKETCH_STEPS,
     "language": tiny.LANGUAGE_STEPS,
 }
-_LEARNING_RATES: dict[Stage, float] = {"vision": 1.5e-3, "sketch": 2e-3, "language": 1e-3}
+_LEARNING_RATES: dict[Stage, float] = {"vision": 1.5e-3, "sketch": 2.2e-3, "language": 2e-3}
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _train_language(
 ) -> dict[str, float]:
     def loss_of(batch: EpisodeBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
         text, probing, skills = language_loss(language, probes, batch)
-        return text + max(0.1, 1 - progress / 0.6) * probing, skills
+        return 4 * text + max(0.15, 1 - progress / 0.8) * probing, skills
 
     modules = nn.ModuleDict({"language": language, "probes": probes})
     config = _config(stage, recipe, steps)
@@ -159,7 +160,9 @@ def run_sketch(
     return _train_language("sketch", recipe, model.language, probes, dataset, steps, stop_after)
 
 
-def build_bank(recipe: Recipe, tower: VisionTransformer, source: PixelDataset) -> list[np.ndarray]:
+def build_bank(
+    recipe: Recipe, tower: VisionTransformer, source: PixelDataset
+) -> list[NDArray[np.float16]]:
     """Features of `num_clips` episodes, fp16, kept in `bank.npz` for the next run."""
     path = recipe.folder / "bank.npz"
     if path.is_file():
@@ -170,7 +173,7 @@ def build_bank(recipe: Recipe, tower: VisionTransformer, source: PixelDataset) -
     loader: DataLoader[Any] = DataLoader(
         source,
         batch_size=None,
-        sampler=range(recipe.num_clips),  # type: ignore[arg-type]
+        sampler=range(recipe.num_clips),
         num_workers=recipe.workers,
     )
     bank = []
@@ -194,7 +197,9 @@ def run_language(
         _load(probes, recipe.folder / "sketch.pt", "probes.")
     source = PixelDataset(factory(tokenizer), recipe.seed)
     bank = build_bank(recipe, model.visual, source)
-    dataset = BankDataset(source, bank, recipe.seed, recipe.batch_tokens)
+    matrix = sketch_matrix(model.config.language.hidden_size)
+    sketch = SketchDataset(source.factory, matrix, recipe.seed + 1, recipe.batch_tokens)
+    dataset = BankDataset(source, bank, sketch)
     return _train_language("language", recipe, model.language, probes, dataset, steps, stop_after)
 
 

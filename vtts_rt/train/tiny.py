@@ -104,7 +104,8 @@ def model_config(tokenizer: RawTokenizer) -> ModelConfig:
     """The whole model for a tokenizer."""
 
     def token(name: str) -> int:
-        index: int = tokenizer.token_to_id(name)
+        index = tokenizer.token_to_id(name)
+        assert index is not None
         return index
 
     return ModelConfig(

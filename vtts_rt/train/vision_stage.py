@@ -55,6 +55,8 @@ class SketchHeads(nn.Module):
     }
     _SHARPNESS = 8.0  # logits of attribute 0 and 1 are -4 and 4
 
+    read: Tensor
+
     def __init__(self, matrix: FloatArray) -> None:
         super().__init__()
         self.register_buffer("read", torch.linalg.pinv(torch.from_numpy(matrix)))
@@ -64,7 +66,7 @@ class SketchHeads(nn.Module):
         return (features @ self.read).view(-1, TOKENS, self.read.shape[1])
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        parts = self.attributes(features).split(list(self.SIZES.values()), dim=-1)
+        parts = torch.split(self.attributes(features), list(self.SIZES.values()), dim=-1)
         out = dict(zip(self.SIZES, parts, strict=True))
         for name in out:
             offset = name.endswith("offset")
@@ -134,4 +136,4 @@ def _hit(logits: Tensor, truth: Tensor) -> float:
 def forward_views(tower: VisionTransformer, batch: ViewBatch) -> Tensor:
     """(N * 9, C) features of a batch of views."""
     side = VIEW_PX // PATCH_SIZE
-    return tower(patch_rows(batch.pixels), [(len(batch.pixels), side, side)])
+    return tower(patch_rows(batch.pixels), [(len(batch.pixels), side, side)])  # type: ignore[no-any-return]
