@@ -43,10 +43,16 @@ class _Oracle:
             Region(row.spans[0], row.boxes[0]) if done else Region(TimeSpan(0, 1), Box(0, 0, 1, 1))
         )
         segment = SimpleNamespace(num_tokens=9)
-        look = SimpleNamespace(regions=(region,), plan=SimpleNamespace(segments=[segment] * 4))
-        return SimpleNamespace(
-            option=row.answer if done else "A", rounds=[look] * rounds, total_ms=10.0 * rounds
-        )
+        looks = [
+            SimpleNamespace(
+                regions=(region,),
+                plan=SimpleNamespace(segments=[segment] * 4),
+                answer=row.answer if index == 2 else "A",
+                timings=SimpleNamespace(total=10.0),
+            )
+            for index in range(rounds)
+        ]
+        return SimpleNamespace(rounds=looks, total_ms=10.0 * rounds)
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +97,16 @@ def test_evaluate_counts_by_rounds() -> None:
     assert oracle.cleared == len(oracle.asked) == 6
     assert not oracle.asked[0]["video"].exists()
     json.dumps(result)
+
+
+def test_one_run_can_stand_for_fewer_rounds() -> None:
+    apart, at_once = _Oracle(), _Oracle()
+    arguments: dict[str, Any] = {"seed": 5, "num": 3, "rounds": (1, 3), "footage": False}
+    separate = needle.evaluate(apart, **arguments)  # type: ignore[arg-type]
+    together = needle.evaluate(at_once, together=True, **arguments)  # type: ignore[arg-type]
+    assert len(at_once.asked) == 3 and len(apart.asked) == 6
+    for name in ("rounds", "accuracy", "visual_tokens", "ms"):
+        assert [r[name] for r in together["rounds"]] == [r[name] for r in separate["rounds"]]
 
 
 @pytest.mark.parametrize(

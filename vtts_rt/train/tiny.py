@@ -46,10 +46,11 @@ PREPROCESSOR = {
     "image_std": list(IMAGE_STD),
 }
 
-VISION_STEPS = 4000
-SKETCH_STEPS = 3000
-LANGUAGE_STEPS = 1500
-NUM_CLIPS = 2500
+# About what the shipped weights took (docs/tiny.md).
+VISION_STEPS = 3500
+SKETCH_STEPS = 2500
+LANGUAGE_STEPS = 1400
+NUM_CLIPS = 1000
 
 VISION = VisionConfig(
     depth=4,
