@@ -233,7 +233,7 @@ def _ask(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answer.as_dict()))
     else:
-        _print_answer(answer)
+        _print_answer(answer, args.option)
     return 0
 
 
@@ -261,7 +261,7 @@ def _plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_answer(answer: Answer) -> None:
+def _print_answer(answer: Answer, options: Sequence[str]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -281,8 +281,8 @@ def _print_answer(answer: Answer) -> None:
             f"{result.timings.total:.0f}",
         )
     Console(stderr=True).print(table)
-    letter = f"{answer.option}. " if answer.option and answer.text != answer.option else ""
-    print(f"{letter}{answer.text}")
+    index = answer.option_index
+    print(answer.text if index is None else f"{answer.option}. {options[index]}")
     Console(stderr=True).print(
         f"{answer.total_ms / 1e3:.2f} s, stopped: {answer.stop_reason}", style="dim"
     )
