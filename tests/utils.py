@@ -10,25 +10,9 @@ import torchvision_shim
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
+from vtts_rt.models.tokenizer import SPECIAL_TOKENS
 from vtts_rt.types import PATCH_ROW
 
-# Qwen2.5-VL's special tokens, in its order.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 _CORPUS = (
     "Which pattern is on the red card? Think first, then answer between tags.",
     "You are a helpful assistant. <12.0s> <3.5s> system user assistant",

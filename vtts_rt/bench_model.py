@@ -17,28 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from vtts_rt.models.tokenizer import SPECIAL_TOKENS
 from vtts_rt.video.writer import write_video
 
 SEED = 0
 VIDEO_SECONDS, VIDEO_FPS, VIDEO_HW = 60, 30, (360, 640)
-# Qwen2.5's tokens beyond its byte-pair ranks: ids 151643 onwards, in order
-# (tokenizer_config.json of Qwen2.5-VL; the ones no prompt of ours uses are left out).
-_SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 # Named in results: a change of shape is a new model.
 MODEL_ID = "qwen2_5_vl-random-118m-seed0"
 _LIBRARIES: list[Any] = []  # operator declarations live as long as their library object
@@ -131,8 +114,8 @@ def qwen_tokenizer() -> Any:
     merges = [tuple("".join(letters[b] for b in part) for part in pair) for pair in _merges(ranks)]
     # The constructor adds its end token first, which is the first of the special tokens; the
     # others follow in order, so every id is Qwen's.
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, eos_token=_SPECIAL_TOKENS[0])
-    tokenizer.add_tokens(list(_SPECIAL_TOKENS[1:]), special_tokens=True)
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, eos_token=SPECIAL_TOKENS[0])
+    tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]), special_tokens=True)
     tokenizer.eos_token = "<|im_end|>"
     return tokenizer
 

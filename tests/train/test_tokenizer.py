@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vtts_rt.perception.clue import TAGS
 from vtts_rt.train.tiny import make_tokenizer
-from vtts_rt.train.tokenizer import SPECIAL_TOKENS, save_tokenizer
+from vtts_rt.train.tokenizer import save_tokenizer
 
 TEXTS = (
     "Which pattern is on the red card?\nA. red green / blue yellow\n",

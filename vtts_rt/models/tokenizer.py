@@ -17,6 +17,23 @@ from vtts_rt.types import Prompt, Segment, TimeLabel, require
 
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+# Qwen2.5-VL's special tokens in its order (tokenizer_config.json; those of tool calls left out).
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 _VISION_TOKENS = (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
 
 # Kinds of tokens of an encoded prompt; markers count as vision, a segment brings its own.

@@ -8,23 +8,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-# Qwen2.5-VL's special tokens, in its order.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+from vtts_rt.models.tokenizer import SPECIAL_TOKENS
+
 TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 # Numbers split into pairs of digits and one decimal, so that a time is `12` `.0` and a model can
 # copy it from a label; the joints of a clue are one token each.
