@@ -7,7 +7,10 @@
 #include <tuple>
 #include <vector>
 
+#include "core/linear.h"
+#include "core/paged_attention.h"
 #include "core/patchify.h"
+#include "core/row_ops.h"
 #include "cpu/cpu_features.h"
 
 namespace py = pybind11;
@@ -32,20 +35,21 @@ vtts::FrameView view(const Pixels& frame) {
 }
 
 template <typename Enum>
-Enum parse(const std::string& argument, const std::string& value,
+Enum parse(const std::string& what, const std::string& argument, const std::string& value,
            const std::vector<std::pair<std::string, Enum>>& choices) {
   std::string names;
   for (const auto& [name, choice] : choices) {
     if (name == value) return choice;
     names += (names.empty() ? "" : ", ") + name;
   }
-  throw std::invalid_argument("patchify: " + argument + " must be one of " + names + ", got " +
+  throw std::invalid_argument(what + ": " + argument + " must be one of " + names + ", got " +
                               value);
 }
 
-vtts::Isa parse_isa(const std::string& isa) {
+vtts::Isa parse_isa(const std::string& what, const std::string& isa) {
+  if (isa == "auto") return vtts::Isa::kAuto;
   return parse<vtts::Isa>(
-      "isa", isa,
+      what, "isa", isa,
       {{"auto", vtts::Isa::kAuto}, {"scalar", vtts::Isa::kScalar}, {"avx2", vtts::Isa::kAvx2}});
 }
 
@@ -53,9 +57,10 @@ void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats&
               const Floats& std, const std::string& rounding, const std::string& isa,
               int num_threads) {
   vtts::PatchifyOptions options;
-  options.rounding = parse<vtts::Rounding>(
-      "rounding", rounding, {{"cpu", vtts::Rounding::kCpu}, {"cuda", vtts::Rounding::kCuda}});
-  options.isa = parse_isa(isa);
+  options.rounding =
+      parse<vtts::Rounding>("patchify", "rounding", rounding,
+                            {{"cpu", vtts::Rounding::kCpu}, {"cuda", vtts::Rounding::kCuda}});
+  options.isa = parse_isa("patchify", isa);
   options.num_threads = num_threads;
   std::tie(options.mean[0], options.mean[1], options.mean[2]) = mean;
   std::tie(options.std[0], options.std[1], options.std[2]) = std;
@@ -88,6 +93,74 @@ void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats&
   vtts::patchify(native.data(), native.size(), options, rows);
 }
 
+// Operations of a few microseconds take addresses: a view of a tensor through the buffer protocol
+// costs 2 us an argument, an address 0.1. Their callers in vtts_rt.ops have checked what is there.
+template <typename T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void linear(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t bias, uintptr_t out,
+            int64_t num_rows, int64_t num_channels, int64_t num_outputs, int num_threads,
+            const std::string& isa) {
+  vtts::LinearArgs args;
+  args.x = pointer<const float>(x);
+  args.x_stride = x_stride;
+  args.weight = pointer<const float>(weight);
+  args.bias = pointer<const float>(bias);
+  args.out = pointer<float>(out);
+  args.num_rows = num_rows;
+  args.num_channels = num_channels;
+  args.num_outputs = num_outputs;
+  const vtts::Isa chosen = parse_isa("linear", isa);
+  const py::gil_scoped_release release;
+  vtts::linear(args, chosen, num_threads);
+}
+
+void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, uintptr_t values,
+                     uintptr_t page_table, int64_t table_stride, uintptr_t row_starts,
+                     uintptr_t num_keys, uintptr_t out, int64_t num_rows, int64_t num_sequences,
+                     const std::tuple<int64_t, int64_t, int, int>& pool_shape, int num_heads,
+                     float scale, int num_threads, const std::string& isa) {
+  vtts::PagedAttentionArgs args;
+  args.queries = pointer<const float>(queries);
+  args.query_stride = query_stride;
+  args.keys = pointer<const float>(keys);
+  args.values = pointer<const float>(values);
+  args.page_table = pointer<const int64_t>(page_table);
+  args.table_stride = table_stride;
+  args.row_starts = pointer<const int64_t>(row_starts);
+  args.num_keys = pointer<const int64_t>(num_keys);
+  args.out = pointer<float>(out);
+  args.num_rows = num_rows;
+  args.num_sequences = num_sequences;
+  std::tie(args.num_pages, args.page_size, args.num_kv_heads, args.head_dim) = pool_shape;
+  args.num_heads = num_heads;
+  args.scale = scale;
+  const vtts::Isa chosen = parse_isa("paged_attention", isa);
+  const py::gil_scoped_release release;
+  vtts::paged_attention(args, chosen, num_threads);
+}
+
+void rmsnorm(uintptr_t x, int64_t x_stride, uintptr_t weight, float eps, int64_t num_rows,
+             int64_t num_channels, uintptr_t y, const std::string& isa) {
+  vtts::rmsnorm(pointer<const float>(x), x_stride, pointer<const float>(weight), eps, num_rows,
+                num_channels, pointer<float>(y), parse_isa("rmsnorm", isa));
+}
+
+void swiglu(uintptr_t gate_up, int64_t num_rows, int64_t num_hidden, uintptr_t out,
+            const std::string& isa) {
+  vtts::swiglu(pointer<const float>(gate_up), num_rows, num_hidden, pointer<float>(out),
+               parse_isa("swiglu", isa));
+}
+
+std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const std::string& isa) {
+  const vtts::Isa chosen = parse_isa("greedy", isa);
+  const py::gil_scoped_release release;
+  const vtts::Choice choice = vtts::greedy(pointer<const float>(logits), num_logits, chosen);
+  return {choice.index, choice.logprob};
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -97,7 +170,31 @@ PYBIND11_MODULE(_C, m) {
         py::arg("num_threads") = 1,
         "Writes the patch rows of jobs [(frame_a, frame_b, (x0, y0, x1, y1), (height, width))] to "
         "`out`, (rows, 1176) float32. The GIL is released.");
+  m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("bias"),
+        py::arg("out"), py::arg("num_rows"), py::arg("num_channels"), py::arg("num_outputs"),
+        py::arg("num_threads"), py::arg("isa") = "auto",
+        "out = x weight^T + bias: addresses of float32 data, bias 0 for none; vtts_rt.ops.linear "
+        "checks them. The GIL is released.");
+  m.def("paged_attention", &paged_attention, py::arg("queries"), py::arg("query_stride"),
+        py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),
+        py::arg("row_starts"), py::arg("num_keys"), py::arg("out"), py::arg("num_rows"),
+        py::arg("num_sequences"), py::arg("pool_shape"), py::arg("num_heads"), py::arg("scale"),
+        py::arg("num_threads"), py::arg("isa") = "auto",
+        "Attention of a few rows a sequence to keys in pages of (num_pages, page_size, kv heads, "
+        "head_dim): addresses of float32 and int64 data; vtts_rt.ops.paged_attention checks them. "
+        "The GIL is released.");
+  // The next two run for a few microseconds: not worth giving the GIL away.
+  m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("eps"),
+        py::arg("num_rows"), py::arg("num_channels"), py::arg("y"), py::arg("isa") = "auto",
+        "y = weight * (x / rms(x)), row by row: addresses of float32 data.");
+  m.def("swiglu", &swiglu, py::arg("gate_up"), py::arg("num_rows"), py::arg("num_hidden"),
+        py::arg("out"), py::arg("isa") = "auto",
+        "out = silu(gate) * up, rows of gate_up being [gate; up]: addresses of float32 data.");
+  m.def("greedy", &greedy, py::arg("logits"), py::arg("num_logits"), py::arg("isa") = "auto",
+        "(index of the first maximum or -1 for a NaN, its log-probability) of float32 logits at "
+        "an address. The GIL is released.");
   m.def(
-      "isa_supported", [](const std::string& isa) { return vtts::isa_supported(parse_isa(isa)); },
+      "isa_supported",
+      [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },
       py::arg("isa"), "Whether this build and this machine can run `isa` (auto, scalar, avx2).");
 }

@@ -297,11 +297,7 @@ void run_tasks(const PatchifyJob* jobs, size_t num_jobs, const std::vector<Task>
 }
 
 const RowKernels& row_kernels(Isa isa) {
-  const RowKernels* avx2 = avx2_row_kernels();
-  if (isa == Isa::kAvx2 && avx2 == nullptr) {
-    reject("isa", "one that this machine has", "avx2");
-  }
-  return isa == Isa::kScalar || avx2 == nullptr ? scalar_row_kernels() : *avx2;
+  return resolve_isa("patchify", isa) == Isa::kAvx2 ? *avx2_row_kernels() : scalar_row_kernels();
 }
 
 }  // namespace
@@ -309,8 +305,6 @@ const RowKernels& row_kernels(Isa isa) {
 int64_t num_patch_rows(const PatchifyJob& job) {
   return int64_t{job.height / kPatch} * (job.width / kPatch);
 }
-
-bool isa_supported(Isa isa) { return isa != Isa::kAvx2 || avx2_row_kernels() != nullptr; }
 
 void validate(const PatchifyJob& job) {
   validate_frame(job.frame_a, "frame_a");

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/cpu_features.h"
+
 namespace vtts {
 
 inline constexpr int kChannels = 3;
@@ -46,8 +48,6 @@ enum class Rounding {
   kCuda,  // float32 in both passes, rounded half to even once at the end
 };
 
-enum class Isa { kAuto, kScalar, kAvx2 };
-
 struct PatchifyOptions {
   Rounding rounding = Rounding::kCpu;
   Isa isa = Isa::kAuto;
@@ -62,9 +62,6 @@ int64_t num_patch_rows(const PatchifyJob& job);
 
 // Throws std::invalid_argument unless frames, box and size of `job` are usable.
 void validate(const PatchifyJob& job);
-
-// Whether this build and this machine can run `isa`.
-bool isa_supported(Isa isa);
 
 // Writes the rows of all jobs, one job after the other, to `out` (sum of num_patch_rows(job) *
 // kPatchRow floats). Row r of a job: r = ((bh * (W' / 28) + bw) * 2 + mh) * 2 + mw is the patch at

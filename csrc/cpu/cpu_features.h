@@ -3,6 +3,16 @@
 
 namespace vtts {
 
+// Instruction sets with kernels of their own; kAuto takes the best that is supported.
+enum class Isa { kAuto, kScalar, kAvx2 };
+
 bool cpu_has_avx2_fma();
+
+// Whether this build and this machine can run `isa`.
+bool isa_supported(Isa isa);
+
+// Throws std::invalid_argument ("<what>: isa must be ...") unless `isa` is supported; kAuto
+// becomes the best that is.
+Isa resolve_isa(const char* what, Isa isa);
 
 }  // namespace vtts

@@ -1,4 +1,4 @@
-"""The C++ test of the core, built and run as a plain program: no Python, no torch, no CMake."""
+"""The C++ tests of the core, built and run as plain programs: no Python, no torch, no CMake."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 @pytest.mark.slow
-def test_the_core_builds_and_passes_without_python(tmp_path: Path) -> None:
+@pytest.mark.parametrize("test", ["patchify", "decode"])
+def test_the_core_builds_and_passes_without_python(test: str, tmp_path: Path) -> None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         pytest.skip("no C++ compiler")
-    sources = [*CSRC.glob("core/*.cpp"), *CSRC.glob("cpu/*.cpp"), CSRC / "tests/patchify_test.cpp"]
-    program = tmp_path / "patchify_test"
+    sources = [*CSRC.glob("core/*.cpp"), *CSRC.glob("cpu/*.cpp"), CSRC / f"tests/{test}_test.cpp"]
+    program = tmp_path / f"{test}_test"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-pthread"]
     build = [compiler, *flags, f"-I{CSRC}", *map(str, sources), "-o", str(program)]
     subprocess.run(build, check=True, timeout=300)

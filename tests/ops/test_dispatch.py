@@ -62,8 +62,8 @@ def test_the_environment_overrides_auto_but_not_an_argument(
 
 def test_explain_lists_the_registered_ops() -> None:
     rows = {row.op: row for row in dispatch.explain()}
-    assert rows["rmsnorm on cpu"].backend == "reference"
-    assert rows["rmsnorm on cpu"].reason == "no triton: tensors are on cpu"
+    assert rows["rmsnorm on cpu"].backend in ("cpu", "reference")
+    assert rows["rmsnorm on cpu"].reason.startswith("no triton: tensors are on cpu")
     assert rows["patchify on cpu"].backend in ("cpu", "reference")
 
 

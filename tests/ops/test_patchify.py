@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vtts_rt.ops.patchify import (
     IMAGE_MEAN,
     IMAGE_STD,
+    PatchBuffer,
     PatchifyJob,
     bicubic_taps,
     patchify,
@@ -237,6 +238,19 @@ def test_out_is_written_in_place_and_threads_change_nothing() -> None:
     reference_out = torch.full_like(expected, torch.nan)
     assert patchify_ref(jobs, out=reference_out) is reference_out
     assert torch.equal(reference_out, expected)
+
+
+def test_a_buffer_keeps_its_memory_and_fits_every_pass() -> None:
+    frames = noise(4, 60, 70, 3)
+    large = [one(frame, (56, 84)) for frame in frames]
+    buffer = PatchBuffer()
+    assert buffer.rows_for([]).shape == (0, 1176)
+    memory = set()
+    for jobs in (large, large[:1], [one(frames[2], (28, 28))], large[1:]):
+        rows = patchify(jobs, out=buffer.rows_for(jobs))
+        assert torch.equal(rows, patchify(jobs))
+        memory.add(rows.data_ptr())
+    assert len(memory) == 1
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -136,6 +136,40 @@ def test_bad_arguments_are_refused() -> None:
         rmsnorm(x, weight, backend="triton")
 
 
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 64), (2, 515)])
+def test_native_is_as_exact_as_eager_on_every_instruction_set(
+    isa: str, shape: tuple[int, int]
+) -> None:
+    _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+    if not _C.isa_supported(isa):
+        pytest.skip(f"no {isa} here")
+    x = 3 * torch.randn(shape[0], shape[1] + 3)[:, : shape[1]]  # rows that are not adjacent
+    weight, y = torch.randn(shape[1]), torch.full(shape, torch.nan)
+    _C.rmsnorm(x.data_ptr(), x.stride(0), weight.data_ptr(), 1e-6, *shape, y.data_ptr(), isa)
+    wide = x.double()
+    exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.double()
+    eager, _ = rmsnorm(x, weight, backend="reference")
+    ulp = torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (y - exact).abs().max() <= 2 * (eager - exact).abs().max() + ulp
+
+
+def test_native_runs_for_few_rows_only() -> None:
+    pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+    weight, residual = torch.randn(40), torch.randn(17, 40)
+    x = torch.randn(17, 40)
+    assert torch.equal(rmsnorm(x, weight)[0], rmsnorm(x, weight, backend="reference")[0])
+    with pytest.raises(ValueError, match=r"got 'x of shape \(17, 40\), more than 16 rows'"):
+        rmsnorm(x, weight, backend="cpu")
+    y, total = rmsnorm(x[:16], weight, residual=residual[:16], backend="cpu")
+    assert torch.equal(total, x[:16] + residual[:16])
+    assert torch.equal(y[3:4], rmsnorm(total[3:4], weight, backend="cpu")[0])
+    weight.requires_grad_()
+    rmsnorm(x[:2], weight)[0].sum().backward()
+    assert weight.grad is not None
+    assert rmsnorm(x[:0], weight)[0].shape == (0, 40)
+
+
 @pytest.mark.slow
 def test_triton_under_the_interpreter() -> None:
     assert run_triton(INTERPRETED, interpret=True).split()[-1] == "72"

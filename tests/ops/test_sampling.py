@@ -18,6 +18,33 @@ def test_greedy_takes_the_maximum_and_reports_its_log_probability() -> None:
     assert logprob == pytest.approx(float(logits.log_softmax(0)[1]), abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 7, 1024, 151_936])
+def test_greedy_agrees_with_torch_on_any_size(size: int) -> None:
+    logits = 5 * torch.randn(size)
+    logits[size // 2] = logits[size - 1] = 30.0  # equal maxima: the first counts
+    token, logprob = sample_token(logits, SamplingParams(), member=0, round_index=0, position=0)
+    assert token == size // 2
+    assert logprob == pytest.approx(float(logits.double().log_softmax(0)[token]), abs=1e-6)
+
+
+def test_greedy_on_any_instruction_set_and_with_infinities() -> None:
+    _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+    logits = torch.randn(3001)
+    logits[::3] = -torch.inf
+    expected = int(logits.argmax()), float(logits.double().logsumexp(0))
+    for isa in ("auto", "scalar"):
+        token, logprob = _C.greedy(logits.data_ptr(), logits.numel(), isa)
+        assert token == expected[0]
+        assert logprob == pytest.approx(float(logits[token]) - expected[1], abs=1e-6)
+
+
+def test_greedy_does_not_hide_a_nan() -> None:
+    logits = torch.randn(40)
+    logits[17] = torch.nan
+    token, logprob = sample_token(logits, SamplingParams(), member=0, round_index=0, position=0)
+    assert token == 17 and logprob != logprob
+
+
 def test_noise_is_a_function_of_its_coordinates_alone() -> None:
     def noise(seed: int = 1, member: int = 2, round_index: int = 3, position: int = 4):
         return gumbel_noise(

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from vtts_rt.ops.dispatch import explain
+from vtts_rt.ops.linear import linear, linear_ref
+from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
+from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
-__all__ = ["PatchifyJob", "explain", "patchify", "patchify_ref", "rmsnorm", "rmsnorm_ref"]
+__all__ = [
+    "PatchifyJob",
+    "explain",
+    "linear",
+    "linear_ref",
+    "paged_attention",
+    "paged_attention_ref",
+    "patchify",
+    "patchify_ref",
+    "rmsnorm",
+    "rmsnorm_ref",
+    "swiglu",
+    "swiglu_ref",
+]

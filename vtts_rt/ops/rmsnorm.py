@@ -12,6 +12,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import Backend, register
 from vtts_rt.types import require
 
@@ -52,6 +53,26 @@ def _triton(
     return y.view(x.shape), x if residual is None else total.view(x.shape)
 
 
+def _native(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    from vtts_rt import _C
+
+    total = x if residual is None else x + residual
+    rows = _rows(total)
+    y = rows.new_empty(rows.shape)
+    _C.rmsnorm(rows.data_ptr(), rows.stride(0), weight.data_ptr(), eps, *rows.shape, y.data_ptr())
+    return y.view(x.shape), total
+
+
+def _native_refusal(x: Tensor, residual: Tensor | None, weight: Tensor) -> str | None:
+    """Why the native kernel cannot take these tensors, or None. It is for decoding: the numbers of
+    many rows, a vision tower's among them, stay those of eager torch."""
+    if x.numel() > native.MAX_ROWS * x.shape[-1] or not weight.is_contiguous():
+        return f"x of shape {tuple(x.shape)}, more than {native.MAX_ROWS} rows"
+    return native.refusal(x, weight) if residual is None else native.refusal(x, weight, residual)
+
+
 def _rows(x: Tensor) -> Tensor:
     """(..., D) -> (R, D) with adjacent features, copied only where strides demand it."""
     rows = x.reshape(-1, x.shape[-1])
@@ -69,6 +90,7 @@ def _triton_supports(device: str) -> str | None:
 _OP = register(
     "rmsnorm",
     Backend("triton", _triton_supports, _triton),
+    Backend("cpu", native.supports, _native),
     Backend("reference", lambda device: None, _eager),
 )
 
@@ -85,7 +107,9 @@ def rmsnorm(
 
     x: (..., D) float32, float16 or bfloat16; residual: shape and dtype of x, added first;
     weight: (D,) of x's dtype; all on one device. eps > 0 (Qwen2.5-VL: 1e-6).
-    backend: "auto", "triton" (CUDA tensors) or "reference" (eager torch, any device).
+    backend: "auto", "triton" (CUDA tensors), "cpu" (native: up to 16 rows of float32 on the CPU, no
+        gradient wanted; one pass instead of seven operators) or "reference" (eager torch, any
+        device). "auto" on a CPU takes the native one where it can.
 
     Returns (y, h), both (..., D) of x's dtype: the normalised value, and x + residual (x itself
     without a residual), which is the next layer's residual.
@@ -97,9 +121,13 @@ def rmsnorm(
     for name, tensor, shape in (("weight", weight, x.shape[-1:]), ("residual", residual, x.shape)):
         if tensor is None:
             continue
-        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        same = (tensor.shape, tensor.dtype, tensor.device) == (shape, x.dtype, x.device)
-        require("rmsnorm", name, got, same, f"{tuple(shape)} {x.dtype} on {x.device}")
+        if (tensor.shape, tensor.dtype, tensor.device) != (shape, x.dtype, x.device):
+            got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+            require("rmsnorm", name, got, False, f"{tuple(shape)} {x.dtype} on {x.device}")
     require("rmsnorm", "eps", eps, eps > 0, "> 0")
-    y, total = _OP.resolve(x.device.type, backend).run(x, residual, weight, eps)
+    run = _OP.resolve(x.device.type, backend).run
+    if run is _native and (refusal := _native_refusal(x, residual, weight)) is not None:
+        require("rmsnorm", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
+        run = _eager
+    y, total = run(x, residual, weight, eps)
     return y, total

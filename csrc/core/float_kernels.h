@@ -1,0 +1,53 @@
+// The inner loops of a decoding step in float32: one table of functions per instruction set.
+//
+// Every sum of one output runs in an order that depends neither on how many rows are computed
+// together nor on threads: a token's numbers are the same to the bit alone, as a draft, in a batch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/cpu_features.h"
+
+namespace vtts {
+
+inline constexpr int kKeyRange = 256;     // keys of one attention block
+inline constexpr int kAttentionRows = 4;  // query rows of one attention block
+
+// Query rows against a range of keys, each of head_dim floats at an address of its own.
+struct AttentionBlock {
+  const float* queries[kAttentionRows];
+  int visible[kAttentionRows];      // row r sees the first visible[r] keys
+  float* partials[kAttentionRows];  // head_dim weighted values, then maximum and sum of weights
+  const float* keys[kKeyRange];
+  int64_t values_behind_keys;  // floats from a key to its value
+  int num_keys;
+  int head_dim;
+  float scale;
+};
+
+struct FloatKernels {
+  // out[n * out_stride + o] = x[n] . weight[o] + bias[o] for n < num_rows and o in [begin, end);
+  // rows of x are x_stride apart, those of weight num_channels; bias may be null.
+  void (*linear)(const float* x, int64_t x_stride, int num_rows, const float* weight,
+                 const float* bias, int64_t num_channels, int64_t begin, int64_t end, float* out,
+                 int64_t out_stride);
+  // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
+  // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
+  void (*attend)(const AttentionBlock& block);
+  // y = weight * (x / sqrt(mean(x^2) + eps))
+  void (*rmsnorm)(const float* x, const float* weight, float eps, int64_t count, float* y);
+  // out = gate / (1 + exp(-gate)) * up
+  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+  float (*maximum)(const float* x, int64_t count);
+  float (*sum_exp)(const float* x, int64_t count, float shift);  // of exp(x - shift)
+};
+
+const FloatKernels& scalar_float_kernels();
+// nullptr where the compiler cannot target AVX2.
+const FloatKernels* avx2_float_kernels();
+
+inline const FloatKernels& float_kernels(const char* what, Isa isa) {
+  return resolve_isa(what, isa) == Isa::kAvx2 ? *avx2_float_kernels() : scalar_float_kernels();
+}
+
+}  // namespace vtts

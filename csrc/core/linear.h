@@ -1,0 +1,27 @@
+// linear: a few rows times a matrix that is read once, whatever their number.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/cpu_features.h"
+
+namespace vtts {
+
+// out[n] = weight x[n] + bias in float32. x: num_rows rows of num_channels, x_stride floats apart;
+// weight: (num_outputs, num_channels) row-major and packed; bias: (num_outputs) or null; out:
+// (num_rows, num_outputs) packed. A row's values do not depend on the other rows nor on
+// num_threads. Throws std::invalid_argument on an instruction set that is not there.
+struct LinearArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  float* out = nullptr;
+  int64_t num_rows = 0;
+  int64_t num_channels = 0;
+  int64_t num_outputs = 0;
+};
+
+void linear(const LinearArgs& args, Isa isa, int num_threads);
+
+}  // namespace vtts

@@ -1,0 +1,91 @@
+// AVX2 float kernels. Functions carry their target attribute, so the file needs no compiler flags
+// and nothing here runs on a machine without AVX2.
+#include "core/float_kernels.h"
+
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+
+#define VTTS_TARGET __attribute__((target("avx2,fma")))
+#define VTTS_INLINE __attribute__((target("avx2,fma"), always_inline)) inline
+
+namespace vtts {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 8;
+  __m256 v;
+
+  VTTS_INLINE static Vec zero() { return {_mm256_setzero_ps()}; }
+  VTTS_INLINE static Vec load(const float* from) { return {_mm256_loadu_ps(from)}; }
+  // The first `count` <= kLanes floats, then zeros.
+  VTTS_INLINE static Vec load_part(const float* from, int count) {
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return {_mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes))};
+  }
+  VTTS_INLINE static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
+  VTTS_INLINE void store(float* to) const { _mm256_storeu_ps(to, v); }
+  VTTS_INLINE static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  VTTS_INLINE static Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  VTTS_INLINE static Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  VTTS_INLINE static Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  VTTS_INLINE static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+  VTTS_INLINE Vec halves_swapped() const { return {_mm256_permute2f128_ps(v, v, 1)}; }
+  VTTS_INLINE static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  VTTS_INLINE float sum() const {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_hadd_ps(half, half);
+    return _mm_cvtss_f32(_mm_hadd_ps(half, half));
+  }
+
+  // exp within 2 ulp, cut off to [2^-126, 2^127]: x = n ln 2 + r with |r| <= ln 2 / 2, ln 2 in two
+  // parts, and the Taylor polynomial of degree 7 of exp(r).
+  VTTS_INLINE static Vec exp(Vec x) {
+    // x is the second operand throughout: a NaN stays one.
+    const __m256 cut =
+        _mm256_max_ps(_mm256_set1_ps(-87.33f), _mm256_min_ps(_mm256_set1_ps(88.02f), x.v));
+    const __m256 n = _mm256_round_ps(_mm256_mul_ps(cut, _mm256_set1_ps(1.44269504f)),
+                                     _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), cut);
+    r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
+    __m256 y = _mm256_set1_ps(1.0f / 5040);
+    for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+      y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(c));
+    }
+    const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return {_mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)))};
+  }
+};
+
+VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
+
+VTTS_INLINE void prefetch(const float* from) {
+  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+}
+
+#include "cpu/float_kernels_body.h"
+
+}  // namespace
+
+const FloatKernels* avx2_float_kernels() {
+  static const FloatKernels kernels = {linear, attend, rmsnorm, swiglu, maximum, sum_exp};
+  return &kernels;
+}
+
+}  // namespace vtts
+
+#else
+
+namespace vtts {
+
+const FloatKernels* avx2_float_kernels() { return nullptr; }
+
+}  // namespace vtts
+
+#endif

@@ -1,0 +1,86 @@
+// Portable float kernels: the same bodies over arrays that a compiler may vectorise.
+#include <algorithm>
+#include <cmath>
+
+#include "core/float_kernels.h"
+
+#define VTTS_TARGET
+#define VTTS_INLINE inline
+
+namespace vtts {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 8;
+  float v[kLanes];
+
+  static Vec zero() { return {}; }
+  static Vec load(const float* from) { return load_part(from, kLanes); }
+  static Vec load_part(const float* from, int count) {
+    Vec result = {};
+    for (int i = 0; i < count; ++i) result.v[i] = from[i];
+    return result;
+  }
+  static Vec broadcast(float x) {
+    Vec result;
+    std::fill(result.v, result.v + kLanes, x);
+    return result;
+  }
+  void store(float* to) const { std::copy(v, v + kLanes, to); }
+  static Vec add(Vec a, Vec b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static Vec sub(Vec a, Vec b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static Vec mul(Vec a, Vec b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] *= b.v[i];
+    return a;
+  }
+  static Vec div(Vec a, Vec b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] /= b.v[i];
+    return a;
+  }
+  static Vec max(Vec a, Vec b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] = std::max(a.v[i], b.v[i]);
+    return a;
+  }
+  static Vec exp(Vec a) {
+    for (float& x : a.v) x = std::exp(x);
+    return a;
+  }
+  Vec halves_swapped() const {
+    Vec result;
+    std::rotate_copy(v, v + kLanes / 2, v + kLanes, result.v);
+    return result;
+  }
+  static Vec fma(Vec a, Vec b, Vec c) {
+    for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
+    return c;
+  }
+  float sum() const {
+    float half[kLanes / 2];
+    for (int i = 0; i < kLanes / 2; ++i) half[i] = v[i] + v[i + kLanes / 2];
+    return (half[0] + half[1]) + (half[2] + half[3]);
+  }
+};
+
+inline void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
+  const Vec* all[] = {&a, &b, &c, &d};
+  for (int i = 0; i < 4; ++i) to[i] = all[i]->sum();
+}
+
+inline void prefetch(const float*) {}
+
+#include "cpu/float_kernels_body.h"
+
+}  // namespace
+
+const FloatKernels& scalar_float_kernels() {
+  static const FloatKernels kernels = {linear, attend, rmsnorm, swiglu, maximum, sum_exp};
+  return kernels;
+}
+
+}  // namespace vtts

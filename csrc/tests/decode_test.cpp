@@ -1,0 +1,143 @@
+// The kernels of a decoding step without Python: what they refuse, and that instruction sets,
+// companions and threads do not change what they compute.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/linear.h"
+#include "core/paged_attention.h"
+#include "core/parallel.h"
+#include "core/row_ops.h"
+
+namespace {
+
+int num_failures = 0;
+
+void check(bool ok, const std::string& what) {
+  if (ok) return;
+  ++num_failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+std::vector<vtts::Isa> isas() {
+  std::vector<vtts::Isa> result = {vtts::Isa::kScalar};
+  if (vtts::isa_supported(vtts::Isa::kAvx2)) result.push_back(vtts::Isa::kAvx2);
+  return result;
+}
+
+std::vector<float> noise(size_t count, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+void test_linear(std::mt19937& random) {
+  constexpr int64_t kRows = 7, kChannels = 203, kOutputs = 1001;
+  const auto x = noise(kRows * kChannels, random), weight = noise(kOutputs * kChannels, random);
+  for (const vtts::Isa isa : isas()) {
+    std::vector<float> together(kRows * kOutputs), alone(kOutputs);
+    vtts::linear(
+        {x.data(), kChannels, weight.data(), nullptr, together.data(), kRows, kChannels, kOutputs},
+        isa, 3);
+    for (int64_t n = 0; n < kRows; ++n) {
+      vtts::linear({x.data() + n * kChannels, kChannels, weight.data(), nullptr, alone.data(), 1,
+                    kChannels, kOutputs},
+                   isa, 1);
+      check(std::equal(alone.begin(), alone.end(), together.begin() + n * kOutputs),
+            "a row is the same alone and in a batch");
+    }
+    double worst = 0.0;
+    for (int64_t i = 0; i < kRows * kOutputs; ++i) {
+      double exact = 0.0;
+      for (int64_t c = 0; c < kChannels; ++c) {
+        exact += double{x[i / kOutputs * kChannels + c]} * weight[i % kOutputs * kChannels + c];
+      }
+      worst = std::max(worst, std::abs(together[i] - exact));
+    }
+    check(worst < 1e-4, "products are exact to rounding");
+  }
+}
+
+void test_attention_refuses() {
+  const std::vector<float> zeros(64, 0.0f);
+  std::vector<float> out(64);
+  const int64_t page = 2, starts[] = {0, 1}, num_keys = 1;
+  vtts::PagedAttentionArgs args;
+  args.queries = args.keys = args.values = zeros.data();
+  args.page_table = &page;
+  args.table_stride = 1;
+  args.row_starts = starts;
+  args.num_keys = &num_keys;
+  args.out = out.data();
+  args.num_rows = args.num_sequences = args.num_pages = args.page_size = 1;
+  args.num_heads = args.num_kv_heads = 1;
+  args.head_dim = 8;
+  try {
+    vtts::paged_attention(args, vtts::Isa::kScalar, 1);
+    check(false, "a page outside the pool is refused");
+  } catch (const std::invalid_argument& error) {
+    check(
+        std::string(error.what()) == "paged_attention: page_table must be pages of the pool, got 2",
+        error.what());
+  }
+}
+
+void test_greedy(std::mt19937& random) {
+  auto logits = noise(5003, random);
+  logits[4711] = logits[4712] = 9.0f;
+  double sum = 0.0;
+  for (const float logit : logits) sum += std::exp(double{logit} - 9.0);
+  for (const vtts::Isa isa : isas()) {
+    const vtts::Choice choice = vtts::greedy(logits.data(), 5003, isa);
+    check(choice.index == 4711, "the first maximum is chosen");
+    check(std::abs(choice.logprob + std::log(sum)) < 1e-6, "its log-probability");
+  }
+  logits[7] = NAN;
+  check(vtts::greedy(logits.data(), 5003, vtts::Isa::kAuto).index == -1, "a NaN is not hidden");
+}
+
+// Calls of many sizes in a row, calls within calls, and an exception in between: each task runs
+// exactly once, whatever the threads that are kept were doing.
+void test_threads_that_are_kept() {
+  for (int round = 0; round < 2000; ++round) {
+    const size_t num_tasks = round % 7;
+    std::vector<std::atomic<int>> runs(num_tasks);
+    vtts::parallel_for(num_tasks, 1 + round % 4, [&](int worker, size_t i) {
+      check(worker >= 0 && worker < 1 + round % 4, "workers are numbered");
+      if (round % 10 == 0) {
+        vtts::parallel_for(2, 2, [&](int, size_t) { ++runs[i]; });
+      } else {
+        runs[i] += 2;
+      }
+    });
+    for (const auto& count : runs) check(count == 2, "every task runs once");
+    if (round % 100 == 0) {
+      try {
+        vtts::parallel_for(5, 3, [](int, size_t i) {
+          if (i == 3) throw std::runtime_error("task 3");
+        });
+        check(false, "an exception comes through");
+      } catch (const std::runtime_error&) {
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(0);
+  test_linear(random);
+  test_attention_refuses();
+  test_greedy(random);
+  test_threads_that_are_kept();
+  std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
+  return num_failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,44 @@
+"""swiglu: the native kernel against float64 and torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vtts_rt.ops.swiglu import swiglu, swiglu_ref
+
+_C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 10), (16, 64), (2, 1000)])
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_every_instruction_set_is_as_exact_as_torch(
+    isa: str, shape: tuple[int, int], size: float
+) -> None:
+    x = size * torch.randn(shape)
+    out = torch.full((shape[0], shape[1] // 2), torch.nan)
+    _C.swiglu(x.data_ptr(), shape[0], shape[1] // 2, out.data_ptr(), isa)
+    exact = swiglu_ref(x)
+    ulp = torch.finfo(torch.float32).eps * exact.abs().max()
+    allowed = 2 * (swiglu(x, backend="torch") - exact).abs().max() + ulp
+    assert (out - exact).abs().max() <= allowed
+
+
+def test_what_the_kernel_cannot_take_goes_to_torch() -> None:
+    x = torch.randn(17, 12)
+    assert torch.equal(swiglu(x), swiglu(x, backend="torch"))
+    torch.testing.assert_close(swiglu(x[:5], backend="cpu"), swiglu(x[:5], backend="torch"))
+    assert swiglu(x[:0]).shape == (0, 6)
+    assert swiglu(x.double()).dtype == torch.float64
+    needs_gradient = x[:2].clone().requires_grad_()
+    swiglu(needs_gradient).sum().backward()
+    assert needs_gradient.grad is not None
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"swiglu: x must be \(..., 2 I\), got \(2, 3\)"):
+        swiglu(torch.randn(2, 3))
+    with pytest.raises(ValueError, match="what backend 'cpu' takes, got 'x of shape"):
+        swiglu(torch.randn(4, 6)[:, 1:5], backend="cpu")

@@ -1,0 +1,31 @@
+"""What the native float32 kernels of a decoding step have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Rows up to which a step counts as decoding (tokens and drafts of a few sequences): the weights'
+# bytes are the cost then, and beyond arithmetic is.
+MAX_ROWS = 16
+
+
+def supports(device: str) -> str | None:
+    """`Backend.supports` of the native kernels: None, or why not."""
+    if device != "cpu":
+        return f"tensors are on {device}"
+    try:
+        from vtts_rt import _C  # noqa: F401
+    except ImportError as error:
+        return f"vtts_rt._C is not built ({error}); see `vtts-rt env`"
+    return None
+
+
+def refusal(*tensors: Tensor) -> str | None:
+    """Why tensors of any layout cannot be given to a native float32 kernel, or None."""
+    for tensor in tensors:
+        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
+            return "a tensor that is not float32 on the CPU"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "a tensor that needs a gradient"
+    return None

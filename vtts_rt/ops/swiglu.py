@@ -1,0 +1,72 @@
+"""swiglu: the gate of a gated MLP.
+
+    out[n, i] = silu(x[n, i]) * x[n, I + i],   silu(a) = a / (1 + exp(-a))
+
+Legend: N rows, I hidden channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vtts_rt.ops import native
+from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.types import require
+
+
+def swiglu_ref(x: Tensor) -> Tensor:
+    """The equation in float64: the yardstick of the backends. (..., 2 I) -> (..., I) float64."""
+    gate, up = x.double().chunk(2, dim=-1)
+    return gate / (1 + torch.exp(-gate)) * up
+
+
+def _torch(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _native(x: Tensor) -> Tensor:
+    from vtts_rt import _C
+
+    num_rows, num_hidden = x.shape[0], x.shape[1] // 2
+    out = x.new_empty((num_rows, num_hidden))
+    _C.swiglu(x.data_ptr(), num_rows, num_hidden, out.data_ptr())
+    return out
+
+
+def _refusal(x: Tensor) -> str | None:
+    if x.dim() != 2 or x.shape[0] > native.MAX_ROWS or not x.is_contiguous():
+        return f"x of shape {tuple(x.shape)}, not contiguous (N <= {native.MAX_ROWS}, 2 I)"
+    return native.refusal(x)
+
+
+_OP = register(
+    "swiglu",
+    Backend("cpu", native.supports, _native),
+    Backend("torch", lambda device: None, _torch),
+)
+
+
+def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
+    """silu(gate) * up of rows [gate; up].
+
+    x: (..., 2 I), any float dtype and device.
+    backend: "auto", "cpu" (native: contiguous (N <= 16, 2 I) float32 on the CPU, no gradient
+        wanted; the same bits for a row in any company) or "torch". "auto" takes the native one
+        where it can: one pass instead of three operators.
+
+    Returns (..., I) in x's dtype.
+    Raises ValueError on an odd number of channels and on a tensor that a backend asked for by
+    name does not take, RuntimeError on an unusable backend.
+    """
+    if x.dim() < 1 or x.shape[-1] % 2:
+        require("swiglu", "x", tuple(x.shape), False, "(..., 2 I)")
+    chosen = _OP.resolve(x.device.type, backend)
+    run = chosen.run
+    if run is _native and (refusal := _refusal(x)) is not None:
+        require("swiglu", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
+        run = _torch
+    out: Tensor = run(x)
+    return out
