@@ -64,14 +64,19 @@ def test_a_token_sees_nothing_after_it(model: LanguageModel) -> None:
     assert torch.all(change[7:] > 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "few_rows"),
+    [(torch.float64, 16), (torch.float32, 0), (torch.float32, 1), (torch.float32, 16)],
+)
 def test_paged_batch_of_prefill_chunk_and_decode(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, few_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three sequences at different stages in one pass, their pages interleaved.
 
-    A prefill that continues is masked in float64 and split at the cached keys in float32.
+    A prefill that continues is masked in float64 and split at the cached keys in float32; runs of
+    up to `few_rows` float32 rows go to the native kernel, none, some or all of them.
     """
+    monkeypatch.setattr(attention, "FEW_ROWS", few_rows)
     torch.manual_seed(2)
     model = LanguageModel(CONFIG).to(dtype)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)  # several mask blocks for one chunk
@@ -82,7 +87,7 @@ def test_paged_batch_of_prefill_chunk_and_decode(
     x = [torch.randn(total, 64, dtype=dtype) for total in totals]
     places = [torch.randint(0, 40, (3, total)) for total in totals]
 
-    def run(starts: list[int], ends: list[int], last_only: bool = False) -> Tensor:
+    def run(starts: list[int], ends: list[int], rows: list[int] | None = None) -> Tensor:
         slots = []
         for b, (start, end) in enumerate(zip(starts, ends, strict=True)):
             index = torch.arange(start, end)
@@ -94,7 +99,7 @@ def test_paged_batch_of_prefill_chunk_and_decode(
                 torch.cat([item[:, span] for item, span in zip(places, spans, strict=True)], 1),
                 bounds([end - start for start, end in zip(starts, ends, strict=True)]),
                 PagedKV(pages, table, torch.cat(slots), ends),
-                last_only,
+                None if rows is None else torch.tensor(rows, dtype=torch.int64),
             )
         )
 
@@ -108,11 +113,14 @@ def test_paged_batch_of_prefill_chunk_and_decode(
     ]
     torch.testing.assert_close(hidden, torch.cat(expected).detach(), rtol=0, atol=1e-5)
     written = pages.clone()
-    pages.fill_(float("nan"))
-    run([0, 0, 0], cached, last_only=True)
-    last = run(cached, totals, last_only=True)
-    torch.testing.assert_close(last, torch.stack([e[-1] for e in expected]), rtol=0, atol=1e-5)
-    torch.testing.assert_close(pages, written, equal_nan=True, rtol=0, atol=1e-5)
+    every = torch.cat(expected)
+    for chosen in ([], [13, 14, 27], [3], [0, 1, 4, 5, 14, 16, 17], list(range(9, 28))):
+        pages.fill_(float("nan"))
+        run([0, 0, 0], cached, rows=[])
+        some = run(cached, totals, rows=chosen)
+        assert some.shape == (len(chosen), 64)
+        torch.testing.assert_close(some, every[chosen], rtol=0, atol=1e-5)
+        torch.testing.assert_close(pages, written, equal_nan=True, rtol=0, atol=1e-5)
     used = {int(p) for row, total in zip(table, totals, strict=True) for p in row[: -(-total // 4)]}
     for page in set(range(15)) - used:
         assert pages[:, :, page].isnan().all()
@@ -137,7 +145,13 @@ def test_batches_that_do_not_fit_are_named(model: LanguageModel) -> None:
         model(ForwardBatch(x, positions, [0, 3]))
     with pytest.raises(ValueError, match=r"position_ids must be \(3, 4\), got \(3, 3\)"):
         model(ForwardBatch(x, positions[:, :3], [0, 4]))
+    with pytest.raises(ValueError, match="rows must be None without kv"):
+        model(ForwardBatch(x, positions, [0, 4], rows=torch.tensor([0])))
     pages = torch.zeros(2, 2, 1, 4, 2, 16)
+    fits = PagedKV(pages, torch.zeros(1, 1, dtype=torch.long), torch.arange(4), [4])
+    for rows in ([2, 1], [1, 1], [-1, 2], [4]):
+        with pytest.raises(ValueError, match=r"rows must be .* ascending in \[0, 4\), got"):
+            model(ForwardBatch(x, positions, [0, 4], fits, rows=torch.tensor(rows)))
     kv = PagedKV(pages, torch.zeros(1, 1, dtype=torch.long), torch.arange(4), [3])
     with pytest.raises(ValueError, match="seqlens_k must be >= 4 new, got 3"):
         model(ForwardBatch(x, positions, [0, 4], kv))
@@ -147,26 +161,5 @@ def test_batches_that_do_not_fit_are_named(model: LanguageModel) -> None:
     ("field", "value"), [("num_key_value_heads", 3), ("mrope_section", (2, 3, 4))]
 )
 def test_impossible_shapes_are_named(field: str, value: object) -> None:
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match=f"{field} must be"):
         LanguageModel(replace(CONFIG, **{field: value}))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_storing_matrices_by_columns_changes_no_value(tied: bool) -> None:
-    model = LanguageModel(replace(CONFIG, vocab_size=80, tie_word_embeddings=tied))
-    head = model.embed_tokens if model.lm_head is None else model.lm_head
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    ids = torch.tensor([5, 0, 5])
-
-    def logits() -> Tensor:
-        batch = ForwardBatch(model.embed(ids), torch.arange(3).expand(3, -1), [0, 3])
-        return model.logits(model(batch))
-
-    expected = logits()
-    model.store_wide_matrices_by_columns()
-    assert head.weight.stride() == (1, 80)
-    for name, value in model.named_parameters():
-        assert torch.equal(value, before[name]), name
-    torch.testing.assert_close(logits(), expected, atol=1e-5, rtol=1e-5)

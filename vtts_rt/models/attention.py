@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtts_rt.ops.paged_attention import paged_attention, runs_natively
 from vtts_rt.types import require
 
 # The operator behind scaled_dot_product_attention on a CPU: (output, log-sum-exp of the scores).
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FEW_ROWS = 16  # new rows of a sequence up to which the native kernel attends
 QUERY_BLOCK = 1024  # query rows that share one mask: bounds the mask, skips keys of the future
 
 
@@ -70,22 +73,48 @@ class PackedAttention:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-@dataclass(slots=True)
-class _SequencePlan:
-    """One sequence of a paged batch.
+class _Run(NamedTuple):
+    """Neighbouring rows of one sequence that get an output.
 
-    start, num_new: its rows in the packed batch. num_keys: all keys. slots: its keys' place in
-    the flattened pool, a slice when its pages are neighbours (no copy), else (num_keys,) int64.
-    blocks: (first query, last + 1, keys, mask) of a prefill that continues a cached prefix, or
-        splits: that prefill is done as cached keys, then new ones.
+    sequence: its index. start, num_new: rows in the batch. place: first row in the output.
+    num_keys: keys that the last of the rows sees.
     """
 
+    sequence: int
     start: int
     num_new: int
+    place: int
     num_keys: int
+
+
+@dataclass(slots=True)
+class _ManyRows:
+    """How torch's operators do one run.
+
+    slots: its keys' place in the flattened pool, a slice when its pages are neighbours (no copy),
+    else (num_keys,) int64. blocks: (first query, last + 1, keys, mask) of a prefill that continues
+    a cached prefix, or splits: that prefill is done as cached keys, then new ones.
+    """
+
+    run: _Run
     slots: slice | Tensor
     blocks: list[tuple[int, int, int, Tensor]]
-    splits: bool = False
+    splits: bool
+
+
+@dataclass(slots=True)
+class _FewRows:
+    """The runs that the native kernel does in one call.
+
+    rows, places: (R,) int64, their rows in the batch and in the output; None where they are all.
+    The rest are arguments of `paged_attention`.
+    """
+
+    rows: Tensor | None
+    places: Tensor | None
+    page_table: Tensor
+    cu_seqlens_q: Tensor
+    seqlens_k: Tensor
 
 
 class PagedAttention:
@@ -98,85 +127,135 @@ class PagedAttention:
     rows: Tensor | None = None
 
     def __init__(self, kv: PagedKV, seqlens: Sequence[int], dtype: torch.dtype) -> None:
-        page_size, num_seqs = kv.pages.shape[3], len(seqlens)
         lengths = len(kv.seqlens_k), kv.page_table.shape[0]
-        require("PagedKV", "seqlens_k, page_table", lengths, lengths == (num_seqs,) * 2, "B long")
-        # (layers, 2, slots, K, D)
-        self.pool = kv.pages.flatten(2, 3)
-        self.write: slice | Tensor = _as_slice(kv.slot_mapping)
-        table = kv.page_table.cpu()
-        self.sequences = []
+        fits = lengths == (len(seqlens),) * 2
+        require("PagedKV", "seqlens_k, page_table", lengths, fits, "B long")
+        self.pages, self.dtype = kv.pages, dtype
+        self.write = _as_slice(kv.slot_mapping)
+        self.table = kv.page_table.cpu()
+        self.masks: dict[tuple[int, int], Tensor] = {}
+        runs = []
         start = 0
-        masks: dict[tuple[int, int], Tensor] = {}
         for index, (num_new, num_keys) in enumerate(zip(seqlens, kv.seqlens_k, strict=True)):
             require("PagedKV", "seqlens_k", num_keys, num_keys >= num_new, f">= {num_new} new")
-            pages = table[index, : -(-num_keys // page_size)]
-            first = _as_slice(pages)
-            slots: slice | Tensor
-            if isinstance(first, slice):
-                slots = slice(first.start * page_size, first.start * page_size + num_keys)
-            else:
-                slots = (pages[:, None] * page_size + torch.arange(page_size)).flatten()
-                slots = slots[:num_keys].to(kv.pages.device)
-            blocks = []
-            continues = 1 < num_new < num_keys
-            # The operator that also gives log-sum-exps is a CPU's; halves would round once more.
-            splits = continues and kv.pages.device.type == "cpu" and dtype == torch.float32
-            if continues and not splits:
-                past = num_keys - num_new
-                for a in range(0, num_new, QUERY_BLOCK):
-                    b = min(a + QUERY_BLOCK, num_new)
-                    shape = (b - a, past + b)
-                    if shape not in masks:
-                        masks[shape] = _causal_mask(*shape, dtype, kv.pages.device)
-                    blocks.append((a, b, past + b, masks[shape]))
-            self.sequences.append(_SequencePlan(start, num_new, num_keys, slots, blocks, splits))
+            if num_new:
+                runs.append(_Run(index, start, num_new, start, num_keys))
             start += num_new
+        self.num_rows = start
+        self._plan(runs)
 
-    def of_last_rows(self) -> PagedAttention:
-        """The same, with an output for the last new token of each sequence only."""
-        last = copy(self)
-        last.sequences = [
-            _SequencePlan(seq.start + seq.num_new - 1, 1, seq.num_keys, seq.slots, [])
-            for seq in self.sequences
-            if seq.num_new
-        ]
-        last.rows = torch.tensor([seq.start for seq in last.sequences], device=self.pool.device)
-        return last
+    def of_rows(self, rows: Tensor) -> PagedAttention:
+        """The same, with an output for `rows` only: (M,) int64, ascending, on the CPU."""
+        wanted, taken, runs = rows.tolist(), 0, []
+        for index, start, num_new, _, num_keys in self.runs:
+            while taken < len(wanted) and wanted[taken] < start + num_new:
+                first, count = wanted[taken], 1
+                left = start + num_new - first
+                while count < left and wanted[taken + count : taken + count + 1] == [first + count]:
+                    count += 1
+                runs.append(_Run(index, first, count, taken, num_keys - left + count))
+                taken += count
+        chosen = copy(self)
+        chosen.rows = rows.to(self.pages.device)
+        chosen._plan(runs)
+        return chosen
+
+    def _plan(self, runs: list[_Run]) -> None:
+        self.runs = runs
+        native = runs_natively(self.dtype, self.pages.device, self.pages.shape[-1])
+        few = [run for run in runs if native and run.num_new <= FEW_ROWS]
+        self.many = [self._many(run) for run in runs if not native or run.num_new > FEW_ROWS]
+        self.few: _FewRows | None = None
+        if few:
+            sizes = [run.num_new for run in few]
+            rows, places = (
+                torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
+                for starts in ([run.start for run in few], [run.place for run in few])
+            )
+            self.few = _FewRows(
+                None if len(rows) == self.num_rows else rows,
+                None if not self.many else places,
+                self.table[[run.sequence for run in few]],
+                torch.tensor([0, *sizes]).cumsum(0),
+                torch.tensor([run.num_keys for run in few]),
+            )
+
+    def _many(self, run: _Run) -> _ManyRows:
+        page_size, num_keys = self.pages.shape[3], run.num_keys
+        pages = self.table[run.sequence, : -(-num_keys // page_size)]
+        first = _as_slice(pages)
+        slots: slice | Tensor
+        if isinstance(first, slice):
+            slots = slice(first.start * page_size, first.start * page_size + num_keys)
+        else:
+            slots = (pages[:, None] * page_size + torch.arange(page_size)).flatten()
+            slots = slots[:num_keys].to(self.pages.device)
+        blocks = []
+        continues = 1 < run.num_new < num_keys
+        # The operator that also gives log-sum-exps is a CPU's; halves would round once more.
+        splits = continues and self.pages.device.type == "cpu" and self.dtype == torch.float32
+        if continues and not splits:
+            past = num_keys - run.num_new
+            for a in range(0, run.num_new, QUERY_BLOCK):
+                b = min(a + QUERY_BLOCK, run.num_new)
+                shape = (b - a, past + b)
+                if shape not in self.masks:
+                    self.masks[shape] = _causal_mask(*shape, self.dtype, self.pages.device)
+                blocks.append((a, b, past + b, self.masks[shape]))
+        return _ManyRows(run, slots, blocks, splits)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: (N, H, D), k, v: (N, K, D) -> (N, H * D), or (M, H * D) for `rows`."""
-        keys, values = self.pool[layer]
+        paged_keys, paged_values = self.pages[layer]
+        keys, values = paged_keys.flatten(0, 1), paged_values.flatten(0, 1)  # (slots, K, D)
         if isinstance(self.write, slice):
             keys[self.write], values[self.write] = k, v
         else:
             keys.index_copy_(0, self.write, k.to(keys.dtype))
             values.index_copy_(0, self.write, v.to(values.dtype))
         outputs = []
-        for seq in self.sequences:
-            if seq.num_new == 0:
-                continue
-            query = q[seq.start : seq.start + seq.num_new]
-            if isinstance(seq.slots, slice):
-                key, value = keys[seq.slots], values[seq.slots]
+        for many in self.many:
+            query = q[many.run.start : many.run.start + many.run.num_new]
+            if isinstance(many.slots, slice):
+                key, value = keys[many.slots], values[many.slots]
             else:
-                key, value = keys.index_select(0, seq.slots), values.index_select(0, seq.slots)
-            outputs.append(_attend(seq, query, key.to(q.dtype), value.to(q.dtype)))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+                key, value = keys.index_select(0, many.slots), values.index_select(0, many.slots)
+            outputs.append(_attend(many, query, key.to(q.dtype), value.to(q.dtype)))
+        if self.few is None:
+            if not outputs:
+                return q.new_empty(0, q.shape[1] * q.shape[2])
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        few = self.few
+        out = paged_attention(
+            q if few.rows is None else q[few.rows],
+            paged_keys,
+            paged_values,
+            few.page_table,
+            few.cu_seqlens_q,
+            few.seqlens_k,
+        ).flatten(1)
+        if few.places is None:
+            return out
+        total = self.num_rows if self.rows is None else len(self.rows)
+        mixed = out.new_empty(total, out.shape[1])
+        mixed[few.places] = out
+        for many, part in zip(self.many, outputs, strict=True):
+            mixed[many.run.place : many.run.place + many.run.num_new] = part
+        return mixed
 
 
-def _attend(seq: _SequencePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(many: _ManyRows, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q: (n, H, D), k, v: (num_keys, K, D) -> (n, H * D)."""
     key, value = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # (1, K, keys, D)
-    if seq.num_new == 1:
+    if many.run.num_new == 1:
         # The query heads of a group become query rows: keys are read once a group, which is
         # 3x faster than enable_gqa on a CPU (2,700 keys, 8 heads over 2: 0.29 against 0.90 ms).
         groups = q.view(1, k.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(groups, key, value).reshape(1, -1)
     query = q.transpose(0, 1)[None]
-    if seq.splits:
-        out = _attend_past_then_new(seq, query, key, value)
-    elif not seq.blocks:
+    if many.splits:
+        out = _attend_past_then_new(many.run, query, key, value)
+    elif not many.blocks:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     else:
         out = torch.cat(
@@ -184,22 +263,22 @@ def _attend(seq: _SequencePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 F.scaled_dot_product_attention(
                     query[:, :, a:b], key[:, :, :n], value[:, :, :n], mask, enable_gqa=True
                 )
-                for a, b, n, mask in seq.blocks
+                for a, b, n, mask in many.blocks
             ],
             dim=2,
         )
-    return out[0].transpose(0, 1).reshape(seq.num_new, -1)
+    return out[0].transpose(0, 1).reshape(many.run.num_new, -1)
 
 
-def _attend_past_then_new(seq: _SequencePlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_past_then_new(run: _Run, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention to the cached keys and to the new ones, merged by their log-sum-exps.
 
     q: (1, H, n, D), k, v: (1, K, keys, D) -> (1, H, n, D). Neither part needs a mask, and a group's
     queries share the cached keys: 40 against 49 ms for 669 new of 2,846 keys (8 heads over 2,
     2 AVX2 cores).
     """
-    past, groups = seq.num_keys - seq.num_new, q.shape[1] // k.shape[1]
-    rows = q.reshape(1, k.shape[1], groups * seq.num_new, -1)
+    past, groups = run.num_keys - run.num_new, q.shape[1] // k.shape[1]
+    rows = q.reshape(1, k.shape[1], groups * run.num_new, -1)
     old, old_lse = _FLASH(rows, k[:, :, :past], v[:, :, :past])
     new_keys, new_values = (x[:, :, past:].repeat_interleave(groups, 1) for x in (k, v))
     new, new_lse = _FLASH(q, new_keys, new_values, is_causal=True)

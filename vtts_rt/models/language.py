@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vtts_rt.config import LanguageConfig
 from vtts_rt.models.attention import PackedAttention, PagedAttention, PagedKV
 from vtts_rt.models.layers import GatedMLP, RMSNorm, inverse_frequencies, rotate
+from vtts_rt.ops.linear import linear
 from vtts_rt.types import require
 
 __all__ = ["ForwardBatch", "LanguageModel", "PagedKV"]
@@ -29,16 +29,16 @@ class ForwardBatch:
 
     inputs_embeds: (N, C) in the model's dtype. position_ids: (3, N) int64, M-RoPE time, height,
         width. cu_seqlens_q: (B + 1,) list or tensor, 0 .. N. kv: pages that hold earlier tokens
-        and take these; None attends inside each sequence only, with gradients. last_only: no
-        hidden states but those of each sequence's last token (with kv); the last layer then
-        does for the others what their keys and values need.
+        and take these; None attends inside each sequence only, with gradients. rows: (M,) int64
+        on the CPU, ascending, the packed rows whose hidden states are wanted (with kv); None
+        for all. The last layer does for the others only what their keys and values need.
     """
 
     inputs_embeds: Tensor
     position_ids: Tensor
     cu_seqlens_q: Sequence[int] | Tensor
     kv: PagedKV | None = None
-    last_only: bool = False
+    rows: Tensor | None = None
 
     @property
     def seqlens(self) -> list[int]:
@@ -61,10 +61,12 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: PackedAttention | PagedAttention
     ) -> Tensor:
-        qkv = self.qkv_proj(x).view(x.shape[0], self.num_heads + 2 * self.num_kv_heads, -1)
+        qkv = linear(x, self.qkv_proj.weight, self.qkv_proj.bias)
+        qkv = qkv.view(x.shape[0], self.num_heads + 2 * self.num_kv_heads, -1)
         qk = rotate(qkv[:, : -self.num_kv_heads], cos, sin)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        return self.o_proj(attend(self.layer, q, k, qkv[:, -self.num_kv_heads :]))  # type: ignore[no-any-return]
+        attended = attend(self.layer, q, k, qkv[:, -self.num_kv_heads :])
+        return linear(attended, self.o_proj.weight)
 
 
 class DecoderLayer(nn.Module):
@@ -120,8 +122,8 @@ class LanguageModel(nn.Module):
         return self.embed_tokens(token_ids)  # type: ignore[no-any-return]
 
     def forward(self, batch: ForwardBatch) -> Tensor:
-        """Hidden states (N, C) after the final norm, in the model's dtype; with `last_only` one
-        row for each sequence that has new tokens.
+        """Hidden states (N, C) after the final norm, in the model's dtype, or (M, C)
+        for `batch.rows`.
 
         With `batch.kv` the pages are written in place and no gradient is recorded.
         """
@@ -129,9 +131,14 @@ class LanguageModel(nn.Module):
         seqlens = batch.seqlens
         total, shape = x.shape[0], tuple(batch.position_ids.shape)
         require("ForwardBatch", "cu_seqlens_q", sum(seqlens), sum(seqlens) == total, f"0..{total}")
-        has_kv = batch.kv is not None
-        require("ForwardBatch", "last_only", batch.last_only, has_kv >= batch.last_only, "with kv")
         require("ForwardBatch", "position_ids", shape, shape == (3, total), f"(3, {total})")
+        rows = batch.rows
+        if rows is not None:
+            ascends = rows.dim() == 1 and bool((rows.diff() > 0).all())
+            inside = rows.numel() == 0 or 0 <= int(rows[0]) <= int(rows[-1]) < total
+            rule = f"None without kv, else ascending in [0, {total})"
+            usable = batch.kv is not None and ascends and inside
+            require("ForwardBatch", "rows", rows, usable, rule)
         if total == 0:
             return x
         with torch.set_grad_enabled(torch.is_grad_enabled() and batch.kv is None):
@@ -144,30 +151,15 @@ class LanguageModel(nn.Module):
             *others, last = self.layers
             for layer in others:
                 x = layer(x, cos, sin, attend)
-            if batch.last_only and isinstance(attend, PagedAttention):
-                attend = attend.of_last_rows()
+            if rows is not None and isinstance(attend, PagedAttention):
+                attend = attend.of_rows(rows)
             x = last(x, cos, sin, attend)
             return self.norm(x)  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (N, C) -> (N, vocab_size), in the model's dtype."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
-
-    def store_wide_matrices_by_columns(self) -> None:
-        """Lay matrices with more outputs than inputs out by columns; shapes and values stay.
-
-        One token's product is then one sweep over memory. Measured in float32 on 2 cores of an
-        AVX2 machine: the head, 151,936 x 512, 28 -> 15 ms; gate and up, 2,816 x 512, 0.50 ->
-        0.30 ms; products of many rows and looking up embeddings cost what they did. For float32
-        on the CPU only: elsewhere nothing is done (bfloat16 there: 11 -> 85 ms for the head).
-        """
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        linears = [module for module in self.layers.modules() if isinstance(module, nn.Linear)]
-        for weight in (module.weight for module in (head, *linears)):
-            wide = weight.shape[0] > weight.shape[1]
-            if wide and weight.device.type == "cpu" and weight.dtype == torch.float32:
-                weight.data = weight.data.t().contiguous().t()
+        return linear(hidden, head.weight)
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin: (N, 1, D/2). Angles are fp32; frequency i takes the axis of its section."""

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from vtts_rt.ops.linear import linear
+from vtts_rt.ops.native import MAX_ROWS
+from vtts_rt.ops.rmsnorm import rmsnorm
+from vtts_rt.ops.swiglu import swiglu
+
+# Rows of an MLP on a CPU at once: its intermediates then stay in cache and in memory at hand
+# (2,146 rows of the 118 M model in 531 ms instead of 564, 2 cores with AVX-512).
+ROWS_AT_ONCE = 1024
 
 
 class RMSNorm(nn.Module):
@@ -23,6 +31,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and x.dtype is torch.float32 and x.shape[0] <= MAX_ROWS:  # decoding
+            return rmsnorm(x, self.weight, eps=self.eps)[0]
         wide = x.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * (wide * scale).to(x.dtype)
@@ -41,8 +51,13 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(num_hidden, num_channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)  # type: ignore[no-any-return]
+        if x.shape[0] <= ROWS_AT_ONCE or not x.is_cpu or torch.is_grad_enabled():
+            return self._forward(x)
+        return torch.cat([self._forward(rows) for rows in torch.split(x, ROWS_AT_ONCE)])
+
+    def _forward(self, x: Tensor) -> Tensor:
+        gated = swiglu(linear(x, self.gate_up_proj.weight, self.gate_up_proj.bias))
+        return linear(gated, self.down_proj.weight, self.down_proj.bias)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

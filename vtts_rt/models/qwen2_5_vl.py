@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vtts_rt.models.checkpoint import (
 )
 from vtts_rt.models.language import LanguageModel
 from vtts_rt.models.vision import VisionTransformer
-from vtts_rt.models.weights import load_tensors, open_tensors, to_hf
+from vtts_rt.models.weights import load_tensors, open_tensors, to_hf, write_tensors
 from vtts_rt.types import require
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_model",
     "resolve_model",
     "save_hf",
+    "write_hf",
 ]
 
 DTYPES = {
@@ -163,6 +165,15 @@ def export_state_dict(model: Qwen2_5_VL, dtype: torch.dtype | None = None) -> di
     A tied head is left out, as transformers does.
     """
     return to_hf(model.named_parameters(), model.config.language, dtype)
+
+
+def write_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors under transformers' names into a model, in place; any subset of them.
+
+    ValueError for names or shapes that do not fit: nothing is changed then.
+    """
+    write_tensors(model.named_parameters(), model.config.language, tensors)
+    model.forget_versions()
 
 
 def save_hf(

@@ -7,7 +7,7 @@ Our names are `visual.*` and `language.*`. Where ours is one matrix and Hugging 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -52,6 +52,23 @@ def hf_sources(name: str) -> list[str]:
     return [renamed]
 
 
+def hf_views(parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig) -> dict[str, Tensor]:
+    """Our named parameters as Hugging Face has them, by new-style name, sharing their memory."""
+    heads = [config.num_attention_heads, *[config.num_key_value_heads] * 2]
+    views = {}
+    for name, parameter in parameters:
+        sources = hf_sources(name)
+        # Three sources are queries, keys and values; two are halves.
+        weights = heads if len(sources) == 3 else [1] * len(sources)
+        unit = parameter.shape[0] // sum(weights)
+        parts = torch.split(parameter.detach(), [unit * weight for weight in weights])
+        for source, part in zip(sources, parts, strict=True):
+            if source.endswith("patch_embed.proj.weight"):
+                part = part.view(-1, *_PATCH_KERNEL)
+            views[source] = part
+    return views
+
+
 def to_hf(
     parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
@@ -59,20 +76,38 @@ def to_hf(
 
     dtype: None keeps theirs.
     """
-    heads = [config.num_attention_heads, *[config.num_key_value_heads] * 2]
-    exported = {}
-    for name, parameter in parameters:
-        tensor = parameter.detach().to("cpu", dtype or parameter.dtype)
-        sources = hf_sources(name)
-        # Three sources are queries, keys and values; two are halves.
-        weights = heads if len(sources) == 3 else [1] * len(sources)
-        unit = tensor.shape[0] // sum(weights)
-        parts = torch.split(tensor, [unit * weight for weight in weights])
-        for source, part in zip(sources, parts, strict=True):
-            if source.endswith("patch_embed.proj.weight"):
-                part = part.view(-1, *_PATCH_KERNEL)
-            exported[source] = part.clone(memory_format=torch.contiguous_format)
-    return exported
+    return {
+        name: view.to("cpu", dtype or view.dtype).clone(memory_format=torch.contiguous_format)
+        for name, view in hf_views(parameters, config).items()
+    }
+
+
+def write_tensors(
+    parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Copy tensors under Hugging Face names, old or new style, into our parameters.
+
+    Any subset; a head that is tied is left alone. ValueError names what does not fit, and then
+    nothing is written.
+    """
+    views = hf_views(parameters, config)
+    writes = []
+    for name, tensor in tensors.items():
+        renamed = _new_style(name)
+        if renamed == _LM_HEAD and config.tie_word_embeddings:
+            continue
+        require("update_weights", "tensors", name, renamed in views, "named as in the checkpoint")
+        shape, rule = tuple(tensor.shape), f"{tuple(views[renamed].shape)} for {name}"
+        require("update_weights", "shape", shape, shape == tuple(views[renamed].shape), rule)
+        writes.append((views[renamed], tensor))
+    for view, tensor in writes:
+        view.copy_(tensor)
+
+
+def _new_style(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 @contextmanager
@@ -85,8 +120,7 @@ def open_tensors(folder: Path) -> Iterator[dict[str, TensorReader]]:
         readers: dict[str, TensorReader] = {}
         for path in _tensor_files(folder):
             for name, reader in _open_file(path, stack).items():
-                for pattern, replacement in _RENAMES:
-                    name = pattern.sub(replacement, name)
+                name = _new_style(name)
                 if not _NOT_WEIGHTS.search(name):
                     readers[name] = reader
         yield readers
