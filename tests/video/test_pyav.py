@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.video import open_video, write_video
-from vtts_rt.video.pyav import orient
+from vtts_rt.video.pixels import orient
 
 Make = Callable[..., Path]
 Code = Callable[[np.ndarray], int]
@@ -102,6 +102,36 @@ def test_pixels_do_not_depend_on_the_way_to_them(make_clip: Make) -> None:
         whole = dict(source.read(range(80)))
         for i in (0, 1, 29, 30, 31, 58, 79):
             np.testing.assert_array_equal(dict(source.read([i]))[i], whole[i])
+
+
+@pytest.mark.parametrize("kind", CLIPS)
+def test_passed_frames_are_by_products(kind: str, make_clip: Make) -> None:
+    name, options = CLIPS[kind]
+    path = make_clip(name, 40, **options)
+    with open_video(path) as source:
+        whole = dict(source.read(range(40)))
+    for wanted in ([30], [9, 10, 33], [39], [3]):
+        with open_video(path) as plain, open_video(path) as source:
+            list(plain.read(wanted))
+            got = dict(source.read(wanted, range(40)))
+            # For their sake nothing is sought, and no packet fed that was not fed anyway (a
+            # decoder told to skip frames may hold the last one back for a packet more).
+            assert source._cursor.start == plain._cursor.start
+            assert source._cursor.next <= plain._cursor.next
+        assert set(wanted) <= set(got)
+        for i, frame in got.items():
+            np.testing.assert_array_equal(frame, whole[i])
+
+
+def test_by_products_of_a_clip_range(make_clip: Make, code_of: Code) -> None:
+    one_gop = {"x264-params": "scenecut=0"}
+    path = make_clip("c.mp4", 40, gop=250, b_frames=2, encoder_options=one_gop)
+    with open_video(path, start_seconds=1.0, end_seconds=3.0) as source:
+        got = {i: code_of(frame) for i, frame in source.read([15], range(20))}
+        assert got.items() >= {i: 10 + i for i in range(16)}.items()
+        before = source.frames_codec_decoded
+        assert dict(source.read([], range(20))) == {}
+        assert source.frames_codec_decoded == before
 
 
 def test_variable_rate(make_clip: Make, code_of: Code) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -29,8 +29,12 @@ class CountedSource(ArraySource):
         self.gate.set()
         self.broken: set[int] = set()
 
-    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        for i, frame in super().read(frame_indices):
+    def read(
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        # As of one group of pictures: what lies before the last wanted frame is passed.
+        passed = [i for i in passing if i < max(frame_indices, default=0)]
+        for i, frame in super().read([*frame_indices, *passed]):
             assert self.gate.wait(10)
             if i in self.broken:
                 raise RuntimeError("broken frame")
@@ -55,10 +59,13 @@ def test_each_frame_is_decoded_once_and_read_only() -> None:
     store.frames(source, [1, 2, 3])
     assert sorted(source.reads) == [1, 2, 3]
     assert store.stats() == {
+        "queries": 5,
+        "hits": 2,
         "frames": 3,
         "bytes": 3 * FRAME_BYTES,
         "byte_budget": 10**6,
         "frames_decoded": 3,
+        "frames_passing": 0,
         "frames_reused": 2,
         "evictions": 0,
     }
@@ -204,6 +211,59 @@ def test_provider_counts_by_round() -> None:
     store.close()
 
 
+def test_ready_says_whether_a_frame_is_on_its_way() -> None:
+    store, source = FrameStore(10**6), CountedSource()
+    provider = store.provider([source])
+    assert provider.ready(0, [3])  # nobody fetches it: reading it would not wait for anybody
+    source.gate.clear()
+    provider.prefetch(0, [3, 4])
+    provider.prefetch(0, [4])
+    assert not provider.ready(0, [3]) and not provider.ready(0, [7, 4])
+    assert provider.ready(0, [7]) and provider.fresh().ready(0, [3])
+    source.gate.set()
+    wait_for(lambda: provider.ready(0, [3, 4]))
+    source.broken = {5}
+    provider.prefetch(0, [5])
+    wait_for(lambda: provider.ready(0, [5]))  # it failed: `frames` will say how
+    store.close()
+    provider.prefetch(0, [6])
+    assert provider.ready(0, [6])
+
+
 def test_bad_budget() -> None:
     with pytest.raises(ValueError, match="byte_budget must be >= 0"):
         FrameStore(-1)
+
+
+def test_by_products_are_counted_apart() -> None:
+    store, source = FrameStore(10**6), CountedSource()
+    provider = store.provider([source])
+    provider.passing(0, [2, 4, 6, 9])
+    provider.frames(0, [3, 7])
+    assert sorted(source.reads) == [2, 3, 4, 6, 7]
+    assert provider.take_counts()[:3] == (2, 0, 0)
+    assert (store.frames_decoded, store.frames_passing, len(store)) == (2, 3, 5)
+    for i, frame in zip([2, 4, 6], provider.frames(0, [2, 4, 6]), strict=True):
+        np.testing.assert_array_equal(frame, source.pixels[i])
+    assert provider.take_counts()[:3] == (0, 0, 3) and len(source.reads) == 5
+    provider.passing(0, [9, 10])
+    provider.prefetch(0, [12])
+    wait_for(lambda: provider.ready(0, [12]))
+    assert sorted(source.reads[5:]) == [9, 10, 12] and store.frames_passing == 5
+    store.check_integrity()
+    store.close()
+
+
+def test_by_products_take_only_room_that_is_left_and_go_first() -> None:
+    store, source = FrameStore(4 * FRAME_BYTES), CountedSource()
+    store.frames(source, [0])
+    store.frames(source, [15], passing=[5, 6, 7, 8])  # room for two beside frame 15
+    assert sorted(source.reads) == [0, 5, 6, 15] and store.evictions == 0
+    store.frames(source, [14], passing=[9])
+    assert store.evictions == 1 and 9 not in source.reads
+    store.frames(source, [13])
+    assert store.evictions == 2
+    source.reads.clear()
+    store.frames(source, [0, 13, 14, 15])
+    assert source.reads == []
+    store.check_integrity()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -79,7 +79,9 @@ class ArraySource:
     def frames_substituted(self) -> int:
         return 0
 
-    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def read(
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray]]:
         indices = distinct_indices(frame_indices, self._metadata.num_frames)
         return ((i, np.array(self._frames[i], order="C")) for i in indices)
 

@@ -16,7 +16,8 @@ from vtts_rt.types import require
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.container import Media, av_errors, require_video, video_stream
 from vtts_rt.video.index import demuxed
-from vtts_rt.video.pyav import CONVERSION, PyavSource, display_matrix, to_rgb
+from vtts_rt.video.pixels import display_matrix, to_rgb
+from vtts_rt.video.pyav import CONVERSION, PyavSource
 from vtts_rt.video.source import ClippedSource, FrameSource, derive_id
 
 URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^(data):", re.ASCII)

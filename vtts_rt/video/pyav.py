@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 from vtts_rt.types import VideoMetadata
 from vtts_rt.video.container import Media, av_errors, require_video, video_stream
 from vtts_rt.video.index import build_index, decode_tagged, demuxed
+from vtts_rt.video.pixels import display_matrix, orient, to_rgb
 from vtts_rt.video.source import derive_id, distinct_indices
 
 logger = logging.getLogger(__name__)
@@ -110,10 +111,13 @@ class PyavSource:
             timestamps_seconds=index.times_seconds,
         )
 
-    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def read(
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray]]:
         indices = distinct_indices(frame_indices, self._index.num_frames)
+        by_products = set(distinct_indices(passing, self._index.num_frames))
         self._check_usable()
-        return self._deliver(indices)
+        return self._deliver(indices, by_products.difference(indices, self._stand_ins))
 
     def close(self) -> None:
         with self._lock:
@@ -128,7 +132,7 @@ class PyavSource:
 
     # -- reading ----------------------------------------------------------------------------
 
-    def _deliver(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def _deliver(self, indices: list[int], passing: set[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Runs of frames that one decoder passes on its way, one after another.
 
         The lock is held per step, never while the caller has a frame in hand.
@@ -139,9 +143,10 @@ class PyavSource:
             while pending:
                 with self._lock:
                     self._check_usable()
-                    delivered = self._step(pending, drain=n + 1 < len(runs))
+                    delivered = self._step(pending, passing, drain=n + 1 < len(runs))
                 for i, frame in delivered:
                     pending.pop(i, None)
+                    passing.discard(i)
                     yield i, frame
 
     def _runs(self, indices: list[int]) -> list[list[int]]:
@@ -155,20 +160,22 @@ class PyavSource:
             fed = max(fed, int(self._index.packet_of[i]) + 1)
         return runs
 
-    def _step(self, pending: dict[int, None], drain: bool) -> list[tuple[int, np.ndarray]]:
-        """Decodes until at least one pending frame is there."""
+    def _step(
+        self, pending: dict[int, None], passing: set[int], drain: bool
+    ) -> list[tuple[int, np.ndarray]]:
+        """Decodes until at least one pending frame is there; with it, the by-products so far."""
         target = next(iter(pending))
         if target in self._stand_ins:
             return self._stand_in(target)
         start = self._index.start_for(target)
         if not self._reaches(target, start):
             self._start_at(start)
-        found, before, after = self._decode_until(target, pending, drain)
+        found, before, after = self._decode_until(target, pending, passing, drain)
         earlier = self._index.keyframe_before(start)
         if not found and earlier is not None:
             # What a broken or wrongly marked keyframe spoils, the one before it may still give.
             self._start_at(earlier)
-            found, before, after = self._decode_until(target, pending, drain)
+            found, before, after = self._decode_until(target, pending, passing, drain)
         if found:
             return found
         self._lose(target, pending, before, after)
@@ -185,7 +192,7 @@ class PyavSource:
         return ahead and start <= cursor.next + SEEK_GAP_PACKETS
 
     def _decode_until(
-        self, target: int, pending: dict[int, None], drain: bool
+        self, target: int, pending: dict[int, None], passing: set[int], drain: bool
     ) -> tuple[list[tuple[int, np.ndarray]], int | None, int | None]:
         """Feeds packets until a pending frame comes out or `target` is past due.
 
@@ -197,26 +204,30 @@ class PyavSource:
         last = max(int(self._index.packet_of[i]) for i in pending)
         before = cursor.latest[0] if cursor.latest and cursor.latest[0] < target else None
         after: int | None = None
+        delivered: list[tuple[int, np.ndarray]] = []
         while not cursor.ended:
-            frames = self._feed(cursor, pending, end=drain and cursor.next > last)
-            delivered = []
+            frames = self._feed(cursor, pending, passing, end=drain and cursor.next > last)
+            found = False
             for i, frame in frames:
                 cursor.latest = (i, frame)
                 cursor.expected.discard(i)
                 self.frames_codec_decoded += 1
-                if i in pending:
+                if i in pending or (i in passing and cursor.start <= self._index.start_for(i)):
                     delivered.append((i, self._pixels(frame)))
+                    found = found or i in pending
                 if i < target:
                     before = i if before is None else max(before, i)
                 elif i > target:
                     after = i if after is None else min(after, i)
-            if delivered:
+            if found:
                 return delivered, before, after
             if cursor.latest is not None and cursor.latest[0] > target + REORDER_FRAMES:
                 break
         return [], before, after
 
-    def _feed(self, cursor: _Cursor, pending: dict[int, None], end: bool) -> list[tuple[int, Any]]:
+    def _feed(
+        self, cursor: _Cursor, pending: dict[int, None], passing: set[int], end: bool
+    ) -> list[tuple[int, Any]]:
         """Gives the decoder its next packet (or the end); what came out, by frame index."""
         packet = None if end else next(cursor.packets, None)
         index = self._index
@@ -234,7 +245,8 @@ class PyavSource:
                 cursor.expected.add(shown)
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
-            cursor.stream.codec_context.skip_frame = "DEFAULT" if wanted else "NONREF"
+            kept = wanted or shown in passing
+            cursor.stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
             frames = decode_tagged(cursor.stream, packet, ordinal)
         known = [(int(index.frame_of[f.pts]), f) for f in frames if 0 <= f.pts < index.num_packets]
         return [(i, f) for i, f in known if i >= 0]
@@ -270,7 +282,7 @@ class PyavSource:
         start = self._index.start_for(nearest)
         if not self._reaches(nearest, start):
             self._start_at(start)
-        found, _, _ = self._decode_until(nearest, {nearest: None}, drain=True)
+        found, _, _ = self._decode_until(nearest, {nearest: None}, set(), drain=True)
         if not found:
             raise RuntimeError(
                 f"frame {target} of the video {self._media.name} cannot be decoded, nor frame "
@@ -371,45 +383,3 @@ class PyavSource:
 def _chain(first: Any, rest: Any) -> Iterator[Any]:
     yield first
     yield from rest
-
-
-def to_rgb(
-    frame: Any, height: int, width: int, matrix: tuple[int, int, int, int], name: str
-) -> np.ndarray:
-    """An av frame as (H, W, 3) uint8 RGB, C-contiguous, scaled to (height, width) and oriented."""
-    with av_errors(name):
-        size = {} if (frame.height, frame.width) == (height, width) else _size(height, width)
-        pixels = frame.to_ndarray(format="rgb24", **size)
-    return np.ascontiguousarray(orient(pixels, matrix))
-
-
-def _size(height: int, width: int) -> dict[str, int]:
-    return {"height": height, "width": width}
-
-
-def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of x' = a x + c y, y' = b x + d y that puts a stored frame upright.
-
-    16.16 fixed point of FFmpeg's display matrix (libavutil/display.h), identity when absent.
-    """
-    try:
-        data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV gives up on side data it has no name for (EXIF); the angle alone is still told.
-        turns = round(frame.rotation / 90) % 4
-        return ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))[turns]
-    if data is None:
-        return (1, 0, 0, 1)
-    m = np.frombuffer(bytes(data), np.int32)
-    return int(m[0]), int(m[1]), int(m[3]), int(m[4])
-
-
-def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """(H, W, C) turned and mirrored by the nearest multiple of 90 degrees; a view."""
-    a, b, c, d = matrix
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        flip_x, flip_y = a < 0, d < 0
-    else:
-        pixels = pixels.transpose(1, 0, 2)
-        flip_x, flip_y = c < 0, b < 0
-    return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

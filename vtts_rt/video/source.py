@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
@@ -38,9 +38,13 @@ class FrameSource(Protocol):
     @property
     def frames_substituted(self) -> int: ...
 
-    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def read(
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Each distinct index of `frame_indices` once, in any order, with its frame.
 
+        passing: frames that are delivered too where the decoder passes them on its way; it
+        neither seeks nor reads on for them.
         Frames are (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
         Raises ValueError for an index outside 0 .. num_frames-1, at the call.
         """
@@ -124,10 +128,13 @@ class ClippedSource:
     def frames_substituted(self) -> int:
         return self._source.frames_substituted
 
-    def read(self, frame_indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        indices = distinct_indices(frame_indices, self._metadata.num_frames)
-        frames = self._source.read([self._first + i for i in indices])
-        return ((i - self._first, frame) for i, frame in frames)
+    def read(
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        first, num = self._first, self._metadata.num_frames
+        indices, by_products = (distinct_indices(x, num) for x in (frame_indices, passing))
+        frames = self._source.read([first + i for i in indices], [first + i for i in by_products])
+        return ((i - first, frame) for i, frame in frames)
 
     def close(self) -> None:
         self._source.close()

@@ -6,14 +6,14 @@ import logging
 import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from vtts_rt.types import require
+from vtts_rt.types import VideoMetadata, require
 from vtts_rt.video.source import FrameSource, distinct_indices
 
 logger = logging.getLogger(__name__)
@@ -59,14 +59,19 @@ class FrameStore:
     byte_budget: bytes of frames kept, >= 0. Frames handed out stay valid after eviction; one
         larger than the budget is handed out and not kept.
     Thread-safe. Two threads that ask for the same frame decode it once.
-    Counters: frames_decoded, frames_reused, evictions, bytes.
+    By-products (`passing`: frames that a decoder passes on its way to those asked for) are kept
+    while there is room: they evict nothing, and are the first to go.
+    Counters: queries, frames_decoded (frames asked for), frames_passing (by-products),
+    frames_reused, evictions, bytes.
     """
 
     def __init__(self, byte_budget: int) -> None:
         require("FrameStore", "byte_budget", byte_budget, byte_budget >= 0, ">= 0")
         self.byte_budget = int(byte_budget)
         self.bytes = 0
+        self.queries = 0
         self.frames_decoded = 0
+        self.frames_passing = 0
         self.frames_reused = 0
         self.evictions = 0
         self._entries: OrderedDict[FrameKey, np.ndarray] = OrderedDict()
@@ -86,13 +91,16 @@ class FrameStore:
         source: FrameSource,
         frame_indices: Sequence[int],
         observer: Observer | None = None,
+        passing: Collection[int] = (),
     ) -> list[np.ndarray]:
         """Read-only frames in the order asked for; only what is not stored is decoded.
 
         Errors of the source are raised here.
         """
         indices = distinct_indices(frame_indices, source.metadata.num_frames)
-        found = self._collect(source, indices, observer)
+        with self._lock:
+            self.queries += len(indices)
+        found = self._collect(source, indices, observer, passing)
         return [found[int(i)] for i in frame_indices]
 
     def prefetch(
@@ -100,18 +108,22 @@ class FrameStore:
         source: FrameSource,
         frame_indices: Sequence[int],
         observer: Observer | None = None,
-    ) -> None:
-        """Has frames decoded by a background thread and returns at once.
+        done: Callable[[Sequence[int]], None] | None = None,
+        passing: Collection[int] = (),
+    ) -> list[int]:
+        """Has frames decoded by a background thread and returns at once: which frames.
 
-        At most as many frames as fit the budget. Errors are left to the `frames` call that
-        asks for the same frames.
+        At most as many as fit the budget. Errors are left to the `frames` call that asks for
+        the same frames. done: called by that thread with indices that are no longer on their
+        way, decoded or not.
         """
         meta = source.metadata
         indices = distinct_indices(frame_indices, meta.num_frames)
         room = self.byte_budget // (meta.height * meta.width * 3)
         indices = indices[:room]
         for at in range(0, len(indices), PREFETCH_BATCH):
-            self._enqueue(source, indices[at : at + PREFETCH_BATCH], observer)
+            self._enqueue(source, indices[at : at + PREFETCH_BATCH], observer, done, passing)
+        return indices
 
     def provider(self, sources: Sequence[FrameSource]) -> StoreProvider:
         """A FrameProvider over a request's videos, in their order, with counters of its own."""
@@ -135,13 +147,17 @@ class FrameStore:
         self.clear()
 
     def stats(self) -> dict[str, int]:
-        """The counters, with the number of frames held and the budget."""
+        """The counters, with the number of frames held and the budget. queries, hits: frames
+        asked for, and those that were there."""
         with self._lock:
             return {
+                "queries": self.queries,
+                "hits": self.frames_reused,
                 "frames": len(self._entries),
                 "bytes": self.bytes,
                 "byte_budget": self.byte_budget,
                 "frames_decoded": self.frames_decoded,
+                "frames_passing": self.frames_passing,
                 "frames_reused": self.frames_reused,
                 "evictions": self.evictions,
             }
@@ -159,7 +175,11 @@ class FrameStore:
     # -- internals --------------------------------------------------------------------------
 
     def _collect(
-        self, source: FrameSource, indices: Sequence[int], observer: Observer | None
+        self,
+        source: FrameSource,
+        indices: Sequence[int],
+        observer: Observer | None,
+        passing: Collection[int],
     ) -> dict[int, np.ndarray]:
         """Every index with its frame: stored, decoded here, or waited for."""
         meta = source.metadata
@@ -182,7 +202,7 @@ class FrameStore:
                 turn = self._turns.setdefault(source, threading.Lock())
             if mine:
                 with turn:
-                    found.update(self._decode(source, mine, observer))
+                    found.update(self._decode(source, mine, observer, passing))
             for i, flight in others.items():
                 flight.done.wait()
                 if flight.frame is not None:
@@ -192,16 +212,24 @@ class FrameStore:
         return found
 
     def _decode(
-        self, source: FrameSource, mine: dict[int, _Flight], observer: Observer | None
+        self,
+        source: FrameSource,
+        mine: dict[int, _Flight],
+        observer: Observer | None,
+        passing: Collection[int],
     ) -> dict[int, np.ndarray]:
         meta = source.metadata
         found: dict[int, np.ndarray] = {}
         codec_before = source.frames_codec_decoded
         try:
-            for i, frame in source.read(list(mine)):
+            for i, frame in source.read(list(mine), self._with_room(meta, passing, len(mine))):
                 frame.flags.writeable = False
-                found[i] = frame
-                self._insert((meta.video_id, meta.decoder, i), frame, mine[i])
+                key = (meta.video_id, meta.decoder, i)
+                if i in mine:
+                    found[i] = frame
+                    self._insert(key, frame, mine[i])
+                else:
+                    self._insert_passing(key, frame)
         finally:
             # On an error, whoever waits for the rest wakes up and tries by itself.
             with self._lock:
@@ -228,35 +256,70 @@ class FrameStore:
             flight.frame = frame
             flight.done.set()
 
-    def _enqueue(self, source: FrameSource, indices: list[int], observer: Observer | None) -> None:
+    def _with_room(
+        self, meta: VideoMetadata, passing: Collection[int], num_wanted: int
+    ) -> list[int]:
+        """The first by-products that are not there yet, as many as fit beside the wanted."""
+        with self._lock:
+            taken = self._entries.keys() | self._flights.keys()
+            free = self.byte_budget - self.bytes
+        room = max(0, free // (meta.height * meta.width * 3) - num_wanted)
+        return [i for i in passing if (meta.video_id, meta.decoder, i) not in taken][:room]
+
+    def _insert_passing(self, key: FrameKey, frame: np.ndarray) -> None:
+        with self._lock:
+            taken = key in self._entries or key in self._flights
+            if not taken and self.bytes + frame.nbytes <= self.byte_budget:
+                self._entries[key] = frame
+                self._entries.move_to_end(key, last=False)
+                self.bytes += frame.nbytes
+                self.frames_passing += 1
+
+    def _enqueue(
+        self,
+        source: FrameSource,
+        indices: list[int],
+        observer: Observer | None,
+        done: Callable[[Sequence[int]], None] | None,
+        passing: Collection[int],
+    ) -> None:
         def work() -> None:
             try:
-                self._collect_absent(source, indices, observer)
+                if not self._closed:
+                    self._collect_absent(source, indices, observer, passing)
             except Exception as error:
                 logger.debug("prefetch of frames %s failed: %s", indices, error)
+            finally:
+                if done is not None:
+                    done(indices)
 
         with self._lock:
-            if self._closed:
+            if not self._closed:
+                if self._worker is None:
+                    self._worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
+                    self._worker.start()
+                self._queue.put(work)
                 return
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
-                self._worker.start()
-            self._queue.put(work)
+        if done is not None:
+            done(indices)
 
     def _collect_absent(
-        self, source: FrameSource, indices: list[int], observer: Observer | None
+        self,
+        source: FrameSource,
+        indices: list[int],
+        observer: Observer | None,
+        passing: Collection[int],
     ) -> None:
         """Decodes what is neither stored nor in flight; a prefetch neither waits nor counts."""
         meta = source.metadata
         with self._lock:
             taken = self._entries.keys() | self._flights.keys()
         absent = [i for i in indices if (meta.video_id, meta.decoder, i) not in taken]
-        self._collect(source, absent, observer)
+        self._collect(source, absent, observer, passing)
 
     def _work(self) -> None:
         while (work := self._queue.get()) is not None:
-            if not self._closed:
-                work()
+            work()
 
 
 class StoreProvider:
@@ -268,21 +331,46 @@ class StoreProvider:
     def __init__(self, store: FrameStore, sources: Sequence[FrameSource]) -> None:
         self._store = store
         self._sources = list(sources)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a closed store is done with a prefetch at once
+        self._on_their_way: list[Counter[int]] = [Counter() for _ in sources]
+        self._passing: list[Collection[int]] = [()] * len(sources)
         self._delivered: set[FrameKey] = set()
         self._asked: set[FrameKey] = set()
         self._num_decoded = 0
         self._num_codec_decoded = 0
         self._blocked_seconds = 0.0
 
+    def fresh(self) -> StoreProvider:
+        """Another provider of the same frames, with counters of its own: one a round."""
+        return StoreProvider(self._store, self._sources)
+
+    def passing(self, video: int, frame_indices: Collection[int]) -> None:
+        """Name frames worth keeping where a decoder passes them, the likeliest first."""
+        self._passing[video] = frame_indices
+
     def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
-        self._store.prefetch(self._sources[video], frame_indices, self._observe)
+        coming = self._on_their_way[video]
+
+        def done(indices: Sequence[int]) -> None:
+            with self._lock:
+                coming.subtract(indices)
+
+        source = self._sources[video]
+        with self._lock:
+            # Noted before the first of them can be done, so that a count never ends below zero.
+            passing = self._passing[video]
+            coming.update(self._store.prefetch(source, frame_indices, self._observe, done, passing))
+
+    def ready(self, video: int, frame_indices: Sequence[int]) -> bool:
+        with self._lock:
+            coming = self._on_their_way[video]
+            return all(coming[index] <= 0 for index in frame_indices)
 
     def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
         began = time.perf_counter()
         source = self._sources[video]
         try:
-            found = self._store.frames(source, frame_indices, self._observe)
+            found = self._store.frames(source, frame_indices, self._observe, self._passing[video])
         finally:
             with self._lock:
                 self._blocked_seconds += time.perf_counter() - began

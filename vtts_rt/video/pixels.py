@@ -1,0 +1,51 @@
+"""From a decoder's frame to upright RGB pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vtts_rt.video.container import av_errors
+
+
+def to_rgb(
+    frame: Any, height: int, width: int, matrix: tuple[int, int, int, int], name: str
+) -> np.ndarray:
+    """An av frame as (H, W, 3) uint8 RGB, C-contiguous, scaled to (height, width) and oriented."""
+    with av_errors(name):
+        size = {} if (frame.height, frame.width) == (height, width) else _size(height, width)
+        pixels = frame.to_ndarray(format="rgb24", **size)
+    return np.ascontiguousarray(orient(pixels, matrix))
+
+
+def _size(height: int, width: int) -> dict[str, int]:
+    return {"height": height, "width": width}
+
+
+def display_matrix(frame: Any) -> tuple[int, int, int, int]:
+    """(a, b, c, d) of x' = a x + c y, y' = b x + d y that puts a stored frame upright.
+
+    16.16 fixed point of FFmpeg's display matrix (libavutil/display.h), identity when absent.
+    """
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV gives up on side data it has no name for (EXIF); the angle alone is still told.
+        turns = round(frame.rotation / 90) % 4
+        return ((1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0))[turns]
+    if data is None:
+        return (1, 0, 0, 1)
+    m = np.frombuffer(bytes(data), np.int32)
+    return int(m[0]), int(m[1]), int(m[3]), int(m[4])
+
+
+def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """(H, W, C) turned and mirrored by the nearest multiple of 90 degrees; a view."""
+    a, b, c, d = matrix
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        flip_x, flip_y = a < 0, d < 0
+    else:
+        pixels = pixels.transpose(1, 0, 2)
+        flip_x, flip_y = c < 0, b < 0
+    return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
