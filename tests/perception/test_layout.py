@@ -66,6 +66,19 @@ def test_append_adds_only_what_is_new() -> None:
     assert not {s.pairs for s in one.segments} & {s.pairs for s in two.segments}
 
 
+def test_the_first_look_may_stand_before_the_question() -> None:
+    one, two = prompts("append", options=[], text_first=False)
+    look = f"<0.0s>{VIS}<1.0s>{VIS}"
+    assert one.text == HEAD + look + "Q:why\nTASK\nMORE" + TAIL
+    assert two.text == prompts("append", options=[])[1].text
+    one, two = prompts("refresh", ["(0.5, 1)"], options=[], text_first=False)
+    assert one.text == HEAD + look + "Q:why\nTASK\nMORE" + TAIL
+    assert two.text.startswith(HEAD + "<0.5s>" + VIS)
+    assert two.text.endswith(f"{VIS}Q:why\nTASK\nP:[(0.5, 1.0)][]\nEND" + TAIL)
+    for strategy in ("official", "grid"):
+        assert prompts(strategy, text_first=False) == prompts(strategy)
+
+
 def test_a_single_round_is_the_last() -> None:
     assert prompts("official", [])[0].text.endswith("FINAL" + TAIL)
     assert prompts("append", [])[0].text.endswith("END" + TAIL)

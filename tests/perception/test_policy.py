@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from vtts_rt.config import STRATEGIES, PerceptionConfig
 from vtts_rt.perception.clue import Clue, parse_clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
+from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
@@ -246,6 +247,26 @@ def test_grid_pairs_are_cell_starts_and_middles() -> None:
     assert segment.seconds_per_grid == 1.0
     assert plan.frame_indices[:6] == (0, 15, 30, 45, 60, 75)
     assert [p.time_seconds for p in segment.pairs] == list(range(10))
+
+
+def test_finer_frames_are_what_the_next_level_adds() -> None:
+    config = PerceptionConfig(sample_fps=1.0)
+    plan = plan_round("append", config, [video(300), IMAGE], [], 0)
+    level = plan.views[0].level
+    finer = finer_frames([video(300), IMAGE], plan, config.sample_fps)
+    assert finer.keys() == {0} and len(finer[0]) == len(set(finer[0])) > 0
+    look = RoundHistory(plan, Clue(spans=((2.0, 6.0),)))
+    later = plan_round("append", config, [video(300), IMAGE], [look], 1)
+    assert later.views[0].level == level + 1
+    seen, shown = (
+        {f for s in p.segments if s.pairs[0].video == 0 for f in s.frame_indices}
+        for p in (plan, later)
+    )
+    assert shown - seen <= set(finer[0]) and not seen & set(finer[0])
+    # A level at which the cells are finer than the source's frames has none.
+    still = video(10, fps=1.0)
+    plan = plan_round("append", config, [still], [], 0)
+    assert finer_frames([still], plan, config.sample_fps).get(0, []) == []
 
 
 def test_grid_keeps_most_pairs_and_a_prefix() -> None:

@@ -2,7 +2,7 @@
 
 `official` and `grid`: vision segments, then all text, afresh in every round. `refresh` and
 `append`: text first (the reused prefix, the same in every round), then time-labelled pairs, then
-a short cue.
+a short cue; or, for many questions about one video, the pairs of the first look before the text.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def build_prompt(
     max_rounds: int,
     plan: FramePlan,
     history: Sequence[RoundHistory],
+    text_first: bool = True,
 ) -> Prompt:
     """The prompt of one round.
 
@@ -50,7 +51,7 @@ def build_prompt(
     other long text, may be empty. round_index: from 0; the last of max_rounds asks for the
     answer only. plan: of this round. history: the finished rounds. For `append` with a history the
     result is the part that the round adds after the model's last token, beginning with the end
-    of its turn. ValueError for a bad argument.
+    of its turn. text_first: see PerceptionConfig. ValueError for a bad argument.
     """
     require("ask", "strategy", strategy, strategy in STRATEGIES, f"one of {STRATEGIES}")
     require("ask", "question", question, _has_text(question), "a text that is not blank")
@@ -65,13 +66,15 @@ def build_prompt(
         instruction = templates.final if last else templates.look
         parts: list[PromptPart] = [system + _USER, *plan.segments, task + instruction]
     else:
-        head = system + _USER + task + templates.task
-        if strategy == "append" and history:
-            head = _END + _USER
-        elif history:
-            head += _previous(templates, plan)
+        text = task + templates.task
+        if history and strategy == "append":
+            before, after = _END + _USER, ""
+        else:
+            text += _previous(templates, plan) if history else ""
+            before, after = (text, "") if text_first else ("", text)
+            before = system + _USER + before
         cue = templates.cue_final if last else templates.cue_look
-        parts = [head, *_labelled(templates, plan), cue]
+        parts = [before, *_labelled(templates, plan), after + cue]
     parts.append(_END + _ASSISTANT)
     return Prompt(tuple(_joined(parts)))
 

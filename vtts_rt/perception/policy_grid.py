@@ -188,6 +188,27 @@ def _look(
     return view, [Segment((pair,), box, size) for pair in pairs]
 
 
+def finer_frames(
+    videos: Sequence[VideoMetadata], plan: FramePlan, sample_fps: float
+) -> dict[int, list[int]]:
+    """Video -> frames of the cells one level finer than those seen, without the plan's own.
+
+    That is where the next clue leads first. A second level cost the first look twice as much
+    (2.6 % of it on two cores) and saved a third look 30 ms of 110: it needs frames behind the
+    last one wanted before a keyframe, which no decoder passes.
+    """
+    seen = {(p.video, f) for s in plan.segments for p in s.pairs for f in (p.frame_a, p.frame_b)}
+    finer: dict[int, list[int]] = {}
+    for view in plan.views:
+        timeline = Timeline(view.video, videos[view.video], sample_fps) if view.spans else None
+        if timeline is not None and timeline.resolves(view.level + 1):
+            cells = timeline.cells(view.spans, view.level + 1)
+            pairs = timeline.pairs(cells, view.level + 1)
+            named = dict.fromkeys(f for pair in pairs for f in (pair.frame_a, pair.frame_b))
+            finer[view.video] = [f for f in named if (view.video, f) not in seen]
+    return finer
+
+
 def _content(pair: PairRef, segment: Segment) -> tuple[int, int, int, PixelBox, tuple[int, int]]:
     """What makes two pairs of a question the same picture."""
     return pair.video, pair.frame_a, pair.frame_b, segment.box, segment.resized_hw
