@@ -47,8 +47,11 @@ class PerceptionConfig:
     focus_margin_cells: how far such a look reaches beyond the clue's spans, in time steps of
         the look that the clue is about.
     mrope: "qwen" = positions of the original release and of vLLM, "hf5" = transformers 5.23.
+    text_first: in `refresh` and `append` the question stands before the video; False puts it
+        behind the first look, whose KV then serves every question about the video.
     time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
     stop_when_stable: end early when two successive rounds gave the same non-empty answer.
+    constrain_clues: let a grammar keep what the model writes inside a clue tag parseable.
     prompts: path of a file that overrides the wording of the prompts.
     """
 
@@ -63,8 +66,10 @@ class PerceptionConfig:
     focus_frames: int = 0
     focus_margin_cells: float = 0.0
     mrope: MropeMode = "qwen"
+    text_first: bool = True
     time_labels: bool = True
     stop_when_stable: bool = False
+    constrain_clues: bool = False
     prompts: str | None = None
     # Names that were passed: a model's own defaults fill the others (`with_defaults`).
     explicit: frozenset[str] = field(init=False, repr=False, compare=False)
@@ -111,25 +116,50 @@ class PerceptionConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Memory and threads of one engine.
+    """Memory, batching and threads of one engine.
 
-    page_size: tokens in a KV page. kv_bytes, vision_cache_bytes, frame_store_bytes: budgets.
-    prefill_chunk: most prompt tokens in one forward pass (0: no limit).
+    page_size: tokens in a KV page. kv_bytes: budget of KV pages, 0 for a share of the memory
+        that is free once the model is loaded (`engine/memory.py`).
+    vision_cache_bytes, vision_host_bytes, vision_disk_bytes: budgets of the tiers of the vision
+        cache: where the model runs, in host memory behind an accelerator, in files under
+        `vision_disk_path`. frame_store_bytes: budget of decoded frames.
+    max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks,
+        between which others decode. max_sequences: most requests in work at once.
+    max_wait_steps: forward passes after which the oldest waiting request gets the place of the
+        newest running one, which goes on later from where it was.
+    draft_tokens: most tokens drafted from earlier rounds and verified in one forward pass, 0
+        for none; never changes what is generated. prefix_cache: reuse KV between requests.
+    speculative_fetch: fetch the frames of a clue while the answer that holds it goes on.
     threads: CPU threads for torch and patchify (0: leave as they are).
     """
 
     page_size: int = 16
-    kv_bytes: int = 1 << 30
+    kv_bytes: int = 0
     vision_cache_bytes: int = 512 << 20
+    vision_host_bytes: int = 0
+    vision_disk_bytes: int = 0
+    vision_disk_path: str = ""
     frame_store_bytes: int = 1 << 30
-    prefill_chunk: int = 0
+    max_batch_tokens: int = 4096
+    max_sequences: int = 64
+    max_wait_steps: int = 256
+    draft_tokens: int = 8
+    prefix_cache: bool = True
+    speculative_fetch: bool = True
     threads: int = 0
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            low = 1 if f.name == "page_size" else 0
-            require("EngineConfig", f.name, value, value >= low, f">= {low}")
+            if isinstance(value, int) and not isinstance(value, bool):
+                low = int(f.name in ("page_size", "max_sequences", "max_wait_steps"))
+                require("EngineConfig", f.name, value, value >= low, f">= {low}")
+        # Every running request decodes in every pass, and one more token must move a prefill.
+        low = self.max_sequences + 1
+        tokens = self.max_batch_tokens
+        require("EngineConfig", "max_batch_tokens", tokens, tokens >= low, f">= {low}")
+        path, disk = self.vision_disk_path, self.vision_disk_bytes
+        require("EngineConfig", "vision_disk_path", path, bool(path) or not disk, "a folder")
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,8 @@ class ReuseStats:
     frames_reused: frames served by the store. pairs_encoded: frame pairs through the ViT;
     pairs_reused: pairs of the prompt whose features or KV were found. tokens_prefilled,
     tokens_reused: prompt tokens whose KV was computed, found. text_tokens_prefilled: prefilled
-    tokens outside vision segments and time labels.
+    tokens outside vision segments and time labels. tokens_drafted, tokens_accepted: tokens that
+    were guessed from earlier answers, and those of them that turned out right.
     """
 
     frames_decoded: int = 0
@@ -247,6 +248,8 @@ class ReuseStats:
     tokens_prefilled: int = 0
     tokens_reused: int = 0
     text_tokens_prefilled: int = 0
+    tokens_drafted: int = 0
+    tokens_accepted: int = 0
 
     def __add__(self, other: ReuseStats) -> ReuseStats:
         return ReuseStats(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -257,7 +260,11 @@ class ReuseStats:
 
 @dataclass(slots=True)
 class RoundTimings:
-    """Wall-clock milliseconds of one round by phase."""
+    """Wall-clock milliseconds of one round by phase, as its request saw them.
+
+    A pass that works for several requests counts in full for each of them. queue: before the
+    first pass; ttft: from the start of the round to its first token, other phases included.
+    """
 
     decode: float = 0.0
     preprocess: float = 0.0
@@ -265,6 +272,8 @@ class RoundTimings:
     prefill: float = 0.0
     generate: float = 0.0
     total: float = 0.0
+    queue: float = 0.0
+    ttft: float = 0.0
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -275,6 +284,10 @@ class FrameProvider(Protocol):
 
     def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
         """Say which frames will be wanted soon; returns at once."""
+        ...
+
+    def ready(self, video: int, frame_indices: Sequence[int]) -> bool:
+        """Whether none of the frames is still on its way from a `prefetch`."""
         ...
 
     def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:

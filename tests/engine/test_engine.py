@@ -1,98 +1,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from utils import VOCAB_SIZE, tiny_tokenizer
+from engine_tools import GREEDY, Frames, encode, look, make_engine, pair, run
 
-from vtts_rt.config import EngineConfig, LanguageConfig, ModelConfig, VisionConfig
-from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, FailedEvent, FinishedEvent, GenerationRequest
+from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest
 from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen2_5_vl import from_config
-from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.types import PairRef, PixelBox, Prompt, SamplingParams, Segment, TimeLabel
-
-GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
-
-
-class Frames:
-    """A provider of random frames that counts what it is asked for."""
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-        self.error: Exception | None = None
-
-    def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
-        pass
-
-    def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
-        if self.error is not None:
-            raise self.error
-        self.asked += frame_indices
-        return [self.frame(index) for index in frame_indices]
-
-    @staticmethod
-    def frame(index: int) -> np.ndarray:
-        return np.random.default_rng(index).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(tiny_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Any:
-    config = ModelConfig(
-        vision=VisionConfig(2, 32, 2, 48, 32, fullatt_block_indexes=(1,)),
-        language=LanguageConfig(VOCAB_SIZE, 32, 64, 2, 4, 2, 1e4, (1, 1, 2)),
-        image_token_id=tokenizer.image_token_id,
-        video_token_id=tokenizer.video_token_id,
-        vision_start_token_id=tokenizer.vision_start_token_id,
-        vision_end_token_id=tokenizer.vision_end_token_id,
-        eos_token_ids=tuple(tokenizer.eos_token_ids),
-    )
-    model = from_config(config, dtype=torch.float64)
-    with torch.no_grad():  # wide weights: a wrong token changes the answer
-        for parameter in model.parameters():
-            parameter.mul_(8 if parameter.ndim == 2 else 1)
-    return model
-
-
-def make_engine(model: Any, tokenizer: Tokenizer, **config: int) -> Engine:
-    return Engine(model, tokenizer, EngineConfig(**{"page_size": 4, "kv_bytes": 1 << 20} | config))
-
-
-def pair(a: int, b: int | None = None) -> PairRef:
-    return PairRef(0, "v", a, a if b is None else b, float(a))
-
-
-WHOLE = PixelBox(0, 0, 90, 60)
-
-
-def look(*pairs: PairRef, box: PixelBox = WHOLE) -> Segment:
-    return Segment(pairs, box, (56, 84))
-
-
-def encode(tokenizer: Tokenizer, *parts: str | TimeLabel | Segment) -> EncodedPrompt:
-    return encode_prompt(tokenizer, Prompt(parts))
-
-
-def run(engine: Engine, prompt: EncodedPrompt, provider: Frames | None = None, **more: Any):
-    request = GenerationRequest(prompt, provider=provider, **{"sampling": GREEDY} | more)
-    return finish(engine.generate(request))
-
-
-def finish(events: Iterator[Any]) -> Completion:
-    (last,) = [event for event in events if isinstance(event, FinishedEvent)]
-    return last.completion
+from vtts_rt.types import PairRef, PixelBox, SamplingParams, TimeLabel
 
 
 def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
@@ -121,10 +41,10 @@ def greedy_reference(model: Any, prompt: EncodedPrompt, num_tokens: int) -> list
     return out
 
 
-@pytest.mark.parametrize("chunk", [0, 5])
+@pytest.mark.parametrize("chunk", [2048, 5])
 @torch.inference_mode()
 def test_tokens_equal_full_forward_passes(model: Any, tokenizer: Tokenizer, chunk: int) -> None:
-    engine = make_engine(model, tokenizer, prefill_chunk=chunk)
+    engine = make_engine(model, tokenizer, max_batch_tokens=chunk, max_sequences=4)
     prompt = encode(tokenizer, "look ", TimeLabel("<1.0s>"), look(pair(1, 2), pair(3)), " say")
     completion = run(engine, prompt, Frames())
     assert completion.token_ids == greedy_reference(model, prompt, 6)
@@ -275,9 +195,9 @@ def test_scores_are_the_log_probabilities_of_a_full_forward(
     engine = make_engine(model, tokenizer)
     prompt = encode(tokenizer, "tell me")
     tokens = [5, 9, 300]
-    scores = engine.score(GenerationRequest(prompt), tokens)
+    scores = engine.score(GenerationRequest(prompt, forced_ids=tokens))
     logits = reference_logits(model, prompt.extended(tokens))[-4:-1].float().log_softmax(-1)
     expected = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
     assert scores == pytest.approx(expected, abs=1e-5)
-    assert engine.score(GenerationRequest(prompt), []) == []
+    assert engine.score(GenerationRequest(prompt)) == []
     engine.check_integrity()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -82,3 +84,88 @@ def test_copy_takes_only_the_first_tokens() -> None:
     pool.copy_tokens(0, 1, 3)
     assert bool((pool.pages[:, :, 1, :3] == 1).all())
     assert bool((pool.pages[:, :, 1, 3:] == 0).all())
+
+
+def test_growth_continues_the_page_before_it() -> None:
+    pool = make_pool(8)
+    assert pool.allocate(2) == [0, 1]
+    assert pool.allocate(1) == [2]
+    assert pool.allocate(2, after=2) == [3, 4]
+    assert pool.allocate(1, after=1) == [5]  # 2 is taken
+    assert pool.allocate(2, after=7) == [6, 7]  # nothing stands behind the last page
+
+
+def test_runs_are_preferred_to_lower_numbers() -> None:
+    pool = make_pool(8)
+    pool.allocate(8)
+    pool.release([1, 3, 5, 6, 7])
+    assert pool.allocate(3) == [5, 6, 7]
+    assert pool.allocate(2) == [1, 3]
+    pool.check_integrity([[0, 1, 2, 3, 4, 5, 6, 7]])
+
+
+def test_room_is_kept_for_the_sequence_before_it_while_others_find_place() -> None:
+    pool = make_pool(10)
+    assert pool.allocate(2, room=2) == [0, 1]
+    assert pool.num_free == 8
+    assert pool.allocate(2, room=2) == [4, 5]
+    assert pool.allocate(2) == [8, 9]
+    assert pool.allocate(1, after=1) == [2]
+    assert pool.allocate(1, after=5) == [6]
+    assert pool.allocate(2) == [3, 7]  # room is a wish: nothing else is left
+    pool.check_integrity([range(10)])
+
+
+def test_room_lapses_with_a_reference_to_the_page_before_it() -> None:
+    pool = make_pool(6)
+    first = pool.allocate(1, room=3)
+    assert pool.allocate(1) == [4]
+    pool.release(first)
+    assert pool.allocate(4) == [0, 1, 2, 3]
+
+
+def test_sharing_is_told_when_it_begins_and_when_it_ends() -> None:
+    pool = make_pool(2)
+    told: list[tuple[int, bool]] = []
+    pool.on_share = lambda page, shared: told.append((page, shared))
+    (page,) = pool.allocate(1)
+    pool.retain([page, page])
+    pool.release([page])
+    assert told == [(page, True)]
+    pool.release([page, page])
+    assert told == [(page, True), (page, False)]
+
+
+def test_stats_count_pages() -> None:
+    pool = make_pool(4)
+    pages = pool.allocate(3)
+    pool.release(pages[:2])
+    pool.allocate(1)
+    assert pool.stats() == {
+        "pages": 4,
+        "pages_free": 2,
+        "pages_peak": 3,
+        "allocations": 4,
+        "bytes_used": 2 * pool.page_bytes,
+    }
+
+
+def test_random_use_never_hands_out_a_page_twice() -> None:
+    rng = random.Random(0)
+    pool = make_pool(24)
+    held: list[list[int]] = []
+    for _ in range(1500):
+        if held and rng.random() < 0.45:
+            pool.release(held.pop(rng.randrange(len(held))))
+        elif held and rng.random() < 0.3:
+            copy = list(rng.choice(held))
+            pool.retain(copy)
+            held.append(copy)
+        else:
+            count = min(rng.randrange(5), pool.num_free)
+            after = rng.choice(held)[-1] if held and rng.random() < 0.5 else None
+            pages = pool.allocate(count, after=after, room=rng.randrange(4))
+            held += [pages] if pages else []
+        pool.check_integrity(held)
+    pool.release(page for pages in held for page in pages)
+    assert pool.allocate(24) == list(range(24))

@@ -1,23 +1,27 @@
 """Engine: requests in, token events out, over one model, one KV pool and one vision cache.
 
-Requests are worked on one after another, one forward pass a step; every finished sequence
-leaves its KV to the prefix tree, so a prompt that begins like an earlier one starts there.
+A step is one forward pass for all requests in work. Every computed prefix goes to the prefix
+tree, so a prompt that begins like an earlier one starts there.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
 from vtts_rt.config import EngineConfig
-from vtts_rt.engine.kv_pool import PagedKVPool
-from vtts_rt.engine.prefix_tree import PrefixTree
+from vtts_rt.engine.encoder import Features, VisionEncoder
+from vtts_rt.engine.kv_pool import PagedKVPool, bytes_per_page
+from vtts_rt.engine.memory import kv_budget
+from vtts_rt.engine.prefix_tree import Pin, PrefixTree
 from vtts_rt.engine.runner import Runner
+from vtts_rt.engine.scheduler import Scheduler
 from vtts_rt.engine.sequence import (
+    PHASES,
+    Chunk,
     Completion,
     ContentIds,
     FailedEvent,
@@ -31,173 +35,237 @@ from vtts_rt.engine.sequence import (
 from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
-from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.ops.sampling import sample_token
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
+from vtts_rt.ops.sampling import processed_logits, sample_token
+from vtts_rt.types import MropeMode, PairRef, SamplingParams, Segment
 
 Event = TokenEvent | FinishedEvent | FailedEvent
 
 
 class Engine:
-    """Generates from prompts of text and vision segments.
+    """Generates from prompts of text and vision segments, many requests at once.
 
     Not thread-safe: one thread calls `add`, `step`, `abort`.
     """
 
     def __init__(self, model: Qwen2_5_VL, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.model = model
-        model.language.store_wide_matrices_by_columns()
         self.tokenizer = tokenizer
         self.config = config
+        language = model.config.language
+        page_bytes = bytes_per_page(language, model.dtype, config.page_size)
         self.pool = PagedKVPool(
-            model.config.language,
+            language,
             dtype=model.dtype,
             device=model.device,
-            byte_budget=config.kv_bytes,
+            byte_budget=kv_budget(config, page_bytes, model.device),
             page_size=config.page_size,
         )
         self.prefix_tree = PrefixTree(self.pool)
-        self.vision_cache = VisionCache(config.vision_cache_bytes)
-        self._runner = Runner(model, self.pool, self.vision_cache)
-        self._content_ids = ContentIds()
-        self._waiting: deque[Sequence] = deque()
-        self._running: Sequence | None = None
+        self.vision_cache = VisionCache(
+            config.vision_cache_bytes,
+            host_bytes=config.vision_host_bytes,
+            disk_bytes=config.vision_disk_bytes,
+            disk_path=config.vision_disk_path,
+            device=model.device,
+        )
+        self._encoder = VisionEncoder(model, self.vision_cache)
+        self._runner = Runner(model, self.pool)
+        self._scheduler = Scheduler(config, self.pool, self.prefix_tree, self._encoder)
+        # The pool cannot hold more pairs than tokens.
+        self._content_ids = ContentIds(self.pool.num_pages * config.page_size)
+        self._sequences: dict[int, Sequence] = {}
+        self._kept: list[Event] = []
         self._next_id = 0
+        self._drafted = self._accepted = 0
 
     # -- requests ---------------------------------------------------------------------------
 
     def add(self, request: GenerationRequest) -> int:
         """Queue a request; returns its id. ValueError if it can never fit the KV budget."""
         sequence = self._sequence(request)
-        self._waiting.append(sequence)
+        self._sequences[sequence.request_id] = sequence
+        self._scheduler.add(sequence)
         return sequence.request_id
 
     def abort(self, request_id: int) -> Completion | None:
         """End a request now, keeping what it generated; None if it is not known any more."""
-        for sequence in (self._running, *self._waiting):
-            if sequence is not None and sequence.request_id == request_id:
-                return self._finish(sequence, "aborted").completion
-        return None
+        sequence = self._sequences.get(request_id)
+        return None if sequence is None else self._finish(sequence, "aborted").completion
 
     @property
     def has_work(self) -> bool:
-        return self._running is not None or bool(self._waiting)
+        return bool(self._sequences or self._kept)
 
     def generate(self, request: GenerationRequest) -> Iterator[TokenEvent | FinishedEvent]:
-        """Run one request to its end; closing the iterator aborts it. Errors are raised."""
+        """Run one request to its end; closing the iterator aborts it. Errors are raised.
+
+        Events of other requests are kept for the next `step`.
+        """
         request_id = self.add(request)
+        others: list[Event] = []
         try:
-            while self.has_work:
+            while request_id in self._sequences:
                 for event in self.step():
                     if event.request_id != request_id:
-                        continue
-                    if isinstance(event, FailedEvent):
+                        others.append(event)
+                    elif isinstance(event, FailedEvent):
                         raise event.error
-                    yield event
-                    if isinstance(event, FinishedEvent):
-                        return
+                    else:
+                        yield event
         finally:
+            self._kept += others
             self.abort(request_id)
 
-    def score(self, request: GenerationRequest, token_ids: list[int]) -> list[float]:
-        """Log-probabilities (natural log, softmax of the raw logits) of `token_ids` after the
-        prompt of `request`; nothing is sampled."""
-        if not token_ids:
+    def score(self, request: GenerationRequest) -> list[float]:
+        """Log-probabilities of `request.forced_ids` after its prompt (natural log; of the
+        distribution that its sampling parameters make, by default the model's own)."""
+        if not request.forced_ids:
             return []
-        sequence = self._sequence(request, num_new=len(token_ids))
-        try:
-            for token_id in token_ids:
-                sequence.append(token_id, 0.0)
-            first = sequence.num_prompt - 1
-            self._start(sequence, limit=first)
-            hidden = self._runner.hidden_states(sequence, len(sequence.token_ids) - 1)
-            logits = self._runner.logits(hidden[-len(token_ids) :])
-            logprobs = logits.float().log_softmax(-1)
-            return [float(row[token]) for row, token in zip(logprobs, token_ids, strict=True)]
-        finally:
-            self._release(sequence)
+        for event in self.generate(request):
+            if isinstance(event, FinishedEvent):
+                return event.completion.logprobs
+        raise AssertionError("a generation ends with its completion")
+
+    def pin(self, prompt: EncodedPrompt, mrope: MropeMode = "qwen") -> Pin:
+        """Keep what is cached of a prompt's beginning from eviction until `Pin.release`.
+
+        Pinned pages are lost to everybody else; `clear_caches` and new weights drop them too.
+        """
+        request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), mrope=mrope)
+        return self.prefix_tree.pin(self._sequence(request).keys, self._scheduler.namespace)
+
+    def has_features(self, segment: Segment, pair: PairRef) -> bool:
+        """Whether a pair could be shown without its pixels."""
+        return self._encoder.pair_key(segment, pair) in self.vision_cache
 
     # -- one forward pass -------------------------------------------------------------------
 
     def step(self) -> list[Event]:
-        """One forward pass of the request in work; a failing request ends with its cause."""
-        if self._running is None:
-            if not self._waiting:
-                return []
-            self._running = self._waiting.popleft()
-        sequence = self._running
-        try:
-            return self._advance(sequence)
-        except Exception as error:
-            self._release(sequence)
-            self._running = None
-            return [FailedEvent(sequence.request_id, error)]
-
-    def _advance(self, sequence: Sequence) -> list[Event]:
-        deadline = sequence.request.deadline_seconds
-        if deadline is not None and time.monotonic() >= deadline:
-            return [self._finish(sequence, "timeout")]
+        """One forward pass; returns what it brought. A request that fails ends with its cause,
+        the others go on."""
+        events, self._kept = self._kept, []
+        events += self._expire()
+        if not self._sequences:
+            return events
         began = time.perf_counter()
-        if not sequence.pages:
-            self._start(sequence, limit=sequence.num_prompt - 1)
-        if sequence.num_computed < sequence.num_prompt:
-            hidden = self._prefill(sequence, began)
-            if sequence.num_computed < sequence.num_prompt:
+        chunks, exhausted = self._scheduler.schedule()
+        events += [self._fail(sequence, error) for sequence, error in exhausted]
+        features, unseen = self._encoder.features(chunks)
+        for sequence, error in unseen:
+            events.append(self._fail(sequence, error))
+            chunks = [chunk for chunk in chunks if chunk.sequence is not sequence]
+        encoded = time.perf_counter()
+        done = self._forward(chunks, features, events)
+        all_logits = self._runner.logits([hidden for _, hidden in done]) if done else ()
+        for (chunk, _), logits in zip(done, all_logits, strict=True):
+            try:
+                events += self._take(chunk, logits, features)
+            except Exception as error:
+                events.append(self._fail(chunk.sequence, error))
+        seconds = time.perf_counter() - encoded, encoded - began
+        for chunk in chunks:
+            self._charge(chunk, *seconds)
+        for chunk in chunks:
+            if chunk.sequence.request_id in self._sequences:
+                reason = self._finish_reason(chunk.sequence)
+                if reason is not None:
+                    events.append(self._finish(chunk.sequence, reason))
+        return events
+
+    def _forward(
+        self, chunks: list[Chunk], features: Features, events: list[Event]
+    ) -> list[tuple[Chunk, Tensor]]:
+        """Every chunk with the hidden states of its last rows. A pass that fails is repeated for
+        each sequence alone (nothing was noted yet), to find whose fault it is."""
+        if not chunks:
+            return []
+        try:
+            return list(zip(chunks, self._runner.forward(chunks, features), strict=True))
+        except Exception as error:
+            if len(chunks) == 1:
+                events.append(self._fail(chunks[0].sequence, error))
                 return []
-        else:
-            self._grow(sequence, len(sequence.token_ids))
-            hidden = self._runner.hidden_states(sequence, len(sequence.token_ids))
-        event = self._choose(sequence, hidden)
-        if len(sequence.logprobs) > 1:  # the first token came with the prefill
-            sequence.timings.generate += 1e3 * (time.perf_counter() - began)
-        reason = self._finish_reason(sequence)
-        if reason is None:
-            return [event]
-        event.text += sequence.text.finish()
-        return [event, self._finish(sequence, reason)]
+        return [done for chunk in chunks for done in self._forward([chunk], features, events)]
 
-    def _prefill(self, sequence: Sequence, began: float) -> Tensor:
-        start, timings = sequence.num_computed, sequence.timings
-        end = sequence.num_prompt
-        if self.config.prefill_chunk:
-            end = min(end, start + self.config.prefill_chunk)
-        before = timings.decode + timings.preprocess + timings.vision
-        hidden = self._runner.hidden_states(sequence, end, last_only=True)
-        seeing = timings.decode + timings.preprocess + timings.vision - before
-        timings.prefill += 1e3 * (time.perf_counter() - began) - seeing
-        reuse = sequence.reuse
-        reuse.tokens_prefilled += end - start
-        reuse.text_tokens_prefilled += sequence.request.prompt.num_text_tokens(start, end)
-        return hidden
+    def _take(self, chunk: Chunk, logits: Tensor, features: Features) -> list[Event]:
+        """Choose the tokens that a computed chunk yields; logits: (1 + drafts, V), or none."""
+        sequence, request = chunk.sequence, chunk.sequence.request
+        sequence.held = {
+            place.key: features[place.key]
+            for place in sequence.pairs_between(chunk.end - 1, chunk.end)
+            if place.end > chunk.end
+        }
+        events: list[Event] = []
+        accepted = 0
+        for row, of_row in enumerate(logits):
+            token_id, logprob = self._choose(sequence, of_row)
+            sequence.append(token_id, logprob)
+            if request.constraint is not None:
+                request.constraint.advance(token_id)
+            is_stop = token_id in self.tokenizer.eos_token_ids and not request.sampling.ignore_eos
+            text = "" if is_stop else sequence.text.push(token_id)
+            events.append(TokenEvent(sequence.request_id, token_id, logprob, text))
+            right = row < len(chunk.drafts) and chunk.drafts[row] == token_id
+            accepted += right
+            if self._finish_reason(sequence) is not None:
+                events[-1].text += sequence.text.finish()  # type: ignore[union-attr]
+                break
+            if not right:
+                break
+        sequence.judge_drafts(len(chunk.drafts), accepted)
+        self._scheduler.computed(chunk, accepted)
+        return events
 
-    def _choose(self, sequence: Sequence, hidden: Tensor) -> TokenEvent:
-        request = sequence.request
-        token_id, logprob = sample_token(
-            self._runner.logits(hidden)[0],
+    def _choose(self, sequence: Sequence, logits: Tensor) -> tuple[int, float]:
+        request, position = sequence.request, len(sequence.logprobs)
+        if request.forced_ids:
+            token_id = request.forced_ids[position]
+            scores = processed_logits(logits, request.sampling)
+            return token_id, float(scores.log_softmax(-1)[token_id])
+        if request.constraint is not None:
+            logits = request.constraint.mask(logits)
+        return sample_token(
+            logits,
             request.sampling,
             member=request.member,
             round_index=request.round_index,
-            position=len(sequence.logprobs),
+            position=position,
         )
-        sequence.append(token_id, logprob)
-        is_stop = token_id in self.tokenizer.eos_token_ids and not request.sampling.ignore_eos
-        text = "" if is_stop else sequence.text.push(token_id)
-        return TokenEvent(sequence.request_id, token_id, logprob, text)
+
+    def _charge(self, chunk: Chunk, computing: float, encoding: float) -> None:
+        """Note the seconds of a pass in the phase that its request is in.
+
+        The encoder notes decode, preprocess and vision for those whose pixels it used; for the
+        others its time counts to their own phase.
+        """
+        sequence = chunk.sequence
+        timings = sequence.timings
+        first = chunk.start < sequence.num_prompt
+        used = bool(sequence.pairs_between(chunk.start, chunk.end)) if first else False
+        seconds = computing + (0.0 if used else encoding)
+        if first:
+            timings.prefill += 1e3 * seconds
+        else:
+            timings.generate += 1e3 * seconds
+        if sequence.logprobs and not timings.ttft:
+            timings.ttft = 1e3 * (time.perf_counter() - sequence.added)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        sampling = sequence.request.sampling
-        ended = sequence.token_ids[-1] in self.tokenizer.eos_token_ids
-        if (ended or sequence.text.stopped) and not sampling.ignore_eos:
+        request = sequence.request
+        may_stop = sequence.logprobs and not (request.sampling.ignore_eos or request.forced_ids)
+        ended = may_stop and sequence.token_ids[-1] in self.tokenizer.eos_token_ids
+        if ended or (may_stop and sequence.text.stopped):
             return "stop"
-        return "length" if len(sequence.logprobs) >= sampling.max_tokens else None
+        return "length" if len(sequence.logprobs) >= request.num_new else None
 
-    # -- pages ------------------------------------------------------------------------------
+    # -- beginnings and ends ----------------------------------------------------------------
 
-    def _sequence(self, request: GenerationRequest, num_new: int | None = None) -> Sequence:
-        new = request.sampling.max_tokens if num_new is None else num_new
-        prompt = request.prompt
+    def _sequence(self, request: GenerationRequest) -> Sequence:
+        prompt, sampling = request.prompt, request.sampling
         if not prompt.token_ids:
             raise ValueError("generate: prompt must be non-empty, got 0 tokens")
-        total = len(prompt.token_ids) + new
+        total = len(prompt.token_ids) + request.num_new
         needed = self.pool.pages_for(total)
         if needed > self.pool.num_pages:
             raise ValueError(
@@ -206,61 +274,36 @@ class Engine:
                 f"{self.pool.num_pages * self.pool.page_bytes}"
             )
         self._next_id += 1
-        sampling = request.sampling
         return Sequence(
             self._next_id,
             request,
-            num_new=new,
             positions=MropePositions(request.mrope, self.model.config.vision.tokens_per_second),
             pair_keys=[
-                [self._runner.pair_key(span.segment, pair) for pair in span.segment.pairs]
+                [self._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
                 for span in prompt.spans
             ],
             content_ids=self._content_ids,
             text=TextStream(self.tokenizer, sampling.stop if not sampling.ignore_eos else ()),
+            draft_tokens=self.config.draft_tokens,
         )
 
-    def _start(self, sequence: Sequence, limit: int) -> None:
-        """Take what the prefix tree has of the first `limit` tokens, then pages for the rest."""
-        match = self.prefix_tree.match_prefix(sequence.keys[:limit])
-        held = [] if match.partial is None else [match.partial]
-        self.pool.retain(match.pages + held)  # eviction below must not take them
-        sequence.pages = list(match.pages)
-        sequence.num_computed = len(match.pages) * self.pool.page_size + match.num_partial
-        if match.partial_is_free:
-            # Continuing in place keeps a sequence's pages neighbours, which attention reads
-            # as one slice.
-            sequence.pages += held
-            held = []
-        try:
-            self._grow(sequence, len(sequence.token_ids))
-            if held:
-                self.pool.copy_tokens(held[0], sequence.pages[len(match.pages)], match.num_partial)
-        finally:
-            self.pool.release(held)
-        sequence.reuse.tokens_reused = sequence.num_computed
-        sequence.reuse.pairs_reused = sequence.pairs_within(sequence.num_computed)
-
-    def _grow(self, sequence: Sequence, num_tokens: int) -> None:
-        short = self.pool.pages_for(num_tokens) - len(sequence.pages)
-        if short > 0:
-            if short > self.pool.num_free:
-                self.prefix_tree.evict(short - self.pool.num_free)
-            sequence.pages += self.pool.allocate(short)
+    def _expire(self) -> list[Event]:
+        now = time.monotonic()
+        late = [
+            sequence
+            for sequence in self._sequences.values()
+            if (deadline := sequence.request.deadline_seconds) is not None and now >= deadline
+        ]
+        return [self._finish(sequence, "timeout") for sequence in late]
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> FinishedEvent:
-        if sequence.pages:
-            computed = sequence.num_computed
-            pages = sequence.pages[: self.pool.pages_for(computed)]
-            self.prefix_tree.insert_prefix(sequence.keys[:computed], pages)
-        self._release(sequence)
-        if sequence is self._running:
-            self._running = None
-        else:
-            self._waiting.remove(sequence)
+        self._end(sequence)
         sequence.text.finish()
         timings = sequence.timings
-        timings.total = sum(timings.as_dict().values()) - timings.total
+        timings.queue = 1e3 * ((sequence.began or time.perf_counter()) - sequence.added)
+        timings.total = sum(getattr(timings, phase) for phase in (*PHASES, "queue"))
+        self._drafted += sequence.reuse.tokens_drafted
+        self._accepted += sequence.reuse.tokens_accepted
         return FinishedEvent(
             sequence.request_id,
             Completion(
@@ -274,34 +317,55 @@ class Engine:
             ),
         )
 
-    def _release(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.pages)
-        sequence.pages = []
+    def _fail(self, sequence: Sequence, error: Exception) -> FailedEvent:
+        self._end(sequence)
+        return FailedEvent(sequence.request_id, error)
+
+    def _end(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.request_id]
+        self._scheduler.remove(sequence)
 
     # -- upkeep -----------------------------------------------------------------------------
 
+    def update_weights(self, write: Callable[[Qwen2_5_VL], None]) -> None:
+        """Let `write` change the model's weights in place.
+
+        KV of earlier weights is dropped; features stay valid as long as the bytes of the vision
+        tower are the same. RuntimeError while requests are in work: finish or abort them first.
+        """
+        if self._sequences:
+            raise RuntimeError(
+                f"update_weights: {len(self._sequences)} requests are in work; finish or abort "
+                f"them first"
+            )
+        try:
+            write(self.model)
+        finally:
+            self.model.forget_versions()
+            self._scheduler.namespace += 1
+            self.prefix_tree.drop_namespaces(keep={self._scheduler.namespace})
+
     def stats(self) -> dict[str, Any]:
-        """Counters of every cache; units as in the caches' own docstrings."""
-        tree = self.prefix_tree
+        """Counters of the scheduler and of every cache; units as in their own docstrings."""
+        scheduler, tree = self._scheduler, self.prefix_tree.stats()
         return {
             "vision_cache": self.vision_cache.stats(),
-            "kv": {
-                "pages": self.pool.num_pages,
-                "pages_free": self.pool.num_free,
-                "bytes_used": (self.pool.num_pages - self.pool.num_free) * self.pool.page_bytes,
-            },
-            "prefix_tree": {
-                "queries": tree.queries,
-                "hits": tree.hits,
-                "evictions": tree.evictions,
+            "kv": self.pool.stats(),
+            "prefix_tree": {**tree, "bytes": tree["pages"] * self.pool.page_bytes},
+            "scheduler": {
+                "running": len(scheduler.running),
+                "waiting": len(scheduler.waiting),
+                "steps": scheduler.steps,
+                "preemptions": scheduler.preemptions,
+                "tokens_recomputed": scheduler.tokens_recomputed,
+                "tokens_drafted": self._drafted,
+                "tokens_accepted": self._accepted,
             },
         }
 
     def check_integrity(self) -> None:
         """Raise AssertionError if caches and pool disagree."""
-        owners = [self.prefix_tree.held_pages()]
-        if self._running is not None:
-            owners.append(self._running.pages)
+        owners = [self.prefix_tree.held_pages(), *(s.pages for s in self._scheduler.running)]
         self.pool.check_integrity(owners)
         self.prefix_tree.check_integrity()
         self.vision_cache.check_integrity()
@@ -313,8 +377,6 @@ class Engine:
 
     def close(self) -> None:
         """Drop queued work and cached memory."""
-        for sequence in list(self._waiting):
-            self.abort(sequence.request_id)
-        if self._running is not None:
-            self.abort(self._running.request_id)
+        for request_id in list(self._sequences):
+            self.abort(request_id)
         self.clear_caches()

@@ -6,16 +6,24 @@ references; a page is free again when the last one lets go.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from vtts_rt.config import LanguageConfig
 
+# States of a page in the map of the pool; bytes, so that `bytearray.find` looks for runs.
+_USED, _FREE, _ROOM = 0, 1, 2  # _ROOM: free, but a sequence is expected to grow into it
+
 
 class PoolExhausted(RuntimeError):
     """No page is free: evict, wait, or ask for a larger budget."""
+
+
+def bytes_per_page(config: LanguageConfig, dtype: torch.dtype, page_size: int) -> int:
+    """Keys and values of `page_size` tokens in all layers."""
+    per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    return page_size * per_token * config.num_hidden_layers
 
 
 class PagedKVPool:
@@ -24,6 +32,9 @@ class PagedKVPool:
     pages: (layers, 2, num_pages, page_size, kv_heads, head_dim); index 0 of the second axis
         holds keys, 1 values. byte_budget bounds it; memory is touched page by page, so a
         generous budget costs nothing until it is used.
+    on_share: called with (page, True) when a page gets its second reference and (page, False)
+        when one is left; how the prefix tree knows which of its pages others hold.
+    num_free, peak_used, allocations: pages free now, most in use at once, ever handed out.
     """
 
     def __init__(
@@ -36,9 +47,8 @@ class PagedKVPool:
         page_size: int,
     ) -> None:
         shape = (page_size, config.num_key_value_heads, config.head_dim)
-        per_layer = 2 * shape[0] * shape[1] * shape[2] * dtype.itemsize
         self.page_size = page_size
-        self.page_bytes = per_layer * config.num_hidden_layers
+        self.page_bytes = bytes_per_page(config, dtype, page_size)
         self.num_pages = byte_budget // self.page_bytes
         if self.num_pages < 1:
             raise ValueError(
@@ -48,30 +58,48 @@ class PagedKVPool:
         self.pages = torch.empty(
             (config.num_hidden_layers, 2, self.num_pages, *shape), dtype=dtype, device=device
         )
+        self.on_share: Callable[[int, bool], None] | None = None
+        self.num_free = self.num_pages
+        self.peak_used = self.allocations = 0
         self._references = [0] * self.num_pages
-        # A heap hands out the lowest numbers first: long runs stay contiguous in memory.
-        self._free = list(range(self.num_pages))
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
+        self._states = bytearray([_FREE] * self.num_pages + [_USED])  # an end for every run
 
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
 
-    def allocate(self, count: int) -> list[int]:
-        """Take `count` free pages, each with one reference; all or none (PoolExhausted)."""
-        if count > len(self._free):
-            raise PoolExhausted(f"{count} KV pages wanted, {len(self._free)} free")
-        taken = [heapq.heappop(self._free) for _ in range(count)]
+    def allocate(self, count: int, *, after: int | None = None, room: int = 0) -> list[int]:
+        """Take `count` free pages, each with one reference; all or none (PoolExhausted).
+
+        They are neighbours where that is possible, because attention reads neighbours without
+        a copy: next to the page `after` (the last one of a sequence that grows), else in the
+        first run that also leaves `room` pages for growth, else in the first run, else the
+        lowest numbers. Room is a wish: it counts as free, and is taken when nothing else is
+        left or when a reference to the page before it is dropped.
+        """
+        if count > self.num_free:
+            raise PoolExhausted(f"{count} KV pages wanted, {self.num_free} free")
+        states = self._states
+        start = -1 if after is None else after + 1
+        if start < 0 or _USED in states[start : start + count]:
+            start = states.find(bytes([_FREE]) * (count + room))
+        if start < 0:
+            start = states.find(bytes([_FREE]) * count)
+        taken = list(range(start, start + count)) if start >= 0 else self._scattered(count)
         for page in taken:
+            states[page] = _USED
             self._references[page] = 1
+        self._leave_room(start + count, room if start >= 0 else 0)
+        self.num_free -= count
+        self.allocations += count
+        self.peak_used = max(self.peak_used, self.num_pages - self.num_free)
         return taken
 
     def retain(self, pages: Iterable[int]) -> None:
         for page in pages:
             assert self._references[page] > 0, f"page {page} is free"
             self._references[page] += 1
+            if self._references[page] == 2 and self.on_share is not None:
+                self.on_share(page, True)
 
     def release(self, pages: Iterable[int]) -> int:
         """Drop one reference of each page; returns how many pages became free."""
@@ -80,8 +108,15 @@ class PagedKVPool:
             assert self._references[page] > 0, f"page {page} is already free"
             self._references[page] -= 1
             if self._references[page] == 0:
-                heapq.heappush(self._free, page)
+                self._states[page] = _FREE
                 freed += 1
+            elif self._references[page] == 1 and self.on_share is not None:
+                self.on_share(page, False)
+            behind = page + 1
+            while self._states[behind] == _ROOM:
+                self._states[behind] = _FREE
+                behind += 1
+        self.num_free += freed
         return freed
 
     def copy_tokens(self, source: int, target: int, num_tokens: int) -> None:
@@ -91,6 +126,16 @@ class PagedKVPool:
     def references(self, page: int) -> int:
         return self._references[page]
 
+    def stats(self) -> dict[str, int]:
+        used = self.num_pages - self.num_free
+        return {
+            "pages": self.num_pages,
+            "pages_free": self.num_free,
+            "pages_peak": self.peak_used,
+            "allocations": self.allocations,
+            "bytes_used": used * self.page_bytes,
+        }
+
     def check_integrity(self, owners: Sequence[Iterable[int]]) -> None:
         """Raise AssertionError unless `owners` (page lists) account for every reference."""
         counted = [0] * self.num_pages
@@ -98,4 +143,20 @@ class PagedKVPool:
             for page in owner:
                 counted[page] += 1
         assert counted == self._references, "page references disagree with their owners"
-        assert sorted(self._free) == [p for p, n in enumerate(counted) if n == 0]
+        assert [state == _USED for state in self._states[:-1]] == [n > 0 for n in counted]
+        assert self._states[-1] == _USED
+        assert self.num_free == counted.count(0)
+
+    def _scattered(self, count: int) -> list[int]:
+        taken: list[int] = []
+        for state in (_FREE, _ROOM):
+            page = -1
+            while len(taken) < count and (page := self._states.find(state, page + 1)) >= 0:
+                taken.append(page)
+        return sorted(taken)
+
+    def _leave_room(self, start: int, room: int) -> None:
+        for page in range(start, min(start + room, self.num_pages)):
+            if self._states[page] != _FREE:
+                break
+            self._states[page] = _ROOM

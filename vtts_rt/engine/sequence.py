@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import Hashable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+from torch import Tensor
 
+from vtts_rt.engine.drafts import NgramDrafter
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.types import (
     FrameProvider,
     MropeMode,
+    PairRef,
     ReuseStats,
     RoundTimings,
     SamplingParams,
     Segment,
 )
 
+# What a request is charged for, of `RoundTimings`, one after the other.
+PHASES = ("decode", "preprocess", "vision", "prefill", "generate")
 FinishReason = Literal["stop", "length", "timeout", "aborted"]
 
 # Vision token keys are negative, so no token id can equal one; one content id spans this many
 # tokens (a pair has at most 16384: transformers' largest image, 12845056 px / 784).
 _CONTENT_STRIDE = 1 << 20
+
+
+class TokenConstraint(Protocol):
+    """Limits what may be generated; follows the tokens of one answer."""
+
+    def mask(self, logits: Tensor) -> Tensor:
+        """(V,) logits with forbidden tokens at -inf."""
+        ...
+
+    def advance(self, token_id: int) -> None: ...
 
 
 @dataclass(slots=True)
@@ -33,6 +51,9 @@ class GenerationRequest:
     provider: where pixels come from; only asked for pairs that no cache has.
     round_index, member: coordinates of the sampling noise. deadline_seconds: a
     `time.monotonic()` value after which the request ends with what it has, or None.
+    earlier_answers: token ids of earlier answers to the same question, from which drafts are
+    taken. constraint: what may be generated. forced_ids: tokens that are generated whatever the
+    model says (scoring); as many as are given, with their log-probabilities.
     """
 
     prompt: EncodedPrompt
@@ -42,6 +63,14 @@ class GenerationRequest:
     round_index: int = 0
     member: int = 0
     deadline_seconds: float | None = None
+    earlier_answers: SequenceOf[SequenceOf[int]] = ()
+    constraint: TokenConstraint | None = None
+    forced_ids: SequenceOf[int] = ()
+
+    @property
+    def num_new(self) -> int:
+        """Most tokens that can be generated."""
+        return len(self.forced_ids) or self.sampling.max_tokens
 
 
 @dataclass(slots=True)
@@ -88,16 +117,35 @@ class FailedEvent:
 class ContentIds:
     """Small integers for pair keys, so that token keys are plain int64.
 
-    Interning compares whole keys: two contents never share an id.
+    Interning compares whole keys: two contents never share an id. At most `capacity` keys are
+    remembered, the least recently used is forgotten first; a forgotten key gets a new id, so
+    that its KV is not found again, never another's.
     """
 
-    def __init__(self) -> None:
-        self._ids: dict[Hashable, int] = {}
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._ids: OrderedDict[Hashable, int] = OrderedDict()
+        self._next = 0
 
     def token_keys(self, pair_key: Hashable, num_tokens: int) -> np.ndarray:
         """(num_tokens,) int64 keys of a pair's tokens."""
-        content = self._ids.setdefault(pair_key, len(self._ids))
+        content = self._ids.pop(pair_key, self._next)
+        self._next += content == self._next
+        self._ids[pair_key] = content
+        if len(self._ids) > self._capacity:
+            self._ids.popitem(last=False)
         return -1 - (content * _CONTENT_STRIDE + np.arange(num_tokens, dtype=np.int64))
+
+
+class PairPlace(NamedTuple):
+    """Tokens [start, end) of a prompt show a frame pair through a segment's box; key: of the
+    vision cache."""
+
+    key: Hashable
+    start: int
+    end: int
+    segment: Segment
+    pair: PairRef
 
 
 class TextStream:
@@ -137,7 +185,10 @@ class Sequence:
     """One request in work: its tokens, their keys and the KV pages that hold them.
 
     keys: (N, 4) int64, token or content id then M-RoPE t, h, w; num_computed: leading tokens
-    whose KV is in `pages`. num_new: tokens that may be appended to the prompt.
+    whose KV is in `pages`. held: features of pairs that a pass has begun and the next goes on
+    with. num_ever_computed: tokens once computed or found; preemption forgets only
+    `num_computed`. waiting_since: the scheduler's step in which it began to wait;
+    num_when_admitted: tokens known when it last ceased to.
     """
 
     def __init__(
@@ -145,11 +196,11 @@ class Sequence:
         request_id: int,
         request: GenerationRequest,
         *,
-        num_new: int,
         positions: MropePositions,
         pair_keys: list[list[Hashable]],
         content_ids: ContentIds,
         text: TextStream,
+        draft_tokens: int,
     ) -> None:
         prompt = request.prompt
         self.request_id = request_id
@@ -159,10 +210,16 @@ class Sequence:
         self.token_ids: list[int] = list(prompt.token_ids)
         self.logprobs: list[float] = []
         self.pages: list[int] = []
-        self.num_computed = 0
+        self.num_computed = self.num_ever_computed = 0
+        self.held: dict[Hashable, Tensor] = {}
+        self.waiting_since = 0
+        self.num_when_admitted = 0
+        self.began: float | None = None
+        self.added = time.perf_counter()
         self.reuse = ReuseStats()
         self.timings = RoundTimings()
-        self._keys = np.empty((len(prompt.token_ids) + num_new, 4), np.int64)
+        self._drafter = NgramDrafter(request.earlier_answers, draft_tokens)
+        self._keys = np.empty((len(prompt.token_ids) + request.num_new, 4), np.int64)
         self._keys[: self.num_prompt, 0] = prompt.token_ids
         for span, keys in zip(prompt.spans, pair_keys, strict=True):
             per_pair = span.segment.tokens_per_pair
@@ -178,6 +235,16 @@ class Sequence:
         return len(self.request.prompt.token_ids)
 
     @property
+    def num_pending(self) -> int:
+        """Known tokens whose KV is not computed yet; at least the last one."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether it has generated a token since it was last admitted."""
+        return len(self.token_ids) > self.num_when_admitted
+
+    @property
     def output_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt :]
 
@@ -191,6 +258,36 @@ class Sequence:
         self.logprobs.append(logprob)
         self._keys[index] = token_id, *(self._next_position,) * 3
         self._next_position += 1
+        self._drafter.append(token_id)
+
+    # -- drafts -----------------------------------------------------------------------------
+
+    def drafts(self, limit: int) -> list[int]:
+        """At most `limit` guesses at what follows the known tokens (all of them known when
+        tokens are forced). The last token that may be generated is never drafted: nothing
+        follows it."""
+        done = len(self.logprobs)
+        limit = min(limit, self.request.num_new - done - 1)
+        if limit <= 0:
+            return []
+        if self.request.forced_ids:
+            return list(self.request.forced_ids[done : done + limit])
+        return self._drafter.propose(limit)
+
+    def judge_drafts(self, num_drafted: int, num_accepted: int) -> None:
+        """Count how many drafts of one pass were right."""
+        if num_drafted and not self.request.forced_ids:
+            self.reuse.tokens_drafted += num_drafted
+            self.reuse.tokens_accepted += num_accepted
+            self._drafter.judge(num_drafted, num_accepted)
+
+    def positions(self, start: int, end: int, num_drafts: int) -> np.ndarray:
+        """(end - start + num_drafts, 3) int64 M-RoPE positions of known tokens and drafts."""
+        known = self._keys[start:end, 1:]
+        after = self._next_position + np.arange(num_drafts, dtype=np.int64)
+        return np.concatenate((known, np.repeat(after[:, None], 3, axis=1)))
+
+    # -- vision -----------------------------------------------------------------------------
 
     def pairs_within(self, num_tokens: int) -> int:
         """Frame pairs whose tokens all stand in the first `num_tokens`."""
@@ -200,13 +297,44 @@ class Sequence:
             if num_tokens > span.start
         )
 
-    def segments_between(self, start: int, end: int) -> list[tuple[int, Segment, list[int]]]:
-        """Vision in tokens [start, end): (span index, segment, pair indices)."""
-        wanted = []
-        for index, span in enumerate(self.request.prompt.spans):
+    def pairs_between(self, start: int, end: int) -> list[PairPlace]:
+        """Frame pairs that have tokens in [start, end), in order."""
+        places = []
+        for span, keys in zip(self.request.prompt.spans, self.pair_keys, strict=True):
             per_pair = span.segment.tokens_per_pair
             first = max(0, (start - span.start) // per_pair)
-            last = min(len(span.segment.pairs), -(-(end - span.start) // per_pair))
-            if first < last:
-                wanted.append((index, span.segment, list(range(first, last))))
-        return wanted
+            last = min(len(keys), -(-(end - span.start) // per_pair))
+            for index in range(first, last):
+                begin = span.start + index * per_pair
+                pair = span.segment.pairs[index]
+                places.append(PairPlace(keys[index], begin, begin + per_pair, span.segment, pair))
+        return places
+
+    def without_begun_pair(self, num_tokens: int) -> int:
+        """`num_tokens`, less those of a pair that it ends inside of."""
+        for place in self.pairs_between(num_tokens - 1, num_tokens):
+            if place.start < num_tokens < place.end:
+                return place.start
+        return num_tokens
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What one forward pass computes of a sequence: tokens [start, end), then `drafts`.
+
+    A chunk that reaches the last known token yields the next one, and one more for each draft
+    that turns out right.
+    """
+
+    sequence: Sequence
+    start: int
+    end: int
+    drafts: list[int] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return self.end - self.start + len(self.drafts)
+
+    @property
+    def samples(self) -> bool:
+        return self.end == len(self.sequence.token_ids)

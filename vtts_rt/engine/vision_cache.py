@@ -1,70 +1,106 @@
-"""VisionCache: merged ViT features of frame pairs, kept under a byte budget.
+"""VisionCache: merged ViT features of frame pairs, kept under byte budgets.
 
 Exact to reuse because all attention of the vision tower stays inside one pair. The key holds
 all that can change the features: (video id, frame a, frame b, box, (height, width), resize
 kernel, vision weights version, dtype); never a position, a question or a language model.
+
+Three tiers: where the model runs, host memory, files. What one evicts goes to the next; what is
+found below comes back to the first. Device and host are exclusive, so that their budgets add up;
+a file stays, because features never change and files outlive the process.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 
+import torch
 from torch import Tensor
+
+from vtts_rt.engine.feature_tiers import DiskTier, MemoryTier
+from vtts_rt.types import require
+
+_CPU = torch.device("cpu")
 
 
 class VisionCache:
-    """Byte-budget LRU from a pair's key to its features (tokens, hidden)."""
+    """LRU from a pair's key to its features (tokens, hidden).
 
-    def __init__(self, byte_budget: int) -> None:
-        self.byte_budget = byte_budget
-        self.num_bytes = 0
-        self.queries = self.hits = self.evictions = 0
-        self._features: OrderedDict[Hashable, Tensor] = OrderedDict()
+    byte_budget, host_bytes, disk_bytes: of the tiers; 0 is none. device: where features are
+    wanted. disk_path: folder of the files; several processes may share it. With files, keys are
+    nested tuples of str and int. Files are written and read by the caller's thread.
+    """
+
+    def __init__(
+        self,
+        byte_budget: int,
+        host_bytes: int = 0,
+        disk_bytes: int = 0,
+        disk_path: str = "",
+        device: torch.device = _CPU,
+    ) -> None:
+        ok = bool(disk_path) or not disk_bytes
+        require("VisionCache", "disk_path", disk_path, ok, "a folder where disk_bytes is not 0")
+        self._disk = DiskTier(disk_bytes, disk_path) if disk_bytes else None
+        self._host = MemoryTier(host_bytes, _CPU, self._disk) if host_bytes else None
+        below = self._disk if self._host is None else self._host
+        self._device = MemoryTier(byte_budget, device, below)
+        self._to = device
+        self.queries = 0
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether some tier has the pair; counts nothing. A file may yet turn out damaged, and
+        what is there now may be evicted before `get`: be ready to encode after all."""
+        return any(key in tier for tier in self._tiers().values())
 
     def get(self, key: Hashable) -> Tensor | None:
-        """The pair's features, or None. Callers must not write to them."""
+        """The pair's features on the device, or None. Callers must not write to them."""
         self.queries += 1
-        features = self._features.get(key)
+        features = self._device.get(key)
         if features is not None:
-            self.hits += 1
-            self._features.move_to_end(key)
-        return features
+            return features
+        for tier in (self._host, self._disk):
+            if tier is not None and (features := tier.take(key)) is not None:
+                features = features.to(self._to)
+                self._device.put(key, features)
+                return features
+        return None
 
     def put(self, key: Hashable, features: Tensor) -> None:
-        """Keep features (tokens, hidden); evicts the least recently used beyond the budget.
+        """Keep features (tokens, hidden), evicting the least recently used beyond the budget.
 
-        Features larger than the whole budget are not kept.
+        Features larger than a tier's whole budget go to the next.
         """
-        size = _num_bytes(features)
-        if key in self._features or size > self.byte_budget:
+        if key in self._device:
             return
+        if self._host is not None:
+            self._host.discard(key)
         # A view would keep the whole batch it was encoded in alive.
-        self._features[key] = features.clone()
-        self.num_bytes += size
-        while self.num_bytes > self.byte_budget:
-            _, evicted = self._features.popitem(last=False)
-            self.num_bytes -= _num_bytes(evicted)
-            self.evictions += 1
+        self._device.put(key, features.detach().clone())
 
-    def clear(self) -> None:
-        self._features.clear()
-        self.num_bytes = 0
+    def clear(self, disk: bool = False) -> None:
+        """Forget what is in memory, and with `disk` delete the files too."""
+        self._device.clear()
+        if self._host is not None:
+            self._host.clear()
+        if disk and self._disk is not None:
+            self._disk.clear()
 
     def stats(self) -> dict[str, int]:
-        return {
-            "queries": self.queries,
-            "hits": self.hits,
-            "evictions": self.evictions,
-            "pairs": len(self._features),
-            "bytes": self.num_bytes,
-        }
+        """queries and hits of all tiers; evictions, pairs and bytes of the first, and the same
+        of the others under `host_` and `disk_`."""
+        tiers = {name: tier.stats() for name, tier in self._tiers().items()}
+        found = {"queries": self.queries, **tiers[""]}
+        for name, of_tier in tiers.items():
+            if name:
+                found["hits"] += of_tier["hits"]
+                found.update({f"{name}_{counter}": n for counter, n in of_tier.items()})
+        return found
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if the byte count disagrees with what is held."""
-        assert self.num_bytes == sum(map(_num_bytes, self._features.values()))
-        assert self.num_bytes <= self.byte_budget
+        """Raise AssertionError if a byte count is wrong or a pair is in two memory tiers."""
+        for tier in self._tiers().values():
+            tier.check_integrity()
 
-
-def _num_bytes(features: Tensor) -> int:
-    return features.numel() * features.element_size()
+    def _tiers(self) -> dict[str, MemoryTier | DiskTier]:
+        tiers = {"": self._device, "host": self._host, "disk": self._disk}
+        return {name: tier for name, tier in tiers.items() if tier is not None}

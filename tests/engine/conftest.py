@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from utils import VOCAB_SIZE, tiny_tokenizer
+
+from vtts_rt.config import LanguageConfig, ModelConfig, VisionConfig
+from vtts_rt.models.qwen2_5_vl import from_config
+from vtts_rt.models.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(tiny_tokenizer())
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Any:
+    config = ModelConfig(
+        vision=VisionConfig(2, 32, 2, 48, 32, fullatt_block_indexes=(1,)),
+        language=LanguageConfig(VOCAB_SIZE, 32, 64, 2, 4, 2, 1e4, (1, 1, 2)),
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.vision_start_token_id,
+        vision_end_token_id=tokenizer.vision_end_token_id,
+        eos_token_ids=tuple(tokenizer.eos_token_ids),
+    )
+    model = from_config(config, dtype=torch.float64)
+    with torch.no_grad():  # wide weights: a wrong token changes the answer
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.ndim == 2 else 1)
+    return model

@@ -1,0 +1,69 @@
+"""What tests of the engine share: random frames, small prompts, an engine over a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from vtts_rt.config import EngineConfig
+from vtts_rt.engine.engine import Engine
+from vtts_rt.engine.sequence import Completion, FinishedEvent, GenerationRequest
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
+from vtts_rt.types import PairRef, PixelBox, Prompt, SamplingParams, Segment, TimeLabel
+
+GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+
+
+class Frames:
+    """A provider of random frames that counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.error: Exception | None = None
+
+    def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
+        pass
+
+    def ready(self, video: int, frame_indices: Sequence[int]) -> bool:
+        return True
+
+    def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
+        if self.error is not None:
+            raise self.error
+        self.asked += frame_indices
+        return [self.frame(index) for index in frame_indices]
+
+    @staticmethod
+    def frame(index: int) -> np.ndarray:
+        return np.random.default_rng(index).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+
+
+def make_engine(model: Any, tokenizer: Tokenizer, **config: int) -> Engine:
+    return Engine(model, tokenizer, EngineConfig(**{"page_size": 4, "kv_bytes": 1 << 20} | config))
+
+
+def pair(a: int, b: int | None = None) -> PairRef:
+    return PairRef(0, "v", a, a if b is None else b, float(a))
+
+
+WHOLE = PixelBox(0, 0, 90, 60)
+
+
+def look(*pairs: PairRef, box: PixelBox = WHOLE) -> Segment:
+    return Segment(pairs, box, (56, 84))
+
+
+def encode(tokenizer: Tokenizer, *parts: str | TimeLabel | Segment) -> EncodedPrompt:
+    return encode_prompt(tokenizer, Prompt(parts))
+
+
+def run(engine: Engine, prompt: EncodedPrompt, provider: Frames | None = None, **more: Any):
+    request = GenerationRequest(prompt, provider=provider, **{"sampling": GREEDY} | more)
+    return finish(engine.generate(request))
+
+
+def finish(events: Iterator[Any]) -> Completion:
+    (last,) = [event for event in events if isinstance(event, FinishedEvent)]
+    return last.completion

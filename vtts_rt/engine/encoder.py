@@ -1,0 +1,184 @@
+"""VisionEncoder: pixels to features, only for frame pairs that no cache has.
+
+Pairs wanted by all sequences of a pass are encoded together, each once. Pixels are asked for on
+a miss only, and said to be wanted long before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
+from vtts_rt.engine.vision_cache import VisionCache
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
+from vtts_rt.types import PATCH_SIZE, PairRef, Segment
+
+# Patch rows after which a ViT pass is full: the first frames are encoded while the last are still
+# being decoded, yet a look at a few pairs is one pass (480 rows a pair: five pairs took 0.65 s in
+# one pass, 0.88 s in two; 15 pairs alike in passes of 4 to 15; 118 M model, 2 AVX2 cores).
+_ROWS_PER_PASS = 3600
+# Which resize the cached features went through (part of their key).
+_RESIZE_KERNEL = "bicubic-antialias/uint8-cpu"
+
+Features = dict[Hashable, Tensor]
+
+
+class VisionEncoder:
+    """Features of frame pairs from a cache, or from a request's frames and the vision tower."""
+
+    def __init__(self, model: Qwen2_5_VL, cache: VisionCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._rows = PatchBuffer()
+
+    def pair_key(self, segment: Segment, pair: PairRef) -> Hashable:
+        """All that can change the features of a pair (see VisionCache)."""
+        return (
+            pair.video_id,
+            pair.frame_a,
+            pair.frame_b,
+            segment.box,
+            segment.resized_hw,
+            _RESIZE_KERNEL,
+            self._model.vision_version,
+            str(self._model.dtype),
+        )
+
+    def prefetch(self, sequence: Sequence) -> None:
+        """Tell the provider which frames the rest of a prompt will want; returns at once."""
+        provider = sequence.request.provider
+        if provider is None:
+            return
+        pending = sequence.pairs_between(sequence.num_computed, sequence.num_prompt)
+        for video, frames in _frames_by_video(self._missing(sequence, pending)).items():
+            provider.prefetch(video, frames)
+
+    def end_of_ready(self, sequence: Sequence, start: int, end: int) -> int:
+        """Up to where tokens [start, end) can be computed without waiting for a frame."""
+        provider = sequence.request.provider
+        for place in self._missing(sequence, sequence.pairs_between(start, end)):
+            pair = place.pair
+            if provider and not provider.ready(pair.video, (pair.frame_a, pair.frame_b)):
+                return max(start, place.start)
+        return end
+
+    def _missing(self, sequence: Sequence, places: Iterable[PairPlace]) -> list[PairPlace]:
+        held, cache = sequence.held, self._cache
+        return [place for place in places if place.key not in held and place.key not in cache]
+
+    @torch.inference_mode()
+    def features(self, chunks: list[Chunk]) -> tuple[Features, list[tuple[Sequence, Exception]]]:
+        """Features of every pair in the chunks, and the sequences whose pixels failed.
+
+        A failure concerns its own sequence only: what others wanted from the same pass is
+        encoded again without it.
+        """
+        features: Features = {}
+        jobs: list[tuple[Sequence, PairPlace]] = []
+        for chunk in chunks:
+            jobs += self._look_up(chunk, features, {place.key for _, place in jobs})
+        if not jobs:
+            return features, []
+        try:
+            self._encode(jobs, features)
+            return features, []
+        except Exception as error:
+            failed = jobs[0][0]
+            if all(sequence is failed for sequence, _ in jobs):
+                return features, [(failed, error)]
+        failures = []
+        for chunk in chunks:
+            own = self._look_up(chunk, features, set(), count=False)
+            try:
+                self._encode(own, features)
+            except Exception as error:
+                failures.append((chunk.sequence, error))
+        return features, failures
+
+    def _look_up(
+        self, chunk: Chunk, features: Features, claimed: set[Hashable], count: bool = True
+    ) -> list[tuple[Sequence, PairPlace]]:
+        """Add what is cached to `features`; return what is not, less what is `claimed`."""
+        sequence, missing = chunk.sequence, []
+        for place in sequence.pairs_between(chunk.start, chunk.end):
+            key = place.key
+            if key in features or key in claimed:
+                sequence.reuse.pairs_reused += count
+                continue
+            found = sequence.held.get(key)
+            if found is None and (found := self._cache.get(key)) is not None:
+                sequence.reuse.pairs_reused += count
+            if found is None:
+                missing.append((sequence, place))
+                claimed.add(key)
+                sequence.reuse.pairs_encoded += count
+            else:
+                features[key] = found
+        return missing
+
+    def _encode(self, jobs: list[tuple[Sequence, PairPlace]], features: Features) -> None:
+        jobs = [job for job in jobs if job[1].key not in features]
+        while jobs:
+            rows, taken = 0, 0
+            while taken < len(jobs) and (taken == 0 or rows <= _ROWS_PER_PASS):
+                rows += jobs[taken][1].segment.tokens_per_pair * 4
+                taken += 1
+            batch, jobs = jobs[:taken], jobs[taken:]
+            for (_, place), found in zip(batch, self._encode_pass(batch), strict=True):
+                features[place.key] = found
+                self._cache.put(place.key, found)
+
+    def _encode_pass(self, batch: list[tuple[Sequence, PairPlace]]) -> tuple[Tensor, ...]:
+        clock = time.perf_counter
+        began = clock()
+        jobs = []
+        by_sequence: dict[int, list[PairPlace]] = {}
+        owners = {id(sequence): sequence for sequence, _ in batch}
+        for sequence, place in batch:
+            by_sequence.setdefault(id(sequence), []).append(place)
+        frames = {owner: _frames(owners[owner], places) for owner, places in by_sequence.items()}
+        decoded = clock()
+        for sequence, place in batch:
+            pair, own = place.pair, frames[id(sequence)]
+            frame_a, frame_b = (own[pair.video, index] for index in (pair.frame_a, pair.frame_b))
+            jobs.append(PatchifyJob(frame_a, frame_b, place.segment.box, place.segment.resized_hw))
+        rows = patchify(jobs, out=self._rows.rows_for(jobs))
+        patched = clock()
+        sizes = [place.segment.resized_hw for _, place in batch]
+        grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
+        model = self._model
+        visual: Tensor = model.visual(rows.to(model.device, model.dtype), grids)
+        for sequence in owners.values():
+            timings = sequence.timings
+            timings.decode += 1e3 * (decoded - began)
+            timings.preprocess += 1e3 * (patched - decoded)
+            timings.vision += 1e3 * (clock() - patched)
+        return torch.split(visual, [place.segment.tokens_per_pair for _, place in batch])
+
+
+def _frames(sequence: Sequence, places: list[PairPlace]) -> dict[tuple[int, int], np.ndarray]:
+    """(video, frame index) -> frame, of all pairs; waits for them."""
+    provider = sequence.request.provider
+    if provider is None:
+        raise ValueError(
+            "generate: provider must be given for a prompt that holds vision, got None"
+        )
+    return {
+        (video, index): frame
+        for video, wanted in _frames_by_video(places).items()
+        for index, frame in zip(wanted, provider.frames(video, wanted), strict=True)
+    }
+
+
+def _frames_by_video(places: Iterable[PairPlace]) -> dict[int, list[int]]:
+    wanted: dict[int, list[int]] = {}
+    for place in places:
+        pair = place.pair
+        wanted.setdefault(pair.video, []).extend((pair.frame_a, pair.frame_b))
+    return wanted

@@ -1,0 +1,294 @@
+"""Tiers of the vision cache: features in device or host memory, and in files.
+
+Every tier is a byte-budget LRU that hands what it evicts to the tier below.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import operator
+import os
+import re
+import time
+import uuid
+import zlib
+from collections import OrderedDict
+from collections.abc import Hashable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "vtts_rt features 1"
+# Only files of these names are ever read, counted or deleted: others may lie in the folder.
+_FILE = re.compile(r"[0-9a-f]{64}\.features\.safetensors")
+_TEMPORARY = re.compile(r"[0-9a-f]{64}\.features\.safetensors\.[0-9a-f]{32}\.tmp")
+_TEMPORARY_SECONDS = 3600.0  # older ones were left by a process that died
+# The folder is read anew after writing this part of the budget, so that processes that share it
+# exceed it together by no more than this much each.
+_SCANS_PER_BUDGET = 16
+
+
+class MemoryTier:
+    """Features in the memory of one device. Exclusive: what moves up leaves this tier."""
+
+    def __init__(
+        self, byte_budget: int, device: torch.device, below: MemoryTier | DiskTier | None
+    ) -> None:
+        self.byte_budget = byte_budget
+        self.num_bytes = self.hits = self.evictions = 0
+        self._device = device
+        self._below = below
+        self._features: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._features
+
+    def get(self, key: Hashable) -> Tensor | None:
+        features = self._features.get(key)
+        if features is not None:
+            self.hits += 1
+            self._features.move_to_end(key)
+        return features
+
+    def take(self, key: Hashable) -> Tensor | None:
+        """As `get`, and forget them here."""
+        features = self.get(key)
+        self.discard(key)
+        return features
+
+    def discard(self, key: Hashable) -> None:
+        features = self._features.pop(key, None)
+        if features is not None:
+            self.num_bytes -= features.nbytes
+
+    def put(self, key: Hashable, features: Tensor) -> None:
+        """Keep features, which own their memory; what is too large goes to the tier below."""
+        size = features.nbytes
+        if size > self.byte_budget:
+            if self._below is not None:
+                self._below.put(key, features)
+            return
+        while self.num_bytes + size > self.byte_budget:
+            oldest, evicted = self._features.popitem(last=False)
+            self.num_bytes -= evicted.nbytes
+            self.evictions += 1
+            if self._below is not None:
+                self._below.put(oldest, evicted)
+        self._features[key] = features.to(self._device)
+        self.num_bytes += size
+
+    def clear(self) -> None:
+        self._features.clear()
+        self.num_bytes = 0
+
+    def stats(self) -> dict[str, int]:
+        return {
+            "hits": self.hits,
+            "evictions": self.evictions,
+            "pairs": len(self._features),
+            "bytes": self.num_bytes,
+        }
+
+    def check_integrity(self) -> None:
+        assert self.num_bytes == sum(f.nbytes for f in self._features.values())
+        assert self.num_bytes <= self.byte_budget
+
+
+class DiskTier:
+    """Features in files of one folder, which other processes may share and which outlive this one.
+
+    A file stays when its features move up: they never change, so moving down again is free.
+    Its name is a hash of the key, its metadata hold the key itself, which is compared, and a
+    checksum. Age is the time of the file's last use (mtime). Whatever is wrong with a file makes
+    it a miss, and it is deleted (`damaged`); a folder that cannot be written to is only read.
+    """
+
+    def __init__(self, byte_budget: int, path: str) -> None:
+        self.byte_budget = byte_budget
+        self.num_bytes = self.hits = self.evictions = self.damaged = 0
+        self._folder = Path(path).expanduser()
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # file name -> bytes, oldest first
+        self._unscanned = 0  # bytes written since the folder was read
+        self._writable = True
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._scan()
+        except OSError as error:
+            self._give_up(error)
+
+    def __contains__(self, key: Hashable) -> bool:
+        try:
+            return self._path(key_text(key)).exists()
+        except OSError:
+            return False
+
+    def take(self, key: Hashable) -> Tensor | None:
+        """Features of `key` on the CPU, checked, or None."""
+        text = key_text(key)
+        path = self._path(text)
+        try:
+            data = path.read_bytes() if path.stat().st_size <= self.byte_budget else b""
+        except FileNotFoundError:
+            self._forget(path.name)
+            return None
+        except OSError:
+            data = b""
+        features = _decoded(data, text)
+        if features is None:
+            self.damaged += 1
+            self._delete(path.name)
+            return None
+        self.hits += 1
+        self._count(path.name, len(data))
+        _touch(path)
+        return features
+
+    def put(self, key: Hashable, features: Tensor) -> None:
+        """Write features unless their file is there; deletes the oldest files beyond the budget."""
+        text = key_text(key)
+        path = self._path(text)
+        if not self._writable:
+            return
+        try:
+            if path.exists():
+                _touch(path)
+                return
+            data = _encoded(features, text)
+            if len(data) > self.byte_budget:
+                return
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if (self._unscanned + len(data)) * _SCANS_PER_BUDGET > self.byte_budget:
+                self._scan()
+            self._make_room(len(data))
+            self._write(path, data)
+        except OSError as error:
+            self._give_up(error)
+
+    def clear(self) -> None:
+        """Delete the files, those of other processes too."""
+        with suppress(OSError):
+            self._scan()
+        for name in list(self._sizes):
+            self._delete(name)
+
+    def stats(self) -> dict[str, int]:
+        return {
+            "hits": self.hits,
+            "evictions": self.evictions,
+            "damaged": self.damaged,
+            "pairs": len(self._sizes),
+            "bytes": self.num_bytes,
+        }
+
+    def check_integrity(self) -> None:
+        assert self.num_bytes == sum(self._sizes.values())
+        assert self.num_bytes <= self.byte_budget
+
+    def _path(self, text: str) -> Path:
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.features.safetensors"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        self._count(path.name, len(data))
+        self._unscanned += len(data)
+
+    def _scan(self) -> None:
+        """Read the folder: what is there, oldest first, down to the budget."""
+        found = []
+        for file in self._folder.iterdir():
+            with suppress(OSError):  # gone meanwhile
+                if _FILE.fullmatch(file.name):
+                    status = file.stat()
+                    found.append((status.st_mtime_ns, file.name, status.st_size))
+                elif (
+                    _TEMPORARY.fullmatch(file.name)
+                    and time.time() - file.stat().st_mtime > _TEMPORARY_SECONDS
+                ):
+                    file.unlink()
+        self._sizes = OrderedDict((name, size) for _, name, size in sorted(found))
+        self.num_bytes = sum(self._sizes.values())
+        self._unscanned = 0
+        self._make_room(0)
+
+    def _count(self, name: str, size: int) -> None:
+        """Note a file as the newest; it may be another process's."""
+        self._forget(name)
+        self._make_room(size)
+        self._sizes[name] = size
+        self.num_bytes += size
+
+    def _make_room(self, size: int) -> None:
+        while self.num_bytes + size > self.byte_budget:
+            self._delete(next(iter(self._sizes)))
+            self.evictions += 1
+
+    def _forget(self, name: str) -> None:
+        self.num_bytes -= self._sizes.pop(name, 0)
+
+    def _delete(self, name: str) -> None:
+        self._forget(name)
+        with suppress(OSError):
+            (self._folder / name).unlink()
+
+    def _give_up(self, error: OSError) -> None:
+        self._writable = False
+        logger.warning("vision cache: %s is not written to any more: %s", self._folder, error)
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):  # another user's file stays as old as it is
+        os.utime(path)
+
+
+def key_text(key: Hashable) -> str:
+    """A key of nested tuples of str and int as text: the same for equal keys only, on every
+    machine. TypeError for anything else inside."""
+    return json.dumps(_plain(key), separators=(",", ":"))
+
+
+def _plain(key: Any) -> Any:
+    if isinstance(key, str):
+        return key
+    return [_plain(item) for item in key] if isinstance(key, tuple) else operator.index(key)
+
+
+def _encoded(features: Tensor, key: str) -> bytes:
+    features = features.cpu().contiguous()
+    metadata = {"format": _FORMAT, "key": key, "checksum": _checksum(features)}
+    data: bytes = safetensors.torch.save({"features": features}, metadata)
+    return data
+
+
+def _decoded(data: bytes, key: str) -> Tensor | None:
+    """What `_encoded` gave, or None if `data` is anything else, whatever that is."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length])["__metadata__"]
+        if (metadata["format"], metadata["key"]) != (_FORMAT, key):
+            return None
+        features = safetensors.torch.load(data)["features"]
+        return features if metadata["checksum"] == _checksum(features) else None
+    except Exception:  # bytes from outside: json, safetensors and torch fail in many ways
+        return None
+
+
+def _checksum(features: Tensor) -> str:
+    """CRC-32 of shape, dtype and values: what a crash or a bad sector damages."""
+    shape = f"{tuple(features.shape)} {features.dtype}".encode()
+    values = features.reshape(-1).view(torch.uint8).numpy().data
+    return f"{zlib.crc32(values, zlib.crc32(shape)):08x}"
