@@ -10,8 +10,8 @@ import pytest
 import torchvision_shim
 from utils import tiny_checkpoint
 
-from vtts_rt.bench_model import _moving_frames
-from vtts_rt.bench_peer import PublishedLoop, RoundSample
+from vtts_rt.bench.model import moving_frames
+from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.policy import RoundHistory, plan_round
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12.1 s at 10 frames a second, large enough to be resized down."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_video(path, _moving_frames(121, (100, 150)), source_fps=10)
+    write_video(path, moving_frames(121, (100, 150)), source_fps=10)
     return path
 
 

@@ -40,6 +40,7 @@ def plan_cost(
         max_rounds=config.max_rounds,
         plan=first,
         history=[],
+        text_first=config.text_first,
     )
     num_tokens = len(encode_prompt(engine.tokenizer, prompt))
     vision = sum(segment.num_tokens for segment in first.segments)

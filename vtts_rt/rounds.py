@@ -1,23 +1,32 @@
 """Rounds: look, answer, read the clue, look again where it points.
 
-RoundScheduler turns one question into a stream of events. The perception layer says what to
-look at and how a prompt is laid out; the engine computes what is new; this file connects them
-and decides when to stop.
+RoundScheduler turns questions into streams of events, many at once over one engine. Each question
+is a state machine, plan -> fetch -> prefill -> decode -> parse -> next | done, written as a
+generator that asks for a generation and is sent what the engine makes of it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, GenerationRequest, TokenEvent
+from vtts_rt.engine.grammar import ClueGrammar
+from vtts_rt.engine.sequence import (
+    Completion,
+    FailedEvent,
+    FinishedEvent,
+    GenerationRequest,
+    TokenEvent,
+)
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt
-from vtts_rt.perception.clue import Clue, ClueStream, option_letter
+from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream, option_letter
 from vtts_rt.perception.layout import build_prompt
+from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.results import (
     ClueFound,
@@ -29,7 +38,7 @@ from vtts_rt.results import (
     TokenGenerated,
 )
 from vtts_rt.types import SamplingParams, StopReason, VideoMetadata
-from vtts_rt.video.store import StoreProvider
+from vtts_rt.video.store import FrameCounts, StoreProvider
 
 
 @dataclass(slots=True)
@@ -46,6 +55,7 @@ class RoundRequest:
     provider: StoreProvider
     perception: PerceptionConfig
     sampling: SamplingParams
+    templates: PromptTemplates
     options: Sequence[str] = ()
     context: str = ""
     assume_clues: Sequence[Clue] | None = None
@@ -54,20 +64,108 @@ class RoundRequest:
     history: list[RoundHistory] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class RequestFailed:
+    """The request ended with an error; others go on."""
+
+    error: Exception
+
+
+# What a task yields: events as they come, a generation to run, or None for the next of its events.
+_Yield = RoundEvent | Completion | GenerationRequest | None
+_Task = Generator[_Yield, TokenEvent | FinishedEvent, None]
+Output = RoundEvent | Completion | RequestFailed
+
+
 class RoundScheduler:
-    """Runs the rounds of one question over an engine."""
+    """Runs the rounds of many questions over an engine, and plain generations beside them.
 
-    def __init__(self, engine: Engine, templates: PromptTemplates) -> None:
+    Not thread-safe: one thread calls `add`, `step`, `abort`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._templates = templates
+        self._tasks: dict[int, _Task] = {}
+        self._waiting_on: dict[int, int] = {}  # engine request -> task
+        self._ready: list[tuple[int, Output]] = []
+        self._next_id = 0
+        self.frames_speculated = 0
+        self._grammar: ClueGrammar | None = None
 
-    def run(self, request: RoundRequest) -> Iterator[RoundEvent]:
-        """Events in order, the last is RoundsEnded. Closing the iterator aborts the round."""
+    def add(self, request: RoundRequest | GenerationRequest) -> int:
+        """Begin a question, or a plain generation; returns its id. Errors come out of `step`."""
+        self._next_id += 1
+        self._tasks[self._next_id] = (
+            self._rounds(request) if isinstance(request, RoundRequest) else _generation(request)
+        )
+        self._advance(self._next_id, None)
+        return self._next_id
+
+    def step(self) -> list[tuple[int, Output]]:
+        """One forward pass; (id, output) in order. A question's last output is RoundsEnded, a
+        generation's its Completion; or RequestFailed."""
+        if not self._ready:
+            for event in self._engine.step():
+                if (task_id := self._waiting_on.get(event.request_id)) is not None:
+                    if not isinstance(event, TokenEvent):
+                        del self._waiting_on[event.request_id]
+                    self._advance(task_id, event)
+        outputs, self._ready = self._ready, []
+        return outputs
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request; what it has computed stays in the caches."""
+        self._tasks.pop(request_id, None)
+        for engine_id in [e for e, task_id in self._waiting_on.items() if task_id == request_id]:
+            del self._waiting_on[engine_id]
+            self._engine.abort(engine_id)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._tasks or self._ready)
+
+    def run(self, request: RoundRequest | GenerationRequest) -> Iterator[RoundEvent | Completion]:
+        """Outputs of one request, run alone. Closing the iterator aborts it. Errors are raised."""
+        request_id = self.add(request)
+        try:
+            while self.has_work:
+                for _, output in self.step():
+                    if isinstance(output, RequestFailed):
+                        raise output.error
+                    yield output
+        finally:
+            self.abort(request_id)
+
+    def _advance(
+        self, task_id: int, event: TokenEvent | FinishedEvent | FailedEvent | None
+    ) -> None:
+        """Send an engine event to a task and collect what it says until it wants another."""
+        task = self._tasks[task_id]
+        try:
+            if isinstance(event, FailedEvent):
+                said = task.throw(event.error)
+            else:
+                said = next(task) if event is None else task.send(event)
+            while isinstance(said, RoundEvent | Completion):
+                self._ready.append((task_id, said))
+                said = next(task)
+            if isinstance(said, GenerationRequest):
+                self._waiting_on[self._engine.add(said)] = task_id
+        except StopIteration:
+            del self._tasks[task_id]
+        except Exception as error:
+            del self._tasks[task_id]
+            self._ready.append((task_id, RequestFailed(error)))
+
+    # -- one question -----------------------------------------------------------------------
+
+    def _rounds(self, request: RoundRequest) -> _Task:
         config = request.perception
         assert config.strategy is not None
         conversation: EncodedPrompt | None = None
         results: list[RoundResult] = []
         stop: StopReason = "max_rounds"
+        upcoming = request.provider
         for index in range(config.max_rounds):
             if _expired(request.deadline_seconds):
                 stop = "timeout"
@@ -80,7 +178,7 @@ class RoundScheduler:
             began = time.perf_counter()
             prompt = build_prompt(
                 config.strategy,
-                self._templates,
+                request.templates,
                 question=request.question,
                 options=request.options,
                 context=request.context,
@@ -88,6 +186,7 @@ class RoundScheduler:
                 max_rounds=config.max_rounds,
                 plan=plan,
                 history=request.history,
+                text_first=config.text_first,
             )
             encoded = encode_prompt(self._engine.tokenizer, prompt)
             if config.strategy == "append" and conversation is not None:
@@ -99,29 +198,40 @@ class RoundScheduler:
                 break
             yield RoundStarted(index, plan)
             clues = ClueStream()
-            completion: Completion | None = None
-            for event in self._engine.generate(
-                GenerationRequest(
-                    encoded,
-                    provider=request.provider,
-                    sampling=request.sampling,
-                    mrope=config.mrope,
-                    round_index=index,
-                    member=request.member,
-                    deadline_seconds=request.deadline_seconds,
-                )
-            ):
-                if isinstance(event, TokenEvent):
-                    yield TokenGenerated(index, event.token_id, event.logprob, event.text)
-                    for found in clues.feed(event.text):
-                        yield ClueFound(index, found.kind, found.value)
-                else:
-                    completion = event.completion
-            assert completion is not None
+            provider, upcoming = upcoming, request.provider.fresh()
+            ahead = self._engine.config.speculative_fetch and index + 1 < config.max_rounds
+            if ahead and config.strategy != "official":
+                for video, frames in finer_frames(request.videos, plan, config.sample_fps).items():
+                    provider.passing(video, frames)
+            # What follows a final answer is not fetched; nor what a forced clue will replace.
+            looks_ahead = ahead and request.assume_clues is None
+            found: list[ClueEvent] = []
+            event = yield GenerationRequest(
+                encoded,
+                provider=provider,
+                sampling=request.sampling,
+                mrope=config.mrope,
+                round_index=index,
+                member=request.member,
+                deadline_seconds=request.deadline_seconds,
+                earlier_answers=[result.token_ids for result in results],
+                constraint=self._clue_grammar().start() if config.constrain_clues else None,
+            )
+            while isinstance(event, TokenEvent):
+                yield TokenGenerated(index, event.token_id, event.logprob, event.text)
+                for clue in clues.feed(event.text):
+                    yield ClueFound(index, clue.kind, clue.value)
+                    found.append(clue)
+                    if looks_ahead:
+                        self._fetch_ahead(request, plan, found, upcoming)
+                event = yield None
+            completion = event.completion
             said = clues.finish()
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
-            result = _result(index, prompt.text, completion, said.answer, look, request)
+            result = _result(
+                index, prompt.text, completion, said.answer, look, request, provider.take_counts()
+            )
             result.timings.total = 1e3 * (time.perf_counter() - began)
             request.history.append(look)
             results.append(result)
@@ -136,6 +246,35 @@ class RoundScheduler:
                 break
         text, option = _answer(results, request.options)
         yield RoundsEnded(stop, text, option)
+
+    def _fetch_ahead(
+        self,
+        request: RoundRequest,
+        plan: FramePlan,
+        found: list[ClueEvent],
+        provider: StoreProvider,
+    ) -> None:
+        """Start decoding what the next round would show if no more clues were to come."""
+        spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
+        boxes = tuple((*e.value,) for e in found if e.kind == "box")
+        config = request.perception
+        assert config.strategy is not None
+        look = RoundHistory(plan, Clue(spans=spans, boxes=boxes))  # type: ignore[arg-type]
+        history = [*request.history, look]
+        ahead = plan_round(config.strategy, config, request.videos, history, len(history))
+        wanted: dict[int, list[int]] = {}
+        for segment in ahead.segments:
+            for pair in segment.pairs:
+                if not self._engine.has_features(segment, pair):
+                    wanted.setdefault(pair.video, []).extend((pair.frame_a, pair.frame_b))
+        for video, frames in wanted.items():
+            self.frames_speculated += len(set(frames))
+            provider.prefetch(video, frames)
+
+    def _clue_grammar(self) -> ClueGrammar:
+        if self._grammar is None:
+            self._grammar = ClueGrammar(self._engine.tokenizer)
+        return self._grammar
 
     def _without_end(self, token_ids: list[int]) -> list[int]:
         """The next round's text closes the turn itself."""
@@ -173,6 +312,14 @@ class RoundScheduler:
         return last == before and last[0] != ""
 
 
+def _generation(request: GenerationRequest) -> _Task:
+    """A plain generation: its tokens are not told, its completion is."""
+    event = yield request
+    while isinstance(event, TokenEvent):
+        event = yield None
+    yield event.completion
+
+
 def _forced(assume_clues: Sequence[Clue] | None, index: int) -> Clue | None:
     if assume_clues is None or index >= len(assume_clues):
         return None
@@ -190,8 +337,8 @@ def _result(
     answer: str | None,
     look: RoundHistory,
     request: RoundRequest,
+    counts: FrameCounts,
 ) -> RoundResult:
-    counts = request.provider.take_counts()
     reuse = completion.reuse
     reuse.frames_decoded = counts.frames_decoded
     reuse.frames_codec_decoded = counts.frames_codec_decoded

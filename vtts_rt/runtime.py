@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from vtts_rt.config import EngineConfig, PerceptionConfig
 from vtts_rt.cost import plan_cost
+from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, FinishedEvent, GenerationRequest
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_extras, load_model, resolve_model
+from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_extras, load_model, resolve_model, write_hf
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
-from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
-from vtts_rt.results import (
-    Answer,
-    AnswerReady,
-    RoundEvent,
-    RoundFinished,
-    RoundResult,
-    RoundsEnded,
-)
-from vtts_rt.rounds import RoundRequest, RoundScheduler
+from vtts_rt.question import Question, StreamEvent, open_videos
+from vtts_rt.results import Answer, AnswerReady, RoundEvent
+from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
 from vtts_rt.types import Prompt, SamplingParams, require
-from vtts_rt.video import FrameSource, FrameStore, open_video
+from vtts_rt.video import FrameStore
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +36,9 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """Answers questions about videos in rounds.
 
-    A context manager. Not thread-safe: one question at a time; what one question decoded,
-    encoded or prefilled serves the next.
+    A context manager. Thread-safe: questions asked from many threads, or as coroutines, run
+    together in the same forward passes, and what one decoded, encoded or prefilled serves the
+    others.
     """
 
     def __init__(
@@ -58,6 +57,8 @@ class Runtime:
             torch.set_num_threads(self.config.threads)
         self._templates = templates or PromptTemplates()
         self._engine = Engine(model, tokenizer, self.config)
+        self._rounds = RoundScheduler(self._engine)
+        self._driver = Driver(self._rounds)
         self._store = FrameStore(self.config.frame_store_bytes)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
@@ -114,93 +115,116 @@ class Runtime:
                 on_event(event)
         raise AssertionError("a stream ends with its answer")
 
-    def ask_batch(self, requests: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Answers in order; each request holds the arguments of `ask` by name."""
-        return [self.ask(**request) for request in requests]
+    def ask_batch(
+        self, requests: Sequence[Mapping[str, Any]], *, return_exceptions: bool = False
+    ) -> list[Any]:
+        """Answers in order, all requests at once; each holds the arguments of `ask` by name.
 
-    def stream(
-        self,
-        video: Any,
-        question: str,
-        *,
-        options: Sequence[str] = (),
-        context: str = "",
-        perception: PerceptionConfig | None = None,
-        sampling: SamplingParams | None = None,
-        assume_clues: Sequence[Any] | None = None,
-        source_fps: float | None = None,
-        start_seconds: float | None = None,
-        end_seconds: float | None = None,
-        timeout_seconds: float | None = None,
-        allow_urls: bool = False,
-        member: int = 0,
-    ) -> Iterator[RoundEvent | AnswerReady]:
+        return_exceptions: put the error of a request that failed in the place of its answer;
+        otherwise the first such error is raised once all have ended.
+        """
+        if not requests:
+            return []
+        most = min(len(requests), self.config.max_sequences)
+        with ThreadPoolExecutor(most, thread_name_prefix="ask_batch") as pool:
+            futures = [pool.submit(self.ask, **request) for request in requests]
+            errors = [future.exception() for future in futures]
+        outcomes: list[Answer | Exception] = []
+        for future, error in zip(futures, errors, strict=True):
+            if error is not None and not (return_exceptions and isinstance(error, Exception)):
+                raise error
+            outcomes.append(future.result() if error is None else error)
+        return outcomes
+
+    def ask_group(
+        self, video: Any, question: str, *, num_answers: int, **options: Any
+    ) -> list[Answer]:
+        """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
+
+        They share every page of the prompt and branch where their tokens differ; what several
+        of them look at in later rounds is decoded and encoded once. Arguments as `stream`.
+        """
+        require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
+        members = [
+            {"video": video, "question": question, **options, "member": member}
+            for member in range(num_answers)
+        ]
+        return self.ask_batch(members)
+
+    def stream(self, video: Any, question: str, **options: Any) -> Iterator[StreamEvent]:
         """Events of one question: round_started, token, clue, round_finished, rounds_ended,
         answer. Closing the iterator aborts.
 
         video: path, bytes, uint8 array (T, H, W, 3) with source_fps, image, or a list of these.
+        Keyword arguments, all optional:
         options: texts to choose from, named A, B, ... context: subtitles or other long text.
-        assume_clues: a clue per round that replaces the model's: `[[start, end], ...]` in
-        seconds, or {"spans": ..., "boxes": ...} with boxes as fractions of the whole frame;
-        rounds beyond the list use what the model says. start_seconds, end_seconds: the part of
-        the video that exists. timeout_seconds: stop with what there is. member: index in a
-        rollout group, part of the sampling noise.
+        perception: PerceptionConfig, sampling: SamplingParams. assume_clues: a clue per round
+        that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
+        "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
+        the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
+        video that exists. timeout_seconds: stop with what there is. allow_urls: video may be a
+        URL. member: index in a rollout group, part of the sampling noise.
         """
-        began = time.perf_counter()
-        deadline = None
-        if timeout_seconds is not None:
-            require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
-            deadline = time.monotonic() + timeout_seconds
-        config = self.perception(perception)
-        require("ask", "options", options, not isinstance(options, str), "a list of texts")
-        clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
-        sampling = sampling or SamplingParams()
+        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         with ExitStack() as stack:
-            sources = self._open(
-                stack,
-                video,
-                source_fps=source_fps,
-                start_seconds=start_seconds,
-                end_seconds=end_seconds,
-                allow_urls=allow_urls,
-            )
-            videos = [source.metadata for source in sources]
-            results: list[RoundResult] = []
-            rounds = RoundScheduler(self._engine, self._prompts(config)).run(
-                RoundRequest(
-                    question=question,
-                    videos=videos,
-                    provider=self._store.provider(sources),
-                    perception=config,
-                    sampling=sampling,
-                    options=options,
-                    context=context,
-                    assume_clues=clues,
-                    deadline_seconds=deadline,
-                    member=member,
-                )
-            )
-            for event in rounds:
-                yield event
-                if isinstance(event, RoundFinished):
-                    results.append(event.result)
-                elif isinstance(event, RoundsEnded):
-                    assert config.strategy is not None
-                    yield AnswerReady(
-                        Answer(
-                            text=event.text,
-                            option=None if event.option is None else chr(65 + event.option),
-                            stop_reason=event.stop_reason,
-                            rounds=results,
-                            model=self.name,
-                            strategy=config.strategy,
-                            mrope=config.mrope,
-                            seed=sampling.seed,
-                            videos=videos,
-                            load_ms=self.load_ms,
-                            total_ms=1e3 * (time.perf_counter() - began),
-                        )
-                    )
+            asked = self._question(stack, video, question, **options)
+            request_id = self._driver.submit(asked.request, outputs.put)
+            try:
+                while asked.answer is None:
+                    yield from asked.events(outputs.get())
+            finally:
+                if asked.answer is None:
+                    self._driver.abort(request_id)
+
+    async def ask_async(self, video: Any, question: str, **options: Any) -> Answer:
+        """`ask` as a coroutine; cancelling it aborts the question."""
+        async for event in self.stream_async(video, question, **options):
+            if isinstance(event, AnswerReady):
+                return event.answer
+        raise AssertionError("a stream ends with its answer")
+
+    async def stream_async(
+        self, video: Any, question: str, **options: Any
+    ) -> AsyncIterator[StreamEvent]:
+        """`stream` as an asynchronous iterator; closing it or cancelling its task aborts."""
+        loop = asyncio.get_running_loop()
+        outputs: asyncio.Queue[Output] = asyncio.Queue()
+
+        def deliver(output: Output) -> None:
+            loop.call_soon_threadsafe(outputs.put_nowait, output)
+
+        with ExitStack() as stack:
+            asked = await asyncio.to_thread(self._question, stack, video, question, **options)
+            request_id = await asyncio.to_thread(self._driver.submit, asked.request, deliver)
+            try:
+                while asked.answer is None:
+                    for event in asked.events(await outputs.get()):
+                        yield event
+            finally:
+                if asked.answer is None:
+                    await asyncio.to_thread(self._driver.abort, request_id)
+
+    def _question(
+        self,
+        stack: ExitStack,
+        video: Any,
+        question: str,
+        *,
+        perception: PerceptionConfig | None = None,
+        **options: Any,
+    ) -> Question:
+        config = self.perception(perception)
+        return Question(
+            stack,
+            self._store,
+            video,
+            question,
+            perception=config,
+            templates=self._prompts(config),
+            model=self.name,
+            load_ms=self.load_ms,
+            **options,
+        )
 
     def plan(
         self,
@@ -225,7 +249,7 @@ class Runtime:
         config = self.perception(perception)
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
         with ExitStack() as stack:
-            sources = self._open(stack, video, **opening)
+            sources = open_videos(stack, video, **opening)
             videos = [source.metadata for source in sources]
         return plan_cost(
             self._engine,
@@ -248,15 +272,29 @@ class Runtime:
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
-        request = GenerationRequest(self._encode(prompt), sampling=sampling or SamplingParams())
-        for event in self._engine.generate(request):
-            if isinstance(event, FinishedEvent):
-                return event.completion
-        raise AssertionError("a generation ends with its completion")
+        return self._generate(
+            GenerationRequest(self._encode(prompt), sampling=sampling or SamplingParams())
+        )
 
     def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural log) of each token id after a text prompt."""
-        return self._engine.score(GenerationRequest(self._encode(prompt)), list(token_ids))
+        if not token_ids:
+            return []
+        request = GenerationRequest(self._encode(prompt), forced_ids=list(token_ids))
+        return self._generate(request).logprobs
+
+    def _generate(self, request: GenerationRequest) -> Completion:
+        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        request_id = self._driver.submit(request, outputs.put)
+        try:
+            output = outputs.get()
+        except BaseException:
+            self._driver.abort(request_id)
+            raise
+        if isinstance(output, RequestFailed):
+            raise output.error
+        assert isinstance(output, Completion)
+        return output
 
     def _encode(self, prompt: str | Prompt) -> EncodedPrompt:
         whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
@@ -270,16 +308,46 @@ class Runtime:
     def engine(self) -> Engine:
         return self._engine
 
+    def update_weights(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        in_flight: Literal["drain", "abort"] = "drain",
+    ) -> None:
+        """Replace weights in place: transformers' names, any subset of the checkpoint's.
+
+        in_flight: what becomes of questions in work: "drain" finishes all their rounds first,
+        "abort" fails them; none ever sees two sets of weights. New ones wait. KV is dropped,
+        features survive as long as the bytes of the vision tower do. ValueError for names or
+        shapes that do not fit: nothing is changed then.
+        """
+        ways = ("drain", "abort")
+        require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
+
+        def update() -> None:
+            self._driver.drain(abort=in_flight == "abort")
+            self._engine.update_weights(lambda model: write_hf(model, tensors))
+
+        self._driver.call(update)
+
     def stats(self) -> dict[str, Any]:
-        """Counters of every cache."""
-        return {**self._engine.stats(), "frame_store": self._store.stats()}
+        """Counters of the scheduler and of every cache."""
+        return {
+            **self._engine.stats(),
+            "frame_store": {
+                **self._store.stats(),
+                "frames_speculated": self._rounds.frames_speculated,
+            },
+        }
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
         self._store.clear()
-        self._engine.clear_caches()
+        self._driver.call(self._engine.clear_caches)
 
     def close(self) -> None:
+        """Fail what is in work and give memory back."""
+        self._driver.close()
         self._engine.close()
         self._store.close()
 
@@ -300,12 +368,6 @@ class Runtime:
         if config.prompts is None:
             return self._templates
         return load_prompts(config.prompts, base=self._templates)
-
-    @staticmethod
-    def _open(stack: ExitStack, video: Any, **options: Any) -> list[FrameSource]:
-        many = list(video) if isinstance(video, (list, tuple)) else [video]
-        require("ask", "video", video, len(many) > 0, "at least one video or image")
-        return [stack.enter_context(open_video(item, **options)) for item in many]
 
 
 def _device(device: str) -> torch.device:

@@ -1,0 +1,370 @@
+"""Many questions at once: threads, coroutines, groups, faults, new weights, fetching ahead."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from utils import tiny_checkpoint
+
+from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt.models.qwen2_5_vl import export_state_dict
+from vtts_rt.results import Answer
+from vtts_rt.video import open_video, write_video
+from vtts_rt.video.pyav import PyavSource
+
+LOOK: dict[str, Any] = {"sample_fps": 1.0, "min_pixels": 3136, "total_pixels": 60_000}
+CLUES: list[Any] = [[[2, 5]], {"spans": [[3, 4]], "boxes": [[0.25, 0.25, 0.75, 0.75]]}]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    paths = [folder / f"{name}.mp4" for name in "ab"]
+    for seed, path in enumerate(paths):
+        still = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        write_video(path, (np.roll(still, 2 * i, 1) for i in range(80)), source_fps=8.0)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture()
+def runtime(checkpoint: Path) -> Iterator[Runtime]:
+    # float64: batches of other sizes must not move an argmax.
+    model = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 20))
+    model.engine.model.double()
+    with Runtime(
+        model.engine.model, model.engine.tokenizer, engine=EngineConfig(kv_bytes=1 << 26)
+    ) as runtime:
+        yield runtime
+    model.close()
+
+
+def request(video: Any, strategy: str = "append", **more: Any) -> dict[str, Any]:
+    return {
+        "video": video,
+        "question": "which?",
+        "perception": PerceptionConfig(strategy=strategy, **LOOK),  # type: ignore[arg-type]
+        "sampling": SamplingParams(max_tokens=6, ignore_eos=True),
+        "assume_clues": CLUES,
+        "options": ["red", "blue"],
+    } | more
+
+
+def tokens(answer: Answer) -> list[list[int]]:
+    return [r.token_ids for r in answer.rounds]
+
+
+def test_a_batch_answers_as_each_question_alone(runtime: Runtime, clips: list[Path]) -> None:
+    requests = [
+        request(clip, strategy, question=question)
+        for clip in clips
+        for strategy in ("official", "grid", "refresh", "append")
+        for question in ("which?", "where is it?")
+    ]
+    together = runtime.ask_batch(requests)
+    stats = runtime.stats()["scheduler"]
+    assert stats["steps"] < 3 * 16 * 6 / 2  # passes were shared
+    runtime.engine.check_integrity()
+    for arguments, answer in zip(requests, together, strict=True):
+        runtime.clear_caches()
+        assert tokens(runtime.ask(**arguments)) == tokens(answer)
+
+
+def test_askers_of_one_video_decode_and_encode_it_once(runtime: Runtime, clips: list[Path]) -> None:
+    answers = runtime.ask_batch([request(clips[0], question=f"number {i}?") for i in range(6)])
+    frames = {f for a in answers for r in a.rounds for f in r.frames}
+    store = runtime.stats()["frame_store"]
+    assert store["frames_decoded"] + store["frames_passing"] == store["frames"]  # none twice
+    assert 0 < store["frames_decoded"] <= len(frames) <= store["frames"]
+    pairs = {(s.frame_indices, s.box) for a in answers for r in a.rounds for s in r.plan.segments}
+    assert sum(r.reuse.pairs_encoded for a in answers for r in a.rounds) == len(pairs)
+
+
+def test_askers_share_the_kv_of_a_first_look_that_stands_first(
+    runtime: Runtime, clips: list[Path]
+) -> None:
+    many = {"sample_fps": 8.0, "min_pixels": 3136, "total_pixels": 1_000_000}
+    config = PerceptionConfig(strategy="append", text_first=False, **many)
+    requests = [request(clips[0], perception=config, question=f"number {i}?") for i in range(4)]
+    answers = runtime.ask_batch(requests)
+    look = answers[0].rounds[0].plan.segments
+    vision = sum(segment.num_tokens for segment in look)
+    prefilled = sorted(answer.rounds[0].reuse.tokens_prefilled for answer in answers)
+    assert prefilled[-1] - prefilled[-2] > vision  # one for all
+    for arguments, answer in zip(requests, answers, strict=True):
+        runtime.clear_caches()
+        assert tokens(runtime.ask(**arguments)) == tokens(answer)
+
+
+def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Path]) -> None:
+    sampling = SamplingParams(max_tokens=8, temperature=1.0, seed=5, ignore_eos=True)
+    arguments = request(clips[0], sampling=sampling)
+    group = runtime.ask_group(num_answers=5, **arguments)
+    assert len({str(tokens(answer)) for answer in group}) > 1
+    first = [answer.rounds[0].reuse for answer in group]
+    assert sorted(r.tokens_prefilled for r in first)[:4] == [1, 1, 1, 1]
+    # Members look at the same clue: what one fetches and encodes serves all.
+    for index in range(3):
+        encoded = [answer.rounds[index].reuse.pairs_encoded for answer in group]
+        assert sum(encoded) == len(group[0].rounds[index].plan.segments)
+    runtime.clear_caches()
+    alone = runtime.ask(**arguments, member=3)
+    assert tokens(alone) == tokens(group[3])
+    with pytest.raises(ValueError, match="num_answers must be >= 1, got 0"):
+        runtime.ask_group(num_answers=0, **arguments)
+
+
+def test_later_rounds_draft_from_earlier_ones(runtime: Runtime, clips: list[Path]) -> None:
+    arguments = request(clips[0], sampling=SamplingParams(max_tokens=24, ignore_eos=True))
+    answer = runtime.ask(**arguments)
+    assert sum(r.reuse.tokens_drafted for r in answer.rounds) > 0
+    plain_config = EngineConfig(kv_bytes=1 << 26, draft_tokens=0)
+    engine = runtime.engine
+    with Runtime(engine.model, engine.tokenizer, engine=plain_config) as plain:
+        assert tokens(plain.ask(**arguments)) == tokens(answer)
+
+
+def test_one_bad_request_loses_no_other(runtime: Runtime, clips: list[Path]) -> None:
+    requests = [request(clips[0]), request("/nowhere.mp4"), request(clips[1])]
+    good, bad, other = runtime.ask_batch(requests, return_exceptions=True)
+    assert isinstance(bad, ValueError) and len(good.rounds) == len(other.rounds) == 3
+    with pytest.raises(ValueError, match="open_video"):
+        runtime.ask_batch(requests)
+    assert runtime.ask_batch([]) == []
+
+
+def test_a_decoder_that_dies_in_mid_round(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = PyavSource.read
+
+    with open_video(clips[1]) as source:
+        broken = source.metadata.video_id
+
+    def dying(self: PyavSource, *indices: Any) -> Any:
+        for item in read(self, *indices):
+            if self.metadata.video_id == broken and item[0] > 20:
+                raise OSError("disk gone")
+            yield item
+
+    monkeypatch.setattr(PyavSource, "read", dying)
+    good, bad = runtime.ask_batch([request(clips[0]), request(clips[1])], return_exceptions=True)
+    assert len(good.rounds) == 3
+    assert isinstance(bad, OSError) and "disk gone" in str(bad)
+    runtime.engine.check_integrity()
+
+
+def test_a_callback_that_raises_ends_its_question_alone(
+    runtime: Runtime, clips: list[Path]
+) -> None:
+    def refuse(event: Any) -> None:
+        if event.type == "token":
+            raise KeyError("no")
+
+    outcomes: list[Any] = [None, None]
+
+    def ask(place: int, **more: Any) -> None:
+        try:
+            outcomes[place] = runtime.ask(**request(clips[place]), **more)
+        except KeyError as error:
+            outcomes[place] = error
+
+    threads = [
+        threading.Thread(target=ask, args=(0,), kwargs={"on_event": refuse}),
+        threading.Thread(target=ask, args=(1,)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert isinstance(outcomes[0], KeyError) and len(outcomes[1].rounds) == 3
+    assert not runtime.engine.has_work
+
+
+# -- coroutines -------------------------------------------------------------------------------
+
+
+def test_coroutines_run_together_and_can_be_cancelled(runtime: Runtime, clips: list[Path]) -> None:
+    async def main() -> tuple[list[Any], Answer]:
+        long = request(clips[1], sampling=SamplingParams(max_tokens=400, ignore_eos=True))
+        slow = asyncio.create_task(runtime.ask_async(**long))
+        quick = asyncio.create_task(runtime.ask_async(**request(clips[0])))
+        kinds = [event.type async for event in runtime.stream_async(**request(clips[0], "refresh"))]
+        answer = await quick
+        slow.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await slow
+        return kinds, answer
+
+    kinds, answer = asyncio.run(main())
+    assert kinds[0] == "round_started" and kinds[-2:] == ["rounds_ended", "answer"]
+    assert tokens(answer) == tokens(runtime.ask(**request(clips[0])))
+    assert not runtime.engine.has_work
+    runtime.engine.check_integrity()
+
+
+def test_errors_reach_the_coroutine(runtime: Runtime) -> None:
+    with pytest.raises(ValueError, match="open_video"):
+        asyncio.run(runtime.ask_async(**request("/nowhere.mp4")))
+
+
+# -- ends -------------------------------------------------------------------------------------
+
+
+def test_closing_fails_what_is_in_work(checkpoint: Path, clips: list[Path]) -> None:
+    runtime = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26))
+    long = request(clips[0], sampling=SamplingParams(max_tokens=3000, ignore_eos=True))
+    stream = runtime.stream(**long)
+    while next(stream).type != "token":
+        pass
+    runtime.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        for _ in stream:
+            pass
+    with pytest.raises(RuntimeError, match="it is closed; make a new one"):
+        runtime.ask(**request(clips[0]))
+
+
+def test_a_fault_of_the_engine_reaches_everybody_and_passes(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> Any:
+        raise AssertionError("books do not balance")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime.engine._scheduler, "schedule", broken)
+        outcomes = runtime.ask_batch([request(c) for c in clips], return_exceptions=True)
+    assert [str(error) for error in outcomes] == ["books do not balance"] * 2
+    assert len(runtime.ask(**request(clips[0])).rounds) == 3
+
+
+# -- weights ----------------------------------------------------------------------------------
+
+
+def test_new_weights_are_never_mixed_with_old_ones(runtime: Runtime, clips: list[Path]) -> None:
+    arguments = request(clips[0], sampling=SamplingParams(max_tokens=40, ignore_eos=True))
+    old = runtime.ask(**arguments)
+    name = "model.language_model.layers.0.mlp.down_proj.weight"
+    state = export_state_dict(runtime.engine.model)
+    answers: list[Answer] = []
+    # One asks while the weights change: all its rounds see the old ones.
+    started = threading.Event()
+    asker = threading.Thread(
+        target=lambda: answers.append(
+            runtime.ask(**arguments, on_event=lambda event: started.set())
+        )
+    )
+    asker.start()
+    assert started.wait(60)
+    runtime.update_weights({name: -state[name]})
+    asker.join()
+    assert tokens(answers[0]) == tokens(old)
+    new = runtime.ask(**arguments)
+    assert tokens(new) != tokens(old)
+    # The vision tower is as it was: its features live on, the keys and values do not.
+    assert sum(r.reuse.pairs_encoded for r in new.rounds) == 0
+    assert new.rounds[0].reuse.tokens_reused == 0
+    runtime.update_weights({name: state[name]})
+    assert tokens(runtime.ask(**arguments)) == tokens(old)
+    vision = "model.visual.blocks.0.mlp.down_proj.weight"
+    runtime.update_weights({vision: -state[vision]})
+    assert runtime.ask(**arguments).rounds[0].reuse.pairs_reused == 0
+
+
+def test_an_update_can_abort_and_refuses_what_does_not_fit(
+    runtime: Runtime, clips: list[Path]
+) -> None:
+    long = request(clips[0], sampling=SamplingParams(max_tokens=2000, ignore_eos=True))
+    name = "model.language_model.norm.weight"
+    weight = export_state_dict(runtime.engine.model)[name]
+    stream = runtime.stream(**long)
+    while next(stream).type != "token":
+        pass
+    runtime.update_weights({name: weight}, in_flight="abort")
+    with pytest.raises(RuntimeError, match="aborted for an update"):
+        for _ in stream:
+            pass
+    for tensors, message in (
+        ({"nothing.weight": weight}, "named as in the checkpoint"),
+        ({name: weight[:3]}, "shape must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runtime.update_weights(tensors)
+    with pytest.raises(ValueError, match="in_flight must be drain or abort"):
+        runtime.update_weights({}, in_flight="now")  # type: ignore[arg-type]
+    assert torch.equal(export_state_dict(runtime.engine.model)[name], weight)
+
+
+# -- fetching ahead ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
+    checkpoint: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    config = EngineConfig(kv_bytes=1 << 26, speculative_fetch=ahead)
+    # By-products of the first round would leave nothing to fetch.
+    monkeypatch.setattr("vtts_rt.rounds.finer_frames", lambda *_: {})
+    with Runtime.from_pretrained(checkpoint, engine=config) as runtime:
+        tokenizer = runtime.engine.tokenizer
+        text = "<answer>B</answer><glue>[(2, 5)]</glue> and so on and on and on"
+        script = [[*tokenizer.encode(t), max(tokenizer.eos_token_ids)] for t in (text, "B")]
+        decoded_at: list[int] = []
+
+        def choose(logits: Any, params: Any, *, round_index: int, position: int, **_: Any) -> Any:
+            if round_index == 0 and position == len(script[0]) - 1:
+                deadline = time.monotonic() + 10
+                store = runtime._store
+                while ahead and store.frames_decoded == first and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                decoded_at.append(store.frames_decoded)
+            return script[round_index][position], -0.5
+
+        plan = runtime.plan(
+            clips[0], "which?", perception=PerceptionConfig(strategy="append", **LOOK)
+        )
+        first = plan["rounds"][0]["frames"]
+        monkeypatch.setattr("vtts_rt.engine.engine.sample_token", choose)
+        arguments = request(clips[0], assume_clues=None, sampling=SamplingParams())
+        answer = runtime.ask(**arguments)
+        assert (decoded_at[0] > first) == ahead
+        assert (runtime.stats()["frame_store"]["frames_speculated"] > 0) == ahead
+        # They count in the round that shows them.
+        shown = set(answer.rounds[1].frames) - set(answer.rounds[0].frames)
+        assert answer.rounds[0].reuse.frames_decoded == first
+        assert answer.rounds[1].reuse.frames_decoded == len(shown) > 0
+
+
+def test_finer_frames_are_kept_as_the_decoder_passes_them(checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one_gop.mp4"
+    still = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    frames = (np.roll(still, 2 * i, 1) for i in range(160))
+    write_video(path, frames, source_fps=16.0, gop=250, b_frames=2)
+    answers = {}
+    for ahead in (True, False):
+        config = EngineConfig(kv_bytes=1 << 26, speculative_fetch=ahead)
+        with Runtime.from_pretrained(checkpoint, engine=config) as runtime:
+            answers[ahead] = runtime.ask(**request(path, "append")).rounds
+            assert (runtime.stats()["frame_store"]["frames_passing"] > 0) == ahead
+    decoded: set[int] = set()
+    for with_it, without in zip(answers[True], answers[False], strict=True):
+        assert with_it.token_ids == without.token_ids and with_it.frames == without.frames
+        new = set(without.frames) - decoded
+        assert without.reuse.frames_decoded == len(new)
+        assert without.reuse.frames_reused == len(set(without.frames) & decoded)
+        decoded |= new
+    later = {a: sum(r.reuse.frames_codec_decoded for r in answers[a][1:]) for a in answers}
+    assert later[True] < later[False]
+    assert answers[True][1].reuse.frames_decoded == 0

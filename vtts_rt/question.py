@@ -1,0 +1,111 @@
+"""Question: what a caller asks, checked and with its videos open, and what becomes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.engine.sequence import Completion
+from vtts_rt.perception.clue import clue_from_json
+from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.results import (
+    Answer,
+    AnswerReady,
+    RoundEvent,
+    RoundFinished,
+    RoundResult,
+    RoundsEnded,
+)
+from vtts_rt.rounds import Output, RequestFailed, RoundRequest
+from vtts_rt.types import SamplingParams, require
+from vtts_rt.video import FrameSource, FrameStore, open_video
+
+StreamEvent = RoundEvent | AnswerReady
+
+
+class Question:
+    """One question in work. request: for a RoundScheduler; answer: None until it is there.
+
+    Arguments as `Runtime.stream`; perception has a strategy; `stack` closes the videos.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        store: FrameStore,
+        video: Any,
+        question: str,
+        *,
+        perception: PerceptionConfig,
+        templates: PromptTemplates,
+        model: str,
+        load_ms: float,
+        options: Sequence[str] = (),
+        context: str = "",
+        sampling: SamplingParams | None = None,
+        assume_clues: Sequence[Any] | None = None,
+        timeout_seconds: float | None = None,
+        member: int = 0,
+        **opening: Any,
+    ) -> None:
+        self._began = time.perf_counter()
+        self._model = model
+        self._load_ms = load_ms
+        self._results: list[RoundResult] = []
+        self.answer: Answer | None = None
+        deadline = None
+        if timeout_seconds is not None:
+            require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
+            deadline = time.monotonic() + timeout_seconds
+        require("ask", "options", options, not isinstance(options, str), "a list of texts")
+        clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
+        sources = open_videos(stack, video, **opening)
+        self.request = RoundRequest(
+            question=question,
+            videos=[source.metadata for source in sources],
+            provider=store.provider(sources),
+            perception=perception,
+            sampling=sampling or SamplingParams(),
+            templates=templates,
+            options=options,
+            context=context,
+            assume_clues=clues,
+            deadline_seconds=deadline,
+            member=member,
+        )
+
+    def events(self, output: Output) -> list[StreamEvent]:
+        """What to tell of an output; the answer follows the last. A failure is raised."""
+        if isinstance(output, RequestFailed):
+            raise output.error
+        assert not isinstance(output, Completion)
+        if isinstance(output, RoundFinished):
+            self._results.append(output.result)
+        if not isinstance(output, RoundsEnded):
+            return [output]
+        request = self.request
+        assert request.perception.strategy is not None
+        self.answer = Answer(
+            text=output.text,
+            option=None if output.option is None else chr(65 + output.option),
+            stop_reason=output.stop_reason,
+            rounds=self._results,
+            model=self._model,
+            strategy=request.perception.strategy,
+            mrope=request.perception.mrope,
+            seed=request.sampling.seed,
+            videos=list(request.videos),
+            load_ms=self._load_ms,
+            total_ms=1e3 * (time.perf_counter() - self._began),
+        )
+        return [output, AnswerReady(self.answer)]
+
+
+def open_videos(stack: ExitStack, video: Any, **options: Any) -> list[FrameSource]:
+    """Open a video or a list of them; options as `open_video`. `stack` closes them."""
+    many = list(video) if isinstance(video, (list, tuple)) else [video]
+    require("ask", "video", video, len(many) > 0, "at least one video or image")
+    return [stack.enter_context(open_video(item, **options)) for item in many]
