@@ -191,6 +191,85 @@ def fresh_needle(args: argparse.Namespace) -> Verdict:
     return Verdict(PASS if ok else FAIL, f"{said}, seed {args.needle_seed}")
 
 
+# -- issue 3: caches and the scheduler --------------------------------------------------------
+
+
+def beats_peers(result: dict[str, Any]) -> tuple[bool, str]:
+    speedup = result["ratios"]["speedup"]["append"]
+    wanted = {"transformers loop": 2.5, "vllm loop": 2.5, "vllm append": 1.5}
+    said = ", ".join(f"{speedup[peer]:.2f} times the {peer}" for peer in wanted)
+    return all(speedup[peer] >= least for peer, least in wanted.items()), said
+
+
+def five_rounds(result: dict[str, Any]) -> tuple[bool, str]:
+    speedup = result["ratios"]["speedup"]["append"]["transformers loop"]
+    return speedup >= 4.0, f"{speedup:.2f} times the transformers loop in five rounds"
+
+
+def first_round(result: dict[str, Any]) -> tuple[bool, str]:
+    ratio = result["ratios"]["round_1_time_ratio"]["official"]["vllm loop"]
+    return ratio <= 1.1, f"one round takes {ratio:.2f} of vLLM's time"
+
+
+def asked_again(result: dict[str, Any]) -> tuple[bool, str]:
+    again = result["ratios"]["same_question_again"]["append"]
+    ok = again["frames_decoded"] == again["pairs_encoded"] == 0 and again["tokens_prefilled"] < 16
+    return ok, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in again.items())
+
+
+def one_video(result: dict[str, Any]) -> tuple[bool, str]:
+    ratios = result["ratios"]["one_video_time_ratio"]
+    said = ", ".join(f"{ratio:.2f} with {name}" for name, ratio in ratios.items())
+    return min(ratios.values()) <= 1 / 3, f"8 askers take of 8 separate runs {said}"
+
+
+def steady_memory(result: dict[str, Any]) -> tuple[bool, str]:
+    slope, num = result["slope_mb_per_100_requests"], result["num_prompts"]
+    caches = result["caches"].values()
+    within = all(cache["peak_bytes"] <= cache["budget_bytes"] for cache in caches)
+    grown = result["growth_mb"]  # the most after the warm-up, beyond what was there then
+    said = f"{slope:+.2f} MB per 100 of {num} requests, {grown:.0f} of {result['budget_mb']:.0f} MB"
+    return slope < 1.0 and num >= 1000 and within and grown <= result["budget_mb"], said
+
+
+def has_command(result: dict[str, Any]) -> tuple[bool, str]:
+    return result["command"].startswith("vtts-rt bench"), result["command"]
+
+
+def readme_command(_: argparse.Namespace) -> Verdict:
+    """README's `bench rounds --peer hf`, cut to one short round so that it takes a minute."""
+    readme = ROOT / "README.md"
+    texts = readme.read_text(encoding="utf-8").splitlines() if readme.exists() else []
+    said = [text for text in texts if text.startswith("vtts-rt bench rounds --peer hf")]
+    if not said:
+        return Verdict(NOT_RUN, "README names no such command")
+    line = said[0].split("#")[0].split()
+    short = ["--peer", "hf", "--rounds", "1", "--max-tokens", "2", "--repeats", "1"]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        done = _run([_script("vtts-rt"), *line[1:], *short, "--output-json", str(out)])
+        if done.returncode:
+            return Verdict(FAIL, done.stderr.strip()[-200:])
+        names = list(json.loads(out.read_text())["contenders"])
+    return Verdict(PASS, f"{' '.join(line)}: {', '.join(names)}")
+
+
+def documented(name: str, *wanted: str) -> Check:
+    """Passes if a document holds all of these."""
+
+    def check(_: argparse.Namespace) -> Verdict:
+        path = ROOT / "docs" / name
+        if not path.exists():
+            return Verdict(NOT_RUN, f"no docs/{name}")
+        text = path.read_text(encoding="utf-8")
+        missing = [part for part in wanted if part not in text]
+        if missing:
+            return Verdict(FAIL, f"docs/{name} lacks {missing[0]!r}")
+        return Verdict(PASS, f"docs/{name}")
+
+    return check
+
+
 def _script(name: str) -> str:
     """A console script of the environment that runs this file."""
     found = shutil.which(name, path=str(Path(sys.executable).parent))
@@ -242,6 +321,59 @@ LINES = (
             tests("tests/data/test_needle.py::test_the_coarse_pass_cannot_be_read"),
             measured("needle", needle_bar),
             fresh_needle,
+        ),
+    ),
+    Line(
+        3,
+        "at least 200 random interleavings, every output that of the request alone",
+        (tests("tests/engine/test_interleavings.py"),),
+    ),
+    Line(
+        3,
+        "three rounds: 2.5x the loop on transformers and on vLLM, 1.5x vLLM in our layout",
+        (measured("rounds", beats_peers), measured("rounds", has_command)),
+    ),
+    Line(
+        3,
+        "five rounds: 4x the loop on transformers",
+        (measured("rounds5", five_rounds), measured("rounds5", has_command)),
+    ),
+    Line(3, "one round within 10 % of vLLM's time", (measured("rounds", first_round),)),
+    Line(
+        3,
+        "the same question again decodes and encodes nothing, prefills less than a page",
+        (
+            measured("rounds", asked_again),
+            tests("tests/test_runtime.py::test_the_same_question_again_costs_nothing"),
+        ),
+    ),
+    Line(
+        3,
+        "8 askers on one video take at most a third of 8 separate runs",
+        (measured("onevideo", one_video), measured("onevideo", has_command)),
+    ),
+    Line(
+        3,
+        "1,000 mixed requests: memory grows by less than 1 MB per 100 and stays under budget",
+        (measured("soak", steady_memory), measured("soak", has_command)),
+    ),
+    Line(
+        3,
+        "two videos never share a key; faults end their own request",
+        (
+            tests("tests/test_keys.py", "tests/engine/test_scheduler.py"),
+            tests("tests/test_concurrency.py"),
+        ),
+    ),
+    Line(3, "`vtts-rt bench rounds --peer hf` runs as README says", (readme_command,)),
+    Line(
+        3,
+        "docs: the life of a request in eight steps, what each key holds, strategies compared",
+        (
+            documented(
+                "architecture.md", "## The life of a request", "\n8. ", "## What a cache key"
+            ),
+            documented("strategies.md", "Generated from `strategies_"),
         ),
     ),
 )

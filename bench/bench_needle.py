@@ -11,10 +11,11 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vtts_rt.bench import commit, hardware, results_name
+from vtts_rt.bench.setting import commit, hardware, results_name
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.needle import evaluate
-from vtts_rt.runtime import Runtime, versions
+from vtts_rt.results import versions
+from vtts_rt.runtime import Runtime
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

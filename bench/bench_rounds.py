@@ -8,12 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vtts_rt.bench import main, results_name
+from vtts_rt.bench import main
 
-RESULTS = Path("bench") / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 if __name__ == "__main__":
-    flags = sys.argv[1:]
-    if "--output-json" not in flags:
-        flags += ["--output-json", str(RESULTS / results_name("rounds"))]
-    sys.exit(main(["rounds", *flags]))
+    sys.exit(main(["rounds", "--result-dir", str(RESULTS), *sys.argv[1:]]))

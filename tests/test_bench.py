@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,13 @@ import torch
 import torchvision_shim
 from utils import tiny_checkpoint
 
-from vtts_rt import bench, bench_model
-from vtts_rt.bench_peer import FileReader, patch_rows
+from vtts_rt import bench
+from vtts_rt.bench import model as bench_model
+from vtts_rt.bench.frames import FileReader
+from vtts_rt.bench.peer import file_metadata, patch_rows
+from vtts_rt.bench.rounds import ABLATIONS, OTHER, PEERS, SAME
+from vtts_rt.bench.setting import Setting, question
+from vtts_rt.bench.summary import PHASES
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.types import ReuseStats, VideoMetadata
@@ -22,11 +28,13 @@ from vtts_rt.video.writer import write_video
 
 torchvision_shim.install()
 
+LOOP = PEERS["hf"]
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    write_video(path, bench_model._moving_frames(60, (96, 128)), source_fps=10)
+    write_video(path, bench_model.moving_frames(60, (96, 128)), source_fps=10)
     return path
 
 
@@ -43,17 +51,20 @@ def result(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, An
 
 
 def test_every_side_is_measured_by_round_and_phase(result: dict[str, Any]) -> None:
-    names = {bench.PEER} | {s + w for s in ("official", "append") for w in ("", bench.WARM)}
-    assert set(result["contenders"]) == names
+    ours = {s + d for s in ("official", "append") for d in ("", " without drafts")}
+    assert set(result["contenders"]) == {LOOP} | {s + w for s in ours for w in ("", SAME)}
     for contender in result["contenders"].values():
         assert len(contender["latencies"]) == result["setting"]["repeats"] == 2
         assert contender["min_latency"] <= contender["median_latency"] <= contender["max_latency"]
         assert set(contender["percentiles"]) == {"10", "25", "50", "75", "90", "99"}
         assert [r["index"] for r in contender["rounds"]] == [0, 1, 2]
         for entry in contender["rounds"]:
-            assert set(entry["timings_ms"]) == set(bench.PHASES)
+            assert set(entry["timings_ms"]) == set(PHASES)
             assert entry["completion_tokens"] == 4
             assert entry["prompt_tokens"] > 0
+            assert 0.0 < entry["timings_ms"]["ttft"] <= entry["timings_ms"]["total"]
+        tokens = 3 * 4 / contender["median_latency"]
+        assert contender["output_throughput"] == pytest.approx(tokens)
 
 
 def test_a_result_names_its_surroundings(result: dict[str, Any]) -> None:
@@ -76,19 +87,79 @@ def test_official_is_the_loop_and_append_is_not(result: dict[str, Any]) -> None:
 def test_cold_runs_pay_and_warm_runs_do_not(result: dict[str, Any]) -> None:
     for strategy in ("official", "append"):
         cold = result["contenders"][strategy]["rounds"]
-        warm = result["contenders"][strategy + bench.WARM]["rounds"]
+        warm = result["contenders"][strategy + SAME]["rounds"]
         assert set(cold[0]["reuse"]) == set(ReuseStats().as_dict())
         assert cold[0]["reuse"]["frames_decoded"] > 0
         assert cold[0]["reuse"]["pairs_encoded"] > 0
         assert cold[0]["reuse"]["tokens_reused"] == 0
         assert all(r["reuse"]["frames_decoded"] == 0 for r in warm)
         assert all(r["reuse"]["pairs_encoded"] == 0 for r in warm)
-    assert result["contenders"][bench.PEER]["rounds"][0]["reuse"] is None
+    assert result["contenders"][LOOP]["rounds"][0]["reuse"] is None
+    # Random weights repeat themselves, so both are shown: with drafts and without.
+    plain = result["contenders"]["append without drafts"]["rounds"]
+    assert all(r["reuse"]["tokens_drafted"] == 0 for r in plain)
+
+
+def test_the_ratios_are_those_of_the_medians(result: dict[str, Any]) -> None:
+    loop = result["contenders"][LOOP]
+    for strategy in ("official", "append"):
+        ours = result["contenders"][strategy]
+        speedup = result["ratios"]["speedup"][strategy]
+        assert speedup == {LOOP: loop["median_latency"] / ours["median_latency"]}
+        first = [c["rounds"][0]["timings_ms"]["total"] for c in (ours, loop)]
+        assert result["ratios"]["round_1_time_ratio"][strategy][LOOP] == pytest.approx(
+            first[0] / first[1], rel=1e-2
+        )
+        again = result["ratios"]["same_question_again"][strategy]
+        assert again["frames_decoded"] == again["pairs_encoded"] == 0
+        assert 0 < again["tokens_prefilled"] < 16
+
+
+def test_each_cache_is_switched_off_in_turn(tmp_path: Path, clip: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    flags = ["--peer", "none", "--ablations", "--strategy", "append", "--repeats", "1"]
+    flags += ["--max-tokens", "4", "--threads", "1", "--result-dir", str(tmp_path / "results")]
+    assert bench.main(["rounds", *flags, "--model", str(checkpoint), "--video", str(clip)]) == 0
+    (written,) = (tmp_path / "results").glob("ablations_*.json")
+    result = json.loads(written.read_text())
+    names = ["append", *(f"append {name}" for name in ABLATIONS)]
+    assert set(result["contenders"]) == {n + w for n in names for w in ("", OTHER)}
+    rounds = {name: entry["rounds"] for name, entry in result["contenders"].items()}
+
+    def total(name: str, counter: str) -> int:
+        return sum(entry["reuse"][counter] for entry in rounds[name])
+
+    assert total("append", "tokens_reused") > 0
+    assert total("append without prefix cache", "tokens_reused") == 0
+    assert total(f"append{OTHER}", "pairs_encoded") == 0
+    assert total(f"append without vision cache{OTHER}", "pairs_encoded") > 0
+    assert total(f"append{OTHER}", "frames_decoded") == 0
+    assert total(f"append without any{OTHER}", "frames_decoded") > 0
+    assert total("append", "tokens_drafted") > 0
+    assert total("append without drafts", "tokens_drafted") == 0
+    assert all(c["baseline"] == "append" for c in result["comparisons"])
+
+
+def test_five_rounds_are_another_theme(clip: Path, tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "tiny")
+    flags = ["--peer", "none", "--strategy", "append", "--repeats", "1", "--rounds", "5"]
+    flags += ["--max-tokens", "2", "--threads", "1", "--result-dir", str(tmp_path / "results")]
+    assert bench.main(["rounds", *flags, "--model", str(checkpoint), "--video", str(clip)]) == 0
+    (written,) = (tmp_path / "results").glob("rounds5_*.json")
+    result = json.loads(written.read_text())
+    assert len(result["contenders"]["append"]["rounds"]) == 5
+    assert len(result["setting"]["assume_clues"]) == 4
+
+
+def test_every_asker_has_a_question() -> None:
+    assert len({question(number) for number in range(30)}) == 30
 
 
 def test_the_setting_of_append_looks_closer_without_looking_at_more() -> None:
     minute = VideoMetadata("v", 1800, 30.0, 60.0, 360, 640, "test")
-    setting = bench._Setting(clues=[[[20, 30]], [[24, 28]]], rounds=3, max_tokens=32)
+    args = argparse.Namespace(rounds=5, max_tokens=32)
+    setting = Setting.of(args, minute.duration_seconds)
+    assert setting.clues == [[[20.0, 30.0]], [[24.0, 28.0]], [[25.0, 27.0]], [[25.5, 26.5]]]
     history: list[RoundHistory] = []
     pairs, cells = [], []
     for clue in (*setting.clues, None):
@@ -97,13 +168,16 @@ def test_the_setting_of_append_looks_closer_without_looking_at_more() -> None:
         pairs.append(plan.num_pairs)
         cells.append(plan.views[0].cell_seconds)
     assert pairs[0] == 15 and max(pairs[1:]) <= 15
-    assert cells[0] == 4.0 and cells[0] > cells[1] > cells[2]
+    assert min(pairs) > 0, "every round has something new to show"
+    assert cells[0] == 4.0 and cells == sorted(set(cells), reverse=True)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rounds", "4"], "rounds must be in 1..3, got 4"),
+        (["--rounds", "6"], "rounds must be in 1..5, got 6"),
+        (["--peer", "hf,sglang"], "peer must be none, or of hf, vllm, vllm-append, got 'sglang'"),
+        (["--peer", "vllm"], "vllm_python must be set for vllm, got None"),
         (["--strategy", "official,best"], "strategy must be one of .*, got 'best'"),
         (["--repeats", "0"], "repeats must be >= 1, got 0"),
     ],
@@ -118,7 +192,7 @@ def test_peer_reads_the_frames_that_our_source_reads(clip: Path) -> None:
     with FileReader(clip) as reader:
         theirs = reader.frames(indices)
         again = reader.frames([3])  # behind the last one: seeks back
-        metadata = reader.metadata
+        metadata = file_metadata(reader, "clip")
     with open_video(str(clip)) as source:
         ours = dict(source.read([3, *indices]))
         assert metadata.num_frames == source.metadata.num_frames == 60

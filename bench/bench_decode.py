@@ -1,0 +1,157 @@
+"""A decoding step in float32 on the CPU: native kernels against torch's operators, in ms.
+
+    python bench/bench_decode.py [--keys N] [--runs N] [--threads N] [--output FILE]
+
+The shape of the 118 M bench model with random weights; a step takes the embeddings of some rows to
+chosen tokens, each sequence attending to --keys keys in shuffled pages. Rows of one sequence are
+drafts, sequences of one row a batch. Runs alternate between the contenders, so that a busy moment
+of the machine hits both; logits are compared before anything is timed. The floor is the time a sum
+takes to read the weights once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vtts_rt
+from vtts_rt.bench.model import CONFIG, SEED
+from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.config import LanguageConfig
+from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
+from vtts_rt.ops.sampling import sample_token
+from vtts_rt.types import SamplingParams
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE_SIZE = 16
+CASES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1)]  # sequences, rows of each
+CONTENDERS = {
+    "torch": "linear=torch,paged_attention=reference,rmsnorm=reference,swiglu=torch",
+    "vtts_rt": "",
+}
+MAX_DIFFERENCE = 1e-3  # of logits up to 100: float32, sums in another order
+
+
+def build_model() -> LanguageModel:
+    text = CONFIG["text_config"]
+    config = LanguageConfig(
+        **{name: value for name, value in text.items() if name != "rope_parameters"},
+        rope_theta=text["rope_parameters"]["rope_theta"],
+        mrope_section=tuple(text["rope_parameters"]["mrope_section"]),
+    )
+    torch.manual_seed(SEED)
+    return LanguageModel(config).requires_grad_(False)
+
+
+class Step:
+    """One decoding step of some sequences, ready to be repeated."""
+
+    def __init__(self, model: LanguageModel, num_sequences: int, rows: int, num_keys: int) -> None:
+        self.model = model
+        config, num_pages = model.config, -(-num_keys // PAGE_SIZE)
+        kv_shape = (PAGE_SIZE, config.num_key_value_heads, config.head_dim)
+        pool = (config.num_hidden_layers, 2, num_sequences * num_pages, *kv_shape)
+        table = torch.randperm(num_sequences * num_pages).view(num_sequences, num_pages)
+        index = torch.arange(num_keys - rows, num_keys)
+        slots = table[:, index // PAGE_SIZE] * PAGE_SIZE + index % PAGE_SIZE
+        self.batch = ForwardBatch(
+            model.embed(torch.arange(num_sequences * rows)),
+            index.repeat(num_sequences).expand(3, -1),
+            [rows * i for i in range(num_sequences + 1)],
+            PagedKV(torch.randn(pool), table, slots.flatten(), [num_keys] * num_sequences),
+        )
+
+    def logits(self) -> torch.Tensor:
+        return self.model.logits(self.model(self.batch))
+
+    def __call__(self) -> None:
+        for position, row in enumerate(self.logits()):
+            sample_token(row, SamplingParams(), member=0, round_index=0, position=position)
+
+
+def seconds(function: Any) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, default=2800, help="keys of every sequence")
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    model = build_model()
+    weights = [p for p in model.parameters() if p.dim() == 2]  # the head once: it is tied
+    weight_bytes = sum(p.numel() * p.element_size() for p in weights)
+    floor = min(seconds(lambda: [p.sum() for p in weights]) for _ in range(args.runs))
+    print(f"weights {weight_bytes / 1e6:.0f} MB, floor {1e3 * floor:.1f} ms", end="")
+    print(f" ({weight_bytes / floor / 1e9:.1f} GB/s)")
+    results = []
+    for num_sequences, rows in CASES:
+        step = Step(model, num_sequences, rows, args.keys)
+        times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+        expected = None
+        for run in range(-1, args.runs):  # the first is not timed: it compares
+            for name, backends in CONTENDERS.items():
+                os.environ["VTTS_RT_BACKEND"] = backends
+                if run >= 0:
+                    times[name].append(seconds(step))
+                    continue
+                logits = step.logits()
+                expected = logits if expected is None else expected
+                difference = float((logits - expected).abs().max())
+                assert difference < MAX_DIFFERENCE, f"{name}: logits differ by {difference}"
+        kv_bytes = num_sequences * args.keys * 2 * model.config.num_hidden_layers
+        kv_bytes *= model.config.num_key_value_heads * model.config.head_dim * 4
+        for name, taken in times.items():
+            median = statistics.median(taken)
+            results.append(
+                {
+                    "name": name,
+                    "sequences": num_sequences,
+                    "rows": rows,
+                    "median_ms": round(1e3 * median, 2),
+                    "min_ms": round(1e3 * min(taken), 2),
+                    "gigabytes_per_second": round((weight_bytes + kv_bytes) / median / 1e9, 1),
+                    "speedup": round(statistics.median(times["torch"]) / median, 2),
+                }
+            )
+            print(f"{num_sequences} x {rows} rows  {name:8}", end="")
+            print("{median_ms:8.1f} ms  min {min_ms:.1f}".format(**results[-1]), end="")
+            print("  {gigabytes_per_second:5.1f} GB/s  {speedup:.2f}x".format(**results[-1]))
+    report = {
+        "bench": "decode",
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(),
+        "hardware": hardware(args.threads),
+        "versions": {"vtts_rt": vtts_rt.__version__, "torch": torch.__version__},
+        "setting": {
+            "weight_bytes": weight_bytes,
+            "keys": args.keys,
+            "page_size": PAGE_SIZE,
+            "runs": args.runs,
+            "floor_ms": round(1e3 * floor, 2),
+        },
+        "results": results,
+    }
+    output = args.output or ROOT / "bench" / "results" / results_name("decode")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""File what each strategy keeps from round to round, and the embedded model's accuracy under each.
+
+python bench/bench_strategies.py [--seed S] [--plans N] [--num N] [--threads N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from vtts_rt.bench.model import qwen_tokenizer
+from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.config import EngineConfig
+from vtts_rt.evaluation.strategies import accuracy, kept
+from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.results import versions
+from vtts_rt.runtime import Runtime
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=30000, help="of clues and clips")
+    parser.add_argument("--plans", type=int, default=50, help="random clues")
+    parser.add_argument("--num", type=int, default=80, help="clips")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    result = {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(),
+        "hardware": hardware(args.threads),
+        "versions": versions(),
+        "task": "strategies",
+        "seed": args.seed,
+        "plans": args.plans,
+        "num": args.num,
+        # Prompts are as long as they are for the models whose budgets these are.
+        "kept": kept(Tokenizer(qwen_tokenizer()), seed=args.seed, num=args.plans),
+    }
+    engine = EngineConfig(threads=args.threads)
+    with Runtime.from_pretrained("tiny", device="cpu", engine=engine) as runtime:
+        result["accuracy"] = accuracy(runtime, seed=args.seed, num=args.num)
+    path = RESULTS / results_name("strategies")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""The bench's peers on vLLM: the worker and its protocol, with a stand-in for vLLM itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torchvision_shim
+from utils import tiny_checkpoint
+
+from vtts_rt import bench
+from vtts_rt.bench import rounds as bench_rounds
+from vtts_rt.bench.model import moving_frames
+from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting
+from vtts_rt.bench.vllm import VllmPeer
+from vtts_rt.types import Strategy, VideoMetadata
+from vtts_rt.video import open_video
+from vtts_rt.video.writer import write_video
+
+torchvision_shim.install()
+
+SETTING = Setting(rounds=3, max_tokens=4, clues=[[[2.0, 3.0]], [[2.4, 2.8]]])
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter in whose environment `import vllm` finds the stand-in."""
+    folder = tmp_path_factory.mktemp("venv")
+    shutil.copy(Path(__file__).with_name("fake_vllm.py"), folder / "vllm.py")
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    return script
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_video(path, moving_frames(60, (96, 128)), source_fps=10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def metadata(clip: Path) -> VideoMetadata:
+    with open_video(str(clip)) as source:
+        return source.metadata
+
+
+@pytest.fixture(scope="module")
+def peer(checkpoint: Path, python: Path) -> Iterator[VllmPeer]:
+    with VllmPeer(checkpoint, python, threads=1) as peer:
+        yield peer
+
+
+def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: Strategy) -> list[Any]:
+    return peer.ask(
+        clip,
+        QUESTIONS[0],
+        options=OPTIONS,
+        metadata=metadata,
+        perception=SETTING.perception(strategy, "qwen"),
+        clues=SETTING.parsed_clues,
+        max_tokens=SETTING.max_tokens,
+    )
+
+
+def test_the_worker_says_how_vllm_runs(peer: VllmPeer) -> None:
+    assert peer.about["vllm"] == "0.0.fake"
+    assert peer.about["compiled"] is False and peer.about["threads"] == 1
+    assert {"torch", "transformers", "python", "ld_preload", "kv_cache_gib"} <= set(peer.about)
+
+
+def test_the_published_loop_pays_every_round_in_full(
+    peer: VllmPeer, clip: Path, metadata: VideoMetadata
+) -> None:
+    peer.forget()
+    rounds = ask(peer, clip, metadata, "official")
+    assert len(rounds) == 3
+    for look in rounds:
+        assert len(look.token_ids) == 4
+        assert look.reuse.frames_decoded == len(set(look.frame_indices))
+        assert look.reuse.pairs_encoded == (len(look.frame_indices) + 1) // 2
+        assert look.reuse.tokens_prefilled > look.prompt_tokens // 2
+        assert look.timings.total >= look.timings.ttft > 0.0
+
+
+def test_append_shows_new_pairs_only_and_keeps_the_conversation(
+    peer: VllmPeer, clip: Path, metadata: VideoMetadata
+) -> None:
+    peer.forget()
+    first, *later = ask(peer, clip, metadata, "append")
+    assert first.reuse.tokens_reused == 0
+    before = first
+    for look in later:
+        assert look.reuse.pairs_encoded == len(look.frame_indices) // 2
+        # All of the round before, to the last whole block, its answer not computed yet.
+        assert look.reuse.tokens_reused == before.prompt_tokens // 16 * 16
+        assert look.prompt_tokens > before.prompt_tokens + len(before.token_ids)
+        before = look
+    pairs = [look.reuse.pairs_encoded for look in (first, *later)]
+    assert later[-1].reuse.pairs_reused == sum(pairs[:-1])
+
+
+def test_forgetting_makes_the_next_question_cold(
+    peer: VllmPeer, clip: Path, metadata: VideoMetadata
+) -> None:
+    ask(peer, clip, metadata, "official")
+    warm = ask(peer, clip, metadata, "official")
+    assert all(look.reuse.pairs_encoded == 0 < look.reuse.tokens_reused for look in warm)
+    peer.forget()
+    cold = ask(peer, clip, metadata, "official")
+    assert cold[0].reuse.tokens_reused == 0 < cold[0].reuse.pairs_encoded
+
+
+def test_a_failure_of_vllm_is_told_and_survived(
+    peer: VllmPeer, clip: Path, metadata: VideoMetadata
+) -> None:
+    with pytest.raises(RuntimeError, match="failed in ask: ValueError: too many tokens"):
+        peer.ask(
+            clip,
+            "why?",
+            metadata=metadata,
+            perception=SETTING.perception("official"),
+            clues=SETTING.parsed_clues,
+            max_tokens=1000,
+        )
+    assert len(ask(peer, clip, metadata, "official")) == 3
+    with pytest.raises(ValueError, match="strategy of vLLM must be official or append, got 'grid'"):
+        ask(peer, clip, metadata, "grid")
+
+
+def test_an_interpreter_without_vllm_names_the_remedy(checkpoint: Path) -> None:
+    with pytest.raises(RuntimeError, match="ModuleNotFoundError.*bench/vllm_env.sh"):
+        VllmPeer(checkpoint, sys.executable, threads=1)
+
+
+def test_the_bench_compares_ours_with_both(
+    checkpoint: Path, clip: Path, python: Path, tmp_path: Path
+) -> None:
+    written = tmp_path / "rounds.json"
+    flags = ["--peer", "vllm,vllm-append", "--vllm-python", str(python), "--repeats", "1"]
+    flags += ["--max-tokens", "4", "--threads", "1", "--model", str(checkpoint)]
+    flags += ["--video", str(clip), "--output-json", str(written)]
+    assert bench.main(["rounds", *flags]) == 0
+    result = json.loads(written.read_text())
+    peers = ["vllm loop", "vllm append"]
+    ours = [s + d for s in ("official", "append") for d in ("", " without drafts")]
+    names = [*peers, *ours]
+    assert set(result["contenders"]) == {n + w for n in names for w in ("", bench_rounds.SAME)}
+    assert result["vllm"]["vllm"] == "0.0.fake"
+    assert [c["baseline"] for c in result["comparisons"]] == ["vllm loop"] * 11
+    # The prompts are as long as ours: same frames, sizes and words.
+    for agreement, peer in zip(result["token_agreement"], peers, strict=True):
+        assert agreement["name"] == peer
+        assert agreement["equal_prompt_tokens"][0] and agreement["equal_tokens"] == [False] * 3
+    assert result["token_agreement"][0]["equal_prompt_tokens"] == [True] * 3
+    for strategy in ("official", "append"):
+        assert set(result["ratios"]["speedup"][strategy]) == set(peers)
+        assert set(result["ratios"]["round_1_time_ratio"][strategy]) == set(peers)

@@ -1,0 +1,83 @@
+"""How a published loop gets its frames: open the file, index it, decode, crop, resize.
+
+Stands alone (numpy, PyAV and torch, nothing of this package), because a peer runs it under an
+interpreter of its own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class FileReader:
+    """Random access to the frames of one video file, as decord's VideoReader: opened, indexed
+    and decoded from scratch by everyone who wants to look.
+
+    num_frames, source_fps (average rate), height, width (px): of the file.
+    frames_codec_decoded: frames the codec decoded so far, those on the way included.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._container = av.open(str(path))
+        stream = self._stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        packets = [p for p in self._container.demux(stream) if p.pts is not None]
+        self._pts = sorted(packet.pts for packet in packets if packet.pts is not None)
+        self._keys = sorted(p.pts for p in packets if p.pts is not None and p.is_keyframe)
+        rate = stream.average_rate
+        assert rate is not None
+        self.num_frames = len(self._pts)
+        self.source_fps = float(rate)
+        self.height, self.width = stream.height, stream.width
+        self.frames_codec_decoded = 0
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """(N, H, W, 3) uint8 RGB of frame indices, in their order."""
+        wanted = [self._pts[index] for index in indices]
+        found: dict[int, np.ndarray] = {}
+        position = -1  # pts of the last decoded frame
+        frames = None
+        for pts in sorted(set(wanted)):
+            key = self._keys[max(0, bisect_right(self._keys, pts) - 1)]
+            if frames is None or key > position:
+                self._container.seek(key, stream=self._stream)
+                frames = self._container.decode(self._stream)
+            for frame in frames:
+                assert frame.pts is not None
+                self.frames_codec_decoded += 1
+                position = frame.pts
+                if position >= pts:
+                    found[pts] = frame.to_ndarray(format="rgb24")
+                    break
+        return np.stack([found[pts] for pts in wanted])
+
+    def __enter__(self) -> FileReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._container.close()
+
+
+def resized(frames: np.ndarray, hw: Sequence[int]) -> Tensor:
+    """(N, 3, h, w) uint8 from (N, H, W, 3) uint8: transformers' antialiased bicubic resize.
+
+    Without torchvision, which only forwards to it.
+    """
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if tuple(video.shape[-2:]) != tuple(hw):
+        video = F.interpolate(video, tuple(hw), mode="bicubic", antialias=True)
+    return video

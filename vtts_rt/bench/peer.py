@@ -1,0 +1,205 @@
+"""A peer: the published loop of visual test-time scaling, on transformers.
+
+What the released code of VideoChat-R1.5 does, on a current stack and without handicap: every
+round opens the file, indexes it, decodes the sampled frames, resizes, tokenises and generates
+from a fresh prompt; of an earlier round only the clue travels. PyAV stands for decord, with
+the same plan (index at open, then seek or read on, whichever is nearer). Which frames, at what
+size and in what words is the `official` strategy's plan and prompt, so both sides see the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtts_rt.bench.frames import FileReader, resized
+from vtts_rt.bench.model import allow_broken_torchvision
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.perception.clue import Clue
+from vtts_rt.perception.layout import build_prompt
+from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, ReuseStats, RoundTimings, Segment, VideoMetadata
+
+# transformers, image_utils: OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def file_metadata(reader: FileReader, name: str) -> VideoMetadata:
+    """What planning needs to know of an opened file; times count frames at the average rate."""
+    return VideoMetadata(
+        video_id=name,
+        num_frames=reader.num_frames,
+        source_fps=reader.source_fps,
+        duration_seconds=reader.num_frames / reader.source_fps,
+        height=reader.height,
+        width=reader.width,
+        decoder="pyav",
+        timestamps_seconds=np.arange(reader.num_frames) / reader.source_fps,
+    )
+
+
+def patch_rows(frames: np.ndarray, resized_hw: tuple[int, int]) -> Tensor:
+    """(P, 1176) float32 rows of transformers' Qwen2-VL video processor from (N, H, W, 3) uint8.
+
+    The same operations: uint8 antialiased bicubic resize, fused rescale and normalise, patches
+    of 2 x 2 merged rows; an odd last frame is repeated.
+    """
+    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (_MEAN, _STD))
+    video = resized(frames, resized_hw).contiguous().float().sub_(mean).div_(std)
+    if len(video) % 2:
+        video = torch.cat((video, video[-1:]))
+    height, width = (side // PATCH_SIZE for side in resized_hw)
+    side = (PATCH_SIZE, MERGE_SIZE)
+    patches = video.view(
+        len(video) // 2,
+        2,
+        3,
+        height // side[1],
+        side[1],
+        side[0],
+        width // side[1],
+        side[1],
+        side[0],
+    )
+    rows = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return rows.reshape(len(video) // 2 * height * width, -1)
+
+
+@dataclass(slots=True)
+class RoundSample:
+    """One measured round of any side. reuse: our counters, or as many of them as a peer tells;
+    None for the loop on transformers, which keeps nothing. prompt_tokens: the whole context,
+    what was reused included."""
+
+    token_ids: list[int]
+    frame_indices: list[int]
+    prompt_tokens: int
+    timings: RoundTimings
+    reuse: ReuseStats | None = None
+
+
+class PublishedLoop:
+    """Qwen2_5_VLForConditionalGeneration.generate, one fresh prompt a round, greedy, SDPA."""
+
+    def __init__(self, model: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        allow_broken_torchvision()
+        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+        # Every round generates its full number of tokens, without masking the end token: that
+        # would cost a pass over the logits and change what is chosen.
+        self.model.generation_config.eos_token_id = None
+        self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        self._clock = _ForwardClock(self.model)
+
+    def ask(
+        self,
+        video: str | Path,
+        question: str,
+        *,
+        perception: PerceptionConfig,
+        clues: Sequence[Clue],
+        max_tokens: int,
+        options: Sequence[str] = (),
+        templates: PromptTemplates | None = None,
+    ) -> list[RoundSample]:
+        """All rounds of a question; `clues` replace what the model says after each round."""
+        history: list[RoundHistory] = []
+        rounds = []
+        for index in range(perception.max_rounds):
+            began = time.perf_counter()
+            timings = RoundTimings()
+            with FileReader(video) as reader:
+                metadata = file_metadata(reader, str(video))
+                plan = plan_round("official", perception, [metadata], history, index)
+                prompt = build_prompt(
+                    "official",
+                    templates or PromptTemplates(),
+                    question=question,
+                    options=options,
+                    context="",
+                    round_index=index,
+                    max_rounds=perception.max_rounds,
+                    plan=plan,
+                    history=history,
+                )
+                (segment,) = plan.segments
+                indices = list(plan.frame_indices)
+                frames = reader.frames(indices)
+            decoded = time.perf_counter()
+            inputs = self._inputs(prompt.text, segment, frames)
+            prepared = time.perf_counter()
+            timings.decode = 1e3 * (decoded - began)
+            timings.preprocess = 1e3 * (prepared - decoded)
+            token_ids = self._generate(inputs, max_tokens, timings)
+            timings.total = 1e3 * (time.perf_counter() - began)
+            rounds.append(
+                RoundSample(token_ids, indices, int(inputs["input_ids"].shape[1]), timings)
+            )
+            if index < len(clues):
+                history.append(RoundHistory(plan, clues[index], forced=True))
+        return rounds
+
+    def _inputs(self, text: str, segment: Segment, frames: np.ndarray) -> dict[str, Tensor]:
+        """What Qwen2_5_VLProcessor returns for one video and its text."""
+        pad = "<|video_pad|>"
+        expanded = text.replace(pad, pad * segment.num_tokens)
+        ids = torch.tensor([self.tokenizer(expanded)["input_ids"]])
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == self.model.config.video_token_id).int() * 2,
+            "pixel_values_videos": patch_rows(frames, segment.resized_hw),
+            "video_grid_thw": torch.tensor([segment.grid_thw]),
+            "second_per_grid_ts": torch.tensor([segment.seconds_per_grid]),
+        }
+
+    def _generate(
+        self, inputs: dict[str, Tensor], max_tokens: int, timings: RoundTimings
+    ) -> list[int]:
+        began = time.perf_counter()
+        self._clock.start()
+        with torch.inference_mode():
+            out = self.model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
+        ended = time.perf_counter()
+        timings.vision = 1e3 * self._clock.vision_seconds
+        timings.prefill = 1e3 * (self._clock.first_forward_ended - began) - timings.vision
+        timings.generate = 1e3 * (ended - self._clock.first_forward_ended)
+        timings.ttft = timings.decode + timings.preprocess + timings.vision + timings.prefill
+        return [int(token) for token in out[0, inputs["input_ids"].shape[1] :]]
+
+
+class _ForwardClock:
+    """When the vision tower ran and when the first forward pass of a generation ended."""
+
+    def __init__(self, model: Any) -> None:
+        self.start()
+        model.model.visual.register_forward_pre_hook(self._vision_began)
+        model.model.visual.register_forward_hook(self._vision_ended)
+        model.register_forward_hook(self._forward_ended)
+
+    def start(self) -> None:
+        self.vision_seconds = 0.0
+        self.first_forward_ended = 0.0
+
+    def _vision_began(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _vision_ended(self, *_: Any) -> None:
+        self.vision_seconds += time.perf_counter() - self._began
+
+    def _forward_ended(self, *_: Any) -> None:
+        if not self.first_forward_ended:
+            self.first_forward_ended = time.perf_counter()

@@ -1,0 +1,324 @@
+"""`vtts-rt bench serve`: many askers at once, on several videos and on one.
+
+Closed loop: each of C askers asks its next question when it has its answer. Every measured part
+begins cold: files not seen before, caches cleared. Field names are those of `vllm bench serve`;
+TTFT is that of the first round, from the question on, opening the file included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import struct
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vtts_rt.bench.setting import (
+    OPTIONS,
+    Setting,
+    add_setting_flags,
+    heading,
+    model_and_video,
+    question,
+    strategies_of,
+)
+from vtts_rt.config import EngineConfig
+from vtts_rt.results import Answer
+from vtts_rt.runtime import Runtime
+from vtts_rt.types import ReuseStats, SamplingParams, Strategy, require
+
+__all__ = ["add_flags", "measure", "print_table", "theme"]
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `vtts-rt bench serve`; names of `vllm bench serve` where it has them."""
+    add_setting_flags(parser, strategy="append")
+    add = parser.add_argument
+    add(
+        "--max-concurrency",
+        "--concurrency",
+        default="1,2,4,8",
+        help="askers, comma-separated, or none",
+    )
+    add("--num-prompts", type=int, default=8, help="questions asked at each concurrency")
+    add("--num-videos", type=int, default=4, help="files they are about")
+    add(
+        "--one-video",
+        type=int,
+        default=8,
+        help="askers about one file against as many separate cold questions; 0 leaves this out",
+    )
+
+
+def theme(args: argparse.Namespace) -> str:
+    """What its result is filed under."""
+    return "serve" if _levels(args) else "onevideo"
+
+
+def _levels(args: argparse.Namespace) -> list[int]:
+    return [int(text) for text in args.max_concurrency.split(",") if text not in ("", "none")]
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure and return the result (the JSON file's content); arguments as `--help` says."""
+    strategies = strategies_of(args)
+    levels = _levels(args)
+    for name, values in (
+        ("max_concurrency", levels),
+        ("num_prompts", [args.num_prompts]),
+        ("num_videos", [args.num_videos]),
+        ("threads", [args.threads]),
+    ):
+        for value in values:
+            require("bench", name, value, value >= 1, ">= 1")
+    low = 0 if levels else 1
+    require("bench", "one_video", args.one_video, args.one_video >= low, f">= {low}")
+    torch.set_num_threads(args.threads)
+    folder, video, metadata = model_and_video(args)
+    setting = Setting.of(args, metadata.duration_seconds)
+    engine = EngineConfig(threads=args.threads, draft_tokens=args.draft_tokens)
+    with (
+        tempfile.TemporaryDirectory() as files,
+        Runtime.from_pretrained(folder, dtype=args.dtype, device="cpu", engine=engine) as runtime,
+    ):
+        bench = _Bench(runtime, video, Path(files), setting)
+        bench.ask(bench.copy(), 0, strategies[0])  # code, threads and allocator, not caches
+        sweep = []
+        for strategy in strategies:
+            for level in levels:
+                sweep.append(bench.serve(strategy, level, args.num_prompts, args.num_videos))
+        one_video = []
+        if args.one_video:
+            layouts = [(strategy, True) for strategy in strategies]
+            layouts += [("append", False)] if "append" in strategies else []
+            one_video = [bench.one_video(*layout, args.one_video) for layout in layouts]
+    flags = ["strategy", "rounds", "max_tokens", "threads", "dtype", "video", "model"]
+    flags += ["draft_tokens", "max_concurrency", "num_prompts", "num_videos", "one_video"]
+    name = "synthetic" if args.video == "synthetic" else video.name
+    return {
+        **heading("serve", args, flags),
+        "backend": "vtts_rt",
+        "dtype": args.dtype,
+        "setting": {
+            **setting.as_dict(name, metadata),
+            "num_videos": args.num_videos,
+            "draft_tokens": args.draft_tokens,
+            "unmeasured": "loading the model; one question on another file",
+        },
+        "sweep": sweep,
+        "one_video": one_video,
+        "ratios": _ratios(sweep, one_video),
+    }
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One answered question: when it was asked, when its tokens came, when it was over (s)."""
+
+    answer: Answer
+    began: float
+    token_times: list[float]
+    ended: float
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+    @property
+    def ttft(self) -> float:
+        return self.token_times[0] - self.began
+
+
+class _Bench:
+    def __init__(self, runtime: Runtime, video: Path, files: Path, setting: Setting) -> None:
+        self._runtime = runtime
+        self._bytes = video.read_bytes()
+        self._suffix = video.suffix
+        self._files = files
+        self._setting = setting
+        self._copies = count()
+
+    def copy(self) -> Path:
+        """A file of the same frames and another content, so that nothing of it is known.
+
+        An MP4 box `free` at the end, which readers skip, tells the copies apart.
+        """
+        number = next(self._copies)
+        path = self._files / f"{number}{self._suffix}"
+        path.write_bytes(self._bytes + struct.pack(">I4sQ", 16, b"free", number))
+        return path
+
+    def ask(self, video: Path, number: int, strategy: Strategy) -> _Asked:
+        """Ask question `number` about a file."""
+        token_times: list[float] = []
+
+        def note(event: Any) -> None:
+            if event.type == "token":
+                token_times.append(time.perf_counter())
+
+        began = time.perf_counter()
+        answer = self._runtime.ask(
+            str(video),
+            question(number),
+            options=OPTIONS,
+            perception=self._setting.perception(strategy),
+            sampling=SamplingParams(max_tokens=self._setting.max_tokens, ignore_eos=True),
+            assume_clues=self._setting.clues,
+            on_event=note,
+        )
+        return _Asked(answer, began, token_times, time.perf_counter())
+
+    def serve(
+        self, strategy: Strategy, concurrency: int, num_prompts: int, num_videos: int
+    ) -> dict[str, Any]:
+        """`num_prompts` questions by `concurrency` askers, cold; the files in turn."""
+        self._runtime.clear_caches()
+        videos = [self.copy() for _ in range(num_videos)]
+        before = self._runtime.stats()["scheduler"]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(concurrency) as askers:
+            futures = [
+                askers.submit(self.ask, videos[number % num_videos], number, strategy)
+                for number in range(num_prompts)
+            ]
+            asked = [future.result() for future in futures]
+        result = {
+            "strategy": strategy,
+            "num_videos": num_videos,
+            **_served(asked, concurrency, time.perf_counter() - began),
+        }
+        after = self._runtime.stats()["scheduler"]
+        result["steps"] = after["steps"] - before["steps"]
+        result["preemptions"] = after["preemptions"] - before["preemptions"]
+        said = f"{result['duration']:.2f} s, {result['output_throughput']:.1f} tokens/s"
+        print(f"{strategy}, {concurrency} askers, {num_videos} videos: {said}", file=sys.stderr)
+        for path in videos:
+            path.unlink()
+        return result
+
+    def one_video(self, strategy: Strategy, text_first: bool, askers: int) -> dict[str, Any]:
+        """Askers about one file, together, against each alone and cold, one after the other."""
+        self._setting = replace(self._setting, text_first=text_first)
+        name = strategy if text_first else f"{strategy}, video first"
+        shared = self.serve(strategy, askers, askers, 1)
+        alone = []
+        for number in range(askers):
+            self._runtime.clear_caches()
+            path = self.copy()
+            alone.append(self.ask(path, number, strategy))
+            path.unlink()
+        separate = _served(alone, 1, sum(asked.seconds for asked in alone))
+        print(f"{name}, {askers} alone: {separate['duration']:.2f} s", file=sys.stderr)
+        return {
+            "strategy": name,
+            "num_askers": askers,
+            "shared": shared,
+            "separate": separate,
+            "time_ratio": shared["duration"] / separate["duration"],
+        }
+
+
+def _served(asked: list[_Asked], concurrency: int, duration: float) -> dict[str, Any]:
+    """Fields of `vllm bench serve` (duration in seconds, tokens and requests a second, ms)."""
+    answers = [a.answer for a in asked]
+    rounds = [r for answer in answers for r in answer.rounds]
+    inputs = [sum(r.prompt_tokens for r in answer.rounds) for answer in answers]
+    outputs = [sum(len(r.token_ids) for r in answer.rounds) for answer in answers]
+    reuse = sum((r.reuse for r in rounds), ReuseStats())
+    gaps = [
+        later - sooner
+        for a in asked
+        for sooner, later in zip(a.token_times, a.token_times[1:], strict=False)
+    ]
+    per_token = [
+        (r.timings.total - r.timings.ttft) / 1e3 / (len(r.token_ids) - 1)
+        for r in rounds
+        if len(r.token_ids) > 1
+    ]
+    return {
+        "max_concurrency": concurrency,
+        "num_prompts": len(asked),
+        "completed": len(answers),
+        "duration": duration,
+        "total_input_tokens": sum(inputs),
+        "total_output_tokens": sum(outputs),
+        "request_throughput": len(answers) / duration,
+        "output_throughput": sum(outputs) / duration,
+        "total_token_throughput": (sum(inputs) + sum(outputs)) / duration,
+        **_statistics("ttft", [a.ttft for a in asked]),
+        **_statistics("tpot", per_token),
+        **_statistics("itl", gaps),
+        **_statistics("e2el", [a.seconds for a in asked]),
+        "round_ttft_ms": [
+            statistics.median(answer.rounds[index].timings.ttft for answer in answers)
+            for index in range(len(answers[0].rounds))
+        ],
+        "input_lens": inputs,
+        "output_lens": outputs,
+        "ttfts": [a.ttft for a in asked],
+        "reuse": reuse.as_dict(),
+    }
+
+
+def _statistics(name: str, seconds: list[float]) -> dict[str, float]:
+    ms = [1e3 * value for value in seconds] or [0.0]
+    return {
+        f"mean_{name}_ms": statistics.fmean(ms),
+        f"median_{name}_ms": statistics.median(ms),
+        f"std_{name}_ms": statistics.pstdev(ms),
+        f"p99_{name}_ms": float(np.percentile(ms, 99)),
+    }
+
+
+def _ratios(sweep: list[dict[str, Any]], one_video: list[dict[str, Any]]) -> dict[str, Any]:
+    """throughput_gain: strategy -> askers -> tokens a second over those of the first level;
+    one_video_time_ratio: strategy -> askers together over each alone."""
+    gain: dict[str, dict[str, float]] = {}
+    first: dict[str, float] = {}
+    for level in sweep:
+        base = first.setdefault(level["strategy"], level["output_throughput"])
+        levels = gain.setdefault(level["strategy"], {})
+        levels[str(level["max_concurrency"])] = level["output_throughput"] / base
+    ratio = {part["strategy"]: part["time_ratio"] for part in one_video}
+    return {"throughput_gain": gain, "one_video_time_ratio": ratio}
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = result["hardware"]
+    title = f"{result['model_id']}, {result['dtype']}, {machine['cpu']}"
+    table = Table("", title=f"{title}, {machine['threads']} threads")
+    for name in ("askers", "videos", "s", "tokens/s", "TTFT ms", "p99", "TPOT ms", "E2EL ms"):
+        table.add_column(name, justify="right")
+    parts = list(result["sweep"])
+    for part in result["one_video"]:
+        parts += [part["shared"], {**part["separate"], "strategy": part["strategy"] + " alone"}]
+    for level in parts:
+        table.add_row(
+            level["strategy"],
+            str(level["max_concurrency"]),
+            str(level.get("num_videos", 1)),
+            f"{level['duration']:.2f}",
+            f"{level['output_throughput']:.1f}",
+            f"{level['median_ttft_ms']:.0f}",
+            f"{level['p99_ttft_ms']:.0f}",
+            f"{level['median_tpot_ms']:.1f}",
+            f"{level['median_e2el_ms']:.0f}",
+        )
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(table)
+    for part in result["one_video"]:
+        ratio = f"{part['time_ratio']:.2f} of the time of {part['num_askers']} alone"
+        console.print(f"{part['strategy']}: {part['num_askers']} askers on one video take {ratio}")
