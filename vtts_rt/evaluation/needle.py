@@ -142,11 +142,8 @@ def evaluate(
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vtts-rt eval", description="Accuracy by number of rounds on generated clips."
-    )
-    parser.add_argument("task", choices=["needle"])
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `vtts-rt eval needle`."""
     parser.add_argument("--seed", type=int, default=0, help="of the first clip (default 0)")
     parser.add_argument("--num", type=int, default=100, help="clips (default 100)")
     parser.add_argument("--rounds", default="1,2,3", help="numbers of rounds (default 1,2,3)")
@@ -162,7 +159,6 @@ def _parser() -> argparse.ArgumentParser:
         help="one run of the most rounds gives the result of fewer (exact for `tiny`)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return parser
 
 
 def _rounds(text: str) -> list[int]:
@@ -171,9 +167,8 @@ def _rounds(text: str) -> list[int]:
     return [int(p) for p in parts]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """`vtts-rt eval needle`; returns the exit status."""
-    args = _parser().parse_args(argv)
     rounds = _rounds(args.rounds)
     began = time.monotonic()
 
