@@ -99,6 +99,15 @@ bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_rounds.py
+	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
+	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 2
+	$(BIN)/vtts-rt bench serve --one-video 0 --result-dir bench/results
+	$(BIN)/vtts-rt bench serve --max-concurrency none --strategy append,official \
+	  --result-dir bench/results
+	$(BIN)/vtts-rt bench soak --result-dir bench/results
+	$(BIN)/python bench/bench_decode.py
+	$(BIN)/python bench/bench_vision.py
+	$(BIN)/python bench/bench_strategies.py
 	$(BIN)/python bench/bench_needle.py
 	$(BIN)/vtts-rt report
 

@@ -82,9 +82,11 @@ def test_json_is_the_contract(
         assert set(result["reuse"]) == {
             "frames_decoded", "frames_codec_decoded", "frames_reused", "pairs_encoded",
             "pairs_reused", "tokens_prefilled", "tokens_reused", "text_tokens_prefilled",
+            "tokens_drafted", "tokens_accepted",
         }  # fmt: skip
         assert set(result["timings_ms"]) == {
             "decode", "preprocess", "vision", "prefill", "generate", "total",
+            "queue", "ttft",
         }  # fmt: skip
     assert answer["rounds"][1]["clue"] == {
         "spans": [[1.5, 2.5]],

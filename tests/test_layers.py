@@ -28,10 +28,10 @@ ROWS: dict[int, tuple[str, ...]] = {
 }
 # One noun in several files without a folder of its own: file -> unit.
 PART_OF = {
-    "bench_model": "bench",
-    "bench_peer": "bench",
     "cost": "rounds",
     "results": "rounds",
+    "driver": "rounds",
+    "question": "rounds",
 }
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
 # config checks its values with types.require and names the literals of types.

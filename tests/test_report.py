@@ -56,6 +56,7 @@ def test_rounds_and_phases_come_from_one_result(checkout: Path) -> None:
         "index": 0,
         "num_frames": 30,
         "prompt_tokens": 2000,
+        "completion_tokens": 32,
         "timings_ms": {**timings, "total": 1234.0},
     }
     reuse = {"frames_decoded": 8, "pairs_encoded": 4, "tokens_prefilled": 99, "tokens_reused": 1}
@@ -67,16 +68,81 @@ def test_rounds_and_phases_come_from_one_result(checkout: Path) -> None:
             "append": {"median_latency": 1.0, "rounds": [{**look, "reuse": reuse}]},
         },
         "comparisons": [{"name": "append", "time_ratio": 0.25}],
+        "vllm": {
+            **{"vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.19.0", "threads": 2},
+            **{"compiled": False, "ld_preload": ["libiomp5.so"], "enable_prefix_caching": True},
+        },
     }
     path = checkout / "bench" / "results" / "rounds_cpu_202611.json"
     path.write_text(json.dumps(data))
     rounds = report.table("rounds", checkout)
-    assert "| seconds | round 1 | all | share of time |" in rounds
-    assert "| loop | 1.23 | 4.00 | 1 |\n| append | 1.23 | 1.00 | 0.25 |" in rounds
+    assert "| seconds | round 1 | all | share of time | tokens/s |" in rounds
+    assert "| loop | 1.23 | 4.00 | 1 | 8.0 |\n| append | 1.23 | 1.00 | 0.25 | 32.0 |" in rounds
+    assert "vLLM 0.32.0 (torch 2.13.0, transformers 5.19.0)" in rounds
+    assert "eager mode, 2 threads, libiomp5.so preloaded, prefix caching on." in rounds
     assert "A CPU, 2 threads" in rounds
     phases = report.table("phases", checkout)
-    assert "| loop, 1 | 900 | 2 | 30 | 4 | 5 | 30 | 15 | 2,000 | 0 |" in phases
-    assert "| append, 1 | 900 | 2 | 30 | 4 | 5 | 8 | 4 | 99 | 1 |" in phases
+    assert "| loop, 1 | 900 | 2 | 30 | 4 | 5 |  | 30 | 15 | 2,000 | 0 |" in phases
+    assert "| append, 1 | 900 | 2 | 30 | 4 | 5 |  | 8 | 4 | 99 | 1 |" in phases
+
+
+def file(checkout: Path, theme: str, data: dict[str, object]) -> str:
+    """File a result and return the table of its theme."""
+    path = checkout / "bench" / "results" / f"{theme}_cpu_202611.json"
+    path.write_text(json.dumps(data))
+    return report.table(theme, checkout)
+
+
+def test_ablations_are_shares_of_the_whole_of_their_strategy(checkout: Path) -> None:
+    seconds = {"append": 4.0, "append without prefix cache": 6.0, "official": 10.0}
+    contenders = {}
+    for name, median in seconds.items():
+        contenders[name] = {"median_latency": median}
+        contenders[f"{name}, another question"] = {"median_latency": median / 2}
+    text = file(checkout, "ablations", {"contenders": contenders})
+    assert "| append | 4.00 | 2.00 | 1.00 | 1.00 |" in text
+    assert "| append without prefix cache | 6.00 | 3.00 | 1.50 | 1.50 |" in text
+    assert "| official | 10.00 | 5.00 | 1.00 | 1.00 |" in text
+
+
+LEVEL = {
+    **{"strategy": "append", "max_concurrency": 8, "num_prompts": 8, "duration": 20.04},
+    **{"output_throughput": 38.4, "median_ttft_ms": 2500.0, "median_tpot_ms": 40.4},
+    **{"median_e2el_ms": 19000.0, "reuse": {"pairs_encoded": 24, "tokens_prefilled": 26848}},
+}
+SERVED = "8 | 8 | 20.0 | 38.4 | 2.50 | 40 | 19.00 | 24 | 26,848 |"
+
+
+def test_askers_have_a_line_for_each_number_of_them(checkout: Path) -> None:
+    text = file(checkout, "serve", {"setting": {"num_videos": 4}, "sweep": [LEVEL]})
+    assert text.startswith("\n| 4 videos | askers | questions |")
+    assert f"| `append` | {SERVED}" in text
+
+
+def test_askers_of_one_video_stand_beside_each_alone(checkout: Path) -> None:
+    alone = {**LEVEL, "max_concurrency": 1}
+    part = {"strategy": "append", "shared": LEVEL, "separate": alone, "time_ratio": 0.3}
+    text = file(checkout, "onevideo", {"one_video": [part]})
+    assert f"| `append`, together | {SERVED}" in text
+    assert "| `append`, each alone and cold | 1 | 8 |" in text
+    assert "Together over alone: 0.30 with `append`." in text
+
+
+def test_soak_says_what_memory_did(checkout: Path) -> None:
+    numbers = {
+        "loaded_rss_mb": 444.4,
+        "warm_rss_mb": 520.6,
+        "peak_rss_mb": 530.0,
+        "budget_mb": 14.0,
+    }
+    data = {
+        **{"num_prompts": 1000, "duration": 90.0, "slope_mb_per_100_requests": 0.52},
+        **numbers,
+        "outcomes": {"closed": 100, "max_rounds": 900},
+    }
+    text = file(checkout, "soak", data)
+    assert "| 1,000 | 1.5 | 444.4 | 520.6 | 530.0 | 14.0 | +0.52 |" in text
+    assert "How they ended: 100 closed, 900 max_rounds." in text
 
 
 def test_patchify_has_a_line_for_each_contender(checkout: Path) -> None:
@@ -87,6 +153,29 @@ def test_patchify_has_a_line_for_each_contender(checkout: Path) -> None:
     text = report.table("patchify", checkout)
     assert "| avx2, 2 threads | 33 | 30 | 41 | 4.0 |" in text
     assert "`patchify_cpu2_202611.json`, A CPU." in text
+
+
+def test_strategies_are_compared_by_what_they_keep_and_by_accuracy(checkout: Path) -> None:
+    share = {"strategy": "grid", "duration_seconds": 20, "frames": 0.95, "prefix": 0.375}
+    looks = [{**LOOK, "rounds": number, "accuracy": number / 4} for number in (1, 2)]
+    data = {
+        **{"plans": 50, "num": 9, "seed": 3},
+        "kept": [
+            {**share, "round": 2, "pairs": 0.9, "tokens": 2881.4},
+            {**share, "round": 3, "pairs": 0.8, "tokens": 2710.0},
+        ],
+        "accuracy": [{"model": "tiny", "split": "held_out", "strategy": "grid", "rounds": looks}],
+    }
+    path = checkout / "bench" / "results" / "strategies_cpu_202611.json"
+    path.write_text(json.dumps(data))
+    kept = report.table("kept", checkout)
+    assert "| round 2: frames | pairs | prefix | prompt tokens | round 3: frames | pairs |" in kept
+    shares = "95.0 % | 90.0 % | 37.5 % | 2,881 | 95.0 % | 80.0 % | 37.5 % | 2,710"
+    assert f"| `grid`, 20 s | {shares} |\n" in kept and "over 50 random clues" in kept
+    accuracy = report.table("strategies", checkout)
+    assert "| accuracy | 1 round | 2 rounds | visual tokens | ms a question |" in accuracy
+    assert "| `grid` | 25.0 % | 50.0 % | 1,234 | 21 |" in accuracy
+    assert "tiny, 9 clips from seed 3, split held_out." in accuracy
 
 
 def test_modules_are_listed_with_their_first_sentence(checkout: Path) -> None:

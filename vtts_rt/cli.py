@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _DELEGATES = {
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
     "train": ("vtts_rt.train.sft", "train; `vtts-rt train sft --help`"),
-    "eval": ("vtts_rt.evaluation.needle", "evaluate; `vtts-rt eval needle --help`"),
+    "eval": ("vtts_rt.evaluation.commands", "evaluate; `vtts-rt eval --help` lists what"),
     "report": ("vtts_rt.report", "write the tables of README and docs from results"),
 }
 
@@ -53,6 +53,17 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--top-k", type=int, default=0)
     ask.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
     ask.add_argument("--timeout-seconds", type=float, help="stop with what there is")
+    ask.add_argument(
+        "--constrain-clues",
+        action="store_true",
+        help="a grammar keeps every clue parseable (needs vtts_rt[grammar])",
+    )
+    ask.add_argument(
+        "--draft-tokens",
+        type=int,
+        metavar="N",
+        help="most tokens drafted from earlier rounds; 0: none (never changes the answer)",
+    )
     ask.add_argument("--json", action="store_true", help="one JSON object on stdout")
     ask.add_argument("--ignore-eos", action="store_true", help="always --max-tokens (benches)")
     ask.add_argument(
@@ -104,6 +115,11 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-frames", type=int, metavar="N")
     parser.add_argument("--total-pixels", type=int, metavar="N")
     parser.add_argument("--min-pixels", type=int, metavar="N")
+    parser.add_argument(
+        "--video-first",
+        action="store_true",
+        help="refresh, append: the first look before the question, for many questions a video",
+    )
     parser.add_argument("--mrope", choices=MROPE_MODES)
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
@@ -159,11 +175,12 @@ def _runtime(args: argparse.Namespace) -> Runtime:
     from vtts_rt.config import EngineConfig
     from vtts_rt.runtime import Runtime
 
+    settings = {"threads": args.threads, "draft_tokens": getattr(args, "draft_tokens", None)}
     return Runtime.from_pretrained(
         args.model,
         dtype=args.dtype,
         device=args.device,
-        engine=EngineConfig(threads=args.threads),
+        engine=EngineConfig(**{k: v for k, v in settings.items() if v is not None}),
     )
 
 
@@ -180,6 +197,8 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         "min_pixels": args.min_pixels,
         "mrope": args.mrope,
         "prompts": args.prompts,
+        "text_first": False if args.video_first else None,
+        "constrain_clues": getattr(args, "constrain_clues", False) or None,
     }
     return {
         "video": [args.video, *args.and_video],

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+_OTHER = ", another question"  # contenders of the ablations, asked while warm
 _NAME = re.compile(r"(?P<theme>[a-z0-9]+)_(?P<hardware>.+)_(?P<month>\d{6})")
 
 
@@ -89,16 +90,103 @@ def _rounds(result: Result) -> str:
             *(f"{look['timings_ms']['total'] / 1e3:.2f}" for look in contender["rounds"]),
             f"{contender['median_latency']:.2f}",
             f"{ratios[name]:.2f}" if name in ratios else "1",
+            f"{_tokens(contender) / contender['median_latency']:.1f}",
         ]
         for name, contender in contenders.items()
     ]
     header = ["seconds", *(f"round {i + 1}" for i in range(num_rounds)), "all", "share of time"]
+    return markdown([*header, "tokens/s"], rows) + _vllm(result)
+
+
+def _tokens(contender: dict[str, Any]) -> int:
+    return sum(look["completion_tokens"] for look in contender["rounds"])
+
+
+def _vllm(result: Result) -> str:
+    """How vLLM ran, where it did."""
+    about = result.data.get("vllm")
+    if not about:
+        return ""
+    mode = "compiled" if about["compiled"] else "eager mode"
+    preloaded = " and ".join(about["ld_preload"]) or "nothing"
+    versions = f"torch {about['torch']}, transformers {about['transformers']}"
+    return (
+        f"\nvLLM {about['vllm']} ({versions}) in an environment of its own: {mode}, "
+        f"{about['threads']} threads, {preloaded} preloaded, prefix caching "
+        f"{'on' if about['enable_prefix_caching'] else 'off'}.\n"
+    )
+
+
+def _ablations(result: Result) -> str:
+    """Seconds, medians: a cold question, another one about the same video, shares of the first."""
+    contenders = result.data["contenders"]
+    cold = {n: c for n, c in contenders.items() if f"{n}{_OTHER}" in contenders}
+    base: dict[str, tuple[float, float]] = {}
+    rows = []
+    for name, contender in cold.items():
+        times = (contender["median_latency"], contenders[f"{name}{_OTHER}"]["median_latency"])
+        full = base.setdefault(name.split(" ")[0], times)
+        shares = (f"{time / first:.2f}" for time, first in zip(times, full, strict=True))
+        rows.append([name, *(f"{time:.2f}" for time in times), *shares])
+    header = ["seconds", "cold", "another question", "cold, of the first", "another, of the first"]
     return markdown(header, rows)
+
+
+def _served(level: dict[str, Any], name: str) -> list[str]:
+    return [
+        name,
+        str(level["max_concurrency"]),
+        str(level["num_prompts"]),
+        f"{level['duration']:.1f}",
+        f"{level['output_throughput']:.1f}",
+        f"{level['median_ttft_ms'] / 1e3:.2f}",
+        f"{level['median_tpot_ms']:.0f}",
+        f"{level['median_e2el_ms'] / 1e3:.2f}",
+        f"{level['reuse']['pairs_encoded']:,}",
+        f"{level['reuse']['tokens_prefilled']:,}",
+    ]
+
+
+_SERVED = ["askers", "questions", "s", "tokens/s", "TTFT s", "TPOT ms", "E2EL s"]
+_SERVED += ["pairs encoded", "tokens prefilled"]
+
+
+def _serve(result: Result) -> str:
+    """Closed-loop askers on several videos, a line for each number of them; medians."""
+    rows = [_served(level, f"`{level['strategy']}`") for level in result.data["sweep"]]
+    videos = result.data["setting"]["num_videos"]
+    return f"{markdown([f'{videos} videos', *_SERVED], rows)}"
+
+
+def _one_video(result: Result) -> str:
+    """Askers about one video, together and each alone; medians."""
+    rows, said = [], []
+    for part in result.data["one_video"]:
+        rows.append(_served(part["shared"], f"`{part['strategy']}`, together"))
+        rows.append(_served(part["separate"], f"`{part['strategy']}`, each alone and cold"))
+        said.append(f"{part['time_ratio']:.2f} with `{part['strategy']}`")
+    together = f"Together over alone: {', '.join(said)}."
+    return f"{markdown(['one video', *_SERVED], rows)}\n{together}\n"
+
+
+def _soak(result: Result) -> str:
+    """Resident memory over many mixed requests."""
+    data = result.data
+    header = ["requests", "minutes", "MB loaded", "MB warm", "MB at most", "budgets, MB"]
+    numbers = ("loaded_rss_mb", "warm_rss_mb", "peak_rss_mb", "budget_mb")
+    row = [
+        f"{data['num_prompts']:,}",
+        f"{data['duration'] / 60:.1f}",
+        *(f"{data[number]:.1f}" for number in numbers),
+        f"{data['slope_mb_per_100_requests']:+.2f}",
+    ]
+    ended = ", ".join(f"{num} {name}" for name, num in data["outcomes"].items())
+    return f"{markdown([*header, 'MB per 100 requests'], [row])}\nHow they ended: {ended}.\n"
 
 
 def _phases(result: Result) -> str:
     """Milliseconds by phase and what was computed, a line a round."""
-    phases = ("decode", "preprocess", "vision", "prefill", "generate")
+    phases = ("decode", "preprocess", "vision", "prefill", "generate", "ttft")
     counts = ("frames_decoded", "pairs_encoded", "tokens_prefilled", "tokens_reused")
     rows = []
     for name, contender in result.data["contenders"].items():
@@ -112,11 +200,16 @@ def _phases(result: Result) -> str:
             rows.append(
                 [
                     f"{name}, {look['index'] + 1}",
-                    *(f"{look['timings_ms'][phase]:,.0f}" for phase in phases),
+                    *(_ms(look["timings_ms"].get(phase)) for phase in phases),
                     *(f"{reuse[count]:,}" for count in counts),
                 ]
             )
     return markdown(["ms", *phases, *(count.replace("_", " ") for count in counts)], rows)
+
+
+def _ms(value: float | None) -> str:
+    """Older results lack the time to the first token."""
+    return "" if value is None else f"{value:,.0f}"
 
 
 def _patchify(result: Result) -> str:
@@ -134,12 +227,52 @@ def _patchify(result: Result) -> str:
     return markdown(["ms", "median", "least", "most", "times as fast"], rows)
 
 
+def _kept(result: Result) -> str:
+    """What later rounds keep of the round before: a line for each strategy and duration."""
+    lines: dict[str, list[str]] = {}
+    header = ["kept of the round before"]
+    for entry in result.data["kept"]:
+        line = lines.setdefault(f"`{entry['strategy']}`, {entry['duration_seconds']} s", [])
+        line += [f"{100 * entry[share]:.1f} %" for share in ("frames", "pairs", "prefix")]
+        line.append(f"{entry['tokens']:,.0f}")
+        if len(lines) == 1:
+            number = entry["round"]
+            header += [f"round {number}: frames", "pairs", "prefix", "prompt tokens"]
+    rows = [[name, *line] for name, line in lines.items()]
+    return f"{markdown(header, rows)}\nMeans over {result.data['plans']} random clues each.\n"
+
+
+def _strategies(result: Result) -> str:
+    """Accuracy by strategy and number of rounds; tokens and time are those of the last column."""
+    runs = result.data["accuracy"]
+    rows = [
+        [
+            f"`{run['strategy']}`",
+            *(f"{100 * look['accuracy']:.1f} %" for look in run["rounds"]),
+            f"{run['rounds'][-1]['visual_tokens']:,.0f}",
+            f"{run['rounds'][-1]['ms']:,.0f}",
+        ]
+        for run in runs
+    ]
+    counts = [f"{look['rounds']} round{'s' * (look['rounds'] > 1)}" for look in runs[0]["rounds"]]
+    setting = f"{result.data['num']} clips from seed {result.data['seed']}"
+    header = ["accuracy", *counts, "visual tokens", "ms a question"]
+    return f"{markdown(header, rows)}\n{runs[0]['model']}, {setting}, split {runs[0]['split']}.\n"
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "needle": ("needle", _needle),
     "rounds": ("rounds", _rounds),
     "phases": ("rounds", _phases),
+    "rounds5": ("rounds5", _rounds),
+    "ablations": ("ablations", _ablations),
+    "serve": ("serve", _serve),
+    "onevideo": ("onevideo", _one_video),
+    "soak": ("soak", _soak),
     "patchify": ("patchify", _patchify),
+    "kept": ("strategies", _kept),
+    "strategies": ("strategies", _strategies),
 }
 
 
