@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -48,9 +49,11 @@ Enum parse(const std::string& what, const std::string& argument, const std::stri
 
 vtts::Isa parse_isa(const std::string& what, const std::string& isa) {
   if (isa == "auto") return vtts::Isa::kAuto;
-  return parse<vtts::Isa>(
-      what, "isa", isa,
-      {{"auto", vtts::Isa::kAuto}, {"scalar", vtts::Isa::kScalar}, {"avx2", vtts::Isa::kAvx2}});
+  return parse<vtts::Isa>(what, "isa", isa,
+                          {{"auto", vtts::Isa::kAuto},
+                           {"scalar", vtts::Isa::kScalar},
+                           {"avx2", vtts::Isa::kAvx2},
+                           {"avx512", vtts::Isa::kAvx512}});
 }
 
 void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats& mean,
@@ -142,16 +145,45 @@ void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, ui
   vtts::paged_attention(args, chosen, num_threads);
 }
 
-void rmsnorm(uintptr_t x, int64_t x_stride, uintptr_t weight, float eps, int64_t num_rows,
-             int64_t num_channels, uintptr_t y, const std::string& isa) {
-  vtts::rmsnorm(pointer<const float>(x), x_stride, pointer<const float>(weight), eps, num_rows,
-                num_channels, pointer<float>(y), parse_isa("rmsnorm", isa));
+// A few rows take a few microseconds: not worth giving the GIL away.
+std::unique_ptr<py::gil_scoped_release> release_gil_for(int64_t num_floats) {
+  if (num_floats < (int64_t{1} << 16)) return nullptr;
+  return std::make_unique<py::gil_scoped_release>();
 }
 
-void swiglu(uintptr_t gate_up, int64_t num_rows, int64_t num_hidden, uintptr_t out,
+void rmsnorm(uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride,
+             uintptr_t weight, float eps, int64_t num_rows, int64_t num_channels, uintptr_t y,
+             uintptr_t h, int num_threads, const std::string& isa) {
+  vtts::RmsnormArgs args;
+  args.x = pointer<const float>(x);
+  args.x_stride = x_stride;
+  args.residual = pointer<const float>(residual);
+  args.residual_stride = residual_stride;
+  args.weight = pointer<const float>(weight);
+  args.eps = eps;
+  args.num_rows = num_rows;
+  args.num_channels = num_channels;
+  args.y = pointer<float>(y);
+  args.h = pointer<float>(h);
+  const vtts::Isa chosen = parse_isa("rmsnorm", isa);
+  const auto release = release_gil_for(num_rows * num_channels);
+  vtts::rmsnorm(args, chosen, num_threads);
+}
+
+void swiglu(uintptr_t gate_up, int64_t num_rows, int64_t num_hidden, uintptr_t out, int num_threads,
             const std::string& isa) {
-  vtts::swiglu(pointer<const float>(gate_up), num_rows, num_hidden, pointer<float>(out),
-               parse_isa("swiglu", isa));
+  const vtts::Isa chosen = parse_isa("swiglu", isa);
+  const auto release = release_gil_for(num_rows * num_hidden);
+  vtts::swiglu(pointer<const float>(gate_up), num_rows, num_hidden, pointer<float>(out), chosen,
+               num_threads);
+}
+
+void rotary(uintptr_t x, int64_t row_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim,
+            uintptr_t cos, uintptr_t sin, int num_threads, const std::string& isa) {
+  const vtts::Isa chosen = parse_isa("rotary", isa);
+  const auto release = release_gil_for(num_rows * num_heads * head_dim);
+  vtts::rotary(pointer<float>(x), row_stride, num_rows, num_heads, head_dim,
+               pointer<const float>(cos), pointer<const float>(sin), chosen, num_threads);
 }
 
 std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const std::string& isa) {
@@ -183,18 +215,27 @@ PYBIND11_MODULE(_C, m) {
         "Attention of a few rows a sequence to keys in pages of (num_pages, page_size, kv heads, "
         "head_dim): addresses of float32 and int64 data; vtts_rt.ops.paged_attention checks them. "
         "The GIL is released.");
-  // The next two run for a few microseconds: not worth giving the GIL away.
-  m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("eps"),
-        py::arg("num_rows"), py::arg("num_channels"), py::arg("y"), py::arg("isa") = "auto",
-        "y = weight * (x / rms(x)), row by row: addresses of float32 data.");
+  m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
+        py::arg("residual_stride"), py::arg("weight"), py::arg("eps"), py::arg("num_rows"),
+        py::arg("num_channels"), py::arg("y"), py::arg("h"), py::arg("num_threads"),
+        py::arg("isa") = "auto",
+        "h = x + residual (0: none, h is not written); y = weight * (h / rms(h)), row by row: "
+        "addresses of float32 data. The GIL is released.");
   m.def("swiglu", &swiglu, py::arg("gate_up"), py::arg("num_rows"), py::arg("num_hidden"),
-        py::arg("out"), py::arg("isa") = "auto",
+        py::arg("out"), py::arg("num_threads"), py::arg("isa") = "auto",
         "out = silu(gate) * up, rows of gate_up being [gate; up]: addresses of float32 data.");
+  m.def("rotary", &rotary, py::arg("x"), py::arg("row_stride"), py::arg("num_rows"),
+        py::arg("num_heads"), py::arg("head_dim"), py::arg("cos"), py::arg("sin"),
+        py::arg("num_threads"), py::arg("isa") = "auto",
+        "Turns pairs (i, i + head_dim / 2) of every head in place: addresses of float32 data. The "
+        "GIL is released.");
   m.def("greedy", &greedy, py::arg("logits"), py::arg("num_logits"), py::arg("isa") = "auto",
         "(index of the first maximum or -1 for a NaN, its log-probability) of float32 logits at "
         "an address. The GIL is released.");
   m.def(
       "isa_supported",
       [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },
-      py::arg("isa"), "Whether this build and this machine can run `isa` (auto, scalar, avx2).");
+      py::arg("isa"),
+      "Whether this build and this machine can run `isa` (auto, scalar, avx2, avx512).");
+  m.def("cpu_is_intel", &vtts::cpu_is_intel, "Whether the processor is Intel's own.");
 }

@@ -34,10 +34,14 @@ struct FloatKernels {
   // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
   // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
   void (*attend)(const AttentionBlock& block);
-  // y = weight * (x / sqrt(mean(x^2) + eps))
-  void (*rmsnorm)(const float* x, const float* weight, float eps, int64_t count, float* y);
+  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
+  // nothing is written to it.
+  void (*rmsnorm)(const float* x, const float* residual, const float* weight, float eps,
+                  int64_t count, float* y, float* h);
   // out = gate / (1 + exp(-gate)) * up
   void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count floats each, in place.
+  void (*rotate)(float* low, float* high, const float* cos, const float* sin, int64_t count);
   float (*maximum)(const float* x, int64_t count);
   float (*sum_exp)(const float* x, int64_t count, float shift);  // of exp(x - shift)
 };
@@ -47,7 +51,7 @@ const FloatKernels& scalar_float_kernels();
 const FloatKernels* avx2_float_kernels();
 
 inline const FloatKernels& float_kernels(const char* what, Isa isa) {
-  return resolve_isa(what, isa) == Isa::kAvx2 ? *avx2_float_kernels() : scalar_float_kernels();
+  return resolve_isa(what, isa) == Isa::kScalar ? scalar_float_kernels() : *avx2_float_kernels();
 }
 
 }  // namespace vtts

@@ -1,4 +1,5 @@
-// linear: a few rows times a matrix that is read once, whatever their number.
+// linear: rows times a matrix. Up to kFewRows the weights are read in place, once for all rows;
+// beyond, arithmetic is the cost, and both factors are packed for it.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +8,13 @@
 
 namespace vtts {
 
+inline constexpr int64_t kFewRows = 16;
+
 // out[n] = weight x[n] + bias in float32. x: num_rows rows of num_channels, x_stride floats apart;
 // weight: (num_outputs, num_channels) row-major and packed; bias: (num_outputs) or null; out:
-// (num_rows, num_outputs) packed. A row's values do not depend on the other rows nor on
-// num_threads. Throws std::invalid_argument on an instruction set that is not there.
+// (num_rows, num_outputs) packed. A row's values do not depend on num_threads, nor on the other
+// rows beyond which side of kFewRows their number is. Throws std::invalid_argument on an
+// instruction set that is not there.
 struct LinearArgs {
   const float* x = nullptr;
   int64_t x_stride = 0;

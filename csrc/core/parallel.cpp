@@ -12,6 +12,7 @@
 #include <vector>
 
 #ifndef _WIN32
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -111,6 +112,19 @@ struct Pool {
   }
 };
 
+// The process's own OpenMP team, if it has one: GOMP_parallel(function, data, num_threads, flags),
+// the interface of GNU's runtime that LLVM's and Intel's offer too.
+using OpenMp = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// Null in a forked child: the team's threads are the parent's.
+std::atomic<OpenMp> openmp{nullptr};
+
+void find_openmp() {
+#ifndef _WIN32
+  openmp = reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+#endif
+}
+
 // Never destroyed: its threads may outlive static objects. A forked child has none of the threads,
 // and locks may be held by them: it gets a new pool and leaves the old one alone.
 std::atomic<Pool*> current_pool{nullptr};
@@ -118,8 +132,12 @@ std::atomic<Pool*> current_pool{nullptr};
 Pool& pool() {
   static const bool prepared = [] {
     current_pool = new Pool;
+    find_openmp();
 #ifndef _WIN32
-    pthread_atfork(nullptr, nullptr, [] { current_pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] {
+      current_pool = new Pool;
+      openmp = nullptr;
+    });
 #endif
     return true;
   }();
@@ -147,14 +165,17 @@ void parallel_for(size_t num_tasks, int num_threads,
     }
   };
 
-  if (num_threads > 1 && num_tasks > 1 && !pool().taken.test_and_set(std::memory_order_acquire)) {
-    Pool& held = pool();
-    const auto most = std::min(static_cast<size_t>(num_threads), num_tasks) - 1;
-    const int num_workers = held.grow_to(static_cast<int>(most));
-    for (int i = 0; i < num_workers; ++i) held.workers[i]->offer(work);
+  const auto most = std::min(static_cast<size_t>(std::max(num_threads, 1)), num_tasks);
+  Pool& kept = pool();
+  if (const OpenMp run = openmp; run != nullptr && most > 1) {
+    run([](void* data) { (*static_cast<const std::function<void()>*>(data))(); },
+        const_cast<std::function<void()>*>(&work), static_cast<unsigned>(most), 0);
+  } else if (most > 1 && !kept.taken.test_and_set(std::memory_order_acquire)) {
+    const int num_workers = kept.grow_to(static_cast<int>(most) - 1);
+    for (int i = 0; i < num_workers; ++i) kept.workers[i]->offer(work);
     work();
-    for (int i = 0; i < num_workers; ++i) held.workers[i]->take_back_or_wait();
-    held.taken.clear(std::memory_order_release);
+    for (int i = 0; i < num_workers; ++i) kept.workers[i]->take_back_or_wait();
+    kept.taken.clear(std::memory_order_release);
   } else {
     work();
   }

@@ -297,7 +297,7 @@ void run_tasks(const PatchifyJob* jobs, size_t num_jobs, const std::vector<Task>
 }
 
 const RowKernels& row_kernels(Isa isa) {
-  return resolve_isa("patchify", isa) == Isa::kAvx2 ? *avx2_row_kernels() : scalar_row_kernels();
+  return resolve_isa("patchify", isa) == Isa::kScalar ? scalar_row_kernels() : *avx2_row_kernels();
 }
 
 }  // namespace

@@ -4,28 +4,54 @@
 #include <string>
 
 namespace vtts {
+namespace {
 
-bool cpu_has_avx2_fma() {
+const char* name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kScalar:
+      return "scalar";
+    default:
+      return "auto";
+  }
+}
+
+Isa best_isa() {
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-  static const bool has = [] {
+  static const Isa best = [] {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!avx2) return Isa::kScalar;
+    return __builtin_cpu_supports("avx512f") ? Isa::kAvx512 : Isa::kAvx2;
   }();
-  return has;
+  return best;
+#else
+  return Isa::kScalar;
+#endif
+}
+
+}  // namespace
+
+bool cpu_is_intel() {
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel");
 #else
   return false;
 #endif
 }
 
-bool isa_supported(Isa isa) { return isa != Isa::kAvx2 || cpu_has_avx2_fma(); }
+bool isa_supported(Isa isa) { return isa <= best_isa(); }
 
 Isa resolve_isa(const char* what, Isa isa) {
   if (!isa_supported(isa)) {
     throw std::invalid_argument(std::string(what) +
-                                ": isa must be one that this machine has, got avx2");
+                                ": isa must be one that this machine has, got " + name(isa));
   }
-  if (isa != Isa::kAuto) return isa;
-  return cpu_has_avx2_fma() ? Isa::kAvx2 : Isa::kScalar;
+  return isa == Isa::kAuto ? best_isa() : isa;
 }
 
 }  // namespace vtts

@@ -3,10 +3,12 @@
 
 namespace vtts {
 
-// Instruction sets with kernels of their own; kAuto takes the best that is supported.
-enum class Isa { kAuto, kScalar, kAvx2 };
+// Instruction sets with kernels of their own; kAuto takes the best that is supported. One includes
+// those before it: an operation without kernels for it runs the next lower ones.
+enum class Isa { kAuto, kScalar, kAvx2, kAvx512 };
 
-bool cpu_has_avx2_fma();
+// Whether the processor is Intel's own: libraries by Intel choose their code by that.
+bool cpu_is_intel();
 
 // Whether this build and this machine can run `isa`.
 bool isa_supported(Isa isa);

@@ -198,14 +198,22 @@ VTTS_TARGET void attend(const AttentionBlock& block) {
   }
 }
 
-VTTS_TARGET void rmsnorm(const float* x, const float* weight, float eps, int64_t count, float* y) {
+VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* weight, float eps,
+                         int64_t count, float* y, float* h) {
   Vec squares = Vec::zero();
+  float sum = 0.0f;
   int64_t i = 0;
-  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
+  if (residual != nullptr) {
+    for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
+      Vec::add(Vec::load(x + i), Vec::load(residual + i)).store(h + i);
+    }
+    for (; i < count; ++i) h[i] = x[i] + residual[i];
+    x = h;
+  }
+  for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec part = Vec::load(x + i);
     squares = Vec::fma(part, part, squares);
   }
-  float sum = 0.0f;
   for (int64_t j = i; j < count; ++j) sum += x[j] * x[j];
   const float mean = (squares.sum() + sum) / static_cast<float>(count);
   const float scale = 1.0f / std::sqrt(mean + eps);
@@ -225,6 +233,22 @@ VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float
     Vec::mul(Vec::div(x, decayed), Vec::load(up + i)).store(out + i);
   }
   for (; i < count; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+}
+
+VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* sin,
+                        int64_t count) {
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
+    const Vec l = Vec::load(low + i), h = Vec::load(high + i);
+    const Vec c = Vec::load(cos + i), s = Vec::load(sin + i);
+    Vec::sub(Vec::mul(l, c), Vec::mul(h, s)).store(low + i);
+    Vec::add(Vec::mul(h, c), Vec::mul(l, s)).store(high + i);
+  }
+  for (; i < count; ++i) {
+    const float l = low[i], h = high[i];
+    low[i] = l * cos[i] - h * sin[i];
+    high[i] = h * cos[i] + l * sin[i];
+  }
 }
 
 VTTS_TARGET float maximum(const float* x, int64_t count) {

@@ -218,7 +218,7 @@ VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisatio
 const RowKernels* avx2_row_kernels() {
   static const RowKernels kernels = {horizontal_fixed, horizontal_float, vertical_fixed,
                                      vertical_float,   split_channels,   normalise};
-  static const bool available = cpu_has_avx2_fma();
+  static const bool available = isa_supported(Isa::kAvx2);
   return available ? &kernels : nullptr;
 }
 

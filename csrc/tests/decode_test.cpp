@@ -1,4 +1,4 @@
-// The kernels of a decoding step without Python: what they refuse, and that instruction sets,
+// The float kernels without Python: what they refuse, and that instruction sets,
 // companions and threads do not change what they compute.
 #include <algorithm>
 #include <atomic>
@@ -27,7 +27,9 @@ void check(bool ok, const std::string& what) {
 
 std::vector<vtts::Isa> isas() {
   std::vector<vtts::Isa> result = {vtts::Isa::kScalar};
-  if (vtts::isa_supported(vtts::Isa::kAvx2)) result.push_back(vtts::Isa::kAvx2);
+  for (const vtts::Isa isa : {vtts::Isa::kAvx2, vtts::Isa::kAvx512}) {
+    if (vtts::isa_supported(isa)) result.push_back(isa);
+  }
   return result;
 }
 
@@ -38,23 +40,24 @@ std::vector<float> noise(size_t count, std::mt19937& random) {
   return values;
 }
 
-void test_linear(std::mt19937& random) {
-  constexpr int64_t kRows = 7, kChannels = 203, kOutputs = 1001;
-  const auto x = noise(kRows * kChannels, random), weight = noise(kOutputs * kChannels, random);
+// Few rows and many run other kernels; `part` rows among `num_rows` are of the same kind.
+void test_linear(int64_t num_rows, int64_t part, std::mt19937& random) {
+  constexpr int64_t kChannels = 203, kOutputs = 501;
+  const auto x = noise(num_rows * kChannels, random), weight = noise(kOutputs * kChannels, random);
   for (const vtts::Isa isa : isas()) {
-    std::vector<float> together(kRows * kOutputs), alone(kOutputs);
-    vtts::linear(
-        {x.data(), kChannels, weight.data(), nullptr, together.data(), kRows, kChannels, kOutputs},
-        isa, 3);
-    for (int64_t n = 0; n < kRows; ++n) {
-      vtts::linear({x.data() + n * kChannels, kChannels, weight.data(), nullptr, alone.data(), 1,
+    std::vector<float> together(num_rows * kOutputs), alone(part * kOutputs);
+    vtts::linear({x.data(), kChannels, weight.data(), nullptr, together.data(), num_rows, kChannels,
+                  kOutputs},
+                 isa, 3);
+    for (int64_t n = 0; n + part <= num_rows; n += part) {
+      vtts::linear({x.data() + n * kChannels, kChannels, weight.data(), nullptr, alone.data(), part,
                     kChannels, kOutputs},
                    isa, 1);
       check(std::equal(alone.begin(), alone.end(), together.begin() + n * kOutputs),
-            "a row is the same alone and in a batch");
+            "a row is the same in any company");
     }
     double worst = 0.0;
-    for (int64_t i = 0; i < kRows * kOutputs; ++i) {
+    for (int64_t i = 0; i < num_rows * kOutputs; ++i) {
       double exact = 0.0;
       for (int64_t c = 0; c < kChannels; ++c) {
         exact += double{x[i / kOutputs * kChannels + c]} * weight[i % kOutputs * kChannels + c];
@@ -134,7 +137,8 @@ void test_threads_that_are_kept() {
 
 int main() {
   std::mt19937 random(0);
-  test_linear(random);
+  test_linear(7, 1, random);
+  test_linear(95, 19, random);
   test_attention_refuses();
   test_greedy(random);
   test_threads_that_are_kept();

@@ -8,8 +8,7 @@ from utils import random_rows
 
 from vtts_rt.config import VisionConfig
 from vtts_rt.models import vision
-from vtts_rt.models.layers import rotate
-from vtts_rt.models.vision import VisionTransformer, group_pairs, turn, window_classes
+from vtts_rt.models.vision import VisionTransformer, group_pairs, window_classes
 from vtts_rt.types import PATCH_ROW
 
 CONFIG = VisionConfig(
@@ -84,23 +83,6 @@ def test_parts_hold_every_pair_in_order_and_stay_within_the_limit() -> None:
         assert all(n <= max_rows or len(part) == 1 for n, part in zip(num_rows, parts, strict=True))
         firsts = [part[0][1] * part[0][2] for part in parts[1:]]
         assert all(n + f > max_rows for n, f in zip(num_rows, firsts, strict=False))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_turned_queries_and_keys_meet_as_after_rotation(dtype: torch.dtype) -> None:
-    x = torch.randn(5, 2, 3, 8, dtype=dtype)
-    angles = torch.randn(5, 1, 1, 4)
-    got = turn(x, torch.polar(torch.ones_like(angles), angles))
-    assert got.dtype == dtype and got.shape == x.shape
-    q, k = (
-        rotate(x.float().flatten(1, 2), angles.cos()[:, 0], angles.sin()[:, 0])
-        .view(5, 2, 3, 8)
-        .unbind(1)
-    )
-    expected = torch.einsum("ahd,bhd->hab", q, k)
-    met = torch.einsum("ahd,bhd->hab", *got.float().unbind(1))
-    atol = 0.1 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(met, expected, rtol=0, atol=atol)
 
 
 def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:

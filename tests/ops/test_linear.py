@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vtts_rt.ops.linear import MAX_ROWS, linear, linear_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _C.isa_supported(isa)]
 SHAPES = [(1, 1), (5, 3), (3, 16), (7, 24), (64, 31), (100, 513), (1000, 200)]  # (O, C)
 
 
@@ -57,6 +57,32 @@ def test_every_instruction_set_is_as_exact_as_torch(
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "shape", [(17, 1, 1), (29, 5, 37), (70, 33, 16), (100, 64, 1030), (41, 2, 0), (4100, 3, 9)]
+)  # (N, O, C): more channels than go through at once, none, and more rows
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_many_rows_are_as_exact_as_torch(
+    isa: str, shape: tuple[int, int, int], with_bias: bool
+) -> None:
+    num_rows, num_outputs, num_channels = shape
+    weight = torch.randn(num_outputs, num_channels)
+    bias = torch.randn(num_outputs) if with_bias else None
+    x = torch.randn(num_rows, num_channels + 3)[:, :num_channels]
+    for num_threads in (1, 2):
+        out = on_isa(x, weight, bias, isa, num_threads)
+        within_twice_the_error_of_torch(out, x, weight, bias)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_among_many_rows_a_row_has_the_same_bits_in_any_company(isa: str) -> None:
+    x, weight, bias = torch.randn(150, 1117), torch.randn(75, 1117), torch.randn(75)
+    together = on_isa(x, weight, bias, isa, num_threads=2)
+    for first, last in ((0, 17), (3, 61), (111, 150)):
+        part = on_isa(x[first:last], weight, bias, isa, num_threads=1)
+        assert torch.equal(part, together[first:last])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_two_threads(isa: str) -> None:
     x, weight, bias = torch.randn(16, 517), torch.randn(600, 517), torch.randn(600)
     together = on_isa(x, weight, bias, isa, num_threads=2)
@@ -64,10 +90,11 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_two_threads(isa: str) -
         assert torch.equal(on_isa(x[:rows], weight, bias, isa, num_threads=1), together[:rows])
 
 
-@pytest.mark.parametrize("rows", [0, 1, 16, 17])
-def test_the_public_function_takes_any_number_of_rows(rows: int) -> None:
+@pytest.mark.parametrize("rows", [0, 1, 16, 17, 200])
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+def test_the_public_function_takes_any_number_of_rows(rows: int, backend: str) -> None:
     x, weight = torch.randn(rows, 40), torch.randn(30, 40)
-    out = linear(x, weight)
+    out = linear(x, weight, backend=backend)
     assert out.shape == (rows, 30) and out.dtype == torch.float32
     torch.testing.assert_close(out, F.linear(x, weight), rtol=1e-5, atol=1e-5)
 

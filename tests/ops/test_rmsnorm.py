@@ -137,37 +137,54 @@ def test_bad_arguments_are_refused() -> None:
 
 
 @pytest.mark.parametrize("isa", ["scalar", "avx2"])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 64), (2, 515)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 64), (2, 515), (900, 96)])
+@pytest.mark.parametrize("with_residual", [False, True])
 def test_native_is_as_exact_as_eager_on_every_instruction_set(
-    isa: str, shape: tuple[int, int]
+    isa: str, shape: tuple[int, int], with_residual: bool
 ) -> None:
     _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
     if not _C.isa_supported(isa):
         pytest.skip(f"no {isa} here")
-    x = 3 * torch.randn(shape[0], shape[1] + 3)[:, : shape[1]]  # rows that are not adjacent
-    weight, y = torch.randn(shape[1]), torch.full(shape, torch.nan)
-    _C.rmsnorm(x.data_ptr(), x.stride(0), weight.data_ptr(), 1e-6, *shape, y.data_ptr(), isa)
-    wide = x.double()
+    # Rows that are not adjacent, in both.
+    x = 3 * torch.randn(shape[0], shape[1] + 3)[:, : shape[1]]
+    residual = torch.randn(shape[0], shape[1] + 1)[:, : shape[1]]
+    weight, y, h = torch.randn(shape[1]), torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+    _C.rmsnorm(
+        x.data_ptr(),
+        x.stride(0),
+        residual.data_ptr() if with_residual else 0,
+        residual.stride(0),
+        weight.data_ptr(),
+        1e-6,
+        *shape,
+        y.data_ptr(),
+        h.data_ptr(),
+        2,
+        isa,
+    )
+    total = x + residual if with_residual else x
+    assert torch.equal(h, total) if with_residual else bool(h.isnan().all())
+    wide = total.double()
     exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.double()
-    eager, _ = rmsnorm(x, weight, backend="reference")
+    eager, _ = rmsnorm(total, weight, backend="reference")
     ulp = torch.finfo(torch.float32).eps * exact.abs().max()
     assert (y - exact).abs().max() <= 2 * (eager - exact).abs().max() + ulp
 
 
-def test_native_runs_for_few_rows_only() -> None:
+def test_native_gives_a_row_the_same_bits_in_any_company() -> None:
     pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-    weight, residual = torch.randn(40), torch.randn(17, 40)
-    x = torch.randn(17, 40)
-    assert torch.equal(rmsnorm(x, weight)[0], rmsnorm(x, weight, backend="reference")[0])
-    with pytest.raises(ValueError, match=r"got 'x of shape \(17, 40\), more than 16 rows'"):
-        rmsnorm(x, weight, backend="cpu")
-    y, total = rmsnorm(x[:16], weight, residual=residual[:16], backend="cpu")
-    assert torch.equal(total, x[:16] + residual[:16])
-    assert torch.equal(y[3:4], rmsnorm(total[3:4], weight, backend="cpu")[0])
+    weight, residual, x = torch.randn(640), torch.randn(170, 640), torch.randn(170, 640)
+    y, total = rmsnorm(x, weight, residual=residual, backend="cpu")
+    assert torch.equal(total, x + residual)
+    assert torch.equal(y[33:34], rmsnorm(total[33:34], weight, backend="cpu")[0])
+    same = rmsnorm(x.view(2, 85, 640), weight, residual=residual.view(2, 85, 640), backend="cpu")
+    assert torch.equal(same[0].view(y.shape), y) and torch.equal(same[1].view(y.shape), total)
     weight.requires_grad_()
-    rmsnorm(x[:2], weight)[0].sum().backward()
+    rmsnorm(x, weight)[0].sum().backward()
     assert weight.grad is not None
-    assert rmsnorm(x[:0], weight)[0].shape == (0, 40)
+    with pytest.raises(ValueError, match="got 'a tensor that needs a gradient'"):
+        rmsnorm(x, weight, backend="cpu")
+    assert rmsnorm(x[:0], weight)[0].shape == (0, 640)
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vtts_rt.config import LanguageConfig
 from vtts_rt.models.attention import PackedAttention, PagedAttention, PagedKV
-from vtts_rt.models.layers import GatedMLP, RMSNorm, inverse_frequencies, rotate
+from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.linear import linear
+from vtts_rt.ops.rotary import rotary
 from vtts_rt.types import require
 
 __all__ = ["ForwardBatch", "LanguageModel", "PagedKV"]
@@ -55,18 +56,18 @@ class Attention(nn.Module):
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         num_rows = (self.num_heads + 2 * self.num_kv_heads) * config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, num_rows)
-        self.o_proj = nn.Linear(self.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, num_rows)
+        self.o_proj = Linear(self.num_heads * config.head_dim, config.hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: PackedAttention | PagedAttention
     ) -> Tensor:
-        qkv = linear(x, self.qkv_proj.weight, self.qkv_proj.bias)
+        qkv = self.qkv_proj(x)
         qkv = qkv.view(x.shape[0], self.num_heads + 2 * self.num_kv_heads, -1)
-        qk = rotate(qkv[:, : -self.num_kv_heads], cos, sin)
+        qk = rotary(qkv[:, : -self.num_kv_heads], cos, sin)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         attended = attend(self.layer, q, k, qkv[:, -self.num_kv_heads :])
-        return linear(attended, self.o_proj.weight)
+        return self.o_proj(attended)  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -81,8 +82,9 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: PackedAttention | PagedAttention
     ) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        x = (x if attend.rows is None else x[attend.rows]) + attended
-        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        x = x if attend.rows is None else x[attend.rows]
+        normed, x = self.post_attention_layernorm.of_sum(attended, x)
+        return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
 class LanguageModel(nn.Module):
@@ -114,7 +116,7 @@ class LanguageModel(nn.Module):
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            else Linear(config.hidden_size, config.vocab_size, bias=False)
         )
 
     def embed(self, token_ids: Tensor) -> Tensor:
@@ -162,12 +164,12 @@ class LanguageModel(nn.Module):
         return linear(hidden, head.weight)
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos, sin: (N, 1, D/2). Angles are fp32; frequency i takes the axis of its section."""
+        """cos, sin: (N, D/2). Angles are fp32; frequency i takes the axis of its section."""
         config, device = self.config, position_ids.device
         inv_freq = inverse_frequencies(config.head_dim, config.rope_theta).to(device)
         axis_of = [axis for axis, width in enumerate(config.mrope_section) for _ in range(width)]
-        angles = position_ids[axis_of].T.float() * inv_freq
-        return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
+        angles = position_ids[axis_of].T.float().contiguous() * inv_freq
+        return angles.cos().to(dtype), angles.sin().to(dtype)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,6 +7,7 @@ from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
+from vtts_rt.ops.rotary import rotary, rotary_ref
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "patchify_ref",
     "rmsnorm",
     "rmsnorm_ref",
+    "rotary",
+    "rotary_ref",
     "swiglu",
     "swiglu_ref",
 ]

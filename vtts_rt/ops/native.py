@@ -1,4 +1,4 @@
-"""What the native float32 kernels of a decoding step have in common."""
+"""What the native float32 kernels have in common."""
 
 from __future__ import annotations
 

@@ -58,18 +58,29 @@ def _native(
 ) -> tuple[Tensor, Tensor]:
     from vtts_rt import _C
 
-    total = x if residual is None else x + residual
-    rows = _rows(total)
+    rows = _rows(x)
+    added = rows if residual is None else _rows(residual)
     y = rows.new_empty(rows.shape)
-    _C.rmsnorm(rows.data_ptr(), rows.stride(0), weight.data_ptr(), eps, *rows.shape, y.data_ptr())
-    return y.view(x.shape), total
+    total = rows if residual is None else rows.new_empty(rows.shape)
+    _C.rmsnorm(
+        rows.data_ptr(),
+        rows.stride(0),
+        0 if residual is None else added.data_ptr(),
+        added.stride(0),
+        weight.data_ptr(),
+        eps,
+        *rows.shape,
+        y.data_ptr(),
+        0 if residual is None else total.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return y.view(x.shape), x if residual is None else total.view(x.shape)
 
 
 def _native_refusal(x: Tensor, residual: Tensor | None, weight: Tensor) -> str | None:
-    """Why the native kernel cannot take these tensors, or None. It is for decoding: the numbers of
-    many rows, a vision tower's among them, stay those of eager torch."""
-    if x.numel() > native.MAX_ROWS * x.shape[-1] or not weight.is_contiguous():
-        return f"x of shape {tuple(x.shape)}, more than {native.MAX_ROWS} rows"
+    """Why the native kernel cannot take these tensors, or None."""
+    if not weight.is_contiguous():
+        return "a weight that is not contiguous"
     return native.refusal(x, weight) if residual is None else native.refusal(x, weight, residual)
 
 
@@ -107,9 +118,9 @@ def rmsnorm(
 
     x: (..., D) float32, float16 or bfloat16; residual: shape and dtype of x, added first;
     weight: (D,) of x's dtype; all on one device. eps > 0 (Qwen2.5-VL: 1e-6).
-    backend: "auto", "triton" (CUDA tensors), "cpu" (native: up to 16 rows of float32 on the CPU, no
-        gradient wanted; one pass instead of seven operators) or "reference" (eager torch, any
-        device). "auto" on a CPU takes the native one where it can.
+    backend: "auto", "triton" (CUDA tensors), "cpu" (native: float32 on the CPU, no gradient
+        wanted; one pass instead of seven operators, the same bits for a row in any company) or
+        "reference" (eager torch, any device). "auto" on a CPU takes the native one where it can.
 
     Returns (y, h), both (..., D) of x's dtype: the normalised value, and x + residual (x itself
     without a residual), which is the next layer's residual.

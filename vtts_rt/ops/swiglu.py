@@ -32,13 +32,13 @@ def _native(x: Tensor) -> Tensor:
 
     num_rows, num_hidden = x.shape[0], x.shape[1] // 2
     out = x.new_empty((num_rows, num_hidden))
-    _C.swiglu(x.data_ptr(), num_rows, num_hidden, out.data_ptr())
+    _C.swiglu(x.data_ptr(), num_rows, num_hidden, out.data_ptr(), torch.get_num_threads())
     return out
 
 
 def _refusal(x: Tensor) -> str | None:
-    if x.dim() != 2 or x.shape[0] > native.MAX_ROWS or not x.is_contiguous():
-        return f"x of shape {tuple(x.shape)}, not contiguous (N <= {native.MAX_ROWS}, 2 I)"
+    if x.dim() != 2 or not x.is_contiguous():
+        return f"x of shape {tuple(x.shape)}, not contiguous (N, 2 I)"
     return native.refusal(x)
 
 
@@ -53,7 +53,7 @@ def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
     """silu(gate) * up of rows [gate; up].
 
     x: (..., 2 I), any float dtype and device.
-    backend: "auto", "cpu" (native: contiguous (N <= 16, 2 I) float32 on the CPU, no gradient
+    backend: "auto", "cpu" (native: contiguous (N, 2 I) float32 on the CPU, no gradient
         wanted; the same bits for a row in any company) or "torch". "auto" takes the native one
         where it can: one pass instead of three operators.
 

@@ -1,0 +1,61 @@
+"""rotary: the native kernel against float64 and torch, in place and strided."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vtts_rt.ops.rotary import rotary, rotary_ref
+
+_C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+
+
+def some(num_rows: int, num_heads: int, dim: int, extra: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads that share their rows with `extra` others, and angles."""
+    x = torch.randn(num_rows, num_heads + extra, dim)[:, :num_heads]
+    angles = 100 * torch.randn(num_rows, dim // 2)
+    return x, angles.cos(), angles.sin()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 5, 6), (7, 4, 64), (2, 3, 80), (500, 6, 32)])
+def test_every_instruction_set_is_as_exact_as_torch(isa: str, shape: tuple[int, int, int]) -> None:
+    x, cos, sin = some(*shape)
+    exact, eager = rotary_ref(x, cos, sin), rotary(x.clone(), cos, sin, backend="torch")
+    whole = x._base
+    assert whole is not None
+    others = whole[:, shape[1] :].clone()
+    _C.rotary(x.data_ptr(), x.stride(0), *shape, cos.data_ptr(), sin.data_ptr(), 2, isa)
+    ulp = torch.finfo(torch.float32).eps * exact.abs().max()
+    assert (x - exact).abs().max() <= 2 * (eager - exact).abs().max() + ulp
+    assert torch.equal(whole[:, shape[1] :], others), "other heads of a row stay"
+
+
+def test_auto_turns_in_place_where_it_can_and_asks_torch_otherwise() -> None:
+    x, cos, sin = some(4, 3, 8)
+    expected = rotary(x.clone(), cos, sin, backend="torch")
+    got = rotary(x, cos, sin)
+    assert got.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(got, expected)
+    for other in (torch.randn(8, 3, 4).transpose(0, 2), torch.randn(4, 3, 8, dtype=torch.bfloat16)):
+        before = other.clone()
+        got = rotary(other, cos, sin)
+        assert torch.equal(other, before) and got.dtype == other.dtype
+        limit = 0.05 if other.dtype is torch.bfloat16 else 1e-5
+        assert (got - rotary_ref(before, cos, sin)).abs().max() < limit
+    needs_gradient = torch.randn(4, 3, 8, requires_grad=True)
+    rotary(needs_gradient, cos, sin).square().sum().backward()
+    assert needs_gradient.grad is not None
+    assert rotary(x[:0], cos[:0], sin[:0]).shape == (0, 3, 8)
+
+
+def test_bad_arguments_are_named() -> None:
+    x, cos, sin = some(4, 3, 8)
+    with pytest.raises(ValueError, match=r"rotary: x must be \(N, H, D\), D even, got \(4, 3, 7\)"):
+        rotary(x[:, :, :7], cos, sin)
+    with pytest.raises(ValueError, match=r"rotary: sin must be \(4, 4\), got \(3, 4\)"):
+        rotary(x, cos, sin[:3])
+    with pytest.raises(ValueError, match="what 'cpu' takes, got 'heads that are not packed"):
+        rotary(torch.randn(8, 3, 4).transpose(0, 2), cos, sin, backend="cpu")

@@ -1,0 +1,84 @@
+"""rotary: rotary position embedding of queries and keys.
+
+    out[n, h, i]       = x[n, h, i] cos[n, i] - x[n, h, i + D/2] sin[n, i]
+    out[n, h, i + D/2] = x[n, h, i + D/2] cos[n, i] + x[n, h, i] sin[n, i],   i < D/2
+
+Legend: N rows, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtts_rt.ops import native
+from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.types import require
+
+
+def rotary_ref(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The equation in float64: the yardstick of the backends. Returns (N, H, D) float64."""
+    low, high = x.double().chunk(2, dim=-1)
+    c, s = cos.double()[:, None], sin.double()[:, None]
+    return torch.cat((low * c - high * s, high * c + low * s), dim=-1)
+
+
+def _torch(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    low, high = x.to(cos.dtype).chunk(2, dim=-1)
+    c, s = cos[:, None], sin[:, None]
+    return torch.cat((low * c - high * s, high * c + low * s), dim=-1).to(x.dtype)
+
+
+def _native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    from vtts_rt import _C
+
+    _C.rotary(
+        x.data_ptr(),
+        x.stride(0),
+        *x.shape,
+        cos.data_ptr(),
+        sin.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return x
+
+
+def _refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+    """Why the native kernel cannot take these tensors, or None."""
+    packed = x.stride(2) == 1 and x.stride(1) == x.shape[2] or x.numel() == 0
+    if not packed or not cos.is_contiguous() or not sin.is_contiguous():
+        return "heads that are not packed, or angles that are not contiguous"
+    return native.refusal(x, cos, sin)
+
+
+_OP = register(
+    "rotary",
+    Backend("cpu", native.supports, _native),
+    Backend("torch", lambda device: None, _torch),
+)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Tensor:
+    """Turn every head of each row by the row's angles. Takes x over: use what is returned.
+
+    x: (N, H, D), D even, any float dtype and device; cos, sin: (N, D/2) of one dtype, in which
+        the arithmetic is done.
+    backend: "auto", "cpu" (native: all float32 on the CPU, heads of a row packed, rows any
+        distance apart, no gradient wanted; turned in place, one sweep instead of seven) or
+        "torch". "auto" takes the native one where it can.
+
+    Returns (N, H, D) in x's dtype, in x's memory or its own.
+    Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
+    does not take, RuntimeError on an unusable backend.
+    """
+    fits = x.dim() == 3 and x.shape[2] % 2 == 0
+    require("rotary", "x", tuple(x.shape), fits, "(N, H, D), D even")
+    expected = (x.shape[0], x.shape[2] // 2)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        require("rotary", name, tuple(angles.shape), angles.shape == expected, f"{expected}")
+    run = _OP.resolve(x.device.type, backend).run
+    if run is _native and (refusal := _refusal(x, cos, sin)) is not None:
+        require("rotary", "x, cos, sin", refusal, backend == "auto", f"what {backend!r} takes")
+        run = _torch
+    out: Tensor = run(x, cos, sin)
+    return out
