@@ -98,6 +98,7 @@ test-python: $(STAMP).dev
 bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope
 	$(BIN)/python bench/bench_patchify.py
+	$(BIN)/python bench/bench_linear.py
 	$(BIN)/python bench/bench_rounds.py
 	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
 	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 2

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE_SIZE = 16
 CASES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1)]  # sequences, rows of each
 CONTENDERS = {
-    "torch": "linear=torch,paged_attention=reference,rmsnorm=reference,swiglu=torch",
+    "torch": "linear=torch,paged_attention=reference,rmsnorm=reference,rotary=torch,swiglu=torch",
     "vtts_rt": "",
 }
 MAX_DIFFERENCE = 1e-3  # of logits up to 100: float32, sums in another order

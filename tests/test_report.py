@@ -155,6 +155,13 @@ def test_patchify_has_a_line_for_each_contender(checkout: Path) -> None:
     assert "`patchify_cpu2_202611.json`, A CPU." in text
 
 
+def test_linear_has_a_line_for_each_shape(checkout: Path) -> None:
+    shape = {"about": "head", "rows": 9, "channels": 512, "outputs": 151936}
+    entry = {**shape, "gflops": {"torch": 40.4, "cpu": 70.7}, "speedup": 1.75}
+    text = file(checkout, "linear", {"results": [entry]})
+    assert "| head: 9 x 512 x 151,936 | 40 | 71 | 1.75 |" in text
+
+
 def test_strategies_are_compared_by_what_they_keep_and_by_accuracy(checkout: Path) -> None:
     share = {"strategy": "grid", "duration_seconds": 20, "frames": 0.95, "prefix": 0.375}
     looks = [{**LOOK, "rounds": number, "accuracy": number / 4} for number in (1, 2)]

@@ -227,6 +227,19 @@ def _patchify(result: Result) -> str:
     return markdown(["ms", "median", "least", "most", "times as fast"], rows)
 
 
+def _linear(result: Result) -> str:
+    """GFLOP/s of torch and of the native kernel by shape, medians."""
+    rows = [
+        [
+            f"{entry['about']}: {entry['rows']:,} x {entry['channels']:,} x {entry['outputs']:,}",
+            *(f"{entry['gflops'][backend]:.0f}" for backend in ("torch", "cpu")),
+            f"{entry['speedup']:.2f}",
+        ]
+        for entry in result.data["results"]
+    ]
+    return markdown(["GFLOP/s", "torch", "native", "times as fast"], rows)
+
+
 def _kept(result: Result) -> str:
     """What later rounds keep of the round before: a line for each strategy and duration."""
     lines: dict[str, list[str]] = {}
@@ -271,6 +284,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "onevideo": ("onevideo", _one_video),
     "soak": ("soak", _soak),
     "patchify": ("patchify", _patchify),
+    "linear": ("linear", _linear),
     "kept": ("strategies", _kept),
     "strategies": ("strategies", _strategies),
 }

@@ -16,12 +16,14 @@ from torch import Tensor
 from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
 from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.vision import MERGE_UNIT, ROWS_AT_ONCE
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
 from vtts_rt.types import PATCH_SIZE, PairRef, Segment
 
-# Patch rows after which a ViT pass is full: the first frames are encoded while the last are still
-# being decoded, yet a look at a few pairs is one pass (480 rows a pair: five pairs took 0.65 s in
-# one pass, 0.88 s in two; 15 pairs alike in passes of 4 to 15; 118 M model, 2 AVX2 cores).
+# Most patch rows of a ViT pass (a pair of more goes alone): the first frames are encoded while the
+# last are still being decoded. A CPU's is what the tower takes at once anyway, two pairs of 480
+# rows: a first look takes 2.89 s, 3.11 in passes of eight pairs, which wait 0.35 s for the decoder
+# before they encode anything (118 M model, 2 cores). An accelerator wants to be filled.
 _ROWS_PER_PASS = 3600
 # Which resize the cached features went through (part of their key).
 _RESIZE_KERNEL = "bicubic-antialias/uint8-cpu"
@@ -124,10 +126,13 @@ class VisionEncoder:
 
     def _encode(self, jobs: list[tuple[Sequence, PairPlace]], features: Features) -> None:
         jobs = [job for job in jobs if job[1].key not in features]
+        most = ROWS_AT_ONCE if self._model.device.type == "cpu" else _ROWS_PER_PASS
         while jobs:
             rows, taken = 0, 0
-            while taken < len(jobs) and (taken == 0 or rows <= _ROWS_PER_PASS):
-                rows += jobs[taken][1].segment.tokens_per_pair * 4
+            for _, place in jobs:
+                rows += place.segment.tokens_per_pair * MERGE_UNIT
+                if taken and rows > most:
+                    break
                 taken += 1
             batch, jobs = jobs[:taken], jobs[taken:]
             for (_, place), found in zip(batch, self._encode_pass(batch), strict=True):

@@ -1,0 +1,89 @@
+"""linear: the native kernel against torch (MKL), in GFLOP/s, at the shapes of the bench model.
+
+    python bench/bench_linear.py [--runs N] [--threads N] [--output FILE]
+
+Rows times a matrix of float32 on the CPU. Runs alternate, so that a busy moment of the machine hits
+both; products are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+import vtts_rt
+from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.ops.linear import linear
+
+ROOT = Path(__file__).resolve().parents[1]
+BACKENDS = ("torch", "cpu")
+CASES = [  # what it is, rows, channels, outputs
+    ("head, one token", 1, 512, 151936),
+    ("head, a token and 8 drafts", 9, 512, 151936),
+    ("head, 8 askers with drafts", 72, 512, 151936),
+    ("gate and up, 8 askers with drafts", 72, 512, 2816),
+    ("gate and up, a later look", 540, 512, 2816),
+    ("gate and up, a first look", 1024, 512, 2816),
+    ("down, a first look", 1024, 1408, 512),
+    ("vision qkv, two pairs", 960, 384, 1152),
+    ("vision gate and up, two pairs", 960, 384, 2048),
+    ("vision merger, two pairs", 240, 1536, 1536),
+]
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    results = []
+    for about, num_rows, num_channels, num_outputs in CASES:
+        x, weight = torch.randn(num_rows, num_channels), torch.randn(num_outputs, num_channels)
+        products = [linear(x, weight, backend=backend) for backend in BACKENDS]
+        torch.testing.assert_close(*products, rtol=1e-4, atol=1e-3)
+        seconds: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+        for _ in range(args.runs):
+            for backend, times in seconds.items():
+                began = time.perf_counter()
+                linear(x, weight, backend=backend)
+                times.append(time.perf_counter() - began)
+        medians = {backend: statistics.median(times) for backend, times in seconds.items()}
+        gflop = 2e-9 * num_rows * num_channels * num_outputs
+        entry = {
+            "about": about,
+            "rows": num_rows,
+            "channels": num_channels,
+            "outputs": num_outputs,
+            "median_ms": {name: round(1e3 * median, 3) for name, median in medians.items()},
+            "gflops": {name: round(gflop / median, 1) for name, median in medians.items()},
+            "speedup": round(medians["torch"] / medians["cpu"], 2),
+        }
+        results.append(entry)
+        print(f"{about:36} {entry['gflops']}  {entry['speedup']:.2f}x")
+    report = {
+        "theme": "linear",
+        "hardware": hardware(args.threads),
+        "versions": {"vtts_rt": vtts_rt.__version__, "torch": torch.__version__},
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "setting": {"dtype": "float32", "runs": args.runs},
+        "results": results,
+    }
+    output = args.output or ROOT / "bench" / "results" / results_name("linear")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()
