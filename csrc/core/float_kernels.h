@@ -34,6 +34,11 @@ struct FloatKernels {
   // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
   // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
   void (*attend)(const AttentionBlock& block);
+  // One step of a softmax over columns of scores (num_keys, width), width being 8, 16 or 32: maxima
+  // rise to those of this step, scores become exp(score - maximum), and what was summed under the
+  // old maxima is to be multiplied by shares; sums are.
+  void (*weigh_columns)(float* scores, int64_t num_keys, int64_t width, float* maxima, float* sums,
+                        float* shares);
   // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
   // nothing is written to it.
   void (*rmsnorm)(const float* x, const float* residual, const float* weight, float eps,

@@ -8,7 +8,9 @@
 #include <vector>
 
 #include "core/float_kernels.h"
+#include "core/linear.h"
 #include "core/parallel.h"
+#include "core/tiled_attention.h"
 
 namespace vtts {
 namespace {
@@ -124,6 +126,10 @@ void paged_attention(const PagedAttentionArgs& args, Isa isa, int num_threads) {
   for (int64_t s = 0; s < args.num_sequences; ++s) {
     const int64_t count = rows_of(args, s).count();
     if (count == 0) continue;
+    if (rows_of(args, s).num_new > kFewRows) {
+      tiled_attention(args, s, isa, num_threads);
+      continue;
+    }
     for (int head = 0; head < args.num_kv_heads; ++head) {
       for (int64_t key = 0; key < args.num_keys[s]; key += kKeyRange) {
         tasks.push_back({s, key, head, nullptr});

@@ -1,5 +1,5 @@
-// paged_attention: a few new tokens a sequence attend to all its keys, read where they lie in
-// pages.
+// paged_attention: new tokens attend to all keys of their sequence, which lie in pages. Those of a
+// few new tokens are read in place; for many, more than kFewRows, they are packed for tiles.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +33,8 @@ struct PagedAttentionArgs {
   float scale = 1.0f;
 };
 
-// A row's values depend neither on the other rows nor on num_threads. Throws std::invalid_argument
+// A row's values depend neither on num_threads nor on the other rows, beyond whether its sequence
+// has few new tokens or many. Throws std::invalid_argument
 // on fewer keys than rows, a page outside the pool or the table, or a head_dim it does not do.
 void paged_attention(const PagedAttentionArgs& args, Isa isa, int num_threads);
 

@@ -74,7 +74,8 @@ VTTS_INLINE void prefetch(const float* from) {
 }  // namespace
 
 const FloatKernels* avx2_float_kernels() {
-  static const FloatKernels kernels = {linear, attend, rmsnorm, swiglu, rotate, maximum, sum_exp};
+  static const FloatKernels kernels = {linear, attend, weigh_columns, rmsnorm,
+                                       swiglu, rotate, maximum,       sum_exp};
   return &kernels;
 }
 

@@ -198,6 +198,48 @@ VTTS_TARGET void attend(const AttentionBlock& block) {
   }
 }
 
+template <int kVecs>
+VTTS_TARGET void weigh_vectors(float* scores, int64_t num_keys, int64_t width, float* maxima,
+                               float* sums, float* shares) {
+  Vec most[kVecs], sum[kVecs];
+  for (int i = 0; i < kVecs; ++i) most[i] = Vec::load(maxima + i * Vec::kLanes);
+  for (int64_t j = 0; j < num_keys; ++j) {
+    for (int i = 0; i < kVecs; ++i) {
+      most[i] = Vec::max(most[i], Vec::load(scores + j * width + i * Vec::kLanes));
+    }
+  }
+  for (int i = 0; i < kVecs; ++i) {
+    const Vec share = Vec::exp(Vec::sub(Vec::load(maxima + i * Vec::kLanes), most[i]));
+    share.store(shares + i * Vec::kLanes);
+    most[i].store(maxima + i * Vec::kLanes);
+    sum[i] = Vec::mul(share, Vec::load(sums + i * Vec::kLanes));
+  }
+  for (int64_t j = 0; j < num_keys; ++j) {
+    for (int i = 0; i < kVecs; ++i) {
+      float* const at = scores + j * width + i * Vec::kLanes;
+      const Vec weight = Vec::exp(Vec::sub(Vec::load(at), most[i]));
+      weight.store(at);
+      sum[i] = Vec::add(sum[i], weight);
+    }
+  }
+  for (int i = 0; i < kVecs; ++i) sum[i].store(sums + i * Vec::kLanes);
+}
+
+VTTS_TARGET void weigh_columns(float* scores, int64_t num_keys, int64_t width, float* maxima,
+                               float* sums, float* shares) {
+  static_assert(Vec::kLanes == 8, "a vector is 8 columns");
+  switch (width / Vec::kLanes) {
+    case 4:
+      weigh_vectors<4>(scores, num_keys, width, maxima, sums, shares);
+      break;
+    case 2:
+      weigh_vectors<2>(scores, num_keys, width, maxima, sums, shares);
+      break;
+    default:
+      weigh_vectors<1>(scores, num_keys, width, maxima, sums, shares);
+  }
+}
+
 VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* weight, float eps,
                          int64_t count, float* y, float* h) {
   Vec squares = Vec::zero();

@@ -79,7 +79,8 @@ inline void prefetch(const float*) {}
 }  // namespace
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {linear, attend, rmsnorm, swiglu, rotate, maximum, sum_exp};
+  static const FloatKernels kernels = {linear, attend, weigh_columns, rmsnorm,
+                                       swiglu, rotate, maximum,       sum_exp};
   return kernels;
 }
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtts_rt.ops.linear import MAX_ROWS, linear, linear_ref
+from vtts_rt.ops.linear import linear, linear_ref
+from vtts_rt.ops.native import MAX_ROWS
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _C.isa_supported(isa)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _C.isa_supported(isa)]
 
 
 @dataclass
@@ -85,9 +85,14 @@ CASES = [
     ([1], [700], (8, 2, 64), 16),
     ([1, 1, 1], [5, 256, 257], (4, 2, 24), 4),
     ([3, 1, 16, 0, 2], [3, 40, 300, 7, 513], (6, 2, 40), 16),
-    ([17], [17], (7, 1, 128), 5),  # more rows than a draft has, groups that are no multiple of 4
+    ([16], [16], (7, 1, 128), 5),  # groups that are no multiple of 4
     ([2, 2], [1030, 9], (3, 3, 256), 32),  # no groups
     ([0], [0], (2, 1, 8), 4),
+    # Many rows go by tiles.
+    ([17], [17], (7, 1, 128), 5),
+    ([180, 3, 40], [180, 20, 400], (6, 2, 40), 16),  # from the start, few rows between, a prefix
+    ([33], [1030], (3, 3, 256), 32),
+    ([150], [337], (8, 2, 64), 16),  # 2 blocks of 168 keys and one key
 ]
 
 
@@ -105,9 +110,10 @@ def test_every_instruction_set_is_as_exact_as_torch(isa: str, case: tuple) -> No
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_scores_of_any_size_are_exact(isa: str) -> None:
+@pytest.mark.parametrize("num_new", [2, 40])
+def test_scores_of_any_size_are_exact(isa: str, num_new: int) -> None:
     """Weights from one to vanishing: the exponential over its whole range."""
-    case = make([2], [600], (4, 1, 64), 16)
+    case = make([num_new], [600], (4, 1, 64), 16)
     case.q *= 20.0
     exact = paged_attention_ref(*case.in_float64().arguments)
     allowed = 2 * (paged_attention_ref(*case.arguments) - exact).abs().max()
@@ -129,6 +135,20 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_two_threads(isa: str) -
                 seqlens_k=case.seqlens_k[s : s + 1] - (stop - 1 - row),
             )
             assert torch.equal(on_isa(alone, isa, num_threads=1)[0], together[row])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_among_many_rows_a_row_has_the_same_bits_in_any_company(isa: str) -> None:
+    case = make([200], [420], (8, 2, 64), 16)
+    together = on_isa(case, isa, num_threads=2)
+    for start, stop in ((0, 17), (60, 200), (93, 151)):
+        part = replace(
+            case,
+            q=case.q[start:stop],
+            cu_seqlens_q=torch.tensor([0, stop - start]),
+            seqlens_k=torch.tensor([420 - 200 + stop]),
+        )
+        assert torch.equal(on_isa(part, isa, num_threads=1), together[start:stop])
 
 
 def test_the_public_function_equals_the_reference_on_any_backend() -> None:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtts_rt.ops.native import most_rows
 from vtts_rt.ops.paged_attention import paged_attention, runs_natively
 from vtts_rt.types import require
 
 # The operator behind scaled_dot_product_attention on a CPU: (output, log-sum-exp of the scores).
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FEW_ROWS = 16  # new rows of a sequence up to which the native kernel attends
 QUERY_BLOCK = 1024  # query rows that share one mask: bounds the mask, skips keys of the future
 
 
@@ -88,7 +88,7 @@ class _Run(NamedTuple):
 
 
 @dataclass(slots=True)
-class _ManyRows:
+class _TorchRun:
     """How torch's operators do one run.
 
     slots: its keys' place in the flattened pool, a slice when its pages are neighbours (no copy),
@@ -103,7 +103,7 @@ class _ManyRows:
 
 
 @dataclass(slots=True)
-class _FewRows:
+class _NativeRuns:
     """The runs that the native kernel does in one call.
 
     rows, places: (R,) int64, their rows in the batch and in the output; None where they are all.
@@ -163,24 +163,25 @@ class PagedAttention:
     def _plan(self, runs: list[_Run]) -> None:
         self.runs = runs
         native = runs_natively(self.dtype, self.pages.device, self.pages.shape[-1])
-        few = [run for run in runs if native and run.num_new <= FEW_ROWS]
-        self.many = [self._many(run) for run in runs if not native or run.num_new > FEW_ROWS]
-        self.few: _FewRows | None = None
-        if few:
-            sizes = [run.num_new for run in few]
+        most = most_rows()
+        ours = [run for run in runs if native and run.num_new <= most]
+        self.others = [self._other(run) for run in runs if not native or run.num_new > most]
+        self.ours: _NativeRuns | None = None
+        if ours:
+            sizes = [run.num_new for run in ours]
             rows, places = (
                 torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
-                for starts in ([run.start for run in few], [run.place for run in few])
+                for starts in ([run.start for run in ours], [run.place for run in ours])
             )
-            self.few = _FewRows(
+            self.ours = _NativeRuns(
                 None if len(rows) == self.num_rows else rows,
-                None if not self.many else places,
-                self.table[[run.sequence for run in few]],
+                None if not self.others else places,
+                self.table[[run.sequence for run in ours]],
                 torch.tensor([0, *sizes]).cumsum(0),
-                torch.tensor([run.num_keys for run in few]),
+                torch.tensor([run.num_keys for run in ours]),
             )
 
-    def _many(self, run: _Run) -> _ManyRows:
+    def _other(self, run: _Run) -> _TorchRun:
         page_size, num_keys = self.pages.shape[3], run.num_keys
         pages = self.table[run.sequence, : -(-num_keys // page_size)]
         first = _as_slice(pages)
@@ -202,7 +203,7 @@ class PagedAttention:
                 if shape not in self.masks:
                     self.masks[shape] = _causal_mask(*shape, self.dtype, self.pages.device)
                 blocks.append((a, b, past + b, self.masks[shape]))
-        return _ManyRows(run, slots, blocks, splits)
+        return _TorchRun(run, slots, blocks, splits)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q: (N, H, D), k, v: (N, K, D) -> (N, H * D), or (M, H * D) for `rows`."""
@@ -214,48 +215,48 @@ class PagedAttention:
             keys.index_copy_(0, self.write, k.to(keys.dtype))
             values.index_copy_(0, self.write, v.to(values.dtype))
         outputs = []
-        for many in self.many:
-            query = q[many.run.start : many.run.start + many.run.num_new]
-            if isinstance(many.slots, slice):
-                key, value = keys[many.slots], values[many.slots]
+        for other in self.others:
+            query = q[other.run.start : other.run.start + other.run.num_new]
+            if isinstance(other.slots, slice):
+                key, value = keys[other.slots], values[other.slots]
             else:
-                key, value = keys.index_select(0, many.slots), values.index_select(0, many.slots)
-            outputs.append(_attend(many, query, key.to(q.dtype), value.to(q.dtype)))
-        if self.few is None:
+                key, value = (x.index_select(0, other.slots) for x in (keys, values))
+            outputs.append(_attend(other, query, key.to(q.dtype), value.to(q.dtype)))
+        if self.ours is None:
             if not outputs:
                 return q.new_empty(0, q.shape[1] * q.shape[2])
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        few = self.few
+        ours = self.ours
         out = paged_attention(
-            q if few.rows is None else q[few.rows],
+            q if ours.rows is None else q[ours.rows],
             paged_keys,
             paged_values,
-            few.page_table,
-            few.cu_seqlens_q,
-            few.seqlens_k,
+            ours.page_table,
+            ours.cu_seqlens_q,
+            ours.seqlens_k,
         ).flatten(1)
-        if few.places is None:
+        if ours.places is None:
             return out
         total = self.num_rows if self.rows is None else len(self.rows)
         mixed = out.new_empty(total, out.shape[1])
-        mixed[few.places] = out
-        for many, part in zip(self.many, outputs, strict=True):
-            mixed[many.run.place : many.run.place + many.run.num_new] = part
+        mixed[ours.places] = out
+        for other, part in zip(self.others, outputs, strict=True):
+            mixed[other.run.place : other.run.place + other.run.num_new] = part
         return mixed
 
 
-def _attend(many: _ManyRows, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(other: _TorchRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """q: (n, H, D), k, v: (num_keys, K, D) -> (n, H * D)."""
     key, value = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # (1, K, keys, D)
-    if many.run.num_new == 1:
+    if other.run.num_new == 1:
         # The query heads of a group become query rows: keys are read once a group, which is
         # 3x faster than enable_gqa on a CPU (2,700 keys, 8 heads over 2: 0.29 against 0.90 ms).
         groups = q.view(1, k.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(groups, key, value).reshape(1, -1)
     query = q.transpose(0, 1)[None]
-    if many.splits:
-        out = _attend_past_then_new(many.run, query, key, value)
-    elif not many.blocks:
+    if other.splits:
+        out = _attend_past_then_new(other.run, query, key, value)
+    elif not other.blocks:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
     else:
         out = torch.cat(
@@ -263,11 +264,11 @@ def _attend(many: _ManyRows, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
                 F.scaled_dot_product_attention(
                     query[:, :, a:b], key[:, :, :n], value[:, :, :n], mask, enable_gqa=True
                 )
-                for a, b, n, mask in many.blocks
+                for a, b, n, mask in other.blocks
             ],
             dim=2,
         )
-    return out[0].transpose(0, 1).reshape(many.run.num_new, -1)
+    return out[0].transpose(0, 1).reshape(other.run.num_new, -1)
 
 
 def _attend_past_then_new(run: _Run, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -19,15 +19,12 @@ Legend: N rows, C input channels, O outputs.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import Backend, register
-from vtts_rt.ops.native import MAX_ROWS
 from vtts_rt.types import require
 
 
@@ -67,14 +64,6 @@ def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return native.refusal(x, weight) if bias is None else native.refusal(x, weight, bias)
 
 
-@lru_cache(maxsize=1)
-def _beats_torch_at_many_rows() -> bool:
-    """Measured with AVX-512 on a processor that is not Intel's, and there alone."""
-    from vtts_rt import _C
-
-    return bool(_C.isa_supported("avx512")) and not _C.cpu_is_intel()
-
-
 _OP = register(
     "linear",
     Backend("cpu", native.supports, _native),
@@ -106,7 +95,7 @@ def linear(
         rule = f"what backend {backend!r} takes"
         require("linear", "x, weight, bias", refusal, backend == "auto", rule)
         run = F.linear
-    elif run is _native and backend == "auto" and x.shape[0] > MAX_ROWS:
-        run = _native if _beats_torch_at_many_rows() else F.linear
+    elif run is _native and backend == "auto" and x.shape[0] > native.most_rows():
+        run = F.linear
     out: Tensor = run(x, weight, bias)
     return out

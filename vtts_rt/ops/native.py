@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,19 @@ def supports(device: str) -> str | None:
     except ImportError as error:
         return f"vtts_rt._C is not built ({error}); see `vtts-rt env`"
     return None
+
+
+@lru_cache(maxsize=1)
+def most_rows() -> int:
+    """Rows up to which the native kernels run by default: MAX_ROWS, or any number where the tiles
+    of many rows beat torch, which is with AVX-512 on a processor that is not Intel's (MKL runs AVX2
+    code there). Not measured elsewhere."""
+    if supports("cpu") is not None:
+        return MAX_ROWS
+    from vtts_rt import _C
+
+    beaten = _C.isa_supported("avx512") and not _C.cpu_is_intel()
+    return sys.maxsize if beaten else MAX_ROWS
 
 
 def refusal(*tensors: Tensor) -> str | None:
