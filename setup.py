@@ -110,6 +110,8 @@ class BuildNative(build_ext):
             unix = self.compiler.compiler_type != "msvc"
             ext.extra_compile_args = UNIX_FLAGS if unix else MSVC_FLAGS
             ext.extra_link_args = ["-pthread"] if unix else []
+            if sys.platform == "linux":
+                ext.extra_link_args.append("-ldl")  # part of libc since glibc 2.34
             super().build_extension(ext)
         except Exception as error:
             if not ext.optional:

@@ -10,6 +10,7 @@
 
 #include "core/linear.h"
 #include "core/paged_attention.h"
+#include "core/parallel.h"
 #include "core/patchify.h"
 #include "core/row_ops.h"
 #include "cpu/cpu_features.h"
@@ -145,11 +146,20 @@ void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, ui
   vtts::paged_attention(args, chosen, num_threads);
 }
 
-// A few rows take a few microseconds: not worth giving the GIL away.
-std::unique_ptr<py::gil_scoped_release> release_gil_for(int64_t num_floats) {
-  if (num_floats < (int64_t{1} << 16)) return nullptr;
-  return std::make_unique<py::gil_scoped_release>();
-}
+// A few rows take a few microseconds, on one thread: not worth giving the GIL away.
+class RowsGil {
+ public:
+  RowsGil(int64_t num_floats, int num_threads) {
+    if (num_floats <= vtts::kRowTaskFloats) return;
+    release_ = std::make_unique<py::gil_scoped_release>();
+    num_threads_ = num_threads;
+  }
+  int num_threads() const { return num_threads_; }
+
+ private:
+  std::unique_ptr<py::gil_scoped_release> release_;
+  int num_threads_ = 1;
+};
 
 void rmsnorm(uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride,
              uintptr_t weight, float eps, int64_t num_rows, int64_t num_channels, uintptr_t y,
@@ -166,24 +176,24 @@ void rmsnorm(uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual
   args.y = pointer<float>(y);
   args.h = pointer<float>(h);
   const vtts::Isa chosen = parse_isa("rmsnorm", isa);
-  const auto release = release_gil_for(num_rows * num_channels);
-  vtts::rmsnorm(args, chosen, num_threads);
+  const RowsGil gil(num_rows * num_channels, num_threads);
+  vtts::rmsnorm(args, chosen, gil.num_threads());
 }
 
 void swiglu(uintptr_t gate_up, int64_t num_rows, int64_t num_hidden, uintptr_t out, int num_threads,
             const std::string& isa) {
   const vtts::Isa chosen = parse_isa("swiglu", isa);
-  const auto release = release_gil_for(num_rows * num_hidden);
+  const RowsGil gil(2 * num_rows * num_hidden, num_threads);
   vtts::swiglu(pointer<const float>(gate_up), num_rows, num_hidden, pointer<float>(out), chosen,
-               num_threads);
+               gil.num_threads());
 }
 
 void rotary(uintptr_t x, int64_t row_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim,
             uintptr_t cos, uintptr_t sin, int num_threads, const std::string& isa) {
   const vtts::Isa chosen = parse_isa("rotary", isa);
-  const auto release = release_gil_for(num_rows * num_heads * head_dim);
+  const RowsGil gil(num_rows * num_heads * head_dim, num_threads);
   vtts::rotary(pointer<float>(x), row_stride, num_rows, num_heads, head_dim,
-               pointer<const float>(cos), pointer<const float>(sin), chosen, num_threads);
+               pointer<const float>(cos), pointer<const float>(sin), chosen, gil.num_threads());
 }
 
 std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const std::string& isa) {
@@ -196,6 +206,7 @@ std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const st
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  vtts::prepare_for_fork();
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";
   m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("mean"),
         py::arg("std"), py::arg("rounding") = "cpu", py::arg("isa") = "auto",
@@ -207,14 +218,15 @@ PYBIND11_MODULE(_C, m) {
         py::arg("num_threads"), py::arg("isa") = "auto",
         "out = x weight^T + bias: addresses of float32 data, bias 0 for none; vtts_rt.ops.linear "
         "checks them. The GIL is released.");
-  m.def("paged_attention", &paged_attention, py::arg("queries"), py::arg("query_stride"),
-        py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),
-        py::arg("row_starts"), py::arg("num_keys"), py::arg("out"), py::arg("num_rows"),
-        py::arg("num_sequences"), py::arg("pool_shape"), py::arg("num_heads"), py::arg("scale"),
-        py::arg("num_threads"), py::arg("isa") = "auto",
-        "Attention of a few rows a sequence to keys in pages of (num_pages, page_size, kv heads, "
-        "head_dim): addresses of float32 and int64 data; vtts_rt.ops.paged_attention checks them. "
-        "The GIL is released.");
+  m.def(
+      "paged_attention", &paged_attention, py::arg("queries"), py::arg("query_stride"),
+      py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),
+      py::arg("row_starts"), py::arg("num_keys"), py::arg("out"), py::arg("num_rows"),
+      py::arg("num_sequences"), py::arg("pool_shape"), py::arg("num_heads"), py::arg("scale"),
+      py::arg("num_threads"), py::arg("isa") = "auto",
+      "Attention of the rows of each sequence to keys in pages of (num_pages, page_size, kv heads, "
+      "head_dim): addresses of float32 and int64 data; vtts_rt.ops.paged_attention checks them. "
+      "The GIL is released.");
   m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
         py::arg("residual_stride"), py::arg("weight"), py::arg("eps"), py::arg("num_rows"),
         py::arg("num_channels"), py::arg("y"), py::arg("h"), py::arg("num_threads"),

@@ -129,6 +129,8 @@ def test_env_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     report = json.loads(capsys.readouterr().out)
     assert {"versions", "optional", "build", "device", "ops", "environment"} <= set(report)
     assert any(name.startswith("patchify") for name in report["ops"])
+    many_rows = report["ops"]["more than 16 rows by native linear, paged_attention"]
+    assert many_rows.startswith(("yes", "no, by torch ("))
     for text in report["optional"].values():
         assert "pip install" in text or text[0].isdigit()
     assert main(["env"]) == 0

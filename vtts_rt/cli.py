@@ -364,6 +364,7 @@ def environment() -> dict[str, dict[str, str]]:
 
     from vtts_rt.config import ENVIRONMENT_VARIABLES
     from vtts_rt.ops.dispatch import explain
+    from vtts_rt.ops.native import MAX_ROWS, tiles_refusal
 
     def version(package: str) -> str | None:
         try:
@@ -375,6 +376,7 @@ def environment() -> dict[str, dict[str, str]]:
     optional = {
         "triton": "kernels on NVIDIA GPUs; pip install 'vtts_rt[triton]'",
         "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",
+        "llguidance": "--constrain-clues; pip install 'vtts_rt[grammar]'",
         "flash-attn": "flash attention on a GPU; pip install 'vtts_rt[flash-attn]'",
     }
     try:
@@ -397,7 +399,12 @@ def environment() -> dict[str, dict[str, str]]:
             "cpu": f"{os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads",
             "cuda": torch.cuda.get_device_name() if cuda else "none visible to torch",
         },
-        "ops": {row[0]: f"{row[1]} ({row[2]})" for row in explain()},
+        "ops": {
+            **{row[0]: f"{row[1]} ({row[2]})" for row in explain()},
+            f"more than {MAX_ROWS} rows by native linear, paged_attention": (
+                "yes" if (why := tiles_refusal()) is None else f"no, by torch ({why})"
+            ),
+        },
         "environment": {
             name: f"{os.environ.get(name, 'unset')} ({purpose})"
             for name, purpose in ENVIRONMENT_VARIABLES.items()

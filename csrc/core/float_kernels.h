@@ -1,4 +1,4 @@
-// The inner loops of a decoding step in float32: one table of functions per instruction set.
+// The inner loops in float32 beside tiles of products: one table of functions per instruction set.
 //
 // Every sum of one output runs in an order that depends neither on how many rows are computed
 // together nor on threads: a token's numbers are the same to the bit alone, as a draft, in a batch.

@@ -1,10 +1,10 @@
 #include "core/linear.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "core/float_kernels.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/tile_kernels.h"
 
 namespace vtts {
@@ -18,7 +18,7 @@ void few_rows(const LinearArgs& args, Isa isa, int num_threads) {
   const FloatKernels& kernels = float_kernels("linear", isa);
   const int64_t row_bytes = std::max<int64_t>(1, args.num_channels) * sizeof(float);
   const int64_t per_task = std::max<int64_t>(1, kTaskBytes / row_bytes);
-  const int64_t num_tasks = (args.num_outputs + per_task - 1) / per_task;
+  const int64_t num_tasks = ceil_div(args.num_outputs, per_task);
   parallel_for(num_tasks, num_threads, [&](int, size_t i) {
     const int64_t begin = static_cast<int64_t>(i) * per_task;
     kernels.linear(args.x, args.x_stride, static_cast<int>(args.num_rows), args.weight, args.bias,
@@ -36,14 +36,6 @@ constexpr int64_t kChannelsOfSum = 256;
 // Rows packed at once: 16 MiB with as many channels.
 constexpr int64_t kMostRows = 4096;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// A buffer of this thread that keeps its memory from call to call.
-float* scratch(std::vector<float>& buffer, int64_t count) {
-  if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
-  return buffer.data();
-}
-
 // Rows and channels of one run over the tiles.
 struct Block {
   int64_t first_row, num_rows, first_channel, num_channels;
@@ -54,8 +46,8 @@ void tiles_of_block(const LinearArgs& args, const Block& block, const TileKernel
   const int64_t tile_rows = kernel.num_rows, tile_outputs = kernel.num_outputs;
   const int64_t num_tiles = ceil_div(block.num_rows, tile_rows);
   const int64_t tile_floats = tile_rows * block.num_channels;
-  thread_local std::vector<float> rows_buffer;
-  float* const rows = scratch(rows_buffer, num_tiles * tile_floats);
+  thread_local Scratch rows_scratch;
+  float* const rows = rows_scratch.floats(num_tiles * tile_floats);
   parallel_for(num_tiles, num_threads, [&](int, size_t tile) {
     const int64_t n = static_cast<int64_t>(tile) * tile_rows;
     kernel.pack(args.x + (block.first_row + n) * args.x_stride + block.first_channel, args.x_stride,
@@ -66,11 +58,11 @@ void tiles_of_block(const LinearArgs& args, const Block& block, const TileKernel
   parallel_for(ceil_div(args.num_outputs, tile_outputs), num_threads, [&](int, size_t i) {
     const int64_t o = static_cast<int64_t>(i) * tile_outputs;
     const int64_t outputs_there = std::min(tile_outputs, args.num_outputs - o);
-    thread_local std::vector<float> panel_buffer, bias_buffer;
-    float* const panel = scratch(panel_buffer, tile_outputs * block.num_channels);
+    thread_local Scratch panel_scratch;
+    float* const bias = panel_scratch.floats(tile_outputs * (1 + block.num_channels));
+    float* const panel = bias + tile_outputs;
     kernel.pack(args.weight + o * args.num_channels + block.first_channel, args.num_channels,
                 outputs_there, tile_outputs, block.num_channels, panel);
-    float* const bias = scratch(bias_buffer, tile_outputs);
     std::fill(bias, bias + tile_outputs, 0.0f);
     if (args.bias != nullptr) std::copy(args.bias + o, args.bias + o + outputs_there, bias);
     for (int64_t tile = 0; tile < num_tiles; ++tile) {

@@ -10,6 +10,7 @@
 #include "core/float_kernels.h"
 #include "core/linear.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/tiled_attention.h"
 
 namespace vtts {
@@ -45,6 +46,8 @@ void validate(const PagedAttentionArgs& args) {
   if (args.head_dim < 8 || args.head_dim % 8 != 0 || args.head_dim > kMaxHeadDim) {
     reject("head_dim", "a multiple of 8 up to 256", args.head_dim);
   }
+  if (args.page_size < 1) reject("page_size", ">= 1", args.page_size);
+  if (args.num_kv_heads < 1) reject("num_kv_heads", ">= 1", args.num_kv_heads);
   const int64_t* starts = args.row_starts;
   const int64_t end = starts[args.num_sequences];
   if (starts[0] != 0 || end != args.num_rows) {
@@ -56,10 +59,11 @@ void validate(const PagedAttentionArgs& args) {
       reject("cu_seqlens_q", "ascending from 0 to " + std::to_string(args.num_rows), starts[s + 1]);
     }
     if (num_keys < num_new) reject("seqlens_k", ">= the sequence's rows", num_keys);
-    const int64_t num_pages = (num_keys + args.page_size - 1) / args.page_size;
-    if (num_pages > args.table_stride) {
+    if (num_keys / args.page_size > args.table_stride ||
+        num_keys > args.table_stride * args.page_size) {
       reject("seqlens_k", "covered by page_table", num_keys);
     }
+    const int64_t num_pages = ceil_div(num_keys, args.page_size);
     for (int64_t p = 0; p < num_pages; ++p) {
       const int64_t page = args.page_table[s * args.table_stride + p];
       if (page < 0 || page >= args.num_pages) reject("page_table", "pages of the pool", page);

@@ -103,40 +103,28 @@ struct Pool {
   // The system may give fewer threads: those there are share the tasks.
   int grow_to(int num_workers) {
     try {
+      workers.reserve(num_workers);
       while (static_cast<int>(workers.size()) < num_workers) {
         workers.push_back(std::make_unique<Worker>());
       }
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
     }
     return std::min(num_workers, static_cast<int>(workers.size()));
   }
 };
 
-// The process's own OpenMP team, if it has one: GOMP_parallel(function, data, num_threads, flags),
-// the interface of GNU's runtime that LLVM's and Intel's offer too.
-using OpenMp = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
-// Null in a forked child: the team's threads are the parent's.
-std::atomic<OpenMp> openmp{nullptr};
-
-void find_openmp() {
-#ifndef _WIN32
-  openmp = reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-#endif
-}
-
 // Never destroyed: its threads may outlive static objects. A forked child has none of the threads,
 // and locks may be held by them: it gets a new pool and leaves the old one alone.
 std::atomic<Pool*> current_pool{nullptr};
+std::atomic<bool> forked{false};
 
 Pool& pool() {
   static const bool prepared = [] {
     current_pool = new Pool;
-    find_openmp();
 #ifndef _WIN32
     pthread_atfork(nullptr, nullptr, [] {
       current_pool = new Pool;
-      openmp = nullptr;
+      forked = true;
     });
 #endif
     return true;
@@ -145,7 +133,24 @@ Pool& pool() {
   return *current_pool;
 }
 
+// GOMP_parallel(function, data, num_threads, flags), of GNU's runtime; LLVM's and Intel's have it
+// too.
+using OpenMp = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// The process's own OpenMP team, or null: without one, and in a forked child, whose team's threads
+// were the parent's.
+OpenMp openmp() {
+#ifndef _WIN32
+  static const OpenMp found = reinterpret_cast<OpenMp>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked ? nullptr : found;
+#else
+  return nullptr;
+#endif
+}
+
 }  // namespace
+
+void prepare_for_fork() { pool(); }
 
 void parallel_for(size_t num_tasks, int num_threads,
                   const std::function<void(int worker, size_t i)>& task) {
@@ -167,9 +172,11 @@ void parallel_for(size_t num_tasks, int num_threads,
 
   const auto most = std::min(static_cast<size_t>(std::max(num_threads, 1)), num_tasks);
   Pool& kept = pool();
-  if (const OpenMp run = openmp; run != nullptr && most > 1) {
+  if (const OpenMp run = most > 1 ? openmp() : nullptr; run != nullptr) {
+    // Always as many threads as torch has: GNU's runtime ends those that a smaller team leaves out,
+    // and starts them anew.
     run([](void* data) { (*static_cast<const std::function<void()>*>(data))(); },
-        const_cast<std::function<void()>*>(&work), static_cast<unsigned>(most), 0);
+        const_cast<std::function<void()>*>(&work), static_cast<unsigned>(num_threads), 0);
   } else if (most > 1 && !kept.taken.test_and_set(std::memory_order_acquire)) {
     const int num_workers = kept.grow_to(static_cast<int>(most) - 1);
     for (int i = 0; i < num_workers; ++i) kept.workers[i]->offer(work);

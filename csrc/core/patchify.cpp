@@ -353,8 +353,7 @@ void patchify(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& o
     }
     out += num_patch_rows(jobs[i]) * kPatchRow;
   }
-  const int num_threads =
-      static_cast<int>(std::min<int64_t>(options.num_threads, std::max<size_t>(1, tasks.size())));
+  const int num_threads = options.num_threads;
   if (options.rounding == Rounding::kCpu) {
     run_tasks<FixedPoint>(jobs, num_jobs, tasks, kernels, normalisation, num_threads);
   } else {

@@ -5,18 +5,16 @@
 
 #include "core/float_kernels.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 
 namespace vtts {
 
 namespace {
 
-// Floats of one task: some 5 us of memory traffic, long against waking a thread.
-constexpr int64_t kTaskFloats = 32 << 10;
-
 template <typename Row>
 void for_rows(int64_t num_rows, int64_t row_floats, int num_threads, const Row& row) {
-  const int64_t per_task = std::max<int64_t>(1, kTaskFloats / std::max<int64_t>(1, row_floats));
-  const int64_t num_tasks = (num_rows + per_task - 1) / per_task;
+  const int64_t per_task = std::max<int64_t>(1, kRowTaskFloats / std::max<int64_t>(1, row_floats));
+  const int64_t num_tasks = ceil_div(num_rows, per_task);
   parallel_for(num_tasks, num_threads, [&](int, size_t i) {
     const int64_t begin = static_cast<int64_t>(i) * per_task;
     for (int64_t n = begin; n < std::min(num_rows, begin + per_task); ++n) row(n);

@@ -6,6 +6,7 @@
 
 #include "core/float_kernels.h"
 #include "core/parallel.h"
+#include "core/scratch.h"
 #include "core/tile_kernels.h"
 
 namespace vtts {
@@ -14,13 +15,8 @@ namespace {
 // Keys of one block: its scores for a panel of queries stay in the first-level cache. A multiple of
 // every kernel's rows (4, 6 and 14).
 constexpr int64_t kBlockKeys = 168;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-float* scratch(std::vector<float>& buffer, int64_t count) {
-  if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
-  return buffer.data();
-}
+// Heads are packed together up to so many floats, 64 MiB: then one head a time.
+constexpr int64_t kMostPackedFloats = 16 << 20;
 
 // One sequence and one key head. A panel is as many query rows as a tile has outputs, a row being
 // a new token and one of the query heads that share the key head. Scores and weighted values are
@@ -78,8 +74,8 @@ class Head {
   void attend(int64_t panel, const float* packed) const {
     const int64_t width = tile_.num_outputs, rows = tile_.num_rows, dim = args_.head_dim;
     const int64_t count = std::min(width, num_new_ * groups_ - panel * width);
-    thread_local std::vector<float> buffer;
-    float* const queries = scratch(buffer, width * (dim + kBlockKeys + value_tiles_ * rows + 4));
+    thread_local Scratch scratch;
+    float* const queries = scratch.floats(width * (dim + kBlockKeys + value_tiles_ * rows + 4));
     float* const scores = queries + dim * width;
     float* const out = scores + kBlockKeys * width;
     float* const maxima = out + value_tiles_ * rows * width;
@@ -150,14 +146,25 @@ class Head {
 }  // namespace
 
 void tiled_attention(const PagedAttentionArgs& args, int64_t sequence, Isa isa, int num_threads) {
-  thread_local std::vector<float> buffer;
-  for (int kv_head = 0; kv_head < args.num_kv_heads; ++kv_head) {
-    const Head head(args, sequence, kv_head, isa);
-    float* const packed = scratch(buffer, head.packed_floats());
-    parallel_for(head.num_blocks(), num_threads,
-                 [&](int, size_t block) { head.pack_block(block, packed); });
-    parallel_for(head.num_panels(), num_threads,
-                 [&](int, size_t panel) { head.attend(panel, packed); });
+  thread_local Scratch scratch;
+  for (int first = 0; first < args.num_kv_heads;) {
+    std::vector<Head> heads;
+    int64_t num_floats = 0;
+    for (; first < args.num_kv_heads && (heads.empty() || num_floats < kMostPackedFloats);
+         ++first) {
+      heads.emplace_back(args, sequence, first, isa);
+      num_floats += heads.back().packed_floats();
+    }
+    // All heads are alike: task i is of head i % heads.size().
+    const size_t num_heads = heads.size();
+    float* const packed = scratch.floats(num_floats);
+    const auto packed_of = [&](size_t head) { return packed + head * heads[0].packed_floats(); };
+    parallel_for(heads[0].num_blocks() * num_heads, num_threads, [&](int, size_t i) {
+      heads[i % num_heads].pack_block(i / num_heads, packed_of(i % num_heads));
+    });
+    parallel_for(heads[0].num_panels() * num_heads, num_threads, [&](int, size_t i) {
+      heads[i % num_heads].attend(i / num_heads, packed_of(i % num_heads));
+    });
   }
 }
 

@@ -274,7 +274,14 @@ VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float
     const Vec decayed = Vec::add(one, Vec::exp(Vec::sub(Vec::zero(), x)));
     Vec::mul(Vec::div(x, decayed), Vec::load(up + i)).store(out + i);
   }
-  for (; i < count; ++i) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * up[i];
+  if (i == count) return;
+  // The rest through the same arithmetic: values do not depend on where they stand.
+  const int left = static_cast<int>(count - i);
+  const Vec x = Vec::load_part(gate + i, left);
+  const Vec decayed = Vec::add(one, Vec::exp(Vec::sub(Vec::zero(), x)));
+  float last[Vec::kLanes];
+  Vec::mul(Vec::div(x, decayed), Vec::load_part(up + i, left)).store(last);
+  std::copy(last, last + left, out + i);
 }
 
 VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* sin,

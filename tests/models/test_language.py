@@ -76,7 +76,7 @@ def test_paged_batch_of_prefill_chunk_and_decode(
     A prefill that continues is masked in float64 and split at the cached keys in float32; runs of
     up to `few_rows` float32 rows go to the native kernel, none, some or all of them.
     """
-    monkeypatch.setattr(attention, "most_rows", lambda: few_rows)
+    monkeypatch.setattr(attention, "most_rows", lambda op: few_rows)
     torch.manual_seed(2)
     model = LanguageModel(CONFIG).to(dtype)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 4)  # several mask blocks for one chunk

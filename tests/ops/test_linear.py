@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vtts_rt.ops import native
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.native import MAX_ROWS
 
@@ -100,6 +103,26 @@ def test_the_public_function_takes_any_number_of_rows(rows: int, backend: str) -
     torch.testing.assert_close(out, F.linear(x, weight), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("refusal", [None, "an Intel processor"])
+def test_many_rows_go_where_they_were_measured_to_be_faster(
+    refusal: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "tiles_refusal", lambda: refusal)
+    x, weight = torch.randn(MAX_ROWS + 1, 300), torch.randn(40, 300)
+    expected = linear(x, weight, backend="torch" if refusal else "cpu")
+    assert torch.equal(linear(x, weight), expected)
+    assert torch.equal(linear(x[1:], weight), linear(x[1:], weight, backend="cpu"))
+
+
+def test_a_backend_asked_for_by_the_environment_runs_for_any_number_of_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "tiles_refusal", lambda: "an Intel processor")
+    monkeypatch.setenv("VTTS_RT_BACKEND", "linear=cpu")
+    x, weight = torch.randn(100, 300), torch.randn(40, 300)
+    assert torch.equal(linear(x, weight), linear(x, weight, backend="cpu"))
+
+
 def test_what_the_kernel_cannot_take_goes_to_torch() -> None:
     weight, bias = torch.randn(6, 5), torch.randn(6)
     x = torch.randn(2, 5)
@@ -134,6 +157,29 @@ def test_bad_arguments_are_named() -> None:
         linear(x, weight.requires_grad_(), backend="cpu")
     with pytest.raises(ValueError, match="linear: isa must be one of"):
         on_isa(x, weight, None, "sse9", 1)
+
+
+FORK = """
+import os
+import torch
+from vtts_rt.ops.linear import linear
+
+torch.set_num_threads(2)
+x, weight = torch.randn(2, 256), torch.randn(4096, 256)
+expected = linear(x, weight, backend="torch")  # torch's threads are there, the kernel was not asked
+child = os.fork()
+if child == 0:
+    difference = linear(x, weight, backend="cpu").sub_(expected)
+    os._exit(0 if max(map(abs, difference.flatten().tolist())) < 1e-3 else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_before_the_first_native_call_does_not_wait_for_its_parents_threads() -> (
+    None
+):
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

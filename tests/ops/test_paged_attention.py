@@ -181,6 +181,7 @@ def test_bad_arguments_are_named(backend: str) -> None:
         with pytest.raises(ValueError, match=message):
             paged_attention(*replace(case, **changes).arguments, backend=backend)
 
+    refused("keys must be .* with page_size, K >= 1", keys=case.keys[:, :0])
     refused(r"q must be \(N, a multiple of 2, 16\), got", q=torch.randn(3, 3, 16))
     refused("values must be like keys", values=case.values[:2])
     refused("page_table must be contiguous", page_table=case.page_table.int())
@@ -189,6 +190,8 @@ def test_bad_arguments_are_named(backend: str) -> None:
     refused("cu_seqlens_q must be ascending from 0 to 3", cu_seqlens_q=torch.tensor([0, 4, 3]))
     refused("seqlens_k must be >= the sequence's rows", seqlens_k=torch.tensor([1, 21]))
     refused("seqlens_k must be covered by page_table", seqlens_k=torch.tensor([33, 21]))
+    beyond = torch.tensor([2**63 - 1, 21])
+    refused("seqlens_k must be covered by page_table", seqlens_k=beyond)
     outside = case.page_table.clone()
     outside[1, 2] = len(case.keys)
     refused("page_table must be pages of the pool", page_table=outside)

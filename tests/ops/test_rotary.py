@@ -36,15 +36,25 @@ def test_every_instruction_set_is_as_exact_as_torch(isa: str, shape: tuple[int, 
 def test_auto_turns_in_place_where_it_can_and_asks_torch_otherwise() -> None:
     x, cos, sin = some(4, 3, 8)
     expected = rotary(x.clone(), cos, sin, backend="torch")
-    got = rotary(x, cos, sin)
+    with torch.no_grad():
+        got = rotary(x, cos, sin)
     assert got.data_ptr() == x.data_ptr()
     torch.testing.assert_close(got, expected)
-    for other in (torch.randn(8, 3, 4).transpose(0, 2), torch.randn(4, 3, 8, dtype=torch.bfloat16)):
+    overlapping = torch.randn(1, 3, 8).expand(4, 3, 8)
+    transposed = torch.randn(8, 3, 4).transpose(0, 2)
+    for other in (overlapping, transposed, torch.randn(4, 3, 8, dtype=torch.bfloat16)):
         before = other.clone()
-        got = rotary(other, cos, sin)
+        with torch.no_grad():
+            got = rotary(other, cos, sin)
         assert torch.equal(other, before) and got.dtype == other.dtype
         limit = 0.05 if other.dtype is torch.bfloat16 else 1e-5
         assert (got - rotary_ref(before, cos, sin)).abs().max() < limit
+    x, weight = torch.randn(4, 3, 8), torch.ones(1, requires_grad=True)
+    product = x * weight  # its gradient needs x as it is now
+    before = x.clone()
+    rotary(x, cos, sin)
+    product.sum().backward()
+    assert weight.grad is not None and torch.allclose(weight.grad, before.sum())
     needs_gradient = torch.randn(4, 3, 8, requires_grad=True)
     rotary(needs_gradient, cos, sin).square().sum().backward()
     assert needs_gradient.grad is not None
@@ -57,5 +67,7 @@ def test_bad_arguments_are_named() -> None:
         rotary(x[:, :, :7], cos, sin)
     with pytest.raises(ValueError, match=r"rotary: sin must be \(4, 4\), got \(3, 4\)"):
         rotary(x, cos, sin[:3])
-    with pytest.raises(ValueError, match="what 'cpu' takes, got 'heads that are not packed"):
+    with torch.no_grad(), pytest.raises(ValueError, match="takes, got 'heads that are not packed"):
         rotary(torch.randn(8, 3, 4).transpose(0, 2), cos, sin, backend="cpu")
+    with pytest.raises(ValueError, match="got 'gradients that may need what is overwritten'"):
+        rotary(x, cos, sin, backend="cpu")

@@ -26,6 +26,17 @@ def test_every_instruction_set_is_as_exact_as_torch(
     assert (out - exact).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_values_do_not_depend_on_where_they_stand(isa: str) -> None:
+    gates = torch.tensor([-torch.inf, torch.inf, torch.nan, -200.0, 200.0, 0.0])
+    rows = torch.cat([gates.repeat(3)[:17], torch.ones(17)])[None]  # 8, 8, and one more
+    out = torch.empty(1, 17)
+    _C.swiglu(rows.data_ptr(), 1, 17, out.data_ptr(), 1, isa)
+    for at in range(6):
+        same = out[0, at::6]
+        assert bool((same == same[0]).all()) or bool(same.isnan().all())
+
+
 def test_what_the_kernel_cannot_take_goes_to_torch() -> None:
     x = torch.randn(17, 12)
     strided = torch.randn(17, 24)[:, :12]

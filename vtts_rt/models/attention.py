@@ -163,7 +163,7 @@ class PagedAttention:
     def _plan(self, runs: list[_Run]) -> None:
         self.runs = runs
         native = runs_natively(self.dtype, self.pages.device, self.pages.shape[-1])
-        most = most_rows()
+        most = most_rows("paged_attention")
         ours = [run for run in runs if native and run.num_new <= most]
         self.others = [self._other(run) for run in runs if not native or run.num_new > most]
         self.ours: _NativeRuns | None = None

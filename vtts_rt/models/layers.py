@@ -66,7 +66,8 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] <= ROWS_AT_ONCE or not x.is_cpu or torch.is_grad_enabled():
             return self._forward(x)
-        return torch.cat([self._forward(rows) for rows in torch.split(x, ROWS_AT_ONCE)])
+        parts = torch.tensor_split(x, -(-x.shape[0] // ROWS_AT_ONCE))
+        return torch.cat([self._forward(rows) for rows in parts])
 
     def _forward(self, x: Tensor) -> Tensor:
         return self.down_proj(swiglu(self.gate_up_proj(x)))  # type: ignore[no-any-return]

@@ -95,7 +95,7 @@ def linear(
         rule = f"what backend {backend!r} takes"
         require("linear", "x, weight, bias", refusal, backend == "auto", rule)
         run = F.linear
-    elif run is _native and backend == "auto" and x.shape[0] > native.most_rows():
+    elif run is _native and backend == "auto" and x.shape[0] > native.most_rows("linear"):
         run = F.linear
     out: Tensor = run(x, weight, bias)
     return out

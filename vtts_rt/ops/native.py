@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from vtts_rt.config import backend_override
+
 # Rows up to which a step counts as decoding (tokens and drafts of a few sequences): the weights'
 # bytes are the cost then, and beyond arithmetic is.
 MAX_ROWS = 16
@@ -25,16 +27,34 @@ def supports(device: str) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def most_rows() -> int:
-    """Rows up to which the native kernels run by default: MAX_ROWS, or any number where the tiles
-    of many rows beat torch, which is with AVX-512 on a processor that is not Intel's (MKL runs AVX2
-    code there). Not measured elsewhere."""
-    if supports("cpu") is not None:
-        return MAX_ROWS
+def tiles_refusal() -> str | None:
+    """Why torch multiplies and attends more than MAX_ROWS rows of float32 by default, or None where
+    the native tiles were measured to be faster."""
+    if (reason := supports("cpu")) is not None:
+        return reason
     from vtts_rt import _C
 
-    beaten = _C.isa_supported("avx512") and not _C.cpu_is_intel()
-    return sys.maxsize if beaten else MAX_ROWS
+    if _C.cpu_is_intel():
+        return "an Intel processor, where MKL runs its best code"
+    if not _C.isa_supported("avx512"):
+        return "no AVX-512, where tiles were not measured"
+    return None
+
+
+def most_rows(op: str) -> int:
+    """Rows up to which the native kernel of `op` runs by default: MAX_ROWS, or any number. Who asks
+    for a backend by VTTS_RT_BACKEND gets it for any number."""
+    asked = backend_override(op) is not None
+    return sys.maxsize if asked or tiles_refusal() is None else MAX_ROWS
+
+
+@lru_cache(maxsize=1)
+def has_vectors() -> bool:
+    """Whether the native kernels have vector instructions here; without, torch's are faster for
+    more than MAX_ROWS rows."""
+    from vtts_rt import _C
+
+    return bool(_C.isa_supported("avx2"))
 
 
 def refusal(*tensors: Tensor) -> str | None:
@@ -45,3 +65,7 @@ def refusal(*tensors: Tensor) -> str | None:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "a tensor that needs a gradient"
     return None
+
+
+# The extension has to be there before a process forks, to know in the child that it did.
+supports("cpu")

@@ -189,8 +189,8 @@ def _check(
         got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
         require("paged_attention", argument, got, False, rule)
 
-    if keys.dim() != 4:
-        fail("keys", keys, "(num_pages, page_size, K, D)")
+    if keys.dim() != 4 or 0 in keys.shape[1:3]:
+        fail("keys", keys, "(num_pages, page_size, K, D) with page_size, K >= 1")
     if values.shape != keys.shape or values.dtype != keys.dtype:
         fail("values", values, f"like keys, {tuple(keys.shape)} {keys.dtype}")
     if q.dim() != 3 or q.shape[2] != keys.shape[3] or q.shape[1] % keys.shape[2]:

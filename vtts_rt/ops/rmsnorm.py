@@ -140,5 +140,7 @@ def rmsnorm(
     if run is _native and (refusal := _native_refusal(x, residual, weight)) is not None:
         require("rmsnorm", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
         run = _eager
+    elif run is _native and backend == "auto" and x.numel() > native.MAX_ROWS * x.shape[-1]:
+        run = _native if native.has_vectors() else _eager
     y, total = run(x, residual, weight, eps)
     return y, total

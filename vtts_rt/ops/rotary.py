@@ -45,9 +45,13 @@ def _native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     """Why the native kernel cannot take these tensors, or None."""
-    packed = x.stride(2) == 1 and x.stride(1) == x.shape[2] or x.numel() == 0
-    if not packed or not cos.is_contiguous() or not sin.is_contiguous():
-        return "heads that are not packed, or angles that are not contiguous"
+    num_rows, num_heads, dim = x.shape
+    packed = x.stride(2) == 1 and x.stride(1) == dim
+    apart = num_rows < 2 or x.stride(0) >= num_heads * dim
+    if x.numel() and not (packed and apart and cos.is_contiguous() and sin.is_contiguous()):
+        return "heads that are not packed, rows that overlap, or angles that are not contiguous"
+    if torch.is_grad_enabled():
+        return "gradients that may need what is overwritten"
     return native.refusal(x, cos, sin)
 
 
@@ -63,8 +67,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Ten
 
     x: (N, H, D), D even, any float dtype and device; cos, sin: (N, D/2) of one dtype, in which
         the arithmetic is done.
-    backend: "auto", "cpu" (native: all float32 on the CPU, heads of a row packed, rows any
-        distance apart, no gradient wanted; turned in place, one sweep instead of seven) or
+    backend: "auto", "cpu" (native: all float32 on the CPU, heads of a row packed, rows that do
+        not overlap, gradients disabled; turned in place, one sweep instead of seven) or
         "torch". "auto" takes the native one where it can.
 
     Returns (N, H, D) in x's dtype, in x's memory or its own.
@@ -80,5 +84,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Ten
     if run is _native and (refusal := _refusal(x, cos, sin)) is not None:
         require("rotary", "x, cos, sin", refusal, backend == "auto", f"what {backend!r} takes")
         run = _torch
+    elif run is _native and backend == "auto" and x.shape[0] > native.MAX_ROWS:
+        run = _native if native.has_vectors() else _torch
     out: Tensor = run(x, cos, sin)
     return out

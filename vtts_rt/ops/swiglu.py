@@ -68,5 +68,7 @@ def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
     if run is _native and (refusal := _refusal(x)) is not None:
         require("swiglu", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
         run = _torch
+    elif run is _native and backend == "auto" and x.shape[0] > native.MAX_ROWS:
+        run = _native if native.has_vectors() else _torch
     out: Tensor = run(x)
     return out
