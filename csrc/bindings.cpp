@@ -1,6 +1,7 @@
 // vtts_rt._C: the core for Python. Arrays come and go through the buffer protocol; torch stays out.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <stdexcept>
@@ -13,6 +14,7 @@
 #include "core/parallel.h"
 #include "core/patchify.h"
 #include "core/row_ops.h"
+#include "core/tiled_attention.h"
 #include "cpu/cpu_features.h"
 
 namespace py = pybind11;
@@ -146,6 +148,30 @@ void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, ui
   vtts::paged_attention(args, chosen, num_threads);
 }
 
+void segment_attention(uintptr_t queries, uintptr_t keys, uintptr_t values, int64_t row_stride,
+                       const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths,
+                       uintptr_t out, const std::tuple<int64_t, int, int>& shape, float scale,
+                       int num_threads, const std::string& isa) {
+  if (starts.size() != lengths.size()) {
+    throw std::invalid_argument("segment_attention: lengths must be one for each start, got " +
+                                std::to_string(lengths.size()));
+  }
+  vtts::SegmentAttentionArgs args;
+  args.queries = pointer<const float>(queries);
+  args.keys = pointer<const float>(keys);
+  args.values = pointer<const float>(values);
+  args.row_stride = row_stride;
+  args.starts = starts.data();
+  args.lengths = lengths.data();
+  args.num_segments = static_cast<int64_t>(starts.size());
+  std::tie(args.num_rows, args.num_heads, args.head_dim) = shape;
+  args.scale = scale;
+  args.out = pointer<float>(out);
+  const vtts::Isa chosen = parse_isa("segment_attention", isa);
+  const py::gil_scoped_release release;
+  vtts::segment_attention(args, chosen, num_threads);
+}
+
 // A few rows take a few microseconds, on one thread: not worth giving the GIL away.
 class RowsGil {
  public:
@@ -227,6 +253,12 @@ PYBIND11_MODULE(_C, m) {
       "Attention of the rows of each sequence to keys in pages of (num_pages, page_size, kv heads, "
       "head_dim): addresses of float32 and int64 data; vtts_rt.ops.paged_attention checks them. "
       "The GIL is released.");
+  m.def("segment_attention", &segment_attention, py::arg("queries"), py::arg("keys"),
+        py::arg("values"), py::arg("row_stride"), py::arg("starts"), py::arg("lengths"),
+        py::arg("out"), py::arg("shape"), py::arg("scale"), py::arg("num_threads"),
+        py::arg("isa") = "auto",
+        "Attention inside segments of rows of shape (rows, heads, head_dim): addresses of float32 "
+        "data; vtts_rt.ops.segment_attention checks them. The GIL is released.");
   m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
         py::arg("residual_stride"), py::arg("weight"), py::arg("eps"), py::arg("num_rows"),
         py::arg("num_channels"), py::arg("y"), py::arg("h"), py::arg("num_threads"),

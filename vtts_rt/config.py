@@ -128,7 +128,8 @@ class EngineConfig:
     max_wait_steps: forward passes after which the oldest waiting request gets the place of the
         newest running one, which goes on later from where it was.
     draft_tokens: most tokens drafted from earlier rounds and verified in one forward pass, 0
-        for none; never changes what is generated. prefix_cache: reuse KV between requests.
+        for none; never changes what is generated. With the one that is certain 15 are the rows
+        that the CPU's decoding kernels take at once. prefix_cache: reuse KV between requests.
     speculative_fetch: fetch the frames of a clue while the answer that holds it goes on.
     threads: CPU threads for torch and patchify (0: leave as they are).
     """
@@ -143,7 +144,7 @@ class EngineConfig:
     max_batch_tokens: int = 4096
     max_sequences: int = 64
     max_wait_steps: int = 256
-    draft_tokens: int = 8
+    draft_tokens: int = 15
     prefix_cache: bool = True
     speculative_fetch: bool = True
     threads: int = 0

@@ -54,6 +54,14 @@ def test_the_length_follows_what_was_right() -> None:
     assert drafter.propose(8) == [12, 13, 14, 11]
 
 
+def test_the_first_draft_is_short_where_longer_ones_are_allowed() -> None:
+    drafter = written([], [list(range(40))], most=15)
+    assert drafter.propose(99) == list(range(8))
+    drafter.judge(8, 8)
+    assert drafter.propose(99) == list(range(15))
+    assert drafter.propose(9) == list(range(9))
+
+
 def test_no_drafts_no_memory() -> None:
     drafter = written(ANSWER, [ANSWER], most=0)
     assert drafter.propose(8) == [] and drafter._tokens == []

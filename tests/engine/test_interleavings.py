@@ -55,7 +55,7 @@ class Interleaving:
             max_sequences=sequences,
             max_batch_tokens=self.rng.choice((sequences + 1, 24, 2048)),
             max_wait_steps=self.rng.choice((3, 20, 256)),
-            draft_tokens=self.rng.choice((0, 3, 8)),
+            draft_tokens=self.rng.choice((0, 3, 15)),
             vision_cache_bytes=self.rng.choice((0, 4000, 1 << 20)),
         )
         self.requests: dict[int, tuple[int, GenerationRequest]] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _START = -1  # stands before every answer, so that an answer's beginning can be drafted too
+_FIRST = 8
 _SIZES = (3, 2)  # tokens that must agree, longest first; one token says too little
 
 
@@ -17,12 +18,13 @@ class NgramDrafter:
     """Prompt-lookup drafting (Saxena 2023) over earlier answers and the answer so far.
 
     earlier: token ids of each answer, oldest first. max_tokens: most tokens drafted at once.
-    The number drafted doubles while all are right and falls to what was right plus one.
+    At first _FIRST are; the number doubles while all are right, and falls to what was right plus
+    one.
     """
 
     def __init__(self, earlier: Sequence[Sequence[int]], max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._length = max_tokens
+        self._length = min(max_tokens, _FIRST)
         self._tokens: list[int] = []
         self._follows: dict[tuple[int, ...], int] = {}
         if max_tokens:

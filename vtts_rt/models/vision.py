@@ -17,11 +17,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vtts_rt.config import VisionConfig
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.rotary import rotary
+from vtts_rt.ops.segment_attention import Run, segment_attention
 from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
 
 MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of one merged token
@@ -50,15 +50,6 @@ class WindowClass:
     tokens: Tensor
     cos: Tensor
     sin: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """`num` equal attention segments of `length` patch rows that start at row `start`."""
-
-    start: int
-    num: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,20 +184,6 @@ def group_pairs(grids: Sequence[GridTHW], max_rows: int) -> Iterator[list[GridTH
     yield part
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
-    """Bidirectional attention inside each segment; q, k, v: (P, H, D) -> (P, H * D)."""
-    outputs = []
-    for run in runs:
-        stop = run.start + run.num * run.length
-        query, key, value = (
-            x[run.start : stop].view(run.num, run.length, *x.shape[1:]).transpose(1, 2)
-            for x in (q, k, v)
-        )
-        out = F.scaled_dot_product_attention(query, key, value)  # (num, H, length, D)
-        outputs.append(out.transpose(1, 2).reshape(stop - run.start, -1))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
 class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -220,12 +197,12 @@ class VisionAttention(nn.Module):
         qk = rotary(qkv[:, : 2 * heads], plan.cos, plan.sin)
         q, k, v = qk[:, :heads], qk[:, heads:], qkv[:, 2 * heads :]
         if not full:
-            out = attend(q, k, v, plan.windows)
+            out = segment_attention(q, k, v, plan.windows)
         elif plan.to_pairs is None or plan.from_pairs is None:
-            out = attend(q, k, v, plan.pairs)
+            out = segment_attention(q, k, v, plan.pairs)
         else:
             q, k, v = (t.index_select(0, plan.to_pairs) for t in (q, k, v))
-            out = attend(q, k, v, plan.pairs).index_select(0, plan.from_pairs)
+            out = segment_attention(q, k, v, plan.pairs).index_select(0, plan.from_pairs)
         return self.proj(out)  # type: ignore[no-any-return]
 
 
