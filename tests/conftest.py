@@ -4,10 +4,16 @@ the PyPI package of that name, which transformers may import."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from vtts_rt import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
@@ -17,3 +23,37 @@ sys.path.append(str(ROOT / "tests"))  # for `utils` and `torchvision_shim`
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two clips of ten seconds."""
+    from vtts_rt.video import write_video
+
+    folder = tmp_path_factory.mktemp("clips")
+    paths = [folder / f"{name}.mp4" for name in "ab"]
+    for seed, path in enumerate(paths):
+        still = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+        write_video(path, (np.roll(still, 2 * i, 1) for i in range(80)), source_fps=8.0)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from utils import tiny_checkpoint
+
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture()
+def exact_runtime(checkpoint: Path) -> Iterator[Runtime]:
+    """In float64: batches of other sizes must not move an argmax."""
+    from vtts_rt import EngineConfig, Runtime
+
+    model = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 20))
+    model.engine.model.double()
+    with Runtime(
+        model.engine.model, model.engine.tokenizer, engine=EngineConfig(kv_bytes=1 << 26)
+    ) as runtime:
+        yield runtime
+    model.close()

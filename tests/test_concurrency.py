@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from utils import tiny_checkpoint
+from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.models.qwen2_5_vl import export_state_dict
@@ -20,50 +19,10 @@ from vtts_rt.results import Answer
 from vtts_rt.video import open_video, write_video
 from vtts_rt.video.pyav import PyavSource
 
-LOOK: dict[str, Any] = {"sample_fps": 1.0, "min_pixels": 3136, "total_pixels": 60_000}
-CLUES: list[Any] = [[[2, 5]], {"spans": [[3, 4]], "boxes": [[0.25, 0.25, 0.75, 0.75]]}]
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("clips")
-    paths = [folder / f"{name}.mp4" for name in "ab"]
-    for seed, path in enumerate(paths):
-        still = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-        write_video(path, (np.roll(still, 2 * i, 1) for i in range(80)), source_fps=8.0)
-    return paths
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
-
 
 @pytest.fixture()
-def runtime(checkpoint: Path) -> Iterator[Runtime]:
-    # float64: batches of other sizes must not move an argmax.
-    model = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 20))
-    model.engine.model.double()
-    with Runtime(
-        model.engine.model, model.engine.tokenizer, engine=EngineConfig(kv_bytes=1 << 26)
-    ) as runtime:
-        yield runtime
-    model.close()
-
-
-def request(video: Any, strategy: str = "append", **more: Any) -> dict[str, Any]:
-    return {
-        "video": video,
-        "question": "which?",
-        "perception": PerceptionConfig(strategy=strategy, **LOOK),  # type: ignore[arg-type]
-        "sampling": SamplingParams(max_tokens=6, ignore_eos=True),
-        "assume_clues": CLUES,
-        "options": ["red", "blue"],
-    } | more
-
-
-def tokens(answer: Answer) -> list[list[int]]:
-    return [r.token_ids for r in answer.rounds]
+def runtime(exact_runtime: Runtime) -> Runtime:
+    return exact_runtime
 
 
 def test_a_batch_answers_as_each_question_alone(runtime: Runtime, clips: list[Path]) -> None:

@@ -291,7 +291,7 @@ def test_timeout_and_closing_leave_the_runtime_usable(runtime: Runtime, clip: Pa
     while next(stream).type != "token":
         pass
     stream.close()
-    assert not runtime.engine.has_work
+    assert not runtime._driver.call(lambda: runtime.engine.has_work)
     runtime.engine.check_integrity()
     assert len(ask(runtime, clip, "append").rounds) == 3
 

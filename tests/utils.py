@@ -10,7 +10,9 @@ import torchvision_shim
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
+from vtts_rt import PerceptionConfig, SamplingParams
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS
+from vtts_rt.results import Answer
 from vtts_rt.types import PATCH_ROW
 
 _CORPUS = (
@@ -124,3 +126,23 @@ def tiny_checkpoint(folder: Path, **variation: Any) -> Path:
 def random_rows(grids: list[tuple[int, int, int]]) -> torch.Tensor:
     """Patch rows of random pixels for `grids`, about the range of normalised images."""
     return torch.randn(sum(t * h * w for t, h, w in grids), PATCH_ROW)
+
+
+LOOK: dict[str, Any] = {"sample_fps": 1.0, "min_pixels": 3136, "total_pixels": 60_000}
+CLUES: list[Any] = [[[2, 5]], {"spans": [[3, 4]], "boxes": [[0.25, 0.25, 0.75, 0.75]]}]
+
+
+def request(video: Any, strategy: str = "append", **more: Any) -> dict[str, Any]:
+    """Arguments of `ask`: three short rounds with forced clues."""
+    return {
+        "video": video,
+        "question": "which?",
+        "perception": PerceptionConfig(strategy=strategy, **LOOK),  # type: ignore[arg-type]
+        "sampling": SamplingParams(max_tokens=6, ignore_eos=True),
+        "assume_clues": CLUES,
+        "options": ["red", "blue"],
+    } | more
+
+
+def tokens(answer: Answer) -> list[list[int]]:
+    return [r.token_ids for r in answer.rounds]

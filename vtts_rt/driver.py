@@ -1,11 +1,13 @@
 """Driver: one thread that steps the engine for everybody who asks.
 
 Requests may come from any thread; each gets its outputs through a callback, in order. Whatever
-touches the engine runs on this thread, between two forward passes.
+touches the engine runs on this thread, between two forward passes. Asking and ending never wait for
+it: they may happen anywhere, in a coroutine or in the middle of a garbage collection.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -18,8 +20,18 @@ from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.results import RoundsEnded
 from vtts_rt.rounds import Output, RequestFailed, RoundRequest, RoundScheduler
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 Deliver = Callable[[Output], None]
+
+
+class Ticket:
+    """One request handed to a driver; ids are the scheduler's."""
+
+    def __init__(self) -> None:
+        self.request_id: int | None = None
+        self.aborted = False
 
 
 class Driver:
@@ -28,32 +40,37 @@ class Driver:
     def __init__(self, scheduler: RoundScheduler) -> None:
         self._scheduler = scheduler
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._aborts: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
         self._deliver: dict[int, Deliver] = {}
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, request: RoundRequest | GenerationRequest, deliver: Deliver) -> int:
-        """Begin a request; returns its id. `deliver` is called on the driver's thread with each
-        output; the last one is RoundsEnded, a Completion or RequestFailed."""
+    def submit(self, request: RoundRequest | GenerationRequest, deliver: Deliver) -> Ticket:
+        """Hand a request over; returns at once. `deliver` is called on the driver's thread with
+        each output; the last one is RoundsEnded, a Completion or RequestFailed. RuntimeError if
+        the driver is closed."""
+        ticket = Ticket()
 
-        def add() -> int:
-            request_id = self._scheduler.add(request)
-            self._deliver[request_id] = deliver
-            return request_id
+        def add() -> None:
+            if ticket.aborted:
+                return
+            try:
+                self._refuse_if_closed()
+                ticket.request_id = self._scheduler.add(request)
+            except Exception as error:
+                deliver(RequestFailed(error))
+            else:
+                self._deliver[ticket.request_id] = deliver
 
-        return self.call(add)
+        self._queue(add)
+        return ticket
 
-    def abort(self, request_id: int) -> None:
-        """End a request, if it still runs; nothing is delivered to it any more."""
-
-        def forget() -> None:
-            self._forget(request_id)
-
-        if threading.current_thread() is self._thread:
-            self._calls.put(forget)  # a stream collected as garbage in the middle of a step
-        elif not self._closed:
-            self.call(forget)
+    def abort(self, ticket: Ticket) -> None:
+        """End a request, if it still runs, before the next forward pass; returns at once. After
+        that nothing is delivered to it."""
+        ticket.aborted = True
+        self._aborts.put(ticket)
 
     def call(self, function: Callable[[], T]) -> T:
         """The result of `function`, run on the driver's thread between two forward passes."""
@@ -61,27 +78,21 @@ class Driver:
 
         def run() -> None:
             try:
+                self._refuse_if_closed()
                 future.set_result(function())
             except BaseException as error:
                 future.set_exception(error)
 
-        with self._lock:
-            if self._closed:
-                raise RuntimeError("Runtime: it is closed; make a new one")
-            if self._thread is None:
-                threads = torch.get_num_threads()
-                self._thread = threading.Thread(
-                    target=self._work, args=(threads,), name="vtts_rt driver", daemon=True
-                )
-                self._thread.start()
-            self._calls.put(run)
+        self._queue(run)
         return future.result()
 
     def drain(self, *, abort: bool = False) -> None:
         """On the driver's thread: finish what is in work, or end it with an error."""
         if abort:
             self._fail_all(RuntimeError("Runtime: aborted for an update of the weights"))
+        self._serve_aborts()
         while self._scheduler.has_work:
+            self._refuse_if_closed()
             self._step()
 
     def close(self) -> None:
@@ -93,24 +104,42 @@ class Driver:
             self._calls.put(lambda: None)
             thread.join()
 
+    def _queue(self, run: Callable[[], None]) -> None:
+        with self._lock:
+            self._refuse_if_closed()
+            if self._thread is None:
+                threads = torch.get_num_threads()
+                self._thread = threading.Thread(
+                    target=self._work, args=(threads,), name="vtts_rt driver", daemon=True
+                )
+                self._thread.start()
+            self._calls.put(run)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("Runtime: it is closed; make a new one")
+
     def _work(self, threads: int) -> None:
         torch.set_num_threads(threads)  # OpenMP and MKL keep the number for each thread
         try:
             while not self._closed:
                 idle = not self._scheduler.has_work
                 while idle or not self._calls.empty():
-                    self._calls.get()()
+                    call = self._calls.get()
+                    self._serve_aborts()
+                    call()
                     idle = False
                 if self._scheduler.has_work:
                     self._step()
         finally:  # whoever still waits hears that nothing more will come
             with self._lock:
                 self._closed = True
-            self._fail_all(RuntimeError("Runtime: it was closed before the request ended"))
             while not self._calls.empty():
                 self._calls.get()()
+            self._fail_all(RuntimeError("Runtime: it was closed before the request ended"))
 
     def _step(self) -> None:
+        self._serve_aborts()
         try:
             outputs = self._scheduler.step()
         except Exception as error:  # no request's own fault: everybody hears of it
@@ -118,6 +147,12 @@ class Driver:
             return
         for request_id, output in outputs:
             self._hand_over(request_id, output)
+
+    def _serve_aborts(self) -> None:
+        while not self._aborts.empty():
+            request_id = self._aborts.get().request_id
+            if request_id is not None:
+                self._forget(request_id)
 
     def _hand_over(self, request_id: int, output: Output) -> None:
         deliver = self._deliver.get(request_id)
@@ -133,9 +168,12 @@ class Driver:
 
     def _forget(self, request_id: int) -> None:
         self._deliver.pop(request_id, None)
-        self._scheduler.abort(request_id)
+        try:
+            self._scheduler.abort(request_id)
+        except Exception:  # the others go on, or hear of their own end, all the same
+            logger.exception("request %d could not be ended", request_id)
 
     def _fail_all(self, error: Exception) -> None:
         for request_id in list(self._deliver):
-            self._scheduler.abort(request_id)
             self._hand_over(request_id, RequestFailed(error))
+            self._forget(request_id)

@@ -7,6 +7,7 @@ generator that asks for a generation and is sent what the engine makes of it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ from vtts_rt.results import (
 )
 from vtts_rt.types import SamplingParams, StopReason, VideoMetadata
 from vtts_rt.video.store import FrameCounts, StoreProvider
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -140,7 +143,9 @@ class RoundScheduler:
         self, task_id: int, event: TokenEvent | FinishedEvent | FailedEvent | None
     ) -> None:
         """Send an engine event to a task and collect what it says until it wants another."""
-        task = self._tasks[task_id]
+        task = self._tasks.get(task_id)
+        if task is None:
+            return
         try:
             if isinstance(event, FailedEvent):
                 said = task.throw(event.error)
@@ -152,9 +157,9 @@ class RoundScheduler:
             if isinstance(said, GenerationRequest):
                 self._waiting_on[self._engine.add(said)] = task_id
         except StopIteration:
-            del self._tasks[task_id]
+            self.abort(task_id)
         except Exception as error:
-            del self._tasks[task_id]
+            self.abort(task_id)
             self._ready.append((task_id, RequestFailed(error)))
 
     # -- one question -----------------------------------------------------------------------
@@ -206,6 +211,7 @@ class RoundScheduler:
             # What follows a final answer is not fetched; nor what a forced clue will replace.
             looks_ahead = ahead and request.assume_clues is None
             found: list[ClueEvent] = []
+            num_fed = 0
             event = yield GenerationRequest(
                 encoded,
                 provider=provider,
@@ -224,8 +230,12 @@ class RoundScheduler:
                     found.append(clue)
                     if looks_ahead:
                         self._fetch_ahead(request, plan, found, upcoming)
+                num_fed += len(event.text)
                 event = yield None
             completion = event.completion
+            # What a deadline cut off while it might have become a stop text.
+            for clue in clues.feed(completion.text[num_fed:]):
+                yield ClueFound(index, clue.kind, clue.value)
             said = clues.finish()
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
@@ -254,7 +264,22 @@ class RoundScheduler:
         found: list[ClueEvent],
         provider: StoreProvider,
     ) -> None:
-        """Start decoding what the next round would show if no more clues were to come."""
+        """Start decoding what the next round would show if no more clues were to come.
+
+        A guess: if it fails, the next round asks for its frames itself.
+        """
+        try:
+            self._prefetch_next(request, plan, found, provider)
+        except Exception as error:
+            logger.warning("frames cannot be fetched ahead: %s", error)
+
+    def _prefetch_next(
+        self,
+        request: RoundRequest,
+        plan: FramePlan,
+        found: list[ClueEvent],
+        provider: StoreProvider,
+    ) -> None:
         spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
         boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception

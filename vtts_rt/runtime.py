@@ -21,7 +21,14 @@ from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_extras, load_model, resolve_model, write_hf
+from vtts_rt.models.qwen2_5_vl import (
+    Qwen2_5_VL,
+    check_hf,
+    load_extras,
+    load_model,
+    resolve_model,
+    write_hf,
+)
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
 from vtts_rt.question import Question, StreamEvent, open_videos
@@ -168,13 +175,13 @@ class Runtime:
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         with ExitStack() as stack:
             asked = self._question(stack, video, question, **options)
-            request_id = self._driver.submit(asked.request, outputs.put)
+            ticket = self._driver.submit(asked.request, outputs.put)
             try:
                 while asked.answer is None:
                     yield from asked.events(outputs.get())
             finally:
                 if asked.answer is None:
-                    self._driver.abort(request_id)
+                    self._driver.abort(ticket)
 
     async def ask_async(self, video: Any, question: str, **options: Any) -> Answer:
         """`ask` as a coroutine; cancelling it aborts the question."""
@@ -195,14 +202,14 @@ class Runtime:
 
         with ExitStack() as stack:
             asked = await asyncio.to_thread(self._question, stack, video, question, **options)
-            request_id = await asyncio.to_thread(self._driver.submit, asked.request, deliver)
+            ticket = self._driver.submit(asked.request, deliver)
             try:
                 while asked.answer is None:
                     for event in asked.events(await outputs.get()):
                         yield event
             finally:
                 if asked.answer is None:
-                    await asyncio.to_thread(self._driver.abort, request_id)
+                    self._driver.abort(ticket)
 
     def _question(
         self,
@@ -285,11 +292,11 @@ class Runtime:
 
     def _generate(self, request: GenerationRequest) -> Completion:
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        request_id = self._driver.submit(request, outputs.put)
+        ticket = self._driver.submit(request, outputs.put)
         try:
             output = outputs.get()
         except BaseException:
-            self._driver.abort(request_id)
+            self._driver.abort(ticket)
             raise
         if isinstance(output, RequestFailed):
             raise output.error
@@ -323,6 +330,8 @@ class Runtime:
         """
         ways = ("drain", "abort")
         require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
+
+        check_hf(self._engine.model, tensors)  # before anybody is drained for it
 
         def update() -> None:
             self._driver.drain(abort=in_flight == "abort")

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import GREEDY, Frames, encode, look, make_engine, pair, run
+from engine_tools import GREEDY, Frames, encode, finish, look, make_engine, pair, run
 
-from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest
+from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
@@ -158,6 +158,31 @@ def test_abort_deadline_and_closing_keep_what_was_generated(
     stream.close()
     assert not engine.has_work
     engine.check_integrity()
+
+
+def test_iterators_over_one_engine_do_not_take_each_others_events(
+    model: Any, tokenizer: Tokenizer
+) -> None:
+    engine = make_engine(model, tokenizer)
+    prompts = [encode(tokenizer, text) for text in ("one", "two", "three")]
+    expected = [run(make_engine(model, tokenizer), prompt).token_ids for prompt in prompts]
+    first, second = (engine.generate(GenerationRequest(p, sampling=GREEDY)) for p in prompts[:2])
+    next(first)
+    next(second)
+    assert [finish(first).token_ids, finish(second).token_ids] == expected[:2]
+    # One that fails, or is closed, in the middle of a pass leaves the events of others.
+    kept = engine.add(GenerationRequest(prompts[2], sampling=GREEDY))
+    with pytest.raises(ValueError, match="provider must be given"):
+        run(engine, encode(tokenizer, "look ", look(pair(1)), " say"))
+    closed = engine.generate(GenerationRequest(prompts[0], sampling=GREEDY))
+    next(closed)
+    closed.close()
+    told: list[Any] = []
+    while engine.has_work:
+        told += engine.step()
+    assert [e.token_id for e in told if e.request_id == kept and isinstance(e, TokenEvent)] == (
+        expected[2]
+    )
 
 
 def test_stop_texts_end_the_answer_and_are_kept_out(model: Any, tokenizer: Tokenizer) -> None:

@@ -206,6 +206,58 @@ def test_a_decoder_that_dies_fails_its_request_alone(model: Any, tokenizer: Toke
     assert completions(events)[good].token_ids == expected.token_ids
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_a_decoder_that_dies_has_failed_nobody_who_wanted_the_same_from_it(
+    model: Any, tokenizer: Tokenizer, both: bool
+) -> None:
+    engine, dying = make_engine(model, tokenizer), Frames()
+    dying.error = RuntimeError("disk gone")
+    bad = add(engine, tokenizer, "one ", look(pair(1)), " say", provider=dying)
+    other = dying if both else Frames()
+    good = add(engine, tokenizer, "two ", look(pair(1)), " say", provider=other)
+    events = drain(engine)
+    assert failures(events) == {bad: "disk gone"} | ({good: "disk gone"} if both else {})
+    assert set(completions(events)) == (set() if both else {good})
+
+
+def test_a_provider_that_cannot_look_ahead_is_asked_for_frames_all_the_same(
+    model: Any, tokenizer: Tokenizer
+) -> None:
+    class NoThreads(Frames):
+        def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
+            raise RuntimeError("can't start new thread")
+
+        def ready(self, video: int, frame_indices: Sequence[int]) -> bool:
+            raise RuntimeError("no idea")
+
+    engine = make_engine(model, tokenizer)
+    talker = add(engine, tokenizer, "hello")
+    looker = add(engine, tokenizer, "look ", look(pair(1, 2)), " say", provider=NoThreads())
+    assert set(completions(drain(engine))) == {talker, looker}
+
+
+def test_logits_that_do_not_fit_together_are_made_one_by_one(
+    model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(model, tokenizer)
+    logits, refused = engine._runner._logits, []
+
+    def small(group: list[torch.Tensor]) -> Any:
+        if len(group) > 1 or (refused and len(refused) < 3):
+            refused.append(len(group))
+            raise MemoryError("no room for logits")
+        return logits(group)
+
+    monkeypatch.setattr(engine._runner, "_logits", small)
+    ids = [add(engine, tokenizer, text) for text in ("one", "two", "three", "four")]
+    events = drain(engine)
+    # The first pass fails for all, then for the first two alone.
+    assert failures(events) == dict.fromkeys(ids[:2], "no room for logits")
+    for request_id, text in ((ids[2], "three"), (ids[3], "four")):
+        alone = run(make_engine(model, tokenizer), encode(tokenizer, text))
+        assert completions(events)[request_id].token_ids == alone.token_ids
+
+
 def test_an_allocation_that_fails_while_encoding(
     model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +324,58 @@ def test_pins_that_leave_no_room_are_named(model: Any, tokenizer: Tokenizer) -> 
     pin.release()
     add(engine, tokenizer, "b" * 80)
     assert completions(drain(engine))
+
+
+def test_pages_that_run_out_while_decoding_alone_are_named(
+    model: Any, tokenizer: Tokenizer
+) -> None:
+    engine = make_engine(model, tokenizer, kv_bytes=30 * PAGE_BYTES)
+    prompt = encode(tokenizer, "a" * 60)
+    run(engine, prompt)
+    pin = engine.pin(prompt)
+    other = add(engine, tokenizer, "b" * 8, sampling=LONG)
+    events = drain(engine)
+    assert "are free beside pinned ones" in failures(events)[other]
+    assert len([e for e in events if e.request_id == other]) > 8  # it got as far as pages reach
+    pin.release()
+    again = add(engine, tokenizer, "b" * 8, sampling=LONG)
+    assert len(completions(drain(engine))[again].token_ids) == LONG.max_tokens
+
+
+def test_pages_computed_twice_are_given_back_by_preempting_oneself(
+    model: Any, tokenizer: Tokenizer
+) -> None:
+    """Two that share too little to wait for each other hold its pages twice, and the second's
+    later pages hang under the first's: nothing can be evicted when it needs the last page."""
+    num_pages = 40
+    common = encode(tokenizer, "c").extended(range(10, 17))  # 2 pages of 4
+    short, long = common.extended(range(20, 44)), common.extended(range(50, 138))
+    sampling = SamplingParams(max_tokens=4 * (num_pages - 1) - len(long), ignore_eos=True)
+    engine = make_engine(model, tokenizer, kv_bytes=num_pages * PAGE_BYTES)
+    engine.add(GenerationRequest(short, sampling=GREEDY))
+    request = engine.add(GenerationRequest(long, sampling=sampling))
+    done = completions(drain(engine))
+    alone = run(make_engine(model, tokenizer), long, sampling=sampling)
+    assert done[request].token_ids == alone.token_ids
+    assert engine.stats()["scheduler"]["preemptions"] > 0
+
+
+def test_drafts_leave_room_in_a_pass(
+    model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = run(make_engine(model, tokenizer), encode(tokenizer, "hello"), sampling=LONG)
+    engine = make_engine(model, tokenizer, max_sequences=6, max_batch_tokens=8)
+    forward, rows = engine._runner.forward, []
+
+    def counted(chunks: Any, features: Any) -> Any:
+        rows.append(sum(chunk.num_rows for chunk in chunks))
+        return forward(chunks, features)
+
+    monkeypatch.setattr(engine._runner, "forward", counted)
+    for member in range(6):
+        earlier = [answer.token_ids]
+        add(engine, tokenizer, "hello", sampling=LONG, member=member, earlier_answers=earlier)
+    assert len(completions(drain(engine))) == 6 and max(rows) <= 8
 
 
 def test_constraints_follow_every_accepted_token(model: Any, tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ a miss only, and said to be wanted long before.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Hashable, Iterable
 
@@ -19,6 +20,8 @@ from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.vision import MERGE_UNIT, ROWS_AT_ONCE
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
 from vtts_rt.types import PATCH_SIZE, PairRef, Segment
+
+logger = logging.getLogger(__name__)
 
 # Most patch rows of a ViT pass (a pair of more goes alone): the first frames are encoded while the
 # last are still being decoded. A CPU's is what the tower takes at once anyway, two pairs of 480
@@ -58,16 +61,22 @@ class VisionEncoder:
         if provider is None:
             return
         pending = sequence.pairs_between(sequence.num_computed, sequence.num_prompt)
-        for video, frames in _frames_by_video(self._missing(sequence, pending)).items():
-            provider.prefetch(video, frames)
+        try:
+            for video, frames in _frames_by_video(self._missing(sequence, pending)).items():
+                provider.prefetch(video, frames)
+        except Exception as error:  # only a hint: what is missing is asked for again
+            logger.warning("frames cannot be fetched ahead: %s", error)
 
     def end_of_ready(self, sequence: Sequence, start: int, end: int) -> int:
         """Up to where tokens [start, end) can be computed without waiting for a frame."""
         provider = sequence.request.provider
-        for place in self._missing(sequence, sequence.pairs_between(start, end)):
-            pair = place.pair
-            if provider and not provider.ready(pair.video, (pair.frame_a, pair.frame_b)):
-                return max(start, place.start)
+        try:
+            for place in self._missing(sequence, sequence.pairs_between(start, end)):
+                pair = place.pair
+                if provider and not provider.ready(pair.video, (pair.frame_a, pair.frame_b)):
+                    return max(start, place.start)
+        except Exception as error:  # the provider is broken: asking for its frames will tell
+            logger.debug("readiness of frames is unknown: %s", error)
         return end
 
     def _missing(self, sequence: Sequence, places: Iterable[PairPlace]) -> list[PairPlace]:
@@ -83,22 +92,19 @@ class VisionEncoder:
         """
         features: Features = {}
         jobs: list[tuple[Sequence, PairPlace]] = []
-        for chunk in chunks:
-            jobs += self._look_up(chunk, features, {place.key for _, place in jobs})
-        if not jobs:
-            return features, []
         try:
+            for chunk in chunks:
+                jobs += self._look_up(chunk, features, {place.key for _, place in jobs})
             self._encode(jobs, features)
             return features, []
         except Exception as error:
-            failed = jobs[0][0]
-            if all(sequence is failed for sequence, _ in jobs):
-                return features, [(failed, error)]
+            if len(chunks) == 1:
+                return features, [(chunks[0].sequence, error)]
+        # Whose fault it is: each for itself, what one wanted for another too.
         failures = []
         for chunk in chunks:
-            own = self._look_up(chunk, features, set(), count=False)
             try:
-                self._encode(own, features)
+                self._encode(self._look_up(chunk, features, set(), count=False), features)
             except Exception as error:
                 failures.append((chunk.sequence, error))
         return features, failures

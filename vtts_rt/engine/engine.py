@@ -103,19 +103,25 @@ class Engine:
         Events of other requests are kept for the next `step`.
         """
         request_id = self.add(request)
-        others: list[Event] = []
         try:
-            while request_id in self._sequences:
-                for event in self.step():
+            while request_id in self._sequences or self._has_kept(request_id):
+                events = self._take_kept() if self._has_kept(request_id) else self.step()
+                self._kept += [event for event in events if event.request_id != request_id]
+                for event in events:
                     if event.request_id != request_id:
-                        others.append(event)
-                    elif isinstance(event, FailedEvent):
+                        continue
+                    if isinstance(event, FailedEvent):
                         raise event.error
-                    else:
-                        yield event
+                    yield event
         finally:
-            self._kept += others
             self.abort(request_id)
+
+    def _has_kept(self, request_id: int) -> bool:
+        return any(event.request_id == request_id for event in self._kept)
+
+    def _take_kept(self) -> list[Event]:
+        events, self._kept = self._kept, []
+        return events
 
     def score(self, request: GenerationRequest) -> list[float]:
         """Log-probabilities of `request.forced_ids` after its prompt (natural log; of the
@@ -144,7 +150,7 @@ class Engine:
     def step(self) -> list[Event]:
         """One forward pass; returns what it brought. A request that fails ends with its cause,
         the others go on."""
-        events, self._kept = self._kept, []
+        events = self._take_kept()
         events += self._expire()
         if not self._sequences:
             return events
@@ -157,8 +163,7 @@ class Engine:
             chunks = [chunk for chunk in chunks if chunk.sequence is not sequence]
         encoded = time.perf_counter()
         done = self._forward(chunks, features, events)
-        all_logits = self._runner.logits([hidden for _, hidden in done]) if done else ()
-        for (chunk, _), logits in zip(done, all_logits, strict=True):
+        for chunk, logits in self._with_logits(done, events):
             try:
                 events += self._take(chunk, logits, features)
             except Exception as error:
@@ -187,6 +192,23 @@ class Engine:
                 events.append(self._fail(chunks[0].sequence, error))
                 return []
         return [done for chunk in chunks for done in self._forward([chunk], features, events)]
+
+    def _with_logits(
+        self, done: list[tuple[Chunk, Tensor]], events: list[Event]
+    ) -> Iterator[tuple[Chunk, Tensor]]:
+        """Every computed chunk with its logits, made as they are wanted. A product that fails is
+        repeated for each chunk alone."""
+        taken = 0
+        try:
+            for logits in self._runner.logits([hidden for _, hidden in done]) if done else ():
+                taken += 1
+                yield done[taken - 1][0], logits
+        except Exception as error:
+            if len(done) == 1:
+                events.append(self._fail(done[0][0].sequence, error))
+                return
+            for one in done[taken:]:
+                yield from self._with_logits([one], events)
 
     def _take(self, chunk: Chunk, logits: Tensor, features: Features) -> list[Event]:
         """Choose the tokens that a computed chunk yields; logits: (1 + drafts, V), or none."""

@@ -199,7 +199,7 @@ class PrefixTree:
     def stats(self) -> dict[str, int]:
         """Tokens: queries, hits. Pages: evictions, pages, evictable, pinned. And namespaces."""
         pinned: set[_Node] = set()
-        for node in self._by_page.values():
+        for node in list(self._by_page.values()):  # whole, though another thread may change it
             step: _Node | None = node if node.pins else None
             while step is not None and step.parent is not None and step not in pinned:
                 pinned.add(step)

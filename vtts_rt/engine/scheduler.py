@@ -92,32 +92,32 @@ class Scheduler:
         """Chunks of the next pass, and sequences that can never go on."""
         self.steps += 1
         self._take_turn()
-        chunks, failed = self._decode()
+        chunks = self._decode()
         budget = self._config.max_batch_tokens - sum(chunk.num_rows for chunk in chunks)
         planned = {id(chunk.sequence) for chunk in chunks}
         for sequence in [s for s in self.running if id(s) not in planned]:
             budget -= self._prefill(sequence, budget, chunks)
-        failed += self._admit_waiting(budget, chunks)
+        failed = self._admit_waiting(budget, chunks)
         return chunks, failed
 
-    def _decode(self) -> tuple[list[Chunk], list[tuple[Sequence, Exception]]]:
+    def _decode(self) -> list[Chunk]:
         """One token and its drafts for every sequence that has only that one to compute."""
         chunks: list[Chunk] = []
-        failed: list[tuple[Sequence, Exception]] = []
-        drafts_left = self._config.max_batch_tokens // _DRAFT_SHARE
-        for sequence in [s for s in self.running if s.num_pending == 1]:
+        decoding = [s for s in self.running if s.num_pending == 1]
+        tokens = self._config.max_batch_tokens
+        # A prompt beside them must move, too.
+        drafts_left = max(0, min(tokens // _DRAFT_SHARE, tokens - len(decoding) - 1))
+        for sequence in decoding:
             if sequence not in self.running:
                 continue  # preempted for an older one
             known = len(sequence.token_ids)
             if not self._reserve(sequence, known):
-                if not self.running:
-                    failed.append((sequence, self._exhausted(known)))
-                continue
+                continue  # preempted itself: first in the queue, it is admitted again or fails
             chunk = Chunk(sequence, known - 1, known)
             self._draft(chunk, drafts_left)
             drafts_left -= len(chunk.drafts)
             chunks.append(chunk)
-        return chunks, failed
+        return chunks
 
     def _draft(self, chunk: Chunk, limit: int) -> None:
         """Add drafts as far as pages reach without preempting anybody for a guess."""
@@ -132,8 +132,9 @@ class Scheduler:
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
         """Plan the next chunk of a prompt; returns how many tokens it takes.
 
-        Nobody waits for the frames of another: a chunk ends before a frame that is still on its
-        way, unless there is nothing else to compute.
+        Nobody that decodes waits for the frames of another: a chunk ends before a frame that is
+        still on its way. The first chunk of a pass in which nobody decodes does wait: one long pass
+        does more at once, and others that share its prompt wait for all of it anyway.
         """
         start = sequence.num_computed
         end = min(len(sequence.token_ids), start + budget)

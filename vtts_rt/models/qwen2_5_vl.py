@@ -22,7 +22,13 @@ from vtts_rt.models.checkpoint import (
 )
 from vtts_rt.models.language import LanguageModel
 from vtts_rt.models.vision import VisionTransformer
-from vtts_rt.models.weights import load_tensors, open_tensors, to_hf, write_tensors
+from vtts_rt.models.weights import (
+    load_tensors,
+    open_tensors,
+    tensor_writes,
+    to_hf,
+    write_tensors,
+)
 from vtts_rt.types import require
 
 __all__ = [
@@ -165,6 +171,11 @@ def export_state_dict(model: Qwen2_5_VL, dtype: torch.dtype | None = None) -> di
     A tied head is left out, as transformers does.
     """
     return to_hf(model.named_parameters(), model.config.language, dtype)
+
+
+def check_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:
+    """ValueError unless `write_hf` can write these."""
+    tensor_writes(model.named_parameters(), model.config.language, tensors)
 
 
 def write_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:

@@ -82,13 +82,13 @@ def to_hf(
     }
 
 
-def write_tensors(
+def tensor_writes(
     parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig, tensors: Mapping[str, Tensor]
-) -> None:
-    """Copy tensors under Hugging Face names, old or new style, into our parameters.
+) -> list[tuple[Tensor, Tensor]]:
+    """Tensors under Hugging Face names, old or new style, each behind the part of our parameters
+    that it belongs into.
 
-    Any subset; a head that is tied is left alone. ValueError names what does not fit, and then
-    nothing is written.
+    Any subset; a head that is tied is left alone. ValueError names what does not fit.
     """
     views = hf_views(parameters, config)
     writes = []
@@ -100,7 +100,15 @@ def write_tensors(
         shape, rule = tuple(tensor.shape), f"{tuple(views[renamed].shape)} for {name}"
         require("update_weights", "shape", shape, shape == tuple(views[renamed].shape), rule)
         writes.append((views[renamed], tensor))
-    for view, tensor in writes:
+    return writes
+
+
+def write_tensors(
+    parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig, tensors: Mapping[str, Tensor]
+) -> None:
+    """Write what `tensor_writes` finds. ValueError names what does not fit, and then nothing is
+    written."""
+    for view, tensor in tensor_writes(parameters, config, tensors):
         view.copy_(tensor)
 
 

@@ -84,6 +84,7 @@ class PyavSource:
     def __init__(self, media: Media, *, source_fps: float | None = None) -> None:
         self._media = media
         self._lock = threading.Lock()
+        self._holder = 0  # the thread that holds it
         self._closed = False
         self._cursor: _Cursor | None = None
         self._stand_ins: dict[int, int] = {}
@@ -123,8 +124,10 @@ class PyavSource:
         return self._deliver(indices, by_products.difference(indices, self._stand_ins))
 
     def close(self) -> None:
+        self._closed = True
+        if self._holder == threading.get_ident():
+            return  # collected as garbage in the middle of a step, which then drops the cursor
         with self._lock:
-            self._closed = True
             self._drop_cursor()
 
     def __enter__(self) -> PyavSource:
@@ -146,7 +149,13 @@ class PyavSource:
             while pending:
                 with self._lock:
                     self._check_usable()
-                    delivered = self._step(pending, passing, drain=n + 1 < len(runs))
+                    self._holder = threading.get_ident()
+                    try:
+                        delivered = self._step(pending, passing, drain=n + 1 < len(runs))
+                    finally:
+                        self._holder = 0
+                        if self._closed:
+                            self._drop_cursor()
                 for i, frame in delivered:
                     pending.pop(i, None)
                     passing.discard(i)

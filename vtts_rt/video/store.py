@@ -296,8 +296,9 @@ class FrameStore:
         with self._lock:
             if not self._closed:
                 if self._worker is None:
-                    self._worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
-                    self._worker.start()
+                    worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
+                    worker.start()
+                    self._worker = worker
                 self._queue.put(work)
                 return
         if done is not None:

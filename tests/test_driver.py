@@ -1,0 +1,115 @@
+"""The driver: asking, ending, closing and new weights while it is busy."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from utils import request, tokens
+
+from vtts_rt import EngineConfig, Runtime, SamplingParams
+
+
+@pytest.fixture()
+def runtime(exact_runtime: Runtime) -> Runtime:
+    return exact_runtime
+
+
+class Busy:
+    """Keeps a runtime's driver from its next step, as a long pass does, until it is left."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.entered, self.left = threading.Event(), threading.Event()
+
+        def occupy() -> None:
+            self.entered.set()
+            self.left.wait(60)
+
+        self.thread = threading.Thread(target=lambda: runtime._driver.call(occupy))
+
+    def __enter__(self) -> Busy:
+        self.thread.start()
+        assert self.entered.wait(60)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.left.set()
+        self.thread.join(60)
+
+
+def test_who_asks_while_it_is_being_closed_hears_of_it(checkpoint: Path, clips: list[Path]) -> None:
+    runtime = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26))
+    errors: list[BaseException | None] = []
+    closer = threading.Thread(target=runtime.close)
+    with ThreadPoolExecutor(1) as pool:
+        with Busy(runtime):
+            asked = pool.submit(runtime.ask, **request(clips[0]))
+            while runtime._driver._calls.empty():
+                time.sleep(0.001)
+            closer.start()
+            while not runtime._driver._closed:
+                time.sleep(0.001)
+        errors.append(asked.exception(60))
+    closer.join(60)
+    assert "closed" in str(errors[0])
+
+
+def test_cancelling_before_the_driver_has_heard_of_a_question(
+    runtime: Runtime, clips: list[Path]
+) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(runtime.ask_async(**request(clips[0])))
+        while runtime._driver._calls.empty():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with Busy(runtime):
+        asyncio.run(main())
+    assert runtime._driver.call(lambda: runtime._rounds.has_work) is False
+
+
+def test_a_stream_that_is_closed_does_not_hold_up_new_weights(
+    runtime: Runtime, clips: list[Path]
+) -> None:
+    endless = SamplingParams(max_tokens=3000, ignore_eos=True)
+    stream = runtime.stream(**request(clips[0], sampling=endless))
+    while next(stream).type != "token":
+        pass
+    update = threading.Thread(target=lambda: runtime.update_weights({}))
+    update.start()
+    stream.close()
+    update.join(60)
+    assert not update.is_alive()
+    assert len(runtime.ask(**request(clips[0])).rounds) == 3
+
+
+def test_an_update_that_does_not_fit_disturbs_nobody(runtime: Runtime, clips: list[Path]) -> None:
+    runtime.ask(**request(clips[0]))
+    stream = runtime.stream(**request(clips[1]))
+    while next(stream).type != "token":
+        pass
+    with pytest.raises(ValueError, match="named as in the checkpoint"):
+        runtime.update_weights({"nothing.weight": torch.zeros(1)}, in_flight="abort")
+    *_, last = stream
+    assert last.type == "answer"
+    assert runtime.ask(**request(clips[0])).rounds[0].reuse.tokens_reused > 0
+
+
+def test_fetching_ahead_is_only_a_guess(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = runtime.ask(**request(clips[0]))
+
+    def broken(*_: Any) -> None:
+        raise MemoryError("no room to look ahead")
+
+    monkeypatch.setattr(runtime._rounds, "_prefetch_next", broken)
+    assert tokens(runtime.ask(**request(clips[0]))) == tokens(expected)
