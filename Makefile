@@ -101,7 +101,7 @@ bench: $(STAMP).dev
 	$(BIN)/python bench/bench_linear.py
 	$(BIN)/python bench/bench_rounds.py
 	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
-	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 2
+	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 3
 	$(BIN)/vtts-rt bench serve --one-video 0 --result-dir bench/results
 	$(BIN)/vtts-rt bench serve --max-concurrency none --strategy append,official \
 	  --result-dir bench/results

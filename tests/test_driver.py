@@ -1,4 +1,4 @@
-"""The driver: asking, ending, closing and new weights while it is busy."""
+"""How questions end: asking, ending, closing and new weights while the driver is busy, timeouts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,3 +114,24 @@ def test_fetching_ahead_is_only_a_guess(
 
     monkeypatch.setattr(runtime._rounds, "_prefetch_next", broken)
     assert tokens(runtime.ask(**request(clips[0]))) == tokens(expected)
+
+
+def test_a_timeout_keeps_what_might_have_become_a_stop_text(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = runtime.engine.tokenizer.encode("<answer>dark blue")
+    late = False
+
+    def choose(logits: Any, params: Any, *, position: int, **_: Any) -> tuple[int, float]:
+        nonlocal late
+        late = position == len(script) - 1
+        return script[position], -0.5
+
+    clock = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + (1e6 if late else 0.0), perf_counter=time.perf_counter
+    )
+    monkeypatch.setattr("vtts_rt.engine.engine.sample_token", choose)
+    monkeypatch.setattr("vtts_rt.engine.engine.time", clock)
+    sampling = SamplingParams(stop=("</answer>",))
+    answer = runtime.ask(**request(clips[0], sampling=sampling, options=(), timeout_seconds=1000))
+    assert (answer.stop_reason, answer.text) == ("timeout", "dark blue")

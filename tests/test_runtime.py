@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from utils import tiny_checkpoint
+from utils import CLUES, LOOK, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
@@ -23,8 +23,6 @@ from vtts_rt.video import open_video, write_video
 
 SIZE = (96, 128)
 FORCED = SamplingParams(max_tokens=6, ignore_eos=True)
-CLUES: list[Any] = [[[2, 5]], {"spans": [[3, 4]], "boxes": [[0.25, 0.25, 0.75, 0.75]]}]
-LOOK: dict[str, Any] = {"sample_fps": 1.0, "min_pixels": 3136, "total_pixels": 60_000}
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +33,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
-
-
 @pytest.fixture()
 def runtime(checkpoint: Path) -> Iterator[Runtime]:
     with Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26)) as runtime:
@@ -47,13 +40,7 @@ def runtime(checkpoint: Path) -> Iterator[Runtime]:
 
 
 def ask(runtime: Runtime, clip: Any, strategy: str, **more: Any) -> Answer:
-    options: dict[str, Any] = {
-        "perception": PerceptionConfig(strategy=strategy, **LOOK),  # type: ignore[arg-type]
-        "sampling": FORCED,
-        "assume_clues": CLUES,
-        "options": ["red", "blue"],
-    }
-    return runtime.ask(clip, "which?", **options | more)
+    return runtime.ask(**request(clip, strategy, **more))
 
 
 def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
@@ -100,7 +87,7 @@ def test_append_pays_only_for_what_is_new(
         assert result.reuse.pairs_encoded == len(result.plan.segments)
         assert result.reuse.pairs_reused == sum(len(r.plan.segments) for r in answer.rounds[:index])
         assert result.reuse.tokens_prefilled + result.reuse.tokens_reused == result.prompt_tokens
-    for before, result, request in zip(answer.rounds, answer.rounds[1:], seen[1:], strict=False):
+    for before, result, sent in zip(answer.rounds, answer.rounds[1:], seen[1:], strict=False):
         added = encode_prompt(
             runtime.engine.tokenizer, Prompt((result.prompt.split("<|vision_start|>")[0],))
         )
@@ -108,7 +95,7 @@ def test_append_pays_only_for_what_is_new(
         assert result.prompt.startswith("<|im_end|>\n<|im_start|>user\n")
         # the round's own text, and the one token whose KV was still pending
         start = before.prompt_tokens + len(before.token_ids)
-        new = request.prompt
+        new = sent.prompt
         due = new.num_text_tokens(start, len(new.token_ids)) + 1
         assert result.reuse.text_tokens_prefilled == due
         assert result.reuse.tokens_reused == start - 1

@@ -312,6 +312,24 @@ def test_a_file_that_changes_while_open(make_clip: Make, tmp_path: Path) -> None
         source.read([3])
 
 
+def test_closing_from_within_a_step_waits_for_nobody(
+    make_clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stream that is collected as garbage while its own frames are being decoded."""
+    source = open_video(make_clip("c.mp4", gop=12))
+    step = source._step
+
+    def interrupted(*arguments: Any, **more: Any) -> Any:
+        source.close()
+        return step(*arguments, **more)
+
+    monkeypatch.setattr(source, "_step", interrupted)
+    frames = source.read([0, 30])
+    assert next(frames)[0] == 0 and source._cursor is None
+    with pytest.raises(RuntimeError, match="closed"):
+        next(frames)
+
+
 def test_joined_transport_streams(make_clip: Make, tmp_path: Path, code_of: Code) -> None:
     """The clock of the second part starts over; its frames come after the first part's."""
     data = make_clip("c.ts", 30, gop=10, b_frames=0).read_bytes()

@@ -7,9 +7,8 @@ head of 151,936 x 512 took 24 ms with one row, 48 with four and 75 with eight (f
 core); the native kernel takes 20, 23 and 28 ms.
 
 Many rows (prefill, vision tower): the cost is arithmetic. MKL does not run AVX-512 on processors
-that are not Intel's; the native kernel does. On two cores of an AMD EPYC, whose peak is 233
-GFLOP/s, 200 to 210 against 165 to 205 at the shapes of the bench model, and 109 against 63 for 32
-rows times 22,016 x 2,048. Elsewhere torch is left in place.
+that are not Intel's; the native kernel does, and is 0.95 to 1.65 times as fast at the shapes of the
+bench model (bench/bench_linear.py, two cores of an AMD EPYC). Elsewhere torch is left in place.
 
 A row's values are the same to the bit whatever other rows stand beside it and however many threads
 run, among up to MAX_ROWS rows and among more.
