@@ -233,6 +233,8 @@ std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const st
 
 PYBIND11_MODULE(_C, m) {
   vtts::prepare_for_fork();
+  m.attr("FEW_ROWS") = vtts::kFewRows;
+  m.attr("MAX_HEAD_DIM") = vtts::kMaxHeadDim;
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";
   m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("mean"),
         py::arg("std"), py::arg("rounding") = "cpu", py::arg("isa") = "auto",

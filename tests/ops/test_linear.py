@@ -86,6 +86,10 @@ def test_among_many_rows_a_row_has_the_same_bits_in_any_company(isa: str) -> Non
         assert torch.equal(part, together[first:last])
 
 
+def test_limits_are_those_of_the_core() -> None:
+    assert (_C.FEW_ROWS, _C.MAX_HEAD_DIM) == (MAX_ROWS, native.MAX_HEAD_DIM)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_row_has_the_same_bits_alone_in_a_batch_and_on_two_threads(isa: str) -> None:
     x, weight, bias = torch.randn(16, 517), torch.randn(600, 517), torch.randn(600)

@@ -12,7 +12,8 @@ from vtts_rt.config import backend_override
 
 # Rows up to which a step counts as decoding (tokens and drafts of a few sequences): the weights'
 # bytes are the cost then, and beyond arithmetic is.
-MAX_ROWS = 16
+MAX_ROWS = 16  # csrc/core/linear.h, kFewRows
+MAX_HEAD_DIM = 256  # of attention; csrc/core/paged_attention.h, kMaxHeadDim
 
 
 def supports(device: str) -> str | None:

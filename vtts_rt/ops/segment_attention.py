@@ -21,9 +21,8 @@ from torch.nn import functional as F
 
 from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.native import MAX_HEAD_DIM
 from vtts_rt.types import require
-
-MAX_HEAD_DIM = 256
 
 
 class Run(NamedTuple):
