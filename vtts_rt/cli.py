@@ -401,7 +401,7 @@ def environment() -> dict[str, dict[str, str]]:
         },
         "ops": {
             **{row[0]: f"{row[1]} ({row[2]})" for row in explain()},
-            f"more than {MAX_ROWS} rows by native linear, paged_attention": (
+            f"more than {MAX_ROWS} rows by native linear and attention": (
                 "yes" if (why := tiles_refusal()) is None else f"no, by torch ({why})"
             ),
         },
