@@ -22,3 +22,23 @@ def run_triton(script: str, *, interpret: bool) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+CHECK = """
+from vtts_rt.bench.ops import check
+import torch
+
+torch.set_num_threads(1)
+num = 0
+for case, backend, error in check({op!r}, "cpu"):
+    if backend == "triton":
+        assert error.within, (case.name, case.dtype, error)
+        num += 1
+print(num)
+"""
+
+
+def check_interpreted(op: str) -> int:
+    """Run the cases of an op (vtts_rt.bench.ops) with its Triton kernel in the interpreter, each
+    against the equation by the 2x rule with poisoned outputs. How many there were."""
+    return int(run_triton(CHECK.format(op=op), interpret=True).split()[-1])

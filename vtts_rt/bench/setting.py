@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vtts_rt.bench.model import MODEL_ID, bench_model, synthetic_video
 from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
@@ -197,13 +198,15 @@ def hardware(threads: int) -> dict[str, Any]:
         found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
         name = found[1].strip() if found else name
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": name, "cores": cores, "threads": threads, "gpu": None}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": name, "cores": cores, "threads": threads, "gpu": gpu}
 
 
 def results_name(theme: str) -> str:
     """`<theme>_<hardware>_<yyyymm>.json`."""
     machine = hardware(0)
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{machine['cpu']} {machine['cores']}c".lower()).strip("-")
+    known = machine["gpu"] or f"{machine['cpu']} {machine['cores']}c"
+    slug = re.sub(r"[^a-z0-9]+", "-", known.lower()).strip("-")
     return f"{theme}_{slug}_{datetime.now(timezone.utc):%Y%m}.json"
 
 

@@ -7,7 +7,9 @@ log; a backend asked for by name (argument or VTTS_RT_BACKEND) runs or fails wit
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +20,21 @@ from vtts_rt.config import backend_override
 from vtts_rt.types import require
 
 logger = logging.getLogger(__name__)
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in Triton's interpreter here: slowly, on tensors of the CPU. For
+    tests of a machine without a GPU; decided when triton is imported, so for a whole process."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_supports(device: str) -> str | None:
+    """`Backend.supports` of Triton kernels: None, or why not."""
+    if device != "cuda" and not interpreted():
+        return f"tensors are on {device}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; pip install 'vtts_rt[triton]'"
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +118,11 @@ class Op:
 
 
 _registry: dict[str, Op] = {}
+
+
+def backends(name: str, device: str) -> list[str]:
+    """Names of the backends of an op that can run tensors of `device` here, best first."""
+    return [b.name for b in _registry[name].backends if b.supports(device) is None]
 
 
 def register(name: str, *backends: Backend, devices: tuple[str, ...] = ("cpu", "cuda")) -> Op:

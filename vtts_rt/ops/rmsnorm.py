@@ -7,13 +7,11 @@ Legend: ... any leading shape, D features.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.types import require
 
 
@@ -90,17 +88,9 @@ def _rows(x: Tensor) -> Tensor:
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
-def _triton_supports(device: str) -> str | None:
-    if device != "cuda":
-        return f"tensors are on {device}"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; pip install 'vtts_rt[triton]'"
-    return None
-
-
 _OP = register(
     "rmsnorm",
-    Backend("triton", _triton_supports, _triton),
+    Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _native),
     Backend("reference", lambda device: None, _eager),
 )

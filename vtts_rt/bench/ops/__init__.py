@@ -1,0 +1,117 @@
+"""What an op costs against torch's operators on this machine, each checked before it is timed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import vtts_rt.ops  # noqa: F401  (registers the ops)
+from vtts_rt.bench.ops import rmsnorm
+from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
+from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
+from vtts_rt.bench.setting import add_output_flags, heading
+from vtts_rt.ops.dispatch import backends
+from vtts_rt.types import require
+
+# Every op of vtts_rt.ops; the file of an op's cases has its name.
+CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
+    "rmsnorm": rmsnorm.cases,
+}
+
+
+def cases(op: str, device: str, scale: Scale) -> Iterator[Case]:
+    """The cases of an op; device: "cpu" or "cuda"."""
+    require("bench", "op", op, op in CASES, f"one of {', '.join(CASES)}")
+    return CASES[op](device, scale)
+
+
+def check(op: str, device: str, scale: Scale = "check") -> Iterator[tuple[Case, str, Error]]:
+    """Every case with every backend that runs here, torch's own excepted."""
+    for case in cases(op, device, scale):
+        for backend in backends(op, device):
+            if case.takes(backend) and backend not in ("torch", "reference"):
+                yield case, backend, error_of(case, backend)
+
+
+# -- `vtts-rt bench ops` ------------------------------------------------------------------------
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `vtts-rt bench ops`."""
+    add = parser.add_argument
+    add("--op", default=",".join(CASES), help="comma-separated")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--runs", type=int, default=25, help="timed runs of each contender, alternating")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add_output_flags(parser)
+
+
+def theme(args: argparse.Namespace) -> str:
+    return "ops"
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """One row for each case: errors and medians of all backends, GB/s, GFLOP/s and shares."""
+    require("bench", "runs", args.runs, args.runs >= 1, ">= 1")
+    torch.set_num_threads(args.threads)
+    args.model = None
+    bandwidth = copy_bandwidth(args.device)
+    rates = {
+        str(dtype): matmul_rate(args.device, dtype)
+        for dtype in ((torch.float32,) if args.device == "cpu" else (torch.bfloat16,))
+    }
+    rows = []
+    for op in args.op.split(","):
+        for case in cases(op, args.device, "bench"):
+            rows.append(_row(op, case, args, bandwidth))
+    return {
+        **heading("ops", args, ("op", "device", "runs", "threads")),
+        "copy_gb_per_second": bandwidth / 1e9,
+        "matmul_gflops": {dtype: rate / 1e9 for dtype, rate in rates.items()},
+        "results": rows,
+    }
+
+
+def _row(op: str, case: Case, args: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
+    names = [name for name in backends(op, args.device) if case.takes(name)]
+    errors = {name: error_of(case, name) for name in names}
+    for name, error in errors.items():
+        assert error.within or name in ("torch", "reference"), f"{op}, {case.name}, {name}: {error}"
+
+    def runner(name: str) -> Callable[[], object]:
+        return lambda: case.run(name)
+
+    contenders: dict[str, Callable[[], object]] = {name: runner(name) for name in names}
+    if case.eager is not None:
+        contenders["eager"] = case.eager
+    seconds = median_seconds(contenders, args.device, args.runs)
+    return {
+        "op": op,
+        "case": case.name,
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "num_bytes": case.num_bytes,
+        "num_flops": case.num_flops,
+        "median_us": {name: 1e6 * median for name, median in seconds.items()},
+        "gb_per_second": {name: case.num_bytes / t / 1e9 for name, t in seconds.items()},
+        "share_of_copy": {name: case.num_bytes / t / bandwidth for name, t in seconds.items()},
+        "gflops": {name: case.num_flops / t / 1e9 for name, t in seconds.items()},
+        "error": {name: error._asdict() for name, error in errors.items()},
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("op", "case", "type", "microseconds", "GB/s", "GFLOP/s", box=None)
+    for row in result["results"]:
+        cells = (
+            "  ".join(f"{name} {value:,.{digits}f}" for name, value in row[field].items() if value)
+            for field, digits in (("median_us", 1), ("gb_per_second", 0), ("gflops", 0))
+        )
+        table.add_row(row["op"], row["case"], row["dtype"], *cells)
+    Console().print(table)
