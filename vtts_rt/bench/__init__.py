@@ -1,4 +1,4 @@
-"""`vtts-rt bench rounds | serve | soak | ops`: what rounds, askers, time and kernels cost."""
+"""`vtts-rt bench KIND`: what rounds, askers, time and kernels cost, and how far kernels err."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt bench`; argv without the program's name. Returns the exit code."""
-    from vtts_rt.bench import ops, rounds, serve, soak
+    from vtts_rt.bench import errors, ops, rounds, serve, soak
     from vtts_rt.bench.setting import results_name
 
-    benches = {"rounds": rounds, "serve": serve, "soak": soak, "ops": ops}
+    benches = {"rounds": rounds, "serve": serve, "soak": soak, "ops": ops, "errors": errors}
     parser = argparse.ArgumentParser(prog="vtts-rt bench", description=__doc__)
     kinds = parser.add_subparsers(dest="bench", required=True)
     for name, module in benches.items():

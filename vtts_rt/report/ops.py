@@ -1,0 +1,121 @@
+"""Tables about kernels: times, errors, and what compilers make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vtts_rt.report.results import Result, markdown
+
+
+def _patchify(result: Result) -> str:
+    """Medians, ms, and times as fast as the first one with as many threads."""
+    rows = [
+        [
+            f"{entry['name']}, {entry['num_threads']} threads",
+            f"{entry['median_ms']:,.0f}",
+            f"{entry['min_ms']:,.0f}",
+            f"{entry['max_ms']:,.0f}",
+            f"{entry['speedup']:.1f}",
+        ]
+        for entry in result.data["results"]
+    ]
+    return markdown(["ms", "median", "least", "most", "times as fast"], rows)
+
+
+def _linear(result: Result) -> str:
+    """GFLOP/s of torch and of the native kernel by shape, medians."""
+    rows = [
+        [
+            f"{entry['about']}: {entry['rows']:,} x {entry['channels']:,} x {entry['outputs']:,}",
+            *(f"{entry['gflops'][backend]:.0f}" for backend in ("torch", "cpu")),
+            f"{entry['speedup']:.2f}",
+        ]
+        for entry in result.data["results"]
+    ]
+    return markdown(["GFLOP/s", "torch", "native", "times as fast"], rows)
+
+
+def _errors(result: Result) -> str:
+    """Largest error of each op, backend and storage type over all cases, beside eager's."""
+    rows = [
+        [
+            f"`{row['op']}`, {row['backend']}",
+            row["dtype"],
+            str(row["cases"]),
+            *(_scientific(row[name]) for name in ("found", "eager", "allowed")),
+            row["case"],
+        ]
+        for row in result.data["results"]
+    ]
+    header = ["op, backend", "type", "cases", "error", "torch's error", "allowed", "of case"]
+    return markdown(header, rows)
+
+
+def _scientific(value: float) -> str:
+    return "0" if value == 0.0 else f"{value:.1e}"
+
+
+def _kernels(result: Result) -> str:
+    """Registers and shared memory by architecture, worst variant of each function; spills."""
+    grouped: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in result.data["results"]:
+        grouped.setdefault((row["kernel"], row["function"], row["tool"]), []).append(row)
+    rows = []
+    for (kernel, function, tool), found in sorted(grouped.items()):
+        cells = []
+        for arch in (80, 90, 100):
+            of_arch = [row for row in found if row["arch"] == arch and "error" not in row]
+            registers = max((row["registers"] for row in of_arch), default=0)
+            shared = max((row["shared_bytes"] for row in of_arch), default=0)
+            cells.append(f"{registers} / {shared / 1024:.1f} KiB")
+        spilled = max(row.get("spill_bytes", 0) for row in found)
+        variants = len({row["variant"] for row in found})
+        name = f"`{kernel}`: `{function}`" if kernel != function else f"`{kernel}`"
+        rows.append([f"{name}, {tool}", str(variants), *cells, str(spilled)])
+    header = ["kernel", "variants", "sm_80", "sm_90", "sm_100", "spilled bytes"]
+    return f"{markdown(header, rows)}{_explained(result)}"
+
+
+def _explained(result: Result) -> str:
+    said = {
+        f"`{row['function']}` [{row['variant']}]: {row['explained']}"
+        for row in result.data["results"]
+        if row.get("spill_bytes") and row["explained"]
+    }
+    return "".join(["\nSpills:\n\n", *(f"- {text}\n" for text in sorted(said))]) if said else ""
+
+
+def _ops(result: Result) -> str:
+    """Microseconds of each backend and of torch, and how near to the machine's limits."""
+    data = result.data
+    rows = []
+    for row in data["results"]:
+        times = row["median_us"]
+        ours = min((n for n in times if n not in ("eager", "torch", "reference")), key=times.get)
+        base = min(times[name] for name in times if name != ours) if len(times) > 1 else times[ours]
+        rows.append(
+            [
+                f"`{row['op']}`: {row['case']}, {row['dtype']}",
+                ours,
+                f"{times[ours]:,.1f}",
+                f"{base / times[ours]:.2f}",
+                f"{row['gb_per_second'][ours]:,.0f}" if row["num_bytes"] else "",
+                f"{100 * row['share_of_copy'][ours]:.0f} %" if row["num_bytes"] else "",
+                f"{row['gflops'][ours]:,.0f}" if row["num_flops"] else "",
+            ]
+        )
+    header = ["op and shape", "backend", "us", "times as fast as the next", "GB/s"]
+    rates = ", ".join(f"{rate:,.0f} GFLOP/s {name}" for name, rate in data["matmul_gflops"].items())
+    limits = f"A copy runs at {data['copy_gb_per_second']:,.0f} GB/s, torch's product at {rates}."
+    return f"{markdown([*header, 'of a copy', 'GFLOP/s'], rows)}\n{limits}\n"
+
+
+# name of the table -> theme of its results, its text
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "patchify": ("patchify", _patchify),
+    "linear": ("linear", _linear),
+    "errors": ("errors", _errors),
+    "kernels": ("kernels", _kernels),
+    "ops": ("ops", _ops),
+}
