@@ -167,17 +167,23 @@ def _demangled(name: str) -> str:
 # -- all of it ----------------------------------------------------------------------------------
 
 
-def measure(folders: Sequence[Path | None], only: str | None, jobs: int) -> list[Row]:
-    """All rows: of every Triton in `folders` (None: the installed one), then of nvcc."""
+def triton_all(folder: Path | None, jobs: int, only: str | None = None) -> list[Row]:
+    """Rows of every kernel with the installed Triton, or with the one in `folder`."""
     names = [name for name in triton_kernels() if only in (None, name)]
-    sources = [path for path in cuda_sources() if only in (None, path.stem)]
+    with ThreadPoolExecutor(jobs) as pool:
+        parts = list(pool.map(lambda name: triton_rows([name], folder), names))
+    return [row for part in parts for row in part]
+
+
+def nvcc_all(jobs: int, only: str | None = None) -> list[Row]:
+    """Rows of every .cu; none, with a line on stderr, where there is no nvcc."""
     if shutil.which("nvcc") is None:
         print("nvcc is not on PATH: csrc/cuda is left out", file=sys.stderr)
-        sources = []
+        return []
+    wanted = [path for path in cuda_sources() if only in (None, path.stem)]
     with ThreadPoolExecutor(jobs) as pool:
-        parts = [pool.submit(triton_rows, [name], f) for f in folders for name in names]
-        parts += [pool.submit(nvcc_rows, path, arch) for path in sources for arch in ARCHES]
-        return [row for part in parts for row in part.result()]
+        parts = [pool.submit(nvcc_rows, path, arch) for path in wanted for arch in ARCHES]
+    return [row for part in parts for row in part.result()]
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
@@ -205,7 +211,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(row), flush=True)
         return 0
     folders = [None] if args.triton is None else [None, args.triton]
-    rows = measure(folders, args.only, args.jobs)
+    rows = [row for folder in folders for row in triton_all(folder, args.jobs, args.only)]
+    rows += nvcc_all(args.jobs, args.only)
     now = datetime.now(timezone.utc)
     output = args.output or ROOT / "bench" / "results" / f"kernels_aot_{now:%Y%m}.json"
     report = {"bench": "kernels", "date": now.date().isoformat(), "results": rows}

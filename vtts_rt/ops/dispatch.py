@@ -120,6 +120,16 @@ class Op:
 _registry: dict[str, Op] = {}
 
 
+def names() -> list[str]:
+    """All registered ops (importing vtts_rt.ops registers them)."""
+    return list(_registry)
+
+
+def backend_names(name: str) -> list[str]:
+    """Names of all backends of an op, best first, whether they can run here or not."""
+    return [b.name for b in _registry[name].backends]
+
+
 def backends(name: str, device: str) -> list[str]:
     """Names of the backends of an op that can run tensors of `device` here, best first."""
     return [b.name for b in _registry[name].backends if b.supports(device) is None]

@@ -1,0 +1,79 @@
+"""Every op has a kernel, a reference, cases, a test and a bench of one name; the docs say so."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vtts_rt import ops
+from vtts_rt.bench.ops import CASES
+from vtts_rt.ops import dispatch
+
+ROOT = Path(__file__).resolve().parents[1]
+OPS = dispatch.names()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_has_one_name_in_all_places(op: str) -> None:
+    kernels = [f"kernels/{op}.py", f"csrc/core/{op}.cpp", f"csrc/cuda/{op}.cu"]
+    assert any((ROOT / place).exists() for place in kernels), f"none of {kernels}"
+    for place in (
+        f"vtts_rt/ops/{op}.py",
+        f"vtts_rt/bench/ops/{op}.py",
+        f"bench/bench_{op}.py",
+        f"tests/ops/test_{op}.py",
+    ):
+        assert (ROOT / place).exists(), place
+    assert callable(getattr(ops, op)) and callable(getattr(ops, f"{op}_ref")), op
+    assert op in CASES
+    assert (ROOT / f"tests/ops/test_{op}.py").read_text().count("\ndef test_") >= 3
+
+
+def test_nothing_else_claims_to_be_an_op() -> None:
+    assert set(CASES) == set(OPS)
+    kernels = {path.stem for path in (ROOT / "kernels").glob("[a-z]*.py")}
+    assert kernels <= set(OPS), kernels - set(OPS)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_triton_kernel_is_checked_in_the_interpreter(op: str) -> None:
+    if "triton" in dispatch.backend_names(op):
+        text = (ROOT / f"tests/ops/test_{op}.py").read_text()
+        assert f'check_interpreted("{op}")' in text
+        assert "def variants()" in (ROOT / f"kernels/{op}.py").read_text()
+
+
+def test_the_seven_steps_name_the_places() -> None:
+    text = (ROOT / "docs" / "ops.md").read_text(encoding="utf-8")
+    part = text[text.index("## Add an op in seven steps") :].split("\n## ")[0]
+    assert [int(n) for n in re.findall(r"^(\d)\. ", part, re.MULTILINE)] == list(range(1, 8))
+    for place in (
+        "vtts_rt/ops/<op>.py",
+        "<op>_ref",
+        "dispatch.register",
+        "kernels/<op>.py",
+        "csrc/core/<op>.cpp",
+        "variants()",
+        "vtts_rt/bench/ops/<op>.py",
+        "tests/ops/test_<op>.py",
+        "bench/bench_<op>.py",
+    ):
+        assert place in part, place
+    assert "ops.md" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_the_error_table_has_a_row_for_every_backend() -> None:
+    """The committed result; `vtts-rt bench errors --result-dir bench/results` renews it."""
+    from vtts_rt.report import load_results
+
+    found = load_results(ROOT / "bench" / "results", "errors")
+    assert found, "no bench/results/errors_*.json"
+    rows = [row for result in found for row in result.data["results"]]
+    assert all(row["within"] for row in rows)
+    measured = {(row["op"], row["backend"].split(",")[0]) for row in rows}
+    for op in OPS:
+        wanted = {b for b in dispatch.backend_names(op) if b in ("triton", "cpu")}
+        missing = wanted - {backend for name, backend in measured if name == op}
+        assert not missing, f"{op}: {missing}"
