@@ -28,7 +28,7 @@ def _fixed_seed() -> None:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two clips of ten seconds."""
-    from vtts_rt.video import write_video
+    from vtts_rt.video.writer import write_video
 
     folder = tmp_path_factory.mktemp("clips")
     paths = [folder / f"{name}.mp4" for name in "ab"]

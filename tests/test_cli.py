@@ -16,7 +16,7 @@ import pytest
 from utils import tiny_checkpoint
 
 from vtts_rt.cli import main
-from vtts_rt.video import write_video
+from vtts_rt.video.writer import write_video
 
 SMALL = ["--sample-fps", "1", "--min-pixels", "3136", "--total-pixels", "40000"]
 

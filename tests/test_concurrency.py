@@ -16,8 +16,9 @@ from utils import LOOK, request, tokens
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.models.qwen2_5_vl import export_state_dict
 from vtts_rt.results import Answer
-from vtts_rt.video import open_video, write_video
+from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
+from vtts_rt.video.writer import write_video
 
 
 @pytest.fixture()

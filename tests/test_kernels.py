@@ -89,6 +89,4 @@ ptxas info    : Used 12 registers, used 0 barriers
     first, second = tool.parse_ptxas(text, {"arch": 90})
     assert (first["registers"], first["spill_bytes"], first["shared_bytes"]) == (40, 8, 1024)
     assert (second["registers"], second["spill_bytes"], second["shared_bytes"]) == (12, 0, 0)
-    assert first["arch"] == 90 and first["function"].startswith(
-        "add" if sys.platform == "linux" else ""
-    )
+    assert first["arch"] == 90 and "add" in first["function"]

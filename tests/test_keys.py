@@ -13,7 +13,8 @@ from utils import tiny_checkpoint
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.results import Answer
-from vtts_rt.video import open_video, write_video
+from vtts_rt.video import open_video
+from vtts_rt.video.writer import write_video
 
 LOOK = PerceptionConfig(
     strategy="append", max_rounds=1, sample_fps=1.0, min_pixels=3136, total_pixels=60_000

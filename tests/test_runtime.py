@@ -19,7 +19,8 @@ from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
-from vtts_rt.video import open_video, write_video
+from vtts_rt.video import open_video
+from vtts_rt.video.writer import write_video
 
 SIZE = (96, 128)
 FORCED = SamplingParams(max_tokens=6, ignore_eos=True)

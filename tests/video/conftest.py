@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vtts_rt.video import write_video
+from vtts_rt.video.writer import write_video
 
 H, W = 48, 64
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from vtts_rt.video import open_video, write_video
+from vtts_rt.video import open_video
+from vtts_rt.video.writer import write_video
 
 Make = Callable[..., Path]
 Code = Callable[[np.ndarray], int]

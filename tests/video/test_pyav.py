@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.video import open_video, write_video
+from vtts_rt.video import open_video
 from vtts_rt.video.pixels import orient
+from vtts_rt.video.writer import write_video
 
 Make = Callable[..., Path]
 Code = Callable[[np.ndarray], int]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vtts_rt.video import open_video, write_video
+from vtts_rt.video import open_video
+from vtts_rt.video.writer import write_video
 
 
 def frames(n: int = 4, height: int = 32, width: int = 48) -> np.ndarray:

@@ -3,13 +3,5 @@
 from vtts_rt.video.open import open_video
 from vtts_rt.video.source import FrameSource
 from vtts_rt.video.store import FrameCounts, FrameStore, StoreProvider
-from vtts_rt.video.writer import write_video
 
-__all__ = [
-    "FrameCounts",
-    "FrameSource",
-    "FrameStore",
-    "StoreProvider",
-    "open_video",
-    "write_video",
-]
+__all__ = ["FrameCounts", "FrameSource", "FrameStore", "StoreProvider", "open_video"]

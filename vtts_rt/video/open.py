@@ -14,17 +14,11 @@ import numpy as np
 
 from vtts_rt.types import require
 from vtts_rt.video.arrays import ArraySource
-from vtts_rt.video.container import Media, av_errors, require_video, video_stream
-from vtts_rt.video.index import demuxed
-from vtts_rt.video.pixels import display_matrix, to_rgb
-from vtts_rt.video.pyav import CONVERSION, PyavSource
-from vtts_rt.video.source import ClippedSource, FrameSource, derive_id
+from vtts_rt.video.source import ClippedSource, FrameSource
 
 URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^(data):", re.ASCII)
 MAX_URL_BYTES = 1 << 30  # a download is held in memory
 URL_TIMEOUT_SECONDS = 30.0
-# FFmpeg's demuxers for one picture in memory are called png_pipe, jpeg_pipe, webp_pipe, ...
-IMAGE_FORMAT_SUFFIX = "_pipe"
 
 
 def open_video(
@@ -73,9 +67,9 @@ def _open_whole(video: Any, source_fps: float | None, allow_urls: bool) -> Frame
         require("open_video", "video", got, allow_urls, "a local path unless URLs are allowed")
         video = _fetch(video, (url[1] or url[2]).lower())
     if isinstance(video, str | os.PathLike):
-        return _open_media(Media(Path(os.fspath(video))), source_fps)
+        return _open_media(Path(os.fspath(video)), source_fps)
     if isinstance(video, bytes | bytearray | memoryview):
-        return _open_media(Media(bytes(video)), source_fps)
+        return _open_media(bytes(video), source_fps)
     if isinstance(video, np.ndarray):
         return _open_array(video, source_fps)
     if hasattr(video, "detach"):  # a torch tensor, told without importing torch
@@ -93,19 +87,13 @@ def _open_array(array: np.ndarray, source_fps: float | None) -> FrameSource:
     return ArraySource(array, source_fps=None if array.ndim == 3 else source_fps)
 
 
-def _open_media(media: Media, source_fps: float | None) -> FrameSource:
-    with media.open() as container:
-        if not container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
-            return PyavSource(media, source_fps=source_fps)
-        stream = video_stream(container, media.name)
-        with av_errors(media.name):
-            frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
-            frames += stream.decode(None)
-    require_video(bool(frames), "be an image that can be decoded", media.name)
-    first = frames[0]
-    pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)
-    content_id = derive_id(media.content_id(), "image", CONVERSION)
-    return ArraySource(pixels, decoder="image", content_id=content_id)
+def _open_media(media: Path | bytes, source_fps: float | None) -> FrameSource:
+    try:
+        from vtts_rt.video.media import open_media  # arrays need no decoder
+    except ImportError as error:
+        remedy = "pip install av"
+        raise RuntimeError(f"open_video: files are decoded by PyAV: {remedy} ({error})") from None
+    return open_media(media, source_fps)
 
 
 def _fetch(url: str, scheme: str) -> Path | bytes:
