@@ -109,7 +109,7 @@ def qwen_tokenizer() -> Any:
     from transformers import Qwen2Tokenizer
 
     ranks = _qwen_ranks()
-    letters = _byte_letters()
+    letters = byte_letters()
     vocab = {"".join(letters[b] for b in token): rank for token, rank in ranks.items()}
     merges = [tuple("".join(letters[b] for b in part) for part in pair) for pair in _merges(ranks)]
     # The constructor adds its end token first, which is the first of the special tokens; the
@@ -153,7 +153,7 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     return merges
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """GPT-2's printable stand-in for each byte, which byte-level vocabularies are written in."""
     keep = {*range(33, 127), *range(161, 173), *range(174, 256)}
     letters, spare = [], 256
