@@ -50,7 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loop(checkpoint: Path) -> PublishedLoop:
-    return PublishedLoop(checkpoint)
+    return PublishedLoop.from_pretrained(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,17 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt bench`; argv without the program's name. Returns the exit code."""
-    from vtts_rt.bench import errors, ops, rounds, serve, soak
+    from vtts_rt.bench import device, errors, ops, rounds, serve, soak
     from vtts_rt.bench.setting import results_name
 
-    benches = {"rounds": rounds, "serve": serve, "soak": soak, "ops": ops, "errors": errors}
+    benches = {
+        "rounds": rounds,
+        "serve": serve,
+        "soak": soak,
+        "ops": ops,
+        "errors": errors,
+        "device": device,
+    }
     parser = argparse.ArgumentParser(prog="vtts-rt bench", description=__doc__)
     kinds = parser.add_subparsers(dest="bench", required=True)
     for name, module in benches.items():

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,6 +26,8 @@ class FileReader:
     """
 
     def __init__(self, path: str | Path) -> None:
+        import av  # arrays need no decoder
+
         self._container = av.open(str(path))
         stream = self._stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -72,12 +73,31 @@ class FileReader:
         self._container.close()
 
 
-def resized(frames: np.ndarray, hw: Sequence[int]) -> Tensor:
+class ArrayReader:
+    """What FileReader is for a file, for frames in memory: (T, H, W, 3) uint8."""
+
+    def __init__(self, array: np.ndarray, source_fps: float) -> None:
+        self._array = array
+        self.num_frames, self.height, self.width, _ = array.shape
+        self.source_fps = source_fps
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """(N, H, W, 3) uint8 RGB of frame indices, in their order."""
+        return self._array[list(indices)]
+
+    def __enter__(self) -> ArrayReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def resized(frames: np.ndarray | Tensor, hw: Sequence[int]) -> Tensor:
     """(N, 3, h, w) uint8 from (N, H, W, 3) uint8: transformers' antialiased bicubic resize.
 
     Without torchvision, which only forwards to it.
     """
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    video = torch.as_tensor(frames).permute(0, 3, 1, 2)
     if tuple(video.shape[-2:]) != tuple(hw):
         video = F.interpolate(video, tuple(hw), mode="bicubic", antialias=True)
     return video

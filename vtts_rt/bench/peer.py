@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.bench.frames import FileReader, resized
+from vtts_rt.bench.frames import ArrayReader, FileReader
 from vtts_rt.bench.model import allow_broken_torchvision
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.perception.clue import Clue
@@ -33,7 +33,7 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def file_metadata(reader: FileReader, name: str) -> VideoMetadata:
+def file_metadata(reader: FileReader | ArrayReader, name: str) -> VideoMetadata:
     """What planning needs to know of an opened file; times count frames at the average rate."""
     return VideoMetadata(
         video_id=name,
@@ -47,14 +47,16 @@ def file_metadata(reader: FileReader, name: str) -> VideoMetadata:
     )
 
 
-def patch_rows(frames: np.ndarray, resized_hw: tuple[int, int]) -> Tensor:
-    """(P, 1176) float32 rows of transformers' Qwen2-VL video processor from (N, H, W, 3) uint8.
+def patch_rows(frames: np.ndarray | Tensor, resized_hw: tuple[int, int]) -> Tensor:
+    """(P, 1176) float32 rows of transformers' Qwen2-VL video processor from (N, H, W, 3) uint8,
+    on the device of the frames.
 
     The same operations: uint8 antialiased bicubic resize, fused rescale and normalise, patches
     of 2 x 2 merged rows; an odd last frame is repeated.
     """
-    mean, std = (255 * torch.tensor(v).view(3, 1, 1) for v in (_MEAN, _STD))
-    video = resized(frames, resized_hw).contiguous().float().sub_(mean).div_(std)
+    video = resized(frames, resized_hw)
+    mean, std = ((255 * torch.tensor(v).view(3, 1, 1)).to(video.device) for v in (_MEAN, _STD))
+    video = video.contiguous().float().sub_(mean).div_(std)
     if len(video) % 2:
         video = torch.cat((video, video[-1:]))
     height, width = (side // PATCH_SIZE for side in resized_hw)
@@ -88,25 +90,35 @@ class RoundSample:
 
 
 class PublishedLoop:
-    """Qwen2_5_VLForConditionalGeneration.generate, one fresh prompt a round, greedy, SDPA."""
+    """Qwen2_5_VLForConditionalGeneration.generate, one fresh prompt a round, greedy.
 
-    def __init__(self, model: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        allow_broken_torchvision()
-        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+    model, tokenizer: transformers'. Frames are resized and made into rows on the model's device.
+    """
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            model, dtype=dtype, attn_implementation="sdpa"
-        ).eval()
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
         # Every round generates its full number of tokens, without masking the end token: that
         # would cost a pass over the logits and change what is chosen.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
         self._clock = _ForwardClock(self.model)
 
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, *, dtype: torch.dtype = torch.float32
+    ) -> PublishedLoop:
+        """A checkpoint, on the CPU, with SDPA."""
+        allow_broken_torchvision()
+        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+        loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            model, dtype=dtype, attn_implementation="sdpa"
+        )
+        return cls(loaded.eval(), AutoTokenizer.from_pretrained(model))
+
     def ask(
         self,
-        video: str | Path,
+        video: str | Path | ArrayReader,
         question: str,
         *,
         perception: PerceptionConfig,
@@ -121,8 +133,9 @@ class PublishedLoop:
         for index in range(perception.max_rounds):
             began = time.perf_counter()
             timings = RoundTimings()
-            with FileReader(video) as reader:
-                metadata = file_metadata(reader, str(video))
+            opened = video if isinstance(video, ArrayReader) else FileReader(video)
+            with opened as reader:
+                metadata = file_metadata(reader, "the video")
                 plan = plan_round("official", perception, [metadata], history, index)
                 prompt = build_prompt(
                     "official",
@@ -154,16 +167,18 @@ class PublishedLoop:
 
     def _inputs(self, text: str, segment: Segment, frames: np.ndarray) -> dict[str, Tensor]:
         """What Qwen2_5_VLProcessor returns for one video and its text."""
-        pad = "<|video_pad|>"
+        pad, device = "<|video_pad|>", self.model.device
         expanded = text.replace(pad, pad * segment.num_tokens)
-        ids = torch.tensor([self.tokenizer(expanded)["input_ids"]])
+        ids = torch.tensor([self.tokenizer(expanded)["input_ids"]], device=device)
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": (ids == self.model.config.video_token_id).int() * 2,
-            "pixel_values_videos": patch_rows(frames, segment.resized_hw),
-            "video_grid_thw": torch.tensor([segment.grid_thw]),
-            "second_per_grid_ts": torch.tensor([segment.seconds_per_grid]),
+            "pixel_values_videos": patch_rows(
+                torch.from_numpy(frames).to(device), segment.resized_hw
+            ),
+            "video_grid_thw": torch.tensor([segment.grid_thw], device=device),
+            "second_per_grid_ts": torch.tensor([segment.seconds_per_grid], device=device),
         }
 
     def _generate(
@@ -182,9 +197,11 @@ class PublishedLoop:
 
 
 class _ForwardClock:
-    """When the vision tower ran and when the first forward pass of a generation ended."""
+    """When the vision tower ran and when the first forward pass of a generation ended; on a GPU
+    once its kernels have."""
 
     def __init__(self, model: Any) -> None:
+        self._cuda = model.device.type == "cuda"
         self.start()
         model.model.visual.register_forward_pre_hook(self._vision_began)
         model.model.visual.register_forward_hook(self._vision_ended)
@@ -194,12 +211,17 @@ class _ForwardClock:
         self.vision_seconds = 0.0
         self.first_forward_ended = 0.0
 
+    def _now(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     def _vision_began(self, *_: Any) -> None:
-        self._began = time.perf_counter()
+        self._began = self._now()
 
     def _vision_ended(self, *_: Any) -> None:
-        self.vision_seconds += time.perf_counter() - self._began
+        self.vision_seconds += self._now() - self._began
 
     def _forward_ended(self, *_: Any) -> None:
         if not self.first_forward_ended:
-            self.first_forward_ended = time.perf_counter()
+            self.first_forward_ended = self._now()

@@ -99,7 +99,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         contenders = []
         if "hf" in peers:
-            contenders.append(_hf(PublishedLoop(folder, dtype=getattr(torch, args.dtype))))
+            contenders.append(
+                _hf(PublishedLoop.from_pretrained(folder, dtype=getattr(torch, args.dtype)))
+            )
         vllm: VllmPeer | None = None
         if on_vllm:
             vllm = VllmPeer(

@@ -1,0 +1,41 @@
+"""One op's cases against the equation on this device; exit status 1 if one errs too much.
+
+    python bench/check_op.py OP [--device cuda] [--backend NAME] [--most N]
+
+Small and awkward shapes first, then the real ones. Outputs are filled with NaN beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from vtts_rt.bench.ops import CASES, check
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("op", choices=CASES)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", help="only this one")
+    parser.add_argument("--most", type=int, help="cases of each size, at most")
+    args = parser.parse_args()
+    num, wrong = 0, 0
+    for scale in ("check", "bench"):
+        done = 0
+        for case, backend, error in check(args.op, args.device, scale):
+            if args.backend not in (None, backend):
+                continue
+            if args.most is not None and done >= args.most:
+                break
+            done += 1
+            num += 1
+            if not error.within:
+                wrong += 1
+                print(f"WRONG {args.op}, {backend}, {case.name}, {case.dtype}: {error}")
+    print(f"{args.op}: {num} cases, {wrong} wrong")
+    return 1 if wrong or not num else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call of under eight minutes on one H100: build here, check
+# every kernel against its reference, run the benches, leave JSON.
+#
+#   bench/gpu.sh              results in $OUT if set, else in bench/results
+#   bench/gpu.sh --rehearse   the same steps on the CPU at tiny shapes: does the script itself work?
+#
+# Needs no network: Python with torch, triton, transformers and pybind11, nvcc. A step that fails
+# does not stop the others; the exit status is 1 if one did, and the last lines say which.
+set -u
+cd "$(dirname "$0")/.."
+root=$PWD
+python=${PYTHON:-python3}
+out=${OUT:-$root/bench/results}
+mkdir -p "$out"
+log=$out/gpu.log
+: > "$log"
+failed=()
+began=$(date +%s)
+
+if [ "${1:-}" = --rehearse ]; then
+  device=cpu shapes=1m ops=rmsnorm
+  sizes=(--seconds 8 --height 112 --pairs 1 --prefill 32 --max-tokens 2 --repeats 1)
+else
+  device=cuda shapes="7b 3b" ops=
+  sizes=()
+fi
+
+# step NAME LIMIT_SECONDS COMMAND...: run, log, time; remember a failure.
+step() {
+  local name=$1 limit=$2 start status
+  shift 2
+  start=$(date +%s)
+  echo "== $name: $*" >> "$log"
+  timeout --kill-after=10 "$limit" "$@" >> "$log" 2>&1
+  status=$?
+  echo "== $name: $(($(date +%s) - start)) s, exit $status" | tee -a "$log"
+  [ "$status" -eq 0 ] || failed+=("$name")
+}
+
+# Commands run outside of the checkout, or its kernels/ would stand in for a package of that name.
+bench() {
+  (cd / && "$python" -c 'import sys; from vtts_rt.cli import main; sys.exit(main())' bench "$@")
+}
+export -f bench
+export python
+
+if [ "$device" = cuda ]; then
+  step build 240 env VTTS_RT_BUILD=cuda "$python" -m pip install --quiet --no-build-isolation \
+    --no-deps --editable "$root"
+fi
+step env 60 bash -c 'cd / && "$python" -c "from vtts_rt.cli import main; main([\"env\"])"'
+
+# One process an op, so that one that hangs or crashes takes no other along.
+[ -n "$ops" ] || ops=$(cd / && "$python" -c 'from vtts_rt.bench.ops import CASES; print(*CASES)')
+for op in $ops; do
+  step "check $op" 90 "$python" "$root/bench/check_op.py" "$op" --device "$device"
+done
+if [ "$device" = cuda ] && command -v compute-sanitizer > /dev/null; then
+  for op in patchify patch_embed; do
+    step "memcheck $op" 60 compute-sanitizer --error-exitcode 9 "$python" \
+      "$root/bench/check_op.py" "$op" --device cuda --backend cuda --most 12
+  done
+fi
+
+step errors 120 bash -c 'bench errors "$@"' _ --op "${ops// /,}" --device "$device" \
+  --result-dir "$out"
+step ops 240 bash -c 'bench ops "$@"' _ --op "${ops// /,}" --device "$device" --runs 15 \
+  --result-dir "$out"
+if [ "$device" = cuda ]; then
+  step processor 60 "$python" "$root/bench/bench_processor.py" --result-dir "$out"
+fi
+for shape in $shapes; do
+  step "device $shape" 200 bash -c 'bench device "$@"' _ --device "$device" --shape "$shape" \
+    --result-dir "$out" "${sizes[@]}"
+done
+
+echo "== all: $(($(date +%s) - began)) s" | tee -a "$log"
+"$python" "$root/bench/gpu_summary.py" "$out" | tee -a "$log"
+if [ "${#failed[@]}" -gt 0 ]; then
+  printf '== FAILED: %s\n' "${failed[@]}" | tee -a "$log"
+  exit 1
+fi
