@@ -1,0 +1,282 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "core/filter.h"
+#include "core/patch_rows.h"
+
+namespace vtts {
+namespace {
+
+constexpr int64_t kAlignment = 16;
+constexpr int64_t kTableEntries = kChannels * 256;
+constexpr int kRowGroups[] = {28, 14, 7, 4, 2, 1};
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+bool same_extents(const PatchifyJob& job) {
+  return job.box.x1 - job.box.x0 == job.width && job.box.y1 - job.box.y0 == job.height;
+}
+
+bool same_frames(const PatchifyJob& job) {
+  return job.frame_a.data == job.frame_b.data &&
+         job.frame_a.row_stride_bytes == job.frame_b.row_stride_bytes;
+}
+
+struct AxisKey {
+  int source, target;
+  bool columns;
+  bool operator<(const AxisKey& other) const {
+    return std::tie(source, target, columns) < std::tie(other.source, other.target, other.columns);
+  }
+};
+
+AxisKey columns_of(const PatchifyJob& job) { return {job.box.x1 - job.box.x0, job.width, true}; }
+
+AxisKey rows_of(const PatchifyJob& job) { return {job.box.y1 - job.box.y0, job.height, false}; }
+
+// Starts, counts and at most one word a tap; an output has at most 2 * support + 1 taps, support
+// being 2 * max(scale, 1) (core/filter.cpp), made even.
+int64_t axis_bytes(const AxisKey& key) {
+  const int64_t most_taps =
+      4 * std::max<int64_t>(1, (key.source + key.target - 1) / key.target) + 2;
+  return aligned(int64_t{key.target} * (2 + most_taps) * int64_t{sizeof(uint32_t)}) +
+         2 * kAlignment;
+}
+
+// The starts and counts stay on the host too: they say how much shared memory a job needs.
+struct PlannedAxis {
+  DeviceAxis device;
+  std::vector<int32_t> starts, counts;
+
+  // Source pixels [begin, end) of outputs [first, first + num).
+  std::pair<int64_t, int64_t> source(int first, int num) const {
+    const int last = first + num - 1;
+    return {starts[first], starts[last] + counts[last]};
+  }
+
+  // The widest source of `step` outputs from a multiple of `step` inside every token on.
+  int64_t widest(int step) const {
+    int64_t most = 0;
+    for (int token = 0; token < device.extent; token += kTokenPx) {
+      for (int first = 0; first < kTokenPx; first += step) {
+        const auto [begin, end] = source(token + first, std::min(step, kTokenPx - first));
+        most = std::max(most, end - begin);
+      }
+    }
+    return most;
+  }
+};
+
+class Planner {
+ public:
+  Planner(const PatchifyOptions& options, const void* workspace)
+      : rounding_(options.rounding), base_(static_cast<const uint8_t*>(workspace)) {}
+
+  // Appends; returns the device address.
+  template <typename T>
+  const T* append(const std::vector<T>& values) {
+    const size_t begin = blob_.size();
+    blob_.resize(begin + static_cast<size_t>(aligned(values.size() * sizeof(T))));
+    if (!values.empty())
+      std::memcpy(blob_.data() + begin, values.data(), values.size() * sizeof(T));
+    return reinterpret_cast<const T*>(base_ + begin);
+  }
+
+  const PlannedAxis& axis(const AxisKey& key) {
+    const auto [found, is_new] = axes_.try_emplace(key);
+    if (is_new) {
+      found->second = rounding_ == Rounding::kCpu
+                          ? planned(key, fixed_point_taps(key.source, key.target))
+                          : planned(key, float_taps(key.source, key.target));
+    }
+    return found->second;
+  }
+
+  std::vector<uint8_t> take_blob() { return std::move(blob_); }
+
+ private:
+  static void words_of(const int16_t* weights, int stride, bool, uint32_t* words) {
+    std::memcpy(words, weights, stride * sizeof(int16_t));
+  }
+
+  static void words_of(const float* weights, int stride, bool columns, uint32_t* words) {
+    for (int k = 0; k < stride; ++k) {
+      const float weight = columns ? weights[k] * kColumnScale : weights[k];
+      std::memcpy(words + k, &weight, sizeof(weight));
+    }
+  }
+
+  template <typename Weight>
+  PlannedAxis planned(const AxisKey& key, const Taps<Weight>& taps) {
+    const int num_words = taps.stride * static_cast<int>(sizeof(Weight)) / 4;
+    std::vector<uint32_t> weights(static_cast<size_t>(key.target) * num_words);
+    std::vector<uint32_t> words(num_words);
+    for (int i = 0; i < key.target; ++i) {
+      words_of(taps.weights_of(i), taps.stride, key.columns, words.data());
+      for (int k = 0; k < num_words; ++k) {
+        const size_t at = key.columns ? static_cast<size_t>(k) * key.target + i
+                                      : static_cast<size_t>(i) * num_words + k;
+        weights[at] = words[k];
+      }
+    }
+    return {{append(taps.starts), append(taps.counts), append(weights), taps.stride, taps.precision,
+             key.target},
+            taps.starts,
+            taps.counts};
+  }
+
+  const Rounding rounding_;
+  const uint8_t* const base_;
+  std::vector<uint8_t> blob_;
+  std::map<AxisKey, PlannedAxis> axes_;
+};
+
+DeviceFrame device_frame(const FrameView& frame, const PixelBox& box) {
+  const int64_t stride = frame.row_stride_bytes;
+  const uint8_t* last_row = frame.data + (frame.height - 1) * stride;
+  return {frame.data + box.y0 * stride + int64_t{kChannels} * box.x0,
+          std::min(frame.data, last_row),
+          std::max(frame.data, last_row) + int64_t{kChannels} * frame.width, stride};
+}
+
+// Bytes of a source row in shared memory: whole aligned 16 bytes from wherever the row begins.
+int64_t raw_pitch(int64_t num_px) { return aligned(kChannels * num_px + kAlignment - 1); }
+
+// The reciprocal is exact as long as both factors are below 2^16, and a pitch of one piece cannot
+// be.
+void set_raw_pitch(int64_t bytes, DeviceJob* job) {
+  job->raw_pitch_bytes = static_cast<int32_t>(bytes);
+  job->piece_reciprocal = static_cast<uint32_t>((int64_t{1} << 32) / (bytes / 16) + 1);
+}
+
+struct ScratchBytes {
+  int64_t raw = 0, stage = 0;
+};
+
+// Chooses kind and groups; returns the shared memory that the job needs.
+ScratchBytes lay_out(const PlannedAxis& columns, const PlannedAxis& rows, int64_t stage_value_bytes,
+                     const ScratchBudget& budget, DeviceJob* job) {
+  const int64_t pitch = raw_pitch(columns.widest(kTokenPx));
+  // Taps of weight zero may lie behind the last row, there and among the resized ones.
+  const int64_t slack = aligned(int64_t{kChannels} * columns.device.stride + 8);
+  for (const int group : kRowGroups) {
+    const int64_t num_rows = rows.widest(group);
+    const ScratchBytes bytes = {num_rows * pitch + slack,
+                                aligned((num_rows + 1) * kTokenValues * stage_value_bytes)};
+    const int64_t most = group >= kPatch ? budget.good_bytes : budget.most_bytes;
+    if (bytes.raw + bytes.stage > most) continue;
+    job->kind = JobKind::kBanded;
+    job->rows_per_group = group;
+    set_raw_pitch(pitch, job);
+    return bytes;
+  }
+  job->kind = JobKind::kDirect;
+  job->rows_per_group = kTokenPx;
+  return {};
+}
+
+const void* append_table(const PatchifyOptions& options, DType type, Planner* planner) {
+  const Normalisation normalisation = make_normalisation(options);
+  const float* values = normalisation.table[0];
+  if (type == DType::kFloat32) {
+    return planner->append(std::vector<float>(values, values + kTableEntries));
+  }
+  std::vector<uint16_t> table(kTableEntries);
+  std::transform(values, values + kTableEntries, table.begin(),
+                 [type](float value) { return to_16_bits(value, type); });
+  return planner->append(table);
+}
+
+}  // namespace
+
+int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs) {
+  constexpr int64_t kMostTokens = INT32_MAX;  // places are int32
+  int64_t num_tokens = 0;
+  std::set<AxisKey> axes;
+  int64_t bytes = aligned(kTableEntries * int64_t{sizeof(float)}) +
+                  aligned(static_cast<int64_t>(num_jobs * sizeof(DeviceJob)));
+  for (size_t i = 0; i < num_jobs; ++i) {
+    validate(jobs[i], what);
+    num_tokens += num_patch_rows(jobs[i]) / kPatchesPerToken;
+    if (num_tokens > kMostTokens) {
+      throw std::invalid_argument(
+          std::string(what) + ": jobs must be of fewer than 2^31 merged tokens, got " +
+          std::to_string(num_tokens) + " in the first " + std::to_string(i + 1));
+    }
+    if (same_extents(jobs[i])) continue;
+    for (const AxisKey& key : {columns_of(jobs[i]), rows_of(jobs[i])}) {
+      if (axes.insert(key).second) bytes += axis_bytes(key);
+    }
+  }
+  return bytes;
+}
+
+Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
+               DType table_type, const ScratchBudget& budget, const void* workspace) {
+  Planner planner(options, workspace);
+  Plan plan;
+  plan.table = append_table(options, table_type, &planner);
+  std::vector<DeviceJob> device_jobs(num_jobs);
+  ScratchBytes scratch;
+  for (size_t i = 0; i < num_jobs; ++i) {
+    const PatchifyJob& from = jobs[i];
+    DeviceJob& job = device_jobs[i];
+    job = {};
+    job.frames[0] = device_frame(from.frame_a, from.box);
+    job.frames[1] = device_frame(from.frame_b, from.box);
+    job.first_token = plan.num_tokens;
+    job.tokens_wide = from.width / kTokenPx;
+    job.num_frames = same_frames(from) ? 1 : kFramesPerPair;
+    if (same_extents(from)) {
+      job.kind = JobKind::kCopy;
+      job.rows_per_group = kTokenPx;
+      set_raw_pitch(raw_pitch(kTokenPx), &job);
+      scratch.raw = std::max(scratch.raw, int64_t{kTokenPx} * job.raw_pitch_bytes);
+    } else {
+      const PlannedAxis& columns = planner.axis(columns_of(from));
+      const PlannedAxis& rows = planner.axis(rows_of(from));
+      job.columns = columns.device;
+      job.rows = rows.device;
+      const int64_t stage_value_bytes = options.rounding == Rounding::kCpu ? 1 : sizeof(float);
+      const ScratchBytes needed = lay_out(columns, rows, stage_value_bytes, budget, &job);
+      scratch.raw = std::max(scratch.raw, needed.raw);
+      scratch.stage = std::max(scratch.stage, needed.stage);
+    }
+    plan.num_tokens += num_patch_rows(from) / kPatchesPerToken;
+  }
+  plan.jobs = planner.append(device_jobs);
+  plan.num_jobs = static_cast<int32_t>(num_jobs);
+  plan.stage_offset_bytes = static_cast<int32_t>(scratch.raw);
+  plan.scratch_bytes = static_cast<int32_t>(scratch.raw + scratch.stage);
+  plan.blob = planner.take_blob();
+  return plan;
+}
+
+void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs,
+                   const void* workspace, int64_t workspace_bytes, const void* out) {
+  const auto require = [what](bool ok, const char* argument, const std::string& rule,
+                              const std::string& got) {
+    if (ok) return;
+    throw std::invalid_argument(std::string(what) + ": " + argument + " must be " + rule +
+                                ", got " + got);
+  };
+  const int64_t needed = blob_bytes(what, jobs, num_jobs);
+  for (const auto& [argument, pointer] :
+       {std::pair<const char*, const void*>{"workspace", workspace}, {"out", out}}) {
+    const auto address = reinterpret_cast<uintptr_t>(pointer);
+    require(address != 0, argument, "device memory", "a null pointer");
+    require(address % kAlignment == 0, argument, "aligned to 16 bytes",
+            "an address " + std::to_string(address % kAlignment) + " bytes beyond");
+  }
+  require(workspace_bytes >= needed, "workspace_bytes", ">= " + std::to_string(needed),
+          std::to_string(workspace_bytes));
+}
+
+}  // namespace vtts

@@ -1,0 +1,272 @@
+// The CUDA kernels, run on the host by cuda_emulation.h, against the core.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "core/low_precision.h"
+#include "cuda/cuda_ops.h"
+#include "tests/cuda_emulation.h"
+
+namespace {
+
+using vtts::DType;
+using vtts::PatchifyJob;
+using vtts::Rounding;
+
+int num_failures = 0;
+
+void check(bool ok, const std::string& what) {
+  if (ok) return;
+  ++num_failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+template <typename Error>
+void check_refused(const std::string& message, const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    check(std::string(error.what()).find(message) != std::string::npos,
+          "message '" + std::string(error.what()) + "' holds '" + message + "'");
+    return;
+  }
+  check(false, "refused: " + message);
+}
+
+vtts::PatchifyOptions options(Rounding rounding) {
+  vtts::PatchifyOptions result;
+  result.rounding = rounding;
+  result.isa = vtts::Isa::kScalar;
+  const float mean[] = {122.77f, 116.75f, 104.09f}, std[] = {68.5f, 66.63f, 70.32f};
+  std::copy(mean, mean + 3, result.mean);
+  std::copy(std, std + 3, result.std);
+  return result;
+}
+
+// Device memory: 16-byte aligned, poisoned (NaN in every type), with nothing of ours behind it.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : bytes_(bytes), all_(new uint8_t[bytes + 2 * kCanary + 16]) {
+    std::memset(all_.get(), 0xff, static_cast<size_t>(bytes + 2 * kCanary + 16));
+    const auto address = reinterpret_cast<uintptr_t>(all_.get()) + kCanary;
+    data_ = all_.get() + kCanary + (16 - address % 16) % 16;
+  }
+  void* data() { return data_; }
+  int64_t bytes() const { return bytes_; }
+  bool canaries_live() const {
+    const auto live = [](uint8_t byte) { return byte == 0xff; };
+    return std::all_of(data_ - kCanary, data_, live) &&
+           std::all_of(data_ + bytes_, data_ + bytes_ + kCanary, live);
+  }
+  double number(int64_t index, DType type) const {
+    if (type == DType::kFloat32) {
+      float value;
+      std::memcpy(&value, data_ + 4 * index, 4);
+      return value;
+    }
+    uint16_t bits;
+    std::memcpy(&bits, data_ + 2 * index, 2);
+    return vtts::from_16_bits(bits, type);
+  }
+
+ private:
+  static constexpr int64_t kCanary = 64;
+  int64_t bytes_;
+  std::unique_ptr<uint8_t[]> all_;
+  uint8_t* data_;
+};
+
+// A frame in memory of exactly its size, which a sanitizer watches; rows up or down.
+class Image {
+ public:
+  Image(int height, int width, std::mt19937& random) {
+    const int gap = static_cast<int>(random() % 40), row = width * vtts::kChannels;
+    const int64_t stride = row + gap;
+    bytes_.resize(static_cast<size_t>(stride) * (height - 1) + row);
+    for (uint8_t& byte : bytes_) {
+      byte = static_cast<uint8_t>(random() % 3 == 0 ? random() % 2 * 255 : random());
+    }
+    view_ = {bytes_.data(), stride, height, width};
+    if (random() % 4 == 0) {
+      view_.data += stride * (height - 1);
+      view_.row_stride_bytes = -stride;
+    }
+  }
+  const vtts::FrameView& view() const { return view_; }
+
+ private:
+  std::vector<uint8_t> bytes_;
+  vtts::FrameView view_;
+};
+
+// Jobs over images of their own.
+struct Batch {
+  std::vector<std::unique_ptr<Image>> images;
+  std::vector<PatchifyJob> jobs;
+  std::mt19937& random;
+
+  explicit Batch(std::mt19937& random) : random(random) {}
+
+  int below(int limit) { return static_cast<int>(random() % limit); }
+  vtts::FrameView image(int height, int width) {
+    images.push_back(std::make_unique<Image>(height, width, random));
+    return images.back()->view();
+  }
+  void add(int height, int width, vtts::PixelBox box, int target_height, int target_width) {
+    const vtts::FrameView a = image(height, width);
+    const vtts::FrameView b = below(4) == 0 ? a : image(height, width);
+    jobs.push_back({a, b, box, target_height, target_width});
+  }
+  void add_whole(int height, int width, int target_height, int target_width) {
+    add(height, width, {0, 0, width, height}, target_height, target_width);
+  }
+  void add_random() {
+    const int target_height = 28 * (1 + below(3)), target_width = 28 * (1 + below(3));
+    if (below(5) == 0) {  // a crop of the size wanted
+      const int x = below(9), y = below(9);
+      add(target_height + y + below(5), target_width + x + below(5),
+          {x, y, x + target_width, y + target_height}, target_height, target_width);
+      return;
+    }
+    const int height = 1 + below(220), width = 1 + below(220), x = below(width), y = below(height);
+    add(height, width, {x, y, x + 1 + below(width - x), y + 1 + below(height - y)}, target_height,
+        target_width);
+  }
+  int64_t num_rows() const {
+    int64_t num = 0;
+    for (const PatchifyJob& job : jobs) num += vtts::num_patch_rows(job);
+    return num;
+  }
+};
+
+std::vector<float> core_rows(const Batch& batch, Rounding rounding) {
+  std::vector<float> rows(static_cast<size_t>(batch.num_rows()) * vtts::kPatchRow);
+  vtts::patchify(batch.jobs.data(), batch.jobs.size(), options(rounding), rows.data());
+  return rows;
+}
+
+std::vector<int32_t> random_places(const Batch& batch) {
+  std::vector<int32_t> places(static_cast<size_t>(batch.num_rows() / 4));
+  std::iota(places.begin(), places.end(), 0);
+  std::shuffle(places.begin(), places.end(), batch.random);
+  return places;
+}
+
+void check_patchify(const Batch& batch, const std::string& what) {
+  for (const Rounding rounding : {Rounding::kCpu, Rounding::kCuda}) {
+    const std::vector<float> expected = core_rows(batch, rounding);
+    const std::vector<int32_t> places = random_places(batch);
+    for (const DType type : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      const bool placed = batch.random() % 2 == 0;
+      const auto how = options(rounding);
+      Memory out(batch.num_rows() * vtts::kPatchRow * vtts::bytes_of(type));
+      Memory workspace(
+          vtts::patchify_cuda_workspace_bytes(batch.jobs.data(), batch.jobs.size(), how));
+      const int launches = vtts::emulation::num_launches;
+      vtts::patchify_cuda(batch.jobs.data(), batch.jobs.size(), how,
+                          placed ? places.data() : nullptr, workspace.data(), workspace.bytes(),
+                          out.data(), type, nullptr);
+      check(vtts::emulation::num_launches == launches + 1, what + ": one launch");
+      check(out.canaries_live() && workspace.canaries_live(), what + ": stays inside its memory");
+      int64_t num_wrong = 0;
+      for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
+        const int64_t row = i / vtts::kPatchRow, column = i % vtts::kPatchRow;
+        const int64_t to = placed ? 4 * int64_t{places[row / 4]} + row % 4 : row;
+        const int64_t at = to * vtts::kPatchRow + column;
+        if (type == DType::kFloat32) {
+          num_wrong += std::memcmp(static_cast<float*>(out.data()) + at, &expected[i], 4) != 0;
+        } else {
+          num_wrong +=
+              static_cast<uint16_t*>(out.data())[at] != vtts::to_16_bits(expected[i], type);
+        }
+      }
+      check(num_wrong == 0, what + ": " + std::to_string(num_wrong) + " of " +
+                                std::to_string(expected.size()) + " values differ, rounding " +
+                                (rounding == Rounding::kCpu ? "cpu" : "cuda"));
+    }
+  }
+}
+
+void test_patchify() {
+  std::mt19937 random(5);
+  for (int round = 0; round < 12; ++round) {
+    Batch batch(random);
+    for (int i = 0; i <= batch.below(4); ++i) batch.add_random();
+    check_patchify(batch, "random batch " + std::to_string(round));
+  }
+  // Groups of 14, 7, 4, 2 and 1 rows, then windows beyond shared memory: one axis, the other, both.
+  const int sizes[][2] = {{28 * 4, 28 * 3}, {28 * 6, 28 * 5},   {28 * 9, 28 * 7},
+                          {28 * 14, 200},   {28 * 11, 28 * 10}, {28 * 13, 28 * 12},
+                          {1, 28 * 600},    {28 * 150, 5},      {28 * 20, 28 * 22}};
+  for (const auto& [height, width] : sizes) {
+    Batch batch(random);
+    batch.add_whole(height, width, 28, 28);
+    check_patchify(batch, "downscale of " + std::to_string(height) + " x " + std::to_string(width));
+  }
+  Batch mixed(random);
+  mixed.add_whole(28 * 14, 200, 28, 28);
+  mixed.add_whole(3, 2, 56, 28);
+  mixed.add_whole(28, 56, 28, 56);
+  mixed.add_whole(28 * 30, 28 * 30, 28, 28);
+  check_patchify(mixed, "all kinds in one call");
+}
+
+void test_refusals() {
+  std::mt19937 random(6);
+  Batch batch(random);
+  batch.add_whole(40, 50, 28, 28);
+  const auto how = options(Rounding::kCpu);
+  Memory out(4 * vtts::kPatchRow * 4), workspace(64 << 10);
+  const auto run = [&](const PatchifyJob& job, void* work, int64_t work_bytes, void* to) {
+    return [&how, job, work, work_bytes, to] {
+      vtts::patchify_cuda(&job, 1, how, nullptr, work, work_bytes, to, DType::kFloat32, nullptr);
+    };
+  };
+  using Refusal = std::invalid_argument;
+  const PatchifyJob good = batch.jobs[0];
+  PatchifyJob bad = good;
+  bad.box.x1 = 51;
+  const int launches = vtts::emulation::num_launches;
+  const auto shifted = [](Memory& memory) { return static_cast<uint8_t*>(memory.data()) + 4; };
+  check_refused<Refusal>("patchify: box must be non-empty and inside",
+                         run(bad, workspace.data(), workspace.bytes(), out.data()));
+  check_refused<Refusal>("patchify: out must be device memory, got a null pointer",
+                         run(good, workspace.data(), workspace.bytes(), nullptr));
+  check_refused<Refusal>("patchify: out must be aligned to 16 bytes, got an address 4 bytes",
+                         run(good, workspace.data(), workspace.bytes(), shifted(out)));
+  check_refused<Refusal>("patchify: workspace must be aligned to 16 bytes",
+                         run(good, shifted(workspace), workspace.bytes() - 4, out.data()));
+  check_refused<Refusal>("patchify: workspace_bytes must be >= ",
+                         run(good, workspace.data(), 100, out.data()));
+  const PatchifyJob huge = {good.frame_a, good.frame_b, good.box, 28 << 15, 28 << 15};
+  const PatchifyJob huge_twice[] = {huge, huge};
+  check_refused<Refusal>("patchify: jobs must be of fewer than 2^31 merged tokens",
+                         [&] { vtts::patchify_cuda_workspace_bytes(huge_twice, 2, how); });
+  check(vtts::emulation::num_launches == launches, "refused before anything is enqueued");
+  vtts::patchify_cuda(nullptr, 0, how, nullptr, nullptr, 0, nullptr, DType::kFloat32, nullptr);
+  for (const char* call :
+       {"cudaGetDevice", "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaMemcpyAsync",
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "cudaLaunchKernel"}) {
+    vtts::emulation::failing_call = call;
+    check_refused<std::runtime_error>("patchify: " + std::string(call) + " failed: ",
+                                      run(good, workspace.data(), workspace.bytes(), out.data()));
+  }
+  vtts::emulation::failing_call = nullptr;
+}
+
+}  // namespace
+
+int main() {
+  test_patchify();
+  test_refusals();
+  std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
+  return num_failures == 0 ? 0 : 1;
+}
