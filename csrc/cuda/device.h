@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -22,11 +23,10 @@ inline void cuda_check(const char* what, const char* call, cudaError_t error) {
                            " failed: " + cudaGetErrorString(error));
 }
 
-// Launches `kernel` with one struct as its argument: as many blocks as the device runs at once, at
-// most `most_blocks`.
+// Allows `kernel` its shared memory; the number of its blocks that the device runs at once.
 template <typename Arguments>
-void launch(const char* what, void (*kernel)(Arguments), int num_threads, int shared_bytes,
-            int64_t most_blocks, Arguments arguments, cudaStream_t stream) {
+int64_t blocks_at_once(const char* what, void (*kernel)(Arguments), int num_threads,
+                       int shared_bytes) {
   int device = 0, num_processors = 0, blocks_each = 0;
   cuda_check(what, "cudaGetDevice", cudaGetDevice(&device));
   cuda_check(what, "cudaDeviceGetAttribute",
@@ -37,11 +37,23 @@ void launch(const char* what, void (*kernel)(Arguments), int num_threads, int sh
   cuda_check(what, "cudaOccupancyMaxActiveBlocksPerMultiprocessor",
              cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks_each, kernel, num_threads,
                                                            shared_bytes));
-  const int64_t at_once = int64_t{num_processors} * blocks_each;
-  const dim3 grid(static_cast<unsigned>(at_once < most_blocks ? at_once : most_blocks));
+  return int64_t{num_processors} * blocks_each;
+}
+
+template <typename Arguments>
+void launch(const char* what, void (*kernel)(Arguments), int64_t num_blocks, int num_threads,
+            int shared_bytes, Arguments arguments, cudaStream_t stream) {
   void* pointers[] = {&arguments};
   cuda_check(what, "cudaLaunchKernel",
-             cudaLaunchKernel(kernel, grid, dim3(num_threads), pointers, shared_bytes, stream));
+             cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(num_blocks)), dim3(num_threads),
+                              pointers, shared_bytes, stream));
+}
+
+// The head of the workspace. Memory of the host that is not pinned may go once the call returns.
+inline void send(const char* what, const std::vector<uint8_t>& blob, void* workspace,
+                 cudaStream_t stream) {
+  cuda_check(what, "cudaMemcpyAsync",
+             cudaMemcpyAsync(workspace, blob.data(), blob.size(), cudaMemcpyHostToDevice, stream));
 }
 
 }  // namespace vtts

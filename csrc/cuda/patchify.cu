@@ -15,6 +15,8 @@
 // that the table (1.5 or 3 KB) is loaded once a block. Shared memory: tile 4.7 KB, table, and for
 // float32 stages at s = 1 / 1.5 / 2: 15 / 25 / 38 KB, that is 9 / 6 / 4 blocks a multiprocessor of
 // an H100 (227 KB), and the 8 that 64 registers a thread allow.
+#include <algorithm>
+
 #include "cuda/cuda_ops.h"
 #include "cuda/resize.cuh"
 
@@ -90,19 +92,18 @@ void patchify_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptio
   validate_call("patchify", jobs, num_jobs, workspace, workspace_bytes, out);
   const Plan plan = make_plan(jobs, num_jobs, options, out_type, kBudget, workspace);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  cuda_check("patchify", "cudaMemcpyAsync",
-             cudaMemcpyAsync(workspace, plan.blob.data(), plan.blob.size(), cudaMemcpyHostToDevice,
-                             cuda_stream));
+  send("patchify", plan.blob, workspace, cuda_stream);
   const PatchifyArguments arguments = {
       {plan.jobs, plan.num_jobs, plan.stage_offset_bytes, plan.num_tokens, places},
       plan.table,
       out};
-  const int64_t table_bytes = kChannels * 256 * bytes_of(out_type);
-  launch("patchify",
-         options.rounding == Rounding::kCpu ? kernel_of<DeviceFixedPoint>(out_type)
-                                            : kernel_of<DeviceFloatingPoint>(out_type),
-         kResizeThreads, static_cast<int>(kTokenBytes + table_bytes + plan.scratch_bytes),
-         plan.num_tokens, arguments, cuda_stream);
+  const auto kernel = options.rounding == Rounding::kCpu ? kernel_of<DeviceFixedPoint>(out_type)
+                                                         : kernel_of<DeviceFloatingPoint>(out_type);
+  const int shared_bytes =
+      static_cast<int>(kTokenBytes + kChannels * 256 * bytes_of(out_type)) + plan.scratch_bytes;
+  const int64_t num_blocks =
+      std::min(plan.num_tokens, blocks_at_once("patchify", kernel, kResizeThreads, shared_bytes));
+  launch("patchify", kernel, num_blocks, kResizeThreads, shared_bytes, arguments, cuda_stream);
 }
 
 }  // namespace vtts

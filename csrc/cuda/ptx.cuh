@@ -50,6 +50,25 @@ __device__ __forceinline__ void load_matrices(const void* row, uint32_t (&values
                : "memory");
 }
 
+// Two float16 less two others.
+__device__ __forceinline__ uint32_t subtract_two(uint32_t a, uint32_t b) {
+  uint32_t two;
+  asm("sub.rn.f16x2 %0, %1, %2;\n" : "=r"(two) : "r"(a), "r"(b));
+  return two;
+}
+
+// Two float32 rounded to nearest even.
+template <bool kBFloat16>
+__device__ __forceinline__ uint32_t two_rounded(float low, float high) {
+  uint32_t two;
+  if constexpr (kBFloat16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(two) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(two) : "f"(high), "f"(low));
+  }
+  return two;
+}
+
 // sums += a b for a 16 x 16 and b 16 x 8 of float16 or bfloat16, sums 16 x 8 of float32.
 template <bool kBFloat16>
 __device__ __forceinline__ void multiply_tile(const uint32_t (&a)[4], uint32_t b0, uint32_t b1,

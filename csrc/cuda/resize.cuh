@@ -213,10 +213,13 @@ __device__ inline int offset_in_slot(const uint8_t* source) {
 }
 
 template <int kThreads>
-__device__ void fetch(const Step& step, const Region& region, uint8_t* raw) {
+__device__ void fetch(const Step& step, uint8_t* raw) {
   const DeviceJob& job = *step.job;
+  if (job.kind == JobKind::kDirect) return;
+  const Region region = region_of(step);
   const DeviceFrame frame = job.frames[step.frame];
   const int pieces = job.raw_pitch_bytes / 16;
+#pragma unroll 1
   for (int i = threadIdx.x; i < region.num_rows * pieces; i += kThreads) {
     const int row = static_cast<int>(__umulhi(i, job.piece_reciprocal)), piece = i - row * pieces;
     const uint8_t* source = source_row(frame, region, row);
@@ -242,6 +245,7 @@ __device__ void resize_rows(const Step& step, const Region& region, const uint8_
   const DeviceFrame& frame = job.frames[step.frame];
   const DeviceAxis columns = job.columns;
   const int num_items = (region.num_rows + 1) / 2 * kTokenPx;
+#pragma unroll 1
   for (int i = threadIdx.x; i < num_items; i += kThreads) {
     const int x = i % kTokenPx, row = i / kTokenPx * 2;
     const int rows[2] = {row, min(row + 1, region.num_rows - 1)};  // the last one perhaps twice
@@ -310,6 +314,7 @@ __device__ void sum_columns(const Step& step, const Region& region,
   constexpr int kQuads = kTokenValues / 4;
   const DeviceJob& job = *step.job;
   const DeviceAxis rows = job.rows;
+#pragma unroll 1
   for (int i = threadIdx.x; i < job.rows_per_group * kQuads; i += kThreads) {
     const int y = i / kQuads, quad = i % kQuads;
     const int start = __ldg(rows.starts + region.y + y) - region.first_row;
@@ -328,6 +333,7 @@ template <int kThreads>
 __device__ void split_pixels(const Step& step, const Region& region, const uint8_t* raw,
                              uint8_t* tile, int pitch) {
   const DeviceFrame& frame = step.job->frames[step.frame];
+#pragma unroll 1
   for (int i = threadIdx.x; i < kTokenPx * kTokenPx / 2; i += kThreads) {
     const int y = i / (kTokenPx / 2), x = i % (kTokenPx / 2) * 2;
     const uint8_t* from = raw + y * step.job->raw_pitch_bytes +
@@ -346,6 +352,7 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
   constexpr int kPerWord = Numerics::kTapsPerWord;
   const DeviceFrame frame = step.job->frames[step.frame];
   const DeviceAxis columns = step.job->columns, rows = step.job->rows;
+#pragma unroll 1
   for (int i = threadIdx.x; i < kTokenPx * kTokenValues / 2; i += kThreads) {
     const int y = i / (kTokenValues / 2), pair = i % (kTokenValues / 2);
     const int channel = pair / (kTokenPx / 2), x = pair % (kTokenPx / 2) * 2;
@@ -383,9 +390,9 @@ __device__ void resize_tokens(const DeviceJobs& jobs, int64_t first, int64_t las
   auto* const stage =
       reinterpret_cast<typename Numerics::Stage*>(scratch + jobs.stage_offset_bytes);
   Step step = {first, job_of(jobs, first), 0, 0};
-  Region region = region_of(step);
-  if (step.job->kind != JobKind::kDirect) fetch<kThreads>(step, region, scratch);
+  fetch<kThreads>(step, scratch);
   while (true) {
+    const Region region = region_of(step);
     const DeviceJob& job = *step.job;
     uint8_t* const tile = tile_of(step.token);
     end_copies();
@@ -412,11 +419,7 @@ __device__ void resize_tokens(const DeviceJobs& jobs, int64_t first, int64_t las
       if (next.token < last) next.job = job_of(jobs, next.token);
     }
     const bool ends = next.token >= last;
-    Region next_region = {};
-    if (!ends) {
-      next_region = region_of(next);
-      if (next.job->kind != JobKind::kDirect) fetch<kThreads>(next, next_region, scratch);
-    }
+    if (!ends) fetch<kThreads>(next, scratch);
     if (job.kind == JobKind::kBanded) {
       sum_columns<Numerics, kThreads>(step, region, stage, tile, pitch);
     } else if (job.kind == JobKind::kDirect) {
@@ -428,7 +431,6 @@ __device__ void resize_tokens(const DeviceJobs& jobs, int64_t first, int64_t las
     }
     if (ends) return;
     step = next;
-    region = next_region;
   }
 }
 

@@ -248,6 +248,18 @@ inline void load_matrices(const void* row, uint32_t (&values)[4]) {
 }
 
 template <bool kBFloat16>
+uint32_t two_rounded(float low, float high) {
+  const DType type = kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
+  return to_16_bits(low, type) | uint32_t{to_16_bits(high, type)} << 16;
+}
+
+inline uint32_t subtract_two(uint32_t a, uint32_t b) {
+  using emulation::number;
+  return two_rounded<false>(number(a, 0, false) - number(b, 0, false),
+                            number(a, 1, false) - number(b, 1, false));
+}
+
+template <bool kBFloat16>
 void multiply_tile(const uint32_t (&a)[4], uint32_t b0, uint32_t b1, float (&sums)[4]) {
   emulation::Block& block = *emulation::block;
   const int lane = threadIdx.x % 32;

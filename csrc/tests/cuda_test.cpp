@@ -219,6 +219,93 @@ void test_patchify() {
   check_patchify(mixed, "all kinds in one call");
 }
 
+double ulp(double value, DType type) {
+  const int bits = type == DType::kFloat32 ? 23 : type == DType::kFloat16 ? 10 : 7;
+  return std::ldexp(1.0, std::ilogb(value) - bits);
+}
+
+// Errors against float64 are at most twice those of the plain computation in `type` (rows and
+// weight rounded to it, sums in float32, the result rounded) plus one step of the largest value.
+void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, Rounding rounding,
+                       bool placed, bool with_bias, const std::string& what) {
+  const auto how = options(rounding);
+  std::normal_distribution<float> normal(0.0f, 0.02f);
+  std::vector<float> weight(static_cast<size_t>(num_outputs) * vtts::kPatchRow),
+      bias(static_cast<size_t>(num_outputs), 0.0f);
+  for (float& value : weight) value = normal(batch.random);
+  if (with_bias) {
+    for (float& value : bias) value = normal(batch.random);
+  }
+  Memory folded(num_outputs * vtts::kPatchRow * vtts::bytes_of(type)), folded_bias(num_outputs * 4);
+  vtts::fold_patch_embed(weight.data(), with_bias ? bias.data() : nullptr, num_outputs, how.mean,
+                         how.std, type, folded.data(), static_cast<float*>(folded_bias.data()));
+  const vtts::PatchEmbedCudaArgs args = {
+      folded.data(), static_cast<const float*>(folded_bias.data()), num_outputs, type};
+  const std::vector<int32_t> places = random_places(batch);
+  const int64_t num_rows = batch.num_rows();
+  Memory out(num_rows * num_outputs * vtts::bytes_of(type));
+  Memory workspace(
+      vtts::patch_embed_cuda_workspace_bytes(batch.jobs.data(), batch.jobs.size(), how, args));
+  vtts::patch_embed_cuda(batch.jobs.data(), batch.jobs.size(), how, args,
+                         placed ? places.data() : nullptr, workspace.data(), workspace.bytes(),
+                         out.data(), nullptr);
+  check(out.canaries_live() && workspace.canaries_live(), what + ": stays inside its memory");
+
+  const std::vector<float> rows = core_rows(batch, rounding);
+  const auto rounded = [type](float value) {
+    return type == DType::kFloat32 ? value
+                                   : vtts::from_16_bits(vtts::to_16_bits(value, type), type);
+  };
+  double error = 0.0, plain_error = 0.0, largest = 0.0;
+  for (int64_t r = 0; r < num_rows; ++r) {
+    const int64_t to = placed ? 4 * int64_t{places[r / 4]} + r % 4 : r;
+    for (int64_t n = 0; n < num_outputs; ++n) {
+      double exact = bias[n];
+      float plain = 0.0f;
+      for (int64_t k = 0; k < vtts::kPatchRow; ++k) {
+        const float x = rows[r * vtts::kPatchRow + k], w = weight[n * vtts::kPatchRow + k];
+        exact += static_cast<double>(x) * w;
+        plain = std::fma(rounded(x), rounded(w), plain);
+      }
+      largest = std::max(largest, std::abs(exact));
+      plain_error = std::max(plain_error, std::abs(rounded(plain + bias[n]) - exact));
+      const double got = out.number(to * num_outputs + n, type);
+      // A NaN must not pass for a small error.
+      error = std::isnan(got) ? INFINITY : std::max(error, std::abs(got - exact));
+    }
+  }
+  if (std::getenv("VTTS_SHOW_ERRORS") != nullptr) {
+    std::printf("%s: error %.3g, plain %.3g, largest %.3g\n", what.c_str(), error, plain_error,
+                largest);
+  }
+  check(error <= 2 * plain_error + ulp(largest, type),
+        what + ": error " + std::to_string(error) + ", plain " + std::to_string(plain_error));
+}
+
+void test_patch_embed() {
+  std::mt19937 random(7);
+  const DType types[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
+  for (const DType type : types) {
+    for (const Rounding rounding : {Rounding::kCpu, Rounding::kCuda}) {
+      const std::string what = "patch_embed, type " + std::to_string(static_cast<int>(type));
+      Batch small(random);  // one token of 16, and one tile of outputs, a part of it
+      small.add_whole(40, 31, 28, 28);
+      check_patch_embed(small, 8, type, rounding, false, false, what + ", one token");
+      Batch mixed(random);  // tiles over the borders of jobs; more tiles of outputs than one
+      mixed.add_whole(100, 90, 28, 28 * 3);
+      mixed.add_whole(28, 56, 28, 56);
+      mixed.add_whole(28 * 30, 9, 28, 28);
+      mixed.add_random();
+      mixed.add_whole(50, 60, 28 * 2, 28 * 6);
+      check_patch_embed(mixed, 136, type, rounding, true, true, what + ", many jobs");
+    }
+  }
+  // More tiles than blocks.
+  Batch many(random);
+  many.add_whole(30, 40, 28 * 9, 28 * 8);
+  check_patch_embed(many, 16, DType::kBFloat16, Rounding::kCuda, true, true, "five tiles");
+}
+
 void test_refusals() {
   std::mt19937 random(6);
   Batch batch(random);
@@ -252,6 +339,20 @@ void test_refusals() {
                          [&] { vtts::patchify_cuda_workspace_bytes(huge_twice, 2, how); });
   check(vtts::emulation::num_launches == launches, "refused before anything is enqueued");
   vtts::patchify_cuda(nullptr, 0, how, nullptr, nullptr, 0, nullptr, DType::kFloat32, nullptr);
+  const vtts::PatchEmbedCudaArgs weights[] = {
+      {nullptr, static_cast<float*>(out.data()), 8, DType::kBFloat16},
+      {out.data(), nullptr, 8, DType::kBFloat16},
+      {out.data(), static_cast<float*>(out.data()) + 1, 8, DType::kBFloat16},
+      {out.data(), static_cast<float*>(out.data()), 12, DType::kBFloat16}};
+  const char* messages[] = {"weight must be device memory", "bias must be device memory",
+                            "bias must be aligned to 16 bytes, got an address 4 bytes",
+                            "num_outputs must be a multiple of 8 up to 2^20, got 12"};
+  for (int i = 0; i < 4; ++i) {
+    check_refused<Refusal>(std::string("patch_embed: ") + messages[i], [&] {
+      vtts::patch_embed_cuda(&good, 1, how, weights[i], nullptr, workspace.data(),
+                             workspace.bytes(), out.data(), nullptr);
+    });
+  }
   for (const char* call :
        {"cudaGetDevice", "cudaDeviceGetAttribute", "cudaFuncSetAttribute", "cudaMemcpyAsync",
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor", "cudaLaunchKernel"}) {
@@ -266,6 +367,7 @@ void test_refusals() {
 
 int main() {
   test_patchify();
+  test_patch_embed();
   test_refusals();
   std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
   return num_failures == 0 ? 0 : 1;
