@@ -288,10 +288,10 @@ __global__ void __launch_bounds__(kThreads, 2) patch_embed_kernel(PatchEmbedArgu
     resize_tokens<Numerics, kThreads>(
         jobs, first_token, end_token < jobs.num_tokens ? end_token : jobs.num_tokens, 1, scratch,
         kRowPitch,
-        [&](int64_t token) {
+        [&](uint32_t token) {
           return tile + (token - first_token) * (kPatchesPerToken * kRowPitch);
         },
-        [](int64_t) {});  // the last token ends with a barrier
+        [](uint32_t) {});  // the last token ends with a barrier
     Multiply::run(arguments,
                   {first_token, output_tiles * split / num_splits * kTileOutputs,
                    output_tiles * (split + 1) / num_splits * kTileOutputs},

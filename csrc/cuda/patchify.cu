@@ -1,20 +1,22 @@
 // patchify_cuda: bytes in, patch rows out, one launch for all jobs.
 //
-// Memory is the bound. A pair of frames at scale s = source / target moves 6 s^2 bytes in and, in
-// 16 bits, 12 out for every resized pixel, and the work (resize.cuh) grows with s alike. Predicted
-// for an H100 (132 SMs at 1.7 GHz, 4 x 32 lanes, copies at some 3 TB/s); not measured:
-//   s       bytes  copy time   lane-instructions (rows + columns + tables and rest)   at 75 % issue
-//   1 crop     18       6 ps   -          + 30 + 45 =  75                              3.5 ps
-//   1          18       6 ps   97 + 54    + 75      = 226                              11 ps   57 %
-//   1.5      25.5     8.5 ps   192 + 72   + 80      = 344                              16 ps   53 %
-//   2          36      12 ps   320 + 90   + 90      = 500                              23 ps   52 %
-// in float32 rounding; fixed point halves the first term (dp2a) and stays at the copy's 60 % or
-// above. Rows of float32 move 12 bytes more for the same work.
+// Predicted for an H100, not measured: 132 multiprocessors at 1.7 GHz that issue 4 x 32 lanes in 75
+// % of their cycles, copies at 3 TB/s. A resized pixel of a pair at scale s = source / target moves
+// 6 s^2 bytes in and 12 out as 16-bit rows, 24 as float32; its lane-instructions are
+//   s            fetch  along rows  along columns  table, store   sum   time     of copy speed, by
+//   row 1, cropped      12          -             35            26     73    3 ps    memory is the
+//   bound 1, float32      12        114            102            26    254   12 ps    51 %,
+//   float32 85 % 1.5             26        224            123            26    399   19 ps    46 %,
+//   67 % 2               45        367            144            26    582   27 ps    44 %, 59 % 1,
+//   fixed        12         87             90            26    215   10 ps    60 %,        100 % 2,
+//   fixed        45        261            120            26    452   21 ps    57 %,         76 %
+// so arithmetic is the bound of what is resized to 16-bit rows. A third of `along rows` is
+// addresses and weights: four source rows a thread would halve that, for some 20 registers.
 //
 // A block of 128 threads takes one token at a time; blocks stay and walk through the tokens, so
-// that the table (1.5 or 3 KB) is loaded once a block. Shared memory: tile 4.7 KB, table, and for
-// float32 stages at s = 1 / 1.5 / 2: 15 / 25 / 38 KB, that is 9 / 6 / 4 blocks a multiprocessor of
-// an H100 (227 KB), and the 8 that 64 registers a thread allow.
+// that the table (1.5 or 3 KB) is loaded once a block. Shared memory beside the tile of 4.7 KB and
+// the table: for float32 stages at s = 1 / 1.5 / 2 about 14 / 23 / 34 KB; six blocks of 38 KB share
+// a multiprocessor of an H100 (227 KB), and 85 registers a thread let six in.
 #include <algorithm>
 
 #include "cuda/cuda_ops.h"
@@ -46,12 +48,12 @@ __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArg
   const DeviceJobs& jobs = arguments.jobs;
   resize_tokens<Numerics, kResizeThreads>(
       jobs, blockIdx.x, jobs.num_tokens, gridDim.x, scratch, kPatchRow,
-      [tile](int64_t) { return tile; },
-      [&](int64_t token) {
+      [tile](uint32_t) { return tile; },
+      [&](uint32_t token) {
         // The four rows of a token are neighbours: 16 bytes a thread, all of one channel.
         constexpr int kValues = 16 / sizeof(Element);
         constexpr int kPerChannel = kPatchRow / kChannels / kValues;
-        const int64_t place = jobs.places == nullptr ? token : jobs.places[token];
+        const int64_t place = jobs.places == nullptr ? int64_t{token} : __ldg(jobs.places + token);
         auto* const out =
             reinterpret_cast<uint4*>(static_cast<Element*>(arguments.out) + place * kTokenBytes);
         for (int i = threadIdx.x; i < kTokenBytes / kValues; i += kResizeThreads) {

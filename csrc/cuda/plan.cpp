@@ -42,10 +42,10 @@ AxisKey columns_of(const PatchifyJob& job) { return {job.box.x1 - job.box.x0, jo
 AxisKey rows_of(const PatchifyJob& job) { return {job.box.y1 - job.box.y0, job.height, false}; }
 
 // Starts, counts and at most one word a tap; an output has at most 2 * support + 1 taps, support
-// being 2 * max(scale, 1) (core/filter.cpp), made even.
+// being 2 * max(scale, 1) (core/filter.cpp), made a multiple of four.
 int64_t axis_bytes(const AxisKey& key) {
   const int64_t most_taps =
-      4 * std::max<int64_t>(1, (key.source + key.target - 1) / key.target) + 2;
+      4 * std::max<int64_t>(1, (key.source + key.target - 1) / key.target) + 4;
   return aligned(int64_t{key.target} * (2 + most_taps) * int64_t{sizeof(uint32_t)}) +
          2 * kAlignment;
 }
@@ -115,15 +115,18 @@ class Planner {
 
   template <typename Weight>
   PlannedAxis planned(const AxisKey& key, const Taps<Weight>& taps) {
-    const int num_words = taps.stride * static_cast<int>(sizeof(Weight)) / 4;
-    std::vector<uint32_t> weights(static_cast<size_t>(key.target) * num_words);
+    const int words_of_four = 4 * static_cast<int>(sizeof(Weight)) / 4;
+    const int num_words = taps.stride * words_of_four / 4;
+    const int num_groups = (taps.stride + 3) / 4;
+    std::vector<uint32_t> weights(static_cast<size_t>(key.target) *
+                                  (key.columns ? num_groups * words_of_four : num_words));
     std::vector<uint32_t> words(num_words);
     for (int i = 0; i < key.target; ++i) {
       words_of(taps.weights_of(i), taps.stride, key.columns, words.data());
       for (int k = 0; k < num_words; ++k) {
-        const size_t at = key.columns ? static_cast<size_t>(k) * key.target + i
-                                      : static_cast<size_t>(i) * num_words + k;
-        weights[at] = words[k];
+        const int64_t group = int64_t{k / words_of_four} * key.target + i;
+        weights[key.columns ? group * words_of_four + k % words_of_four
+                            : int64_t{i} * num_words + k] = words[k];
       }
     }
     return {{append(taps.starts), append(taps.counts), append(weights), taps.stride, taps.precision,
@@ -231,7 +234,7 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
     job = {};
     job.frames[0] = device_frame(from.frame_a, from.box);
     job.frames[1] = device_frame(from.frame_b, from.box);
-    job.first_token = plan.num_tokens;
+    job.first_token = static_cast<uint32_t>(plan.num_tokens);
     job.tokens_wide = from.width / kTokenPx;
     job.num_frames = same_frames(from) ? 1 : kFramesPerPair;
     if (same_extents(from)) {

@@ -50,7 +50,7 @@ enum class JobKind : int32_t {
 struct DeviceJob {
   DeviceFrame frames[kFramesPerPair];
   DeviceAxis columns, rows;
-  int64_t first_token;  // over all jobs
+  uint32_t first_token;  // over all jobs
   int32_t tokens_wide;
   int32_t num_frames;  // 1: both are the same memory
   JobKind kind;

@@ -5,154 +5,26 @@
 // to shared memory (16 at once, asynchronously, while the step before sums its columns), resizes
 // along rows into `stage` (planar: 3 x 28 values a row) and then along columns into the tile.
 //
-// Per value of a pair at scale s = source / target, the two passes are s * (4 s + 1) and 4 s + 1
-// multiply-adds. Along rows a thread takes one output pixel of two source rows: 12 bytes come in
-// three 4-byte loads and serve four taps of three channels, and a weight serves six sums. In fixed
-// point two taps are one dp2a. In float32 a byte becomes a number with one byte_perm (plan.h).
-// Neighbouring lanes read 3 s bytes apart: without bank conflicts up to s = 1.3, two-way at most up
-// to 2.6. Stores to the stage are consecutive. Along columns a thread takes four values at once.
+// An output has 4 * max(s, 1) taps along each axis, s = source / target, and 28 rows come from
+// about 31 s source rows. Along rows a thread takes one output pixel of two source rows: three
+// 4-byte loads serve four taps of three channels, one 16-byte load of weights (8 in fixed point)
+// both rows. In fixed point two taps are one dp2a; in float32 a byte becomes a number with one
+// byte_perm (plan.h). Neighbouring lanes read 3 s bytes apart: no two lanes want different words of
+// a bank up to s = 1.3, at most two up to 2.6. Stores to the stage are consecutive. Along columns a
+// thread sums four values, from 16-byte loads (4 in fixed point) that the lanes take in a row.
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/numerics.cuh"
 #include "cuda/plan.h"
 
 namespace vtts {
 
 inline constexpr int kResizeThreads = 128;
 
-// Reads words of shared memory from any byte on.
-class Words {
- public:
-  __device__ explicit Words(const uint8_t* from) {
-    const auto address = reinterpret_cast<uintptr_t>(from);
-    next_ = reinterpret_cast<const uint32_t*>(from - (address & 3));
-    shift_ = static_cast<int>(address & 3) * 8;
-    low_ = *next_;
-  }
-  __device__ uint32_t next() {
-    const uint32_t high = *++next_;
-    const uint32_t word = __funnelshift_r(low_, high, shift_);
-    low_ = high;
-    return word;
-  }
-
- private:
-  const uint32_t* next_;
-  int shift_;
-  uint32_t low_;
-};
-
-// What the two roundings differ in; each is the core's arithmetic to the bit.
-struct DeviceFixedPoint {
-  using Stage = uint8_t;
-  using Sum = int;
-  static constexpr int kTapsPerWord = 2;
-
-  // Adds four taps (two, unless kFour) of packed pixels to the sums of the three channels.
-  template <bool kFour>
-  __device__ static void add(const uint32_t (&pixels)[3], const uint32_t (&weights)[4],
-                             Sum (&sums)[kChannels]) {
-    const uint32_t a = pixels[0], b = pixels[1], c = pixels[2];
-    const uint32_t red = __byte_perm(a, b, 0x0630), green = __byte_perm(a, b, 0x0741),
-                   blue = __byte_perm(a, b, 0x0052);
-    sums[0] = dot_low(weights[0], red, sums[0]);
-    sums[1] = dot_low(weights[0], green, sums[1]);
-    sums[2] = dot_low(weights[0], blue, sums[2]);
-    if (!kFour) return;
-    sums[0] = dot_high(weights[1], __byte_perm(red, c, 0x5210), sums[0]);
-    sums[1] = dot_high(weights[1], __byte_perm(green, c, 0x6210), sums[1]);
-    sums[2] = dot_high(weights[1], __byte_perm(blue, c, 0x7410), sums[2]);
-  }
-
-  __device__ static Stage staged(Sum sum, int precision) {
-    const int half = precision > 0 ? 1 << (precision - 1) : 0;
-    return static_cast<Stage>(min(max((sum + half) >> precision, 0), 255));
-  }
-
-  // Four neighbouring values of a resized row. The stage has a row more than is used.
-  __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
-                                         int precision) {
-    Sum sums[4] = {};
-    for (int k = 0; k < count; k += 2) {
-      const uint32_t weight = __ldg(weights + k / 2);
-      const uint32_t a = *reinterpret_cast<const uint32_t*>(stage);
-      const uint32_t b = *reinterpret_cast<const uint32_t*>(stage + kTokenValues);
-      const uint32_t low = __byte_perm(a, b, 0x5140), high = __byte_perm(a, b, 0x7362);
-      sums[0] = dot_low(weight, low, sums[0]);
-      sums[1] = dot_high(weight, low, sums[1]);
-      sums[2] = dot_low(weight, high, sums[2]);
-      sums[3] = dot_high(weight, high, sums[3]);
-      stage += 2 * kTokenValues;
-    }
-    uint32_t bytes = 0;
-    for (int i = 0; i < 4; ++i) bytes |= uint32_t{staged(sums[i], precision)} << (8 * i);
-    return bytes;
-  }
-
-  __device__ static Sum add_pixel(uint32_t pixel, uint32_t weights, int k, Sum sum) {
-    return sum + static_cast<int>(pixel) * static_cast<int16_t>(weights >> (k % 2 * 16));
-  }
-  __device__ static Sum add_staged(Stage value, uint32_t weights, int k, Sum sum) {
-    return add_pixel(value, weights, k, sum);
-  }
-  __device__ static uint32_t finished(Sum sum, int precision) { return staged(sum, precision); }
-};
-
-struct DeviceFloatingPoint {
-  using Stage = float;
-  using Sum = float;
-  static constexpr int kTapsPerWord = 1;
-
-  // Byte `index` of `word` as a number, times 2^-133 (plan.h).
-  __device__ static float pixel(uint32_t word, int index) {
-    return __uint_as_float(__byte_perm(word, 0, 0x4044 | index << 8));
-  }
-
-  template <bool kFour>
-  __device__ static void add(const uint32_t (&pixels)[3], const uint32_t (&weights)[4],
-                             Sum (&sums)[kChannels]) {
-#pragma unroll
-    for (int i = 0; i < (kFour ? 12 : 6); ++i) {
-      sums[i % 3] =
-          __fmaf_ieee_rn(pixel(pixels[i / 4], i % 4), __uint_as_float(weights[i / 3]), sums[i % 3]);
-    }
-  }
-
-  __device__ static Stage staged(Sum sum, int) { return __fmul_rn(sum, kColumnUnscale); }
-
-  __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
-                                         int precision) {
-    Sum sums[4] = {};
-    for (int k = 0; k < count; ++k) {
-      const float weight = __uint_as_float(__ldg(weights + k));
-      const float4 values = *reinterpret_cast<const float4*>(stage);
-      sums[0] = __fmaf_ieee_rn(values.x, weight, sums[0]);
-      sums[1] = __fmaf_ieee_rn(values.y, weight, sums[1]);
-      sums[2] = __fmaf_ieee_rn(values.z, weight, sums[2]);
-      sums[3] = __fmaf_ieee_rn(values.w, weight, sums[3]);
-      stage += kTokenValues;
-    }
-    uint32_t bytes = 0;
-    for (int i = 0; i < 4; ++i) bytes |= finished(sums[i], precision) << (8 * i);
-    return bytes;
-  }
-
-  __device__ static Sum add_pixel(uint32_t value, uint32_t weight, int, Sum sum) {
-    return __fmaf_ieee_rn(pixel(value, 0), __uint_as_float(weight), sum);
-  }
-  __device__ static Sum add_staged(Stage value, uint32_t weight, int, Sum sum) {
-    return __fmaf_ieee_rn(value, __uint_as_float(weight), sum);
-  }
-  // Clamped and rounded half to even: floats from 2^23 on are the integers.
-  __device__ static uint32_t finished(Sum sum, int) {
-    const float clamped = fminf(fmaxf(sum, 0.0f), 255.0f);
-    return __float_as_uint(__fadd_rn(clamped, 8388608.0f)) & 255;
-  }
-};
-
 // Where a block is: the rows [row, row + rows_per_group) of one frame of a token.
 struct Step {
-  int64_t token;
+  uint32_t token;  // fewer than 2^31
   const DeviceJob* job;
   int frame, row;
 };
@@ -166,7 +38,7 @@ struct DeviceJobs {
   const int32_t* places;  // or null
 };
 
-__device__ inline const DeviceJob* job_of(const DeviceJobs& jobs, int64_t token) {
+__device__ inline const DeviceJob* job_of(const DeviceJobs& jobs, uint32_t token) {
   int begin = 0, end = jobs.num_jobs;
   while (end - begin > 1) {
     const int middle = (begin + end) / 2;
@@ -230,6 +102,7 @@ __device__ void fetch(const Step& step, uint8_t* raw) {
     if (from >= frame.first && from + 16 <= frame.end) {
       copy_16_async(to, from);
     } else {
+#pragma unroll 1
       for (int b = 0; b < 16; ++b) {
         if (from + b >= source && from + b < source_end) to[b] = from[b];
       }
@@ -256,31 +129,23 @@ __device__ void resize_rows(const Step& step, const Region& region, const uint8_
     };
     Words words[2] = {Words(pixels_of(rows[0])), Words(pixels_of(rows[1]))};
     Sum sums[2][kChannels] = {};
-    const uint32_t* next_weight = columns.weights + region.x + x;
-    const auto take_weight = [&] {
-      const uint32_t weight = __ldg(next_weight);
-      next_weight += columns.extent;
-      return weight;
-    };
-    int k = 0;
-    for (; k + 4 <= columns.stride; k += 4) {
-      uint32_t weights[4];
+    const auto* weights =
+        reinterpret_cast<const typename Numerics::FourTaps*>(columns.weights) + region.x + x;
+    for (int k = 0; k < columns.stride; k += 4) {
+      const typename Numerics::FourTaps four = __ldg(weights);
+      weights += columns.extent;
+      if (k + 4 <= columns.stride) {
 #pragma unroll
-      for (int w = 0; w < 4 / Numerics::kTapsPerWord; ++w) weights[w] = take_weight();
+        for (int r = 0; r < 2; ++r) {
+          const uint32_t a = words[r].next(), b = words[r].next(), c = words[r].next();
+          Numerics::template add<true>({a, b, c}, four, sums[r]);
+        }
+      } else {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint32_t a = words[r].next(), b = words[r].next(), c = words[r].next();
-        Numerics::template add<true>({a, b, c}, weights, sums[r]);
-      }
-    }
-    if (k < columns.stride) {
-      uint32_t weights[4];
-#pragma unroll
-      for (int w = 0; w < 2 / Numerics::kTapsPerWord; ++w) weights[w] = take_weight();
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const uint32_t a = words[r].next(), b = words[r].next();
-        Numerics::template add<false>({a, b, 0}, weights, sums[r]);
+        for (int r = 0; r < 2; ++r) {
+          const uint32_t a = words[r].next(), b = words[r].next();
+          Numerics::template add<false>({a, b, 0}, four, sums[r]);
+        }
       }
     }
 #pragma unroll
@@ -294,37 +159,50 @@ __device__ void resize_rows(const Step& step, const Region& region, const uint8_
   }
 }
 
-// Writes two neighbouring bytes (x even) to their place in the token's four patch rows, of both
-// frames where they are one.
-__device__ inline void put_two(const Step& step, int channel, int y, int x, uint32_t bytes,
-                               uint8_t* tile, int pitch) {
-  const int quarter = y / kPatch * 2 + x / kPatch;
-  uint8_t* to = tile + quarter * pitch +
-                ((channel * kFramesPerPair + step.frame) * kPatch + y % kPatch) * kPatch +
-                x % kPatch;
-  *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(bytes);
-  if (step.job->num_frames == 1) {
-    *reinterpret_cast<uint16_t*>(to + kPatch * kPatch) = static_cast<uint16_t>(bytes);
+// Where the values of column x (even) of one channel go in a token's four patch rows of bytes, both
+// frames' where they are one; two neighbours at a time, as a patch is 14 px wide.
+class TileColumn {
+ public:
+  __device__ TileColumn(const Step& step, int channel, int x, uint8_t* tile, int pitch)
+      : to_(tile + x / kPatch * pitch +
+            (channel * kFramesPerPair + step.frame) * (kPatch * kPatch) + x % kPatch),
+        lower_half_(2 * pitch - kPatch * kPatch),
+        both_frames_(step.job->num_frames == 1) {}
+  // The values of columns x and x + 1 in row y of the token.
+  __device__ void put(int y, uint32_t two) const {
+    uint8_t* const to = to_ + y * kPatch + (y < kPatch ? 0 : lower_half_);
+    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(two);
+    if (both_frames_) {
+      *reinterpret_cast<uint16_t*>(to + kPatch * kPatch) = static_cast<uint16_t>(two);
+    }
   }
-}
 
+ private:
+  uint8_t* to_;
+  int lower_half_;
+  bool both_frames_;
+};
+
+// A thread keeps its four columns and takes every sixth row.
 template <typename Numerics, int kThreads>
 __device__ void sum_columns(const Step& step, const Region& region,
                             const typename Numerics::Stage* stage, uint8_t* tile, int pitch) {
-  constexpr int kQuads = kTokenValues / 4;
-  const DeviceJob& job = *step.job;
-  const DeviceAxis rows = job.rows;
+  constexpr int kQuads = kTokenValues / 4, kRowsAtOnce = kThreads / kQuads;
+  const int quad = threadIdx.x % kQuads, first_y = threadIdx.x / kQuads;
+  if (first_y >= kRowsAtOnce) return;
+  const int channel = quad / (kTokenPx / 4), x = quad % (kTokenPx / 4) * 4;
+  const TileColumn low(step, channel, x, tile, pitch), high(step, channel, x + 2, tile, pitch);
+  const DeviceAxis rows = step.job->rows;
+  const int rows_per_group = step.job->rows_per_group;
 #pragma unroll 1
-  for (int i = threadIdx.x; i < job.rows_per_group * kQuads; i += kThreads) {
-    const int y = i / kQuads, quad = i % kQuads;
+  for (int y = first_y; y < rows_per_group; y += kRowsAtOnce) {
     const int start = __ldg(rows.starts + region.y + y) - region.first_row;
     const uint32_t* weights =
         rows.weights + int64_t{region.y + y} * (rows.stride / Numerics::kTapsPerWord);
     const uint32_t bytes = Numerics::sum_columns(stage + start * kTokenValues + 4 * quad, weights,
                                                  __ldg(rows.counts + region.y + y), rows.precision);
-    const int channel = quad / (kTokenPx / 4), x = quad % (kTokenPx / 4) * 4;
-    put_two(step, channel, step.row + y, x, bytes & 0xffff, tile, pitch);
-    put_two(step, channel, step.row + y, x + 2, bytes >> 16, tile, pitch);
+    low.put(step.row + y, bytes & 0xffff);
+    high.put(step.row + y, bytes >> 16);
   }
 }
 
@@ -339,7 +217,7 @@ __device__ void split_pixels(const Step& step, const Region& region, const uint8
     const uint8_t* from = raw + y * step.job->raw_pitch_bytes +
                           offset_in_slot(source_row(frame, region, y)) + kChannels * x;
     for (int c = 0; c < kChannels; ++c) {
-      put_two(step, c, y, x, from[c] | uint32_t{from[kChannels + c]} << 8, tile, pitch);
+      TileColumn(step, c, x, tile, pitch).put(y, from[c] | uint32_t{from[kChannels + c]} << 8);
     }
   }
 }
@@ -350,13 +228,14 @@ template <typename Numerics, int kThreads>
 __device__ void resize_directly(const Step& step, const Region& region, uint8_t* tile, int pitch) {
   using Sum = typename Numerics::Sum;
   constexpr int kPerWord = Numerics::kTapsPerWord;
-  const DeviceFrame frame = step.job->frames[step.frame];
-  const DeviceAxis columns = step.job->columns, rows = step.job->rows;
+  const DeviceFrame& frame = step.job->frames[step.frame];
+  const DeviceAxis &columns = step.job->columns, &rows = step.job->rows;
 #pragma unroll 1
   for (int i = threadIdx.x; i < kTokenPx * kTokenValues / 2; i += kThreads) {
     const int y = i / (kTokenValues / 2), pair = i % (kTokenValues / 2);
     const int channel = pair / (kTokenPx / 2), x = pair % (kTokenPx / 2) * 2;
     uint32_t bytes = 0;
+#pragma unroll 1
     for (int which = 0; which < 2; ++which) {
       const int column = region.x + x + which, row = region.y + y;
       const uint32_t* row_weights = rows.weights + int64_t{row} * (rows.stride / kPerWord);
@@ -366,8 +245,9 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
                               int64_t{kChannels} * __ldg(columns.starts + column) + channel;
         Sum sum = 0;
         for (int k = 0; k < __ldg(columns.counts + column); ++k) {
+          const int64_t group = int64_t{k / 4} * columns.extent + column;
           const uint32_t weight =
-              __ldg(columns.weights + int64_t{k / kPerWord} * columns.extent + column);
+              __ldg(columns.weights + group * (4 / kPerWord) + k % 4 / kPerWord);
           sum = Numerics::add_pixel(from[int64_t{kChannels} * k], weight, k, sum);
         }
         total = Numerics::add_staged(Numerics::staged(sum, columns.precision),
@@ -375,7 +255,7 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
       }
       bytes |= Numerics::finished(total, rows.precision) << (8 * which);
     }
-    put_two(step, channel, y, x, bytes, tile, pitch);
+    TileColumn(step, channel, x, tile, pitch).put(y, bytes);
   }
 }
 
@@ -383,8 +263,8 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
 // four rows of bytes go, `pitch` bytes apart; `done(token)` is called by all threads when they
 // are there, and may read them until it returns.
 template <typename Numerics, int kThreads, typename TileOf, typename Done>
-__device__ void resize_tokens(const DeviceJobs& jobs, int64_t first, int64_t last, int64_t stride,
-                              uint8_t* scratch, int pitch, const TileOf& tile_of,
+__device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t last,
+                              uint32_t stride, uint8_t* scratch, int pitch, const TileOf& tile_of,
                               const Done& done) {
   if (first >= last) return;
   auto* const stage =

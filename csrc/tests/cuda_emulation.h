@@ -61,7 +61,7 @@ struct Copy {
 };
 
 struct Fiber {
-  static constexpr size_t kStackBytes = 256 << 10;
+  static constexpr size_t kStackBytes = 64 << 10;
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   void* fake_stack = nullptr;
@@ -139,6 +139,8 @@ inline void resume(unsigned thread) {
 
 inline void prepare(Fiber& fiber) {
   getcontext(&fiber.context);
+  fiber.state = State::kRunning;
+  fiber.groups.assign(1, {});
   fiber.context.uc_stack.ss_sp = fiber.stack.get();
   fiber.context.uc_stack.ss_size = Fiber::kStackBytes;
   fiber.context.uc_link = nullptr;
@@ -149,7 +151,7 @@ inline void run_block(Block& of, int num_threads, size_t shared_bytes) {
   block = &of;
   of.shared.reset(new uint8_t[shared_bytes]);
   std::memset(of.shared.get(), 0xff, shared_bytes);
-  of.fibers = std::vector<Fiber>(num_threads);
+  of.fibers.resize(num_threads);  // stacks are kept from block to block
   of.lanes.assign(num_threads, {});
   std::vector<unsigned> order(num_threads);
   for (int i = 0; i < num_threads; ++i) {
@@ -193,9 +195,17 @@ inline void perform(const Copy& copy) {
   std::memcpy(copy.to, copy.from, copy.num_bytes);
 }
 
+// All 16-bit numbers of a type.
+inline std::vector<float> numbers_of(DType type) {
+  std::vector<float> numbers(1 << 16);
+  for (int i = 0; i < 1 << 16; ++i) numbers[i] = from_16_bits(static_cast<uint16_t>(i), type);
+  return numbers;
+}
+
 inline float number(uint32_t two, int which, bool is_bfloat16) {
-  return from_16_bits(static_cast<uint16_t>(two >> (16 * which)),
-                      is_bfloat16 ? DType::kBFloat16 : DType::kFloat16);
+  static const std::vector<float> bfloat16 = numbers_of(DType::kBFloat16),
+                                  float16 = numbers_of(DType::kFloat16);
+  return (is_bfloat16 ? bfloat16 : float16)[two >> (16 * which) & 0xffff];
 }
 
 }  // namespace emulation
@@ -360,9 +370,9 @@ cudaError_t cudaLaunchKernel(void (*kernel)(Arguments), dim3 grid, dim3 threads,
   if (emulated("cudaLaunchKernel") != cudaSuccess) return cudaErrorInvalidValue;
   ++vtts::emulation::num_launches;
   gridDim = grid;
+  static vtts::emulation::Block block;
+  block.body = [&] { kernel(*static_cast<Arguments*>(arguments[0])); };
   for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
-    vtts::emulation::Block block;
-    block.body = [&] { kernel(*static_cast<Arguments*>(arguments[0])); };
     vtts::emulation::run_block(block, static_cast<int>(threads.x), shared_bytes);
   }
   return cudaSuccess;
