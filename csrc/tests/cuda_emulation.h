@@ -1,15 +1,17 @@
 // Runs the kernels of csrc/cuda on the host: what they use of CUDA, for a host compiler.
 //
-// Every thread of a block is a fiber; fibers run one at a time, in random order, up to the next
-// barrier, so that a missing barrier shows. Barriers that not all threads reach abort. Shared
-// memory is a heap block of exactly the size asked for, poisoned (NaN as floats). An asynchronous
-// copy happens at once or when it is waited for, by chance. Warp-wide instructions exchange
-// registers in the documented layouts. A tensor core's sum is taken exactly and rounded once: how
-// the hardware rounds inside is not specified.
+// Every thread of a block is a fiber; fibers run one at a time up to their next barrier, a warp up
+// to the next barrier of the block before another warp runs, lanes and warps in random order: a
+// missing barrier shows. Barriers that not all threads reach abort. Shared memory is a heap block
+// of exactly the size asked for, poisoned (NaN as floats). An asynchronous copy happens at once or
+// when it is waited for, by chance. Warp-wide instructions exchange registers in the documented
+// layouts. A tensor core's sum is taken exactly and rounded once: how the hardware rounds inside is
+// not specified.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -17,6 +19,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -153,34 +156,36 @@ inline void run_block(Block& of, int num_threads, size_t shared_bytes) {
   std::memset(of.shared.get(), 0xff, shared_bytes);
   of.fibers.resize(num_threads);  // stacks are kept from block to block
   of.lanes.assign(num_threads, {});
-  std::vector<unsigned> order(num_threads);
-  for (int i = 0; i < num_threads; ++i) {
-    order[i] = i;
-    prepare(of.fibers[i]);
-  }
+  for (Fiber& fiber : of.fibers) prepare(fiber);
   const auto all = [&](int begin, int end, State state) {
-    for (int i = begin; i < end; ++i) {
-      if (of.fibers[i].state != state) return false;
-    }
-    return true;
+    return std::all_of(of.fibers.begin() + begin, of.fibers.begin() + end,
+                       [state](const Fiber& fiber) { return fiber.state == state; });
   };
+  const auto release = [&](int begin, int end) {
+    for (int i = begin; i < end; ++i) of.fibers[i].state = State::kRunning;
+  };
+  std::vector<int> warps(num_threads / 32), lanes(32);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
   while (!all(0, num_threads, State::kDone)) {
-    for (int i = num_threads - 1; i > 0; --i) std::swap(order[i], order[chance() % (i + 1)]);
     bool moved = false;
-    for (const unsigned thread : order) {
-      if (of.fibers[thread].state != State::kRunning) continue;
-      resume(thread);
-      moved = true;
+    std::shuffle(warps.begin(), warps.end(), chance);
+    for (const int warp : warps) {
+      const int begin = 32 * warp, end = begin + 32;
+      bool warp_moved = true;
+      while (warp_moved) {
+        warp_moved = false;
+        std::shuffle(lanes.begin(), lanes.end(), chance);
+        for (const int lane : lanes) {
+          if (of.fibers[begin + lane].state != State::kRunning) continue;
+          resume(begin + lane);
+          warp_moved = true;
+        }
+        if (all(begin, end, State::kAtWarpBarrier)) release(begin, end);
+        moved |= warp_moved;
+      }
     }
-    for (int warp = 0; warp < num_threads; warp += 32) {
-      if (!all(warp, warp + 32, State::kAtWarpBarrier)) continue;
-      for (int i = warp; i < warp + 32; ++i) of.fibers[i].state = State::kRunning;
-      moved = true;
-    }
-    if (all(0, num_threads, State::kAtBlockBarrier)) {
-      for (Fiber& fiber : of.fibers) fiber.state = State::kRunning;
-      moved = true;
-    }
+    if (all(0, num_threads, State::kAtBlockBarrier)) release(0, num_threads);
     if (!moved) fail("a barrier that not all threads reach");
   }
   for (const Fiber& fiber : of.fibers) {
