@@ -349,7 +349,7 @@ void patch_embed_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOp
   validate_weight(args);
   if (num_jobs == 0) return;
   validate_call("patch_embed", jobs, num_jobs, workspace, workspace_bytes, out);
-  const Plan plan = make_plan(jobs, num_jobs, options, args.type, kBudget, workspace);
+  const Plan plan = make_plan(jobs, num_jobs, options, std::nullopt, kBudget, workspace);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   send("patch_embed", plan.blob, workspace, cuda_stream);
 

@@ -10,8 +10,8 @@
 //   67 % 2               45        367            144            26    582   27 ps    44 %, 59 % 1,
 //   fixed        12         87             90            26    215   10 ps    60 %,        100 % 2,
 //   fixed        45        261            120            26    452   21 ps    57 %,         76 %
-// so arithmetic is the bound of what is resized to 16-bit rows. A third of `along rows` is
-// addresses and weights: four source rows a thread would halve that, for some 20 registers.
+// so arithmetic is the bound of what is resized to 16-bit rows: a byte_perm and a multiply-add for
+// every tap of every value are most of `along rows`.
 //
 // A block of 128 threads takes one token at a time; blocks stay and walk through the tokens, so
 // that the table (1.5 or 3 KB) is loaded once a block. Shared memory beside the tile of 4.7 KB and

@@ -222,10 +222,11 @@ int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs) {
 }
 
 Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
-               DType table_type, const ScratchBudget& budget, const void* workspace) {
+               std::optional<DType> table_type, const ScratchBudget& budget,
+               const void* workspace) {
   Planner planner(options, workspace);
   Plan plan;
-  plan.table = append_table(options, table_type, &planner);
+  if (table_type) plan.table = append_table(options, *table_type, &planner);
   std::vector<DeviceJob> device_jobs(num_jobs);
   ScratchBytes scratch;
   for (size_t i = 0; i < num_jobs; ++i) {

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "core/low_precision.h"
@@ -79,9 +80,10 @@ struct Plan {
 // An upper bound of the blob's size. Throws on bad jobs, in the name of `what`.
 int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs);
 
-// `workspace` is a device address. The table holds (x - mean[c]) / std[c] as `table_type`.
+// `workspace` is a device address. The table holds (x - mean[c]) / std[c] as `table_type`, if one
+// is wanted.
 Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
-               DType table_type, const ScratchBudget& budget, const void* workspace);
+               std::optional<DType> table_type, const ScratchBudget& budget, const void* workspace);
 
 // What both operations require, apart from their weights: throws std::invalid_argument.
 void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs,

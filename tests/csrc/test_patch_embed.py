@@ -1,0 +1,55 @@
+"""The binding of patch_embed: the bits of patchify and linear, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+_C = pytest.importorskip("vtts_rt._C")
+MEAN, STD = (122.77, 116.75, 104.09), (68.5, 66.63, 70.32)
+
+
+def jobs() -> list[Any]:
+    random = np.random.default_rng(0)
+    a, b = random.integers(0, 256, (2, 61, 80, 3), dtype=np.uint8)
+    return [(a, b, (3, 1, 80, 60), (56, 84)), (b, b, (0, 0, 28, 28), (28, 28))]
+
+
+@pytest.mark.parametrize("rounding", ["cpu", "cuda"])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_same_bits_as_patchify_and_linear(rounding: str, with_bias: bool) -> None:
+    random = np.random.default_rng(1)
+    weight = random.standard_normal((5, 1176)).astype(np.float32)
+    bias = random.standard_normal(5).astype(np.float32) if with_bias else None
+    rows = np.empty((28, 1176), np.float32)
+    _C.patchify(jobs(), rows, MEAN, STD, rounding)
+    expected = np.empty((28, 5), np.float32)
+    address = bias.ctypes.data if bias is not None else 0
+    shape = (28, 1176, 5, 1)
+    _C.linear(
+        rows.ctypes.data, 1176, weight.ctypes.data, address, expected.ctypes.data, *shape, "auto"
+    )
+    out = np.full((28, 5), np.nan, np.float32)
+    _C.patch_embed(jobs(), weight, bias, out, MEAN, STD, rounding, num_threads=2)
+    assert np.array_equal(out.view(np.int32), expected.view(np.int32))
+
+
+def test_refusals() -> None:
+    weight, out = np.zeros((5, 1176), np.float32), np.empty((28, 5), np.float32)
+
+    def refuse(message: str, **changed: Any) -> None:
+        arguments = {"jobs": jobs(), "weight": weight, "bias": None, "out": out, **changed}
+        with pytest.raises(ValueError, match=message):
+            _C.patch_embed(**arguments, mean=MEAN, std=STD)
+
+    refuse(r"patch_embed: weight must be contiguous \(5, 1176\)", weight=weight[:, :-1])
+    refuse(r"patch_embed: weight must be contiguous", weight=np.asfortranarray(weight))
+    refuse(r"patch_embed: bias must be contiguous \(5\)", bias=np.zeros(4, np.float32))
+    refuse(r"patch_embed: out must be contiguous \(28, 5\)", out=out[:-1])
+    frame = jobs()[0][0]
+    outside = [(frame, frame, (0, 0, 81, 60), (28, 28))]
+    refuse(r"patch_embed: box must be non-empty and inside", jobs=outside)
+    with pytest.raises(TypeError):  # nothing is converted
+        _C.patch_embed(jobs(), weight.astype(np.float64), None, out, MEAN, STD)
