@@ -84,8 +84,7 @@ class Planner {
   const T* append(const std::vector<T>& values) {
     const size_t begin = blob_.size();
     blob_.resize(begin + static_cast<size_t>(aligned(values.size() * sizeof(T))));
-    if (!values.empty())
-      std::memcpy(blob_.data() + begin, values.data(), values.size() * sizeof(T));
+    std::memcpy(blob_.data() + begin, values.data(), values.size() * sizeof(T));
     return reinterpret_cast<const T*>(base_ + begin);
   }
 

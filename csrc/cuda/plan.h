@@ -29,8 +29,9 @@ struct DeviceFrame {
 struct DeviceAxis {
   const int32_t* starts;
   const int32_t* counts;
-  const uint32_t*
-      weights;  // columns: word k of output i at [k * extent + i]; rows: [i * words + k]
+  // Rows: the words of output after output. Columns: the words of four taps (zeros behind the last)
+  // of output after output, then of the next four: neighbouring outputs are read together.
+  const uint32_t* weights;
   int32_t stride;
   int32_t precision;
   int32_t extent;  // of the target

@@ -300,10 +300,12 @@ void test_patch_embed() {
       check_patch_embed(mixed, 136, type, rounding, true, true, what + ", many jobs");
     }
   }
-  // More tiles than blocks.
-  Batch many(random);
-  many.add_whole(30, 40, 28 * 9, 28 * 8);
-  check_patch_embed(many, 16, DType::kBFloat16, Rounding::kCuda, true, true, "five tiles");
+  // More tiles than blocks: a block's next resize follows upon its product, in the same memory.
+  for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
+    Batch many(random);
+    many.add_whole(400, 380, 28 * 9, 28 * 16);
+    check_patch_embed(many, 16, type, Rounding::kCuda, true, true, "nine tiles");
+  }
 }
 
 void test_refusals() {
