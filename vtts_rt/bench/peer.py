@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.bench.frames import ArrayReader, FileReader
+from vtts_rt.bench.frames import ArrayReader, FileReader, resized
 from vtts_rt.bench.model import allow_broken_torchvision
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.perception.clue import Clue
