@@ -91,8 +91,12 @@ test-csrc:
 	mkdir -p build && cmake -S csrc -B build/csrc > build/csrc.log || { cat build/csrc.log; exit 1; }; \
 	cmake --build build/csrc --parallel $(THREADS) && cd build/csrc && ctest --output-on-failure
 
-test-python: $(STAMP).dev
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest
+# The oldest Triton that is supported, to compile the kernels with beside the installed one.
+build/triton-3.6/triton: $(STAMP).dev
+	$(PIP) --no-deps --upgrade --target $(@D) "triton==3.6.*"
+
+test-python: $(STAMP).dev build/triton-3.6/triton
+	OMP_NUM_THREADS=$(THREADS) VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) $(BIN)/pytest
 
 # dashscope is a package that carries the ranks of Qwen's tokenizer; nothing of it is imported.
 bench: $(STAMP).dev

@@ -22,6 +22,9 @@ from typing import Any, NamedTuple
 
 from vtts_rt.report import load_results
 
+sys.path.append(str(Path(__file__).resolve().parent))
+import targets
+
 ROOT = Path(__file__).resolve().parents[1]
 PASS, FAIL, NOT_RUN = "PASS", "FAIL", "NOT RUN"
 
@@ -85,13 +88,21 @@ def _count(xml: Path) -> dict[str, int]:
     return counts
 
 
-def measured(theme: str, judge: Callable[[dict[str, Any]], tuple[bool, str]]) -> Check:
-    """Judges the newest result of each hardware in bench/results; all must pass."""
+def measured(
+    theme: str, judge: Callable[[dict[str, Any]], tuple[bool, str]], *, gpu: bool = False
+) -> Check:
+    """Judges the newest result of each hardware in bench/results (--results); all must pass.
 
-    def check(_: argparse.Namespace) -> Verdict:
-        results = load_results(ROOT / "bench" / "results", theme)
+    gpu: of each GPU, and of nothing else.
+    """
+
+    def check(args: argparse.Namespace) -> Verdict:
+        results = load_results(args.results or ROOT / "bench" / "results", theme)
+        if gpu:
+            results = [result for result in results if result.data["hardware"].get("gpu")]
         if not results:
-            return Verdict(NOT_RUN, f"no bench/results/{theme}_*.json")
+            where = "of a GPU" if gpu else ""
+            return Verdict(NOT_RUN, f"no bench/results/{theme}_*.json {where}".strip())
         try:
             judged = [(result.path.name, *judge(result.data)) for result in results]
         except (LookupError, ValueError) as error:
@@ -156,29 +167,6 @@ def light_environment(_: argparse.Namespace) -> Verdict:
     return Verdict(PASS if right else FAIL, f"{said}, {seconds:.1f} s, triton and DALI hidden")
 
 
-def append_time(result: dict[str, Any]) -> tuple[bool, str]:
-    ratios = {c["name"]: c["time_ratio"] for c in result["comparisons"]}
-    return ratios["append"] <= 0.5, f"append takes {ratios['append']:.3f} of the loop's time"
-
-
-def patchify_speed(result: dict[str, Any]) -> tuple[bool, str]:
-    ours = [
-        entry
-        for entry in result["results"]
-        if entry["name"].startswith("patchify") and entry["num_threads"] == 2
-    ]
-    # Fresh memory for every call, as the processor has: a reused output would be faster.
-    best = max((e for e in ours if "reused" not in e["name"]), key=lambda e: e["speedup"])
-    return best["speedup"] >= 3.0, f"{best['name']} is {best['speedup']:.1f} times as fast"
-
-
-def needle_bar(result: dict[str, Any]) -> tuple[bool, str]:
-    accuracy = {look["rounds"]: look["accuracy"] for look in result["rounds"]}
-    gain = accuracy[3] - accuracy[1]
-    said = f"{accuracy[1]:.1%} in one round, {accuracy[3]:.1%} in three, {result['num']} clips"
-    return gain >= 0.30 and accuracy[1] <= 0.45 and result["num"] >= 500, said
-
-
 def fresh_needle(args: argparse.Namespace) -> Verdict:
     """The needle bar on a seed given now."""
     if args.needle_seed is None:
@@ -187,53 +175,8 @@ def fresh_needle(args: argparse.Namespace) -> Verdict:
     done = _run([*command, "--num", str(args.needle_num), "--rounds", "1,2,3", "--json"])
     if done.returncode:
         return Verdict(FAIL, done.stderr.strip()[-200:])
-    ok, said = needle_bar({"num": args.needle_num, **json.loads(done.stdout)})
+    ok, said = targets.needle_bar({"num": args.needle_num, **json.loads(done.stdout)})
     return Verdict(PASS if ok else FAIL, f"{said}, seed {args.needle_seed}")
-
-
-# -- issue 3: caches and the scheduler --------------------------------------------------------
-
-
-def beats_peers(result: dict[str, Any]) -> tuple[bool, str]:
-    speedup = result["ratios"]["speedup"]["append"]
-    wanted = {"transformers loop": 2.5, "vllm loop": 2.5, "vllm append": 1.5}
-    said = ", ".join(f"{speedup[peer]:.2f} times the {peer}" for peer in wanted)
-    return all(speedup[peer] >= least for peer, least in wanted.items()), said
-
-
-def five_rounds(result: dict[str, Any]) -> tuple[bool, str]:
-    speedup = result["ratios"]["speedup"]["append"]["transformers loop"]
-    return speedup >= 4.0, f"{speedup:.2f} times the transformers loop in five rounds"
-
-
-def first_round(result: dict[str, Any]) -> tuple[bool, str]:
-    ratio = result["ratios"]["round_1_time_ratio"]["official"]["vllm loop"]
-    return ratio <= 1.1, f"one round takes {ratio:.2f} of vLLM's time"
-
-
-def asked_again(result: dict[str, Any]) -> tuple[bool, str]:
-    again = result["ratios"]["same_question_again"]["append"]
-    ok = again["frames_decoded"] == again["pairs_encoded"] == 0 and again["tokens_prefilled"] < 16
-    return ok, ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in again.items())
-
-
-def one_video(result: dict[str, Any]) -> tuple[bool, str]:
-    ratios = result["ratios"]["one_video_time_ratio"]
-    said = ", ".join(f"{ratio:.2f} with {name}" for name, ratio in ratios.items())
-    return min(ratios.values()) <= 1 / 3, f"8 askers take of 8 separate runs {said}"
-
-
-def steady_memory(result: dict[str, Any]) -> tuple[bool, str]:
-    slope, num = result["slope_mb_per_100_requests"], result["num_prompts"]
-    caches = result["caches"].values()
-    within = all(cache["peak_bytes"] <= cache["budget_bytes"] for cache in caches)
-    grown = result["growth_mb"]  # the most after the warm-up, beyond what was there then
-    said = f"{slope:+.2f} MB per 100 of {num} requests, {grown:.0f} of {result['budget_mb']:.0f} MB"
-    return slope < 1.0 and num >= 1000 and within and grown <= result["budget_mb"], said
-
-
-def has_command(result: dict[str, Any]) -> tuple[bool, str]:
-    return result["command"].startswith("vtts-rt bench"), result["command"]
 
 
 def readme_command(_: argparse.Namespace) -> Verdict:
@@ -307,19 +250,19 @@ LINES = (
     Line(
         2,
         "three rounds of `append` take at most half the time of the loop",
-        (measured("rounds", append_time),),
+        (measured("rounds", targets.append_time),),
     ),
     Line(
         2,
         "patchify at least 3x transformers' processor, 32 frames of 1280x720, 2 threads",
-        (measured("patchify", patchify_speed),),
+        (measured("patchify", targets.patchify_speed),),
     ),
     Line(
         2,
         "needle: three rounds at least 30 points above one, one at most 45 %, fresh seeds",
         (
             tests("tests/data/test_needle.py::test_the_coarse_pass_cannot_be_read"),
-            measured("needle", needle_bar),
+            measured("needle", targets.needle_bar),
             fresh_needle,
         ),
     ),
@@ -331,31 +274,31 @@ LINES = (
     Line(
         3,
         "three rounds: 2.5x the loop on transformers and on vLLM, 1.5x vLLM in our layout",
-        (measured("rounds", beats_peers), measured("rounds", has_command)),
+        (measured("rounds", targets.beats_peers), measured("rounds", targets.has_command)),
     ),
     Line(
         3,
         "five rounds: 4x the loop on transformers",
-        (measured("rounds5", five_rounds), measured("rounds5", has_command)),
+        (measured("rounds5", targets.five_rounds), measured("rounds5", targets.has_command)),
     ),
-    Line(3, "one round within 10 % of vLLM's time", (measured("rounds", first_round),)),
+    Line(3, "one round within 10 % of vLLM's time", (measured("rounds", targets.first_round),)),
     Line(
         3,
         "the same question again decodes and encodes nothing, prefills less than a page",
         (
-            measured("rounds", asked_again),
+            measured("rounds", targets.asked_again),
             tests("tests/test_runtime.py::test_the_same_question_again_costs_nothing"),
         ),
     ),
     Line(
         3,
         "8 askers on one video take at most a third of 8 separate runs",
-        (measured("onevideo", one_video), measured("onevideo", has_command)),
+        (measured("onevideo", targets.one_video), measured("onevideo", targets.has_command)),
     ),
     Line(
         3,
         "1,000 mixed requests: memory grows by less than 1 MB per 100 and stays under budget",
-        (measured("soak", steady_memory), measured("soak", has_command)),
+        (measured("soak", targets.steady_memory), measured("soak", targets.has_command)),
     ),
     Line(
         3,
@@ -376,6 +319,72 @@ LINES = (
             documented("strategies.md", "Generated from `strategies_"),
         ),
     ),
+    Line(
+        4,
+        "the C interface: golden vectors, differential fuzzing, C99, wheel, examples bit for bit",
+        (tests("tests/csrc", "tests/test_wheel.py"),),
+    ),
+    Line(
+        4,
+        "every Triton kernel in the interpreter; all compiled for three GPUs, no spill unexplained",
+        (tests("tests/test_kernels.py", "tests/ops"),),
+    ),
+    Line(
+        4,
+        "error tables by kernel and dtype are generated into docs/ops.md",
+        (
+            documented("ops.md", "Generated from `errors_"),
+            tests(
+                "tests/test_ops_complete.py::test_the_error_table_has_a_row_for_every_backend",
+                "tests/test_report.py::test_the_tables_of_this_checkout_are_current",
+            ),
+        ),
+    ),
+    Line(
+        4,
+        "adding an op takes seven documented steps; every op has all its places under one name",
+        (tests("tests/test_ops_complete.py"),),
+    ),
+    Line(
+        4,
+        "`vtts-rt env` prints every dispatch choice with its reason",
+        (tests("tests/test_environment.py"),),
+    ),
+    Line(
+        4,
+        "CPU: patchify 4x transformers' processor, AVX2 4x scalar",
+        (measured("patchify", targets.patchify_targets),),
+    ),
+    Line(
+        4,
+        "GPU: patchify at 60 % of copy bandwidth",
+        (measured("ops", targets.gpu_patchify, gpu=True),),
+    ),
+    Line(
+        4,
+        "GPU: patchify 20x transformers' processor on it",
+        (measured("processor", targets.gpu_processor, gpu=True),),
+    ),
+    Line(
+        4,
+        "GPU: patch_embed not slower than patchify and cuBLAS",
+        (measured("ops", targets.gpu_patch_embed, gpu=True),),
+    ),
+    Line(
+        4,
+        "GPU: a 7B token at 80 % of the bandwidth floor",
+        (measured("decode7b", targets.gpu_decode, gpu=True),),
+    ),
+    Line(
+        4,
+        "GPU: cascade 1.8x plain at G = 16, 32k",
+        (measured("ops", targets.gpu_cascade, gpu=True),),
+    ),
+    Line(
+        4,
+        "GPU: three rounds 5x the transformers loop at 7B shapes",
+        (measured("device7b", targets.gpu_rounds, gpu=True),),
+    ),
 )
 
 
@@ -395,13 +404,15 @@ def judge(line: Line, args: argparse.Namespace) -> Verdict:
 def main(argv: Sequence[str] | None = None, lines: Sequence[Line] = LINES) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--issue", type=int, help="only the lines of this issue")
+    parser.add_argument("--only", default="", help="only lines that begin so")
+    parser.add_argument("--results", type=Path, help="folder of result files")
     parser.add_argument("--fresh-clone", action="store_true", help="also build a fresh clone")
     parser.add_argument("--needle-seed", type=int, help="also evaluate needle on this seed")
     parser.add_argument("--needle-num", type=int, default=500, help="clips of that evaluation")
     args = parser.parse_args(argv)
     failed = False
     for line in lines:
-        if args.issue in (None, line.issue):
+        if args.issue in (None, line.issue) and line.text.startswith(args.only):
             verdict = judge(line, args)
             failed |= verdict.status == FAIL
             print(

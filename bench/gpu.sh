@@ -76,7 +76,7 @@ for shape in $shapes; do
 done
 
 echo "== all: $(($(date +%s) - began)) s" | tee -a "$log"
-"$python" "$root/bench/gpu_summary.py" "$out" | tee -a "$log"
+"$python" "$root/bench/accept.py" --issue 4 --only GPU: --results "$out" | tee -a "$log"
 if [ "${#failed[@]}" -gt 0 ]; then
   printf '== FAILED: %s\n' "${failed[@]}" | tee -a "$log"
   exit 1

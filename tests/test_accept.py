@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ARGS = Namespace(fresh_clone=False, needle_seed=None)
+ARGS = Namespace(fresh_clone=False, needle_seed=None, results=None)
 
 
 @pytest.fixture
@@ -78,12 +78,12 @@ def test_numbers_are_read_from_results(
 ) -> None:
     data = {"comparisons": [{"name": "append", "time_ratio": ratio}]}
     (tmp_path / "bench" / "results" / "rounds_cpu_202611.json").write_text(json.dumps(data))
-    assert accept.measured("rounds", accept.append_time)(ARGS).status == status
+    assert accept.measured("rounds", accept.targets.append_time)(ARGS).status == status
 
 
 def test_a_result_that_lacks_the_number_is_not_run(accept: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "bench" / "results" / "rounds_cpu_202611.json").write_text("{}")
-    assert accept.measured("rounds", accept.append_time)(ARGS).status == "NOT RUN"
+    assert accept.measured("rounds", accept.targets.append_time)(ARGS).status == "NOT RUN"
 
 
 @pytest.mark.parametrize(("two_threads", "ok"), [(3.0, True), (2.9, False)])
@@ -96,7 +96,7 @@ def test_patchify_counts_with_two_threads_and_fresh_memory(
         {"name": "patchify avx2", "num_threads": 2, "speedup": two_threads},
         {"name": "transformers", "num_threads": 2, "speedup": 1.0},
     ]
-    assert accept.patchify_speed({"results": results})[0] is ok
+    assert accept.targets.patchify_speed({"results": results})[0] is ok
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_patchify_counts_with_two_threads_and_fresh_memory(
 )
 def test_the_needle_bar(accept: ModuleType, one: float, three: float, num: int, ok: bool) -> None:
     looks = [{"rounds": 1, "accuracy": one}, {"rounds": 3, "accuracy": three}]
-    assert accept.needle_bar({"rounds": looks, "num": num})[0] is ok
+    assert accept.targets.needle_bar({"rounds": looks, "num": num})[0] is ok
 
 
 def test_one_failing_check_fails_the_line(accept: ModuleType) -> None:
@@ -123,3 +123,37 @@ def test_one_failing_check_fails_the_line(accept: ModuleType) -> None:
     assert judged("PASS", "NOT RUN", "FAIL") == "FAIL"
     assert judged("PASS", "NOT RUN") == "NOT RUN"
     assert judged("PASS", "PASS") == "PASS"
+
+
+def test_gpu_lines_read_results_of_gpus_only(accept: ModuleType, tmp_path: Path) -> None:
+    def said(gpu: str | None, share: float) -> str:
+        row = {
+            "op": "patchify",
+            "median_us": {"triton": 1.0, "reference": 9.0},
+            "share_of_copy": {"triton": share, "reference": 2.0},
+        }
+        data = {"hardware": {"gpu": gpu}, "results": [row]}
+        path = tmp_path / "bench" / "results" / "ops_card_202611.json"
+        path.write_text(json.dumps(data))
+        check = accept.measured("ops", accept.targets.gpu_patchify, gpu=True)
+        return str(check(ARGS).status)
+
+    assert said(None, 0.9) == "NOT RUN"
+    assert said("a card", 0.61) == "PASS" and said("a card", 0.59) == "FAIL"
+
+
+def test_patchify_is_judged_by_fresh_memory(accept: ModuleType) -> None:
+    def judge(speedup: float, scalar: float) -> bool:
+        names = {"scalar": scalar, "avx2": 10.0, "avx2, out= reused": 1.0}
+        rows = [
+            {
+                "name": f"patchify {name}",
+                "num_threads": 2,
+                "median_ms": ms,
+                "speedup": 99.0 if "reused" in name else speedup,
+            }
+            for name, ms in names.items()
+        ]
+        return bool(accept.targets.patchify_targets({"results": rows})[0])
+
+    assert judge(4.1, 41.0) and not judge(3.9, 41.0) and not judge(4.1, 39.0)
