@@ -96,7 +96,7 @@ class GlueScanner:
         if char in _DIGITS:
             grows = True
         elif char == ".":
-            grows = "." not in token and not exponent
+            grows = "." not in token and not exponent and token[-1] != ":"
         elif char == ":":
             grows = token[-1] in _DIGITS and "." not in token and not exponent
             grows = grows and token.count(":") < 2

@@ -1,0 +1,12 @@
+/* vtts: the native parts of vtts_rt for C and C++. docs/c_api.md shows how to use them. */
+#ifndef VTTS_VTTS_H_
+#define VTTS_VTTS_H_
+
+#include "vtts/base.h"
+#include "vtts/clue.h"
+#include "vtts/dlpack.h"
+#include "vtts/page_hash.h"
+#include "vtts/patchify.h"
+#include "vtts/plan.h"
+
+#endif /* VTTS_VTTS_H_ */
