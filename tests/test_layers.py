@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ROWS: dict[int, tuple[str, ...]] = {
+    9: ("__main__",),
     8: ("cli",),
     7: ("server", "cluster", "train", "evaluation", "integrations", "report", "bench"),
     6: ("runtime",),
@@ -23,7 +24,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     4: ("engine",),
     3: ("models", "data"),
     2: ("ops", "video", "perception"),
-    1: ("types", "config"),
+    1: ("types", "config", "sdk"),
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.

@@ -19,6 +19,11 @@ _HOMES = {
     "TimeSpan": "vtts_rt.types",
     "Clue": "vtts_rt.perception.clue",
     "open_video": "vtts_rt.video",
+    "get_cmake_dir": "vtts_rt.sdk",
+    "get_include_dir": "vtts_rt.sdk",
+    "get_lib_dir": "vtts_rt.sdk",
+    "get_library": "vtts_rt.sdk",
+    "get_pkgconfig_dir": "vtts_rt.sdk",
 }
 __all__ = [
     "Box",
@@ -30,6 +35,11 @@ __all__ = [
     "SamplingParams",
     "TimeSpan",
     "__version__",
+    "get_cmake_dir",
+    "get_include_dir",
+    "get_lib_dir",
+    "get_library",
+    "get_pkgconfig_dir",
     "open_video",
 ]
 
@@ -37,6 +47,13 @@ if TYPE_CHECKING:
     from vtts_rt.config import EngineConfig, PerceptionConfig
     from vtts_rt.perception.clue import Clue
     from vtts_rt.runtime import Runtime
+    from vtts_rt.sdk import (
+        get_cmake_dir,
+        get_include_dir,
+        get_lib_dir,
+        get_library,
+        get_pkgconfig_dir,
+    )
     from vtts_rt.types import Box, Region, SamplingParams, TimeSpan
     from vtts_rt.video import open_video
 
