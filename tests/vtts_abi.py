@@ -280,14 +280,16 @@ class Planner:
         self._handle = c.c_void_p()
         number = STRATEGIES.index(strategy)
         count = c.c_int64(len(videos))
-        call(
-            "planner_create", number, c.byref(settings), array, count, c.byref(self._handle)
-        )
+        call("planner_create", number, c.byref(settings), array, count, c.byref(self._handle))
 
     def next(self, clue: Clue | None = None, *, forced: bool = False) -> dict[str, Any]:
         plan, info = c.c_void_p(), default("plan_info")
         call(
-            "planner_next", self._handle, c.byref(clue) if clue else None, int(forced), c.byref(plan)
+            "planner_next",
+            self._handle,
+            c.byref(clue) if clue else None,
+            int(forced),
+            c.byref(plan),
         )
         try:
             call("plan_get_info", plan, c.byref(info))
@@ -303,9 +305,7 @@ def plan_dict(info: PlanInfo) -> dict[str, Any]:
     def box(b: PixelBox) -> list[int]:
         return [b.x0, b.y0, b.x1, b.y1]
 
-    pairs = [
-        [p.video, p.frame_a, p.frame_b, p.time_seconds] for p in info.pairs[: info.num_pairs]
-    ]
+    pairs = [[p.video, p.frame_a, p.frame_b, p.time_seconds] for p in info.pairs[: info.num_pairs]]
     spans = [info.view_spans[2 * i : 2 * i + 2] for i in range(info.num_view_spans)]
     return {
         "round_index": info.round_index,
