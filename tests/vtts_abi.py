@@ -1,4 +1,4 @@
-"""libvtts.so through ctypes: the structures of vtts.h and calls that take and give Python values."""
+"""libvtts.so through ctypes: the structures of vtts.h, and calls with Python values."""
 
 from __future__ import annotations
 

@@ -158,8 +158,9 @@ vtts_status vtts_planner_create(vtts_strategy strategy, const vtts_perception_co
             "a vtts_strategy", number);
     constexpr vtts::Strategy kStrategies[] = {vtts::Strategy::kOfficial, vtts::Strategy::kGrid,
                                               vtts::Strategy::kRefresh, vtts::Strategy::kAppend};
-    *planner = new vtts_planner{vtts::Planner(kStrategies[number], read_config(config, what),
-                                              read_videos(videos, num_videos, what))};
+    const vtts::PerceptionConfig how = read_config(config, what);
+    std::vector<vtts::VideoInfo> infos = read_videos(videos, num_videos, what);
+    *planner = new vtts_planner{vtts::Planner(kStrategies[number], how, std::move(infos))};
   });
 }
 
