@@ -1,4 +1,5 @@
-"""What is installed: the wheel with the extension, the pure one, and the one without a compiler."""
+"""What is installed: the wheel with native code, the pure one, and the one without a compiler;
+and that C and C++ projects find the wheel's libvtts and get Python's numbers from it."""
 
 from __future__ import annotations
 
@@ -9,15 +10,26 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import abi_cases
+import numpy as np
 import pytest
+
+import vtts_rt
+from vtts_rt import PerceptionConfig
+from vtts_rt.engine.page_hash import content_id, page_hashes, pair_name
+from vtts_rt.ops.patchify import PatchifyJob, patchify_ref
+from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.policy import RoundHistory, plan_round
 
 pytest.importorskip("pybind11")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "csrc", "kernels", "vtts_rt")
-BUILT = shutil.ignore_patterns("*.so", "*.o", "_build_info.py", "__pycache__", "*.egg-info")
+BUILT = ("*.so", "*.so.*", "*.o", "_build_info.py", "__pycache__", "*.egg-info")
+INSTALLED = ("include", "lib", "share")  # what a build in place leaves in vtts_rt/
 NO_COMPILER = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
 
 
@@ -30,7 +42,8 @@ class Wheel:
         for name in SOURCES:
             path = ROOT / name
             if path.is_dir():
-                shutil.copytree(path, source / name, ignore=BUILT)
+                ignored = (*BUILT, *INSTALLED) if name == "vtts_rt" else BUILT
+                shutil.copytree(path, source / name, ignore=shutil.ignore_patterns(*ignored))
             else:
                 shutil.copy(path, source / name)
         command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
@@ -114,7 +127,7 @@ def test_every_source_and_asset_is_in_the_wheel(native: Wheel) -> None:
 def test_the_pure_wheel_needs_no_compiler_and_says_so(pure: Wheel) -> None:
     report = pure.environment()
     assert pure.name.endswith("-py3-none-any.whl")
-    assert not [name for name in pure.files if name.endswith((".so", ".pyd"))]
+    assert not [name for name in pure.files if name.endswith((".so", ".pyd", ".h", ".cmake"))]
     assert report["build"]["built"] == "[]"
     assert "VTTS_RT_BUILD=none" in report["build"]["reason"]
 
@@ -129,3 +142,124 @@ def test_without_a_compiler_cpu_fails(tmp_path: Path) -> None:
     wheel = Wheel(tmp_path, VTTS_RT_BUILD="cpu", **NO_COMPILER)
     assert wheel.build.returncode != 0
     assert not wheel.files
+
+
+# -- the C interface --------------------------------------------------------------------------
+
+
+def command(*arguments: str | Path, stdin: str = "", **env: str) -> str:
+    """stdout of a command that must succeed; skips where its program is missing."""
+    if shutil.which(str(arguments[0])) is None:
+        pytest.skip(f"no {arguments[0]}")
+    done = subprocess.run(
+        [str(a) for a in arguments],
+        input=stdin,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_wheel_says_where_the_c_interface_is(native: Wheel) -> None:
+    home = str(native.site / "vtts_rt")
+    show = "import sys; from vtts_rt.__main__ import main; sys.exit(main({!r}))"
+    flags = ["--version", "--includes", "--cmakedir", "--pkgconfigdir", "--libs"]
+    version, includes, cmake, pkgconfig, libs = native.run(show.format(flags)).split("\n")
+    assert version == vtts_rt.__version__ and includes == f"-I{home}/include"
+    assert (Path(cmake) / "vttsConfig.cmake").is_file() and cmake.startswith(home)
+    assert (Path(pkgconfig) / "vtts.pc").is_file() and pkgconfig.startswith(home)
+    assert libs == f"-L{home}/lib -lvtts -Wl,-rpath,{home}/lib"
+    for folder in (native.site / "vtts_rt").rglob("share/**/*"):
+        assert folder.is_dir() or str(native.folder) not in folder.read_text(), "relocatable"
+
+
+def test_a_pure_wheel_has_no_c_interface_and_says_so(pure: Wheel) -> None:
+    code = "from vtts_rt.__main__ import main; print(main(['--cmakedir']))"
+    assert pure.run(code) == "1"
+
+
+def python_example() -> list[dict[str, Any]]:
+    """What csrc/examples/rounds.cpp prints, by the Python implementation."""
+    config = PerceptionConfig(max_frames=16)
+    metadata = abi_cases.video(
+        num_frames=1800, source_fps=30000 / 1001, duration_seconds=60.06, height=360, width=640
+    )
+    answer = "<think>the card turns over</think><glue>[(24.0, 27.5)] [0.25, 0.1, 0.6, 0.8]</glue>"
+    clue = parse_clue(answer)
+    first = plan_round("append", config, [metadata], [], 0)
+    second = plan_round("append", config, [metadata], [RoundHistory(first, clue)], 1)
+    segment = second.segments[0]
+    pair = segment.pairs[0]
+    i = np.arange(360 * 640 * 3, dtype=np.uint64)
+    frames = [
+        ((i * i // 7 + i * 31 + frame * 13) % 256).astype(np.uint8).reshape(360, 640, 3)
+        for frame in (pair.frame_a, pair.frame_b)
+    ]
+    rows = patchify_ref([PatchifyJob(frames[0], frames[1], segment.box, segment.resized_hw)])
+    content = content_id(
+        pair_name("blake2b:example", pair.frame_a, pair.frame_b, segment.box, segment.resized_hw)
+    )
+    columns = segment.resized_hw[1] // 28
+    keys = [[content - t, 0, t // columns, t % columns] for t in range(segment.tokens_per_pair)]
+    shown = [
+        {
+            "round": plan.round_index,
+            "frames": [
+                list(f) for f in zip(plan.frame_indices, plan.timestamps_seconds, strict=True)
+            ],
+            "box": list(plan.segments[0].box),
+            "resized_hw": list(plan.resized_hw),
+        }
+        for plan in (first, second)
+    ]
+    fingerprint = 0xCBF29CE484222325
+    for byte in rows.numpy().tobytes():
+        fingerprint = (fingerprint ^ byte) * 0x100000001B3 & (2**64 - 1)
+    return [
+        shown[0],
+        {"span": list(clue.spans[0])},
+        shown[1],
+        {"rows": len(rows), "fingerprint": f"{fingerprint:016x}"},
+        {"pages": [h.hex() for h in page_hashes(np.array(keys, dtype=np.int64), 16)]},
+    ]
+
+
+def test_cmake_finds_the_wheel_and_its_program_prints_what_python_says(
+    native: Wheel, tmp_path: Path
+) -> None:
+    command(
+        "cmake", "-S", ROOT / "csrc" / "examples", "-B", tmp_path,
+        f"-DCMAKE_PREFIX_PATH={native.site / 'vtts_rt'}",
+    )  # fmt: skip
+    command("cmake", "--build", tmp_path)
+    lines = command(tmp_path / "rounds").splitlines()
+    assert [json.loads(line) for line in lines] == python_example()
+    text = "<answer> B </answer><glue>(1, 2.5) [1,2,3,4]</glue>"
+    shown = command(tmp_path / "clue", stdin=text)
+    assert shown == "span 1 2.5\nbox 1 2 3 4\nanswer B\n"
+
+
+def test_pkg_config_finds_the_wheel(native: Wheel, tmp_path: Path) -> None:
+    folder = str(native.site / "vtts_rt" / "share" / "pkgconfig")
+    flags = command("pkg-config", "--cflags", "--libs", "vtts", PKG_CONFIG_PATH=folder).split()
+    assert str(native.site) in flags[0]
+    program = tmp_path / "clue"
+    command("cc", "-std=c99", ROOT / "csrc" / "examples" / "clue.c", *flags, "-o", program)
+    assert command(program, stdin="<glue>3-4</glue>") == "span 3 4\n"
+
+
+def test_another_version_is_not_found(native: Wheel, tmp_path: Path) -> None:
+    config = native.site / "vtts_rt" / "share" / "cmake" / "vtts"
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.18)\nproject(x NONE)\n"
+        'find_package(vtts ${WANTED} CONFIG QUIET)\nmessage(STATUS "found=${vtts_FOUND}")\n'
+    )
+    major, minor, _ = vtts_rt.__version__.split(".")
+    for wanted, found in ((f"{major}.{minor}", "1"), (f"{major}.{int(minor) + 1}", "0")):
+        out = command(
+            "cmake", "-S", tmp_path, "-B", tmp_path / wanted, f"-Dvtts_DIR={config}",
+            f"-DWANTED={wanted}",
+        )  # fmt: skip
+        assert f"found={found}" in out
