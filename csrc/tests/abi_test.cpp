@@ -1,0 +1,106 @@
+// What ctypes cannot see of the C interface: structures that grow, and the hash's own vectors.
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "abi/structs.h"
+#include "core/page_hash.h"
+#include "vtts/vtts.h"
+
+namespace {
+
+int num_failures = 0;
+
+void check(bool ok, const std::string& what) {
+  if (ok) return;
+  ++num_failures;
+  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
+}
+
+// A structure of three releases; the library that runs is of the second.
+struct First {
+  uint32_t struct_size;
+  int32_t a;
+};
+struct Second {
+  uint32_t struct_size;
+  int32_t a;
+  int32_t b, c;
+};
+struct Third {
+  uint32_t struct_size;
+  int32_t a;
+  int32_t b, c;
+  int32_t d;
+};
+
+}  // namespace
+
+template <>
+inline constexpr uint32_t vtts::abi::first_size<Second> = sizeof(First);
+
+namespace {
+
+void test_structures_grow() {
+  const Second defaults = {sizeof(Second), -1, -2, -3};
+  const First old = {sizeof(First), 7};
+  Second read = vtts::abi::read_struct(&old, defaults, "test", "old");
+  check(read.a == 7 && read.b == -2 && read.c == -3, "an older caller gets defaults");
+  check(read.struct_size == sizeof(Second), "the size is the library's afterwards");
+  Third later = {sizeof(Third), 1, 2, 3, 0};
+  read = vtts::abi::read_struct(&later, defaults, "test", "later");
+  check(read.a == 1 && read.c == 3, "a newer caller that asks for nothing new is understood");
+  later.d = 1;
+  try {
+    vtts::abi::read_struct(&later, defaults, "test", "later");
+    check(false, "an unknown field is refused");
+  } catch (const std::invalid_argument& error) {
+    check(std::strstr(error.what(), "at byte 16") != nullptr, "and named by its place");
+  }
+
+  First short_target = {sizeof(First), 0};
+  vtts::abi::write_struct(defaults, &short_target, "test", "short");
+  check(short_target.struct_size == sizeof(First) && short_target.a == -1, "written as far");
+  Third long_target = {sizeof(Third), 0, 0, 0, 99};
+  vtts::abi::write_struct(defaults, &long_target, "test", "long");
+  check(long_target.c == -3 && long_target.d == 0, "and zeros where there is more");
+  check(long_target.struct_size == sizeof(Third), "a target keeps its size");
+}
+
+void test_nothing_is_thrown() {
+  using vtts::abi::guard;
+  check(guard([] { throw std::bad_alloc(); }) == VTTS_ERROR_OUT_OF_MEMORY, "bad_alloc");
+  check(guard([] { throw std::length_error("x"); }) == VTTS_ERROR_OUT_OF_MEMORY, "length_error");
+  check(guard([] { throw std::runtime_error("x"); }) == VTTS_ERROR_INTERNAL, "runtime_error");
+  check(guard([] { throw std::runtime_error("cudaMalloc failed"); }, VTTS_ERROR_CUDA) ==
+            VTTS_ERROR_CUDA,
+        "CUDA's errors");
+  check(std::strcmp(vtts_last_error_message(), "cudaMalloc failed") == 0, "with their message");
+  check(guard([] { throw vtts::abi::Unsupported("x"); }, VTTS_ERROR_CUDA) == VTTS_ERROR_UNSUPPORTED,
+        "unsupported");
+  check(guard([] { throw 1; }) == VTTS_ERROR_INTERNAL, "anything");
+  check(guard([] { throw std::invalid_argument(std::string(5000, 'x')); }) ==
+            VTTS_ERROR_INVALID_ARGUMENT,
+        "a long message");
+  check(std::strlen(vtts_last_error_message()) < 5000, "is cut");
+}
+
+// RFC 7693, appendix A: BLAKE2b-512("abc").
+void test_blake2b() {
+  const uint8_t expected[] = {0xba, 0x80, 0xa5, 0x3f, 0x98, 0x1c, 0x4d, 0x0d};
+  uint8_t out[64];
+  vtts::blake2b("abc", 3, nullptr, out, sizeof out);
+  check(std::memcmp(out, expected, sizeof expected) == 0, "BLAKE2b of abc");
+}
+
+}  // namespace
+
+int main() {
+  test_structures_grow();
+  test_nothing_is_thrown();
+  test_blake2b();
+  std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
+  return num_failures == 0 ? 0 : 1;
+}
