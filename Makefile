@@ -13,17 +13,20 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 # an environment that is already there. An editable install rebuilds only for these files:
 STAMP  := build/stamps/$(subst /,_,$(abspath $(VENV)))
 CSRC   := $(shell find csrc -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
-INPUTS := pyproject.toml setup.py constraints.txt kernels/__init__.py $(CSRC)
+INPUTS := pyproject.toml setup.py constraints.txt kernels/__init__.py $(CSRC) \
+          csrc/libvtts.map $(wildcard csrc/cmake/*)
 
 LINTED := vtts_rt kernels bench tests setup.py
-STAGES := check test-csrc test-python
+STAGES := check test-csrc test-sanitizers test-python
 
-.PHONY: help setup setup-dev ask test check format test-csrc test-python bench report accept clean
+.PHONY: help setup setup-dev ask test check format test-csrc test-sanitizers fuzz test-python bench \
+  report accept clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
 	@echo "make check   lint, format check, types        make format  rewrite to the format"
+	@echo "make fuzz    FUZZ_SECONDS=600 of each entry point of the C interface, sanitized"
 	@echo "make bench   measure the rounds, write tables  make accept  the acceptance list"
 	@echo "make clean   remove build products (not VENV)  VENV=DIR     another environment"
 
@@ -85,11 +88,27 @@ format: $(STAMP).dev
 	$(BIN)/ruff format $(LINTED)
 	$(BIN)/clang-format -i $(CSRC)
 
-# The CMake build of the core; without cmake, pytest builds and runs the same test by itself.
-test-csrc:
+# The CMake build of the native code; without cmake, pytest builds and runs the core's tests itself.
+define CTEST
 	@command -v cmake > /dev/null || { echo "cmake is not installed: left to test-python"; exit 0; }; \
-	mkdir -p build && cmake -S csrc -B build/csrc > build/csrc.log || { cat build/csrc.log; exit 1; }; \
-	cmake --build build/csrc --parallel $(THREADS) && cd build/csrc && ctest --output-on-failure
+	mkdir -p build && cmake -S csrc -B $(1) $(2) > $(1).log || { cat $(1).log; exit 1; }; \
+	cmake --build $(1) --parallel $(THREADS) && cd $(1) && ctest --output-on-failure $(3)
+endef
+
+test-csrc:
+	$(call CTEST,build/csrc)
+
+# The same tests under AddressSanitizer and UBSan, and 2 s of each fuzz target.
+test-sanitizers:
+	$(call CTEST,build/sanitizers,-DVTTS_SANITIZE=ON -DVTTS_FUZZ_SECONDS=2 -DVTTS_FUZZ_SEED=0)
+
+# Each target of csrc/tests/fuzz for FUZZ_SECONDS; a failure leaves its input in
+# build/sanitizers/fuzz-last-input.
+FUZZ_SECONDS ?= 600
+fuzz: export VTTS_FUZZ_KEEP = 1
+fuzz:
+	$(call CTEST,build/sanitizers,-DVTTS_SANITIZE=ON -DVTTS_FUZZ_SECONDS=$(FUZZ_SECONDS) \
+	  -DVTTS_FUZZ_SEED=$(shell date +%s),-R fuzz --timeout 100000)
 
 # The oldest Triton that is supported, to compile the kernels with beside the installed one.
 build/triton-3.6/triton: $(STAMP).dev
@@ -126,4 +145,4 @@ accept: $(STAMP).dev
 clean:
 	rm -rf build dist *.egg-info vtts_rt/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vtts_rt kernels bench tests -name __pycache__ -prune -exec rm -rf {} +
-	rm -f vtts_rt/*.so
+	rm -rf vtts_rt/*.so vtts_rt/include vtts_rt/lib vtts_rt/share

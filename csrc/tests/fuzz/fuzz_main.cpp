@@ -1,5 +1,6 @@
 // Runs a fuzz target without libFuzzer: `fuzz_x SECONDS [SEED]` on bytes that it changes at random,
-// `fuzz_x FILE...` on files. With clang, link the target with -fsanitize=fuzzer instead of this.
+// `fuzz_x FILE...` on files. Where VTTS_FUZZ_KEEP is set, the file fuzz-last-input holds what the
+// target got last. With clang, link the target with -fsanitize=fuzzer instead of this.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -9,7 +10,6 @@
 #include <fstream>
 #include <iterator>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "tests/fuzz/fuzz_input.h"
@@ -82,13 +82,13 @@ int main(int argc, char** argv) {
     for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
     pool.push_back(std::move(bytes));
   }
-  const std::string last = "fuzz-last-input";  // what a crash leaves behind, for `fuzz_x FILE`
+  const bool keep = std::getenv("VTTS_FUZZ_KEEP") != nullptr;
   const auto stop = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
   int64_t num_runs = 0;
   while (num_runs < 16 || std::chrono::steady_clock::now() < stop) {
     Bytes bytes = mutated(pool, random);
-    if (std::getenv("VTTS_FUZZ_KEEP") != nullptr) {
-      std::ofstream(last, std::ios::binary)
+    if (keep) {
+      std::ofstream("fuzz-last-input", std::ios::binary)
           .write(reinterpret_cast<const char*>(bytes.data()),
                  static_cast<std::streamsize>(bytes.size()));
     }
