@@ -131,6 +131,9 @@ class BuildNative(build_ext):
     def run(self) -> None:
         self.reason: str | None = None
         self.no_cuda = why_no_cuda()
+        # setuptools forgets `inplace` while it builds.
+        in_place = self.editable_mode or self.inplace
+        self.target = (ROOT if in_place else Path(self.build_lib)) / "vtts_rt"
         self.no_library = None if sys.platform == "linux" else f"not built on {sys.platform}"
         super().run()
         built = [] if self.reason else [ext.name for ext in self.extensions]
@@ -145,11 +148,6 @@ class BuildNative(build_ext):
             cuda=f"no ({self.no_cuda})" if self.no_cuda else f"for sm_{', sm_'.join(self.archs)}",
             library=f"no ({self.no_library})" if self.no_library else soname(),
         )
-
-    @property
-    def target(self) -> Path:
-        """Where the package's built files go."""
-        return (ROOT if self.editable_mode or self.inplace else Path(self.build_lib)) / "vtts_rt"
 
     @property
     def archs(self) -> list[str]:
@@ -173,6 +171,7 @@ class BuildNative(build_ext):
                 self.link_library(ext, core)
             ext.include_dirs.append(pybind11.get_include())
             ext.extra_objects = core
+            self.force = True  # with or without CUDA: no file's age tells
             super().build_extension(ext)
         except Exception as error:
             if not ext.optional:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from vtts_rt import __version__, sdk
 
-FLAGS = {
+FLAGS: dict[str, Callable[[], str]] = {
     "--includes": lambda: f"-I{sdk.get_include_dir()}",
     "--libs": lambda: f"-L{sdk.get_lib_dir()} -lvtts -Wl,-rpath,{sdk.get_lib_dir()}",
     "--cmakedir": sdk.get_cmake_dir,

@@ -201,6 +201,27 @@ def test_without_cuda_the_gpu_functions_say_so() -> None:
 # -- DLPack -----------------------------------------------------------------------------------
 
 
+def test_the_original_header_may_be_used(tmp_path: Path) -> None:
+    """torch's copy of dlpack.h, included first, has the layout that ours declares."""
+    original = Path(torch.__file__).parent / "include" / "ATen" / "dlpack.h"
+    if shutil.which("c++") is None or not original.exists():
+        pytest.skip("no c++ or no dlpack.h")
+    fields = [f"offsetof(DLTensor, {name})" for name in ("device", "ndim", "dtype", "shape")]
+    fields += [
+        f"offsetof(DLManagedTensorVersioned, {n})" for n in ("deleter", "flags", "dl_tensor")
+    ]
+    fields += ["offsetof(DLTensor, byte_offset)", "sizeof(DLManagedTensorVersioned)", "kDLBfloat"]
+    printed = []
+    for name, first in (("ours", ""), ("theirs", f'#include "{original}"\n')):
+        source, program = tmp_path / f"{name}.cpp", tmp_path / name
+        prints = "".join(f'std::printf("%d ", (int)({field}));' for field in fields)
+        head = f"{first}#include <vtts/vtts.h>\n#include <cstddef>\n#include <cstdio>\n"
+        source.write_text(f"{head}int main() {{ {prints} }}\n")
+        subprocess.run(["c++", f"-I{HEADERS}", str(source), "-o", str(program)], check=True)
+        printed.append(subprocess.run([str(program)], capture_output=True, check=True).stdout)
+    assert printed[0] == printed[1] and len(printed[0].split()) == len(fields)
+
+
 class DLTensor(c.Structure):
     _fields_ = [
         ("data", c.c_void_p),
