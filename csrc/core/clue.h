@@ -1,5 +1,6 @@
-// Clues in a model's text, as vtts_rt/perception/clue.py reads them: the same spans, boxes, ranges
-// and problems, bit for bit (tests/csrc/golden.json and a fuzz test hold the two together).
+// Clues in a model's text: the spans, boxes, ranges and problems of vtts_rt/perception/clue.py.
+//
+// Equal to the bit: tests/csrc/golden.json and a fuzz test hold the two together.
 #pragma once
 
 #include <cstdint>

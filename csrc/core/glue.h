@@ -1,5 +1,5 @@
-// Spans and boxes in free text: a run of numbers between brackets is a group, two numbers are a
-// span, four a box. The rules are those of vtts_rt/perception/glue.py, one character at a time.
+// Spans and boxes in free text, by the rules of vtts_rt/perception/glue.py. A run of numbers
+// between brackets is a group: two numbers are a span, four a box.
 #pragma once
 
 #include <cstdint>

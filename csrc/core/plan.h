@@ -1,6 +1,7 @@
-// Frame plans: which frame pairs, boxes and sizes a round shows, as vtts_rt/perception/policy.py
-// decides; indices, boxes, sizes and times are equal to the bit (tests/csrc/golden.json and a fuzz
-// test hold the two together).
+// Frame plans: the pairs, boxes and sizes of a round, as vtts_rt/perception/policy.py decides.
+//
+// Indices, boxes, sizes and times are equal to the bit: tests/csrc/golden.json and a fuzz test hold
+// the two together.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Two rounds of one question without a model: plan the first look, read a clue, plan the second
+// Two rounds of one question without a model. Plan the first look, read a clue, plan the second
 // look, make patch rows of its first pair, name the KV pages of its tokens. Prints JSON, a line
 // each.
 #include <vtts/vtts.h>

@@ -1,5 +1,5 @@
-// The CUDA half of the C interface in a build that has it, its kernels run on the host by
-// cuda_emulation.h: the same rows as on the CPU, in places, and errors before anything is launched.
+// The CUDA half of the C interface, its kernels run on the host by cuda_emulation.h. The same rows
+// as on the CPU, in places, and errors before anything is launched.
 #include <cmath>
 #include <cstdio>
 #include <cstring>

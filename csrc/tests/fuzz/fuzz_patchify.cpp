@@ -1,5 +1,5 @@
-// patchify, patch_embed, DLPack and page hashes on random structures over memory of exactly the
-// size that they name: what is accepted stays inside it, what is refused writes nothing.
+// patchify, patch_embed, DLPack and page hashes on random structures. They lie over memory of
+// exactly the size that they name: what is accepted stays inside, what is refused writes nothing.
 #include <algorithm>
 #include <cmath>
 #include <memory>
