@@ -1,9 +1,9 @@
 /* Status codes, errors, versions: what every part of vtts.h shares. C99 and C++.
  *
  * Rules of the whole interface
- * - Every function that can fail returns a vtts_status and throws nothing. On failure nothing has
- *   been written, and vtts_last_error_message() says why: "<what>: <argument> must be <rule>,
- *   got <value>".
+ * - Every function that can fail returns a vtts_status and throws nothing;
+ *   vtts_last_error_message() says why: "<what>: <argument> must be <rule>, got <value>". Arguments
+ *   are checked before anything is written.
  * - The caller allocates, the library borrows for the time of the call. The exceptions are handles
  *   (vtts_planner, vtts_plan: freed by their *_free) and DLManagedTensorVersioned (its deleter).
  * - Functions are thread-safe unless they say otherwise; a handle is used by one thread at a time.
