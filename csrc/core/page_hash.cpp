@@ -58,6 +58,19 @@ class Blake2b {
     }
   }
 
+  // Numbers as little-endian bytes, whatever the machine's order is.
+  void update_little(const int64_t* words, int64_t num_words) {
+    uint8_t bytes[kBlockBytes];
+    constexpr int64_t kWords = kBlockBytes / 8;
+    for (int64_t i = 0; i < num_words; i += kWords) {
+      const int64_t num = std::min(kWords, num_words - i);
+      for (int64_t k = 0; k < num; ++k) {
+        write_little(static_cast<uint64_t>(words[i + k]), bytes + 8 * k);
+      }
+      update(bytes, static_cast<size_t>(8 * num));
+    }
+  }
+
   void finish(void* out, size_t out_bytes) {
     std::memset(block_ + filled_, 0, kBlockBytes - filled_);
     compress(true);
@@ -124,11 +137,7 @@ void page_hashes(const int64_t* keys, int64_t num_tokens, int64_t page_size, con
   for (int64_t page = 0; page < num_tokens / page_size; ++page) {
     Blake2b hash(sizeof chain, kPagePerson);
     hash.update(chain, sizeof chain);
-    for (int64_t i = 0; i < num_words; ++i) {
-      uint8_t bytes[8];
-      write_little(static_cast<uint64_t>(keys[page * num_words + i]), bytes);
-      hash.update(bytes, sizeof bytes);
-    }
+    hash.update_little(keys + page * num_words, num_words);
     hash.finish(chain, sizeof chain);
     std::memcpy(out + page * kPageHashBytes, chain, sizeof chain);
   }
