@@ -34,7 +34,7 @@ MODE = os.environ.get("VTTS_RT_BUILD", "auto")
 UNIX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
 MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
 # Ampere, Hopper, Blackwell; the last one also as PTX, for what comes after it.
-CUDA_ARCHS = "80;90;100"
+CUDA_ARCHS = ["80", "90", "100"]
 INCLUDES = ["csrc", "csrc/include"]
 
 if MODE not in MODES:
@@ -59,6 +59,17 @@ def why_no_cuda() -> str | None:
     if not list(ROOT.glob("csrc/cuda/*.cu")):
         return "this version has no CUDA sources to build"
     return None
+
+
+def cuda_archs() -> list[str]:
+    """Compute capabilities to compile for: those asked for, or ours that this nvcc knows."""
+    if asked := os.environ.get("VTTS_RT_CUDA_ARCHS"):
+        return asked.replace(",", ";").split(";")
+    shown = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True)
+    known = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in shown.stdout.split()]
+    if not known:
+        raise RuntimeError(f"{nvcc()} knows none of sm_{', sm_'.join(CUDA_ARCHS)}")
+    return known
 
 
 if MODE == "cuda" and (why := why_no_cuda()) is not None:
@@ -149,10 +160,6 @@ class BuildNative(build_ext):
             library=f"no ({self.no_library})" if self.no_library else soname(),
         )
 
-    @property
-    def archs(self) -> list[str]:
-        return os.environ.get("VTTS_RT_CUDA_ARCHS", CUDA_ARCHS).replace(",", ";").split(";")
-
     def build_extension(self, ext: Extension) -> None:
         try:
             import pybind11
@@ -213,21 +220,28 @@ class BuildNative(build_ext):
             shown = subprocess.run(
                 [nvcc(), "--dryrun", "-c", "none.cu"], capture_output=True, text=True
             )
-            top = Path(
-                re.search(r"^#\$ TOP=(.*)$", shown.stderr, re.MULTILINE)[1].strip()
-            ).resolve()
-            runtime = next(
+            top = Path(re.search(r"^#\$ TOP=(.*)$", shown.stderr, re.MULTILINE)[1].strip())
+            runtimes = [
                 path
                 for folder in ("lib64", "lib", "targets/*/lib")
-                for path in top.glob(f"{folder}/libcudart_static.a")
-            )
+                for path in top.resolve().glob(f"{folder}/libcudart_static.a")
+            ]
+            if not runtimes:
+                raise RuntimeError(f"no libcudart_static.a below {top}")
+            self.archs = cuda_archs()
             folder = Path(self.build_temp, "cuda", "nvcc")
             folder.mkdir(parents=True, exist_ok=True)
             files = sources("cuda/*.cu", "cuda/*.cpp")
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = list(pool.map(lambda path: self.nvcc_compile(path, folder), files))
             # Other copies of the runtime in a process, torch's say, must not meet this one.
-            return objects, [str(runtime), "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread"]
+            return objects, [
+                str(runtimes[0]),
+                "-Wl,--exclude-libs,ALL",
+                "-ldl",
+                "-lrt",
+                "-lpthread",
+            ]
         except Exception as error:
             if MODE == "cuda":
                 raise
