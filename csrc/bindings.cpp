@@ -58,7 +58,8 @@ vtts::Isa parse_isa(const std::string& what, const std::string& isa) {
                           {{"auto", vtts::Isa::kAuto},
                            {"scalar", vtts::Isa::kScalar},
                            {"avx2", vtts::Isa::kAvx2},
-                           {"avx512", vtts::Isa::kAvx512}});
+                           {"avx512", vtts::Isa::kAvx512},
+                           {"neon", vtts::Isa::kNeon}});
 }
 
 // What patchify and patch_embed take alike.
@@ -326,6 +327,6 @@ PYBIND11_MODULE(_C, m) {
       "isa_supported",
       [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },
       py::arg("isa"),
-      "Whether this build and this machine can run `isa` (auto, scalar, avx2, avx512).");
+      "Whether this build and this machine can run `isa` (auto, scalar, avx2, avx512, neon).");
   m.def("cpu_is_intel", &vtts::cpu_is_intel, "Whether the processor is Intel's own.");
 }

@@ -52,11 +52,19 @@ struct FloatKernels {
 };
 
 const FloatKernels& scalar_float_kernels();
-// nullptr where the compiler cannot target AVX2.
+// nullptr where the compiler cannot target the instruction set.
 const FloatKernels* avx2_float_kernels();
+const FloatKernels* neon_float_kernels();
 
 inline const FloatKernels& float_kernels(const char* what, Isa isa) {
-  return resolve_isa(what, isa) == Isa::kScalar ? scalar_float_kernels() : *avx2_float_kernels();
+  switch (resolve_isa(what, isa)) {
+    case Isa::kScalar:
+      return scalar_float_kernels();
+    case Isa::kNeon:
+      return *neon_float_kernels();
+    default:
+      return *avx2_float_kernels();
+  }
 }
 
 }  // namespace vtts

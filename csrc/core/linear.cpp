@@ -113,6 +113,8 @@ const TileKernel& tile_kernel(const char* what, Isa isa) {
       return *avx512_tile_kernel();
     case Isa::kAvx2:
       return *avx2_tile_kernel();
+    case Isa::kNeon:
+      return *neon_tile_kernel();
     default:
       return scalar_tile_kernel();
   }

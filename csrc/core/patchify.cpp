@@ -264,7 +264,14 @@ class Patchifier {
 };
 
 const RowKernels& row_kernels(const char* what, Isa isa) {
-  return resolve_isa(what, isa) == Isa::kScalar ? scalar_row_kernels() : *avx2_row_kernels();
+  switch (resolve_isa(what, isa)) {
+    case Isa::kScalar:
+      return scalar_row_kernels();
+    case Isa::kNeon:
+      return *neon_row_kernels();
+    default:
+      return *avx2_row_kernels();
+  }
 }
 
 template <typename Numerics>

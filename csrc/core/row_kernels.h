@@ -42,7 +42,8 @@ struct RowKernels {
 };
 
 const RowKernels& scalar_row_kernels();
-// nullptr where the compiler cannot target AVX2 or the machine lacks it (or FMA).
+// nullptr where the compiler cannot target the instruction set.
 const RowKernels* avx2_row_kernels();
+const RowKernels* neon_row_kernels();
 
 }  // namespace vtts

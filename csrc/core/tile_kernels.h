@@ -32,6 +32,7 @@ const TileKernel& scalar_tile_kernel();
 // nullptr where the compiler cannot target the instruction set.
 const TileKernel* avx2_tile_kernel();
 const TileKernel* avx512_tile_kernel();
+const TileKernel* neon_tile_kernel();
 
 const TileKernel& tile_kernel(const char* what, Isa isa);
 

@@ -3,12 +3,14 @@
 
 namespace vtts {
 
-// Instruction sets with kernels of their own; kAuto takes the best that is supported. One includes
-// those before it: an operation without kernels for it runs the next lower ones.
-enum class Isa { kAuto, kScalar, kAvx2, kAvx512 };
+// Instruction sets with kernels of their own; kAuto takes the best that is supported. AVX-512
+// includes AVX2: an operation without kernels for the one runs those of the other.
+enum class Isa { kAuto, kScalar, kAvx2, kAvx512, kNeon };
 
 // Whether the processor is Intel's own: libraries by Intel choose their code by that.
 bool cpu_is_intel();
+
+const char* isa_name(Isa isa);
 
 // Whether this build and this machine can run `isa`.
 bool isa_supported(Isa isa);

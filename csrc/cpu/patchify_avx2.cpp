@@ -1,7 +1,6 @@
 // AVX2 row kernels. Functions carry their target attribute, so the file needs no compiler flags and
 // nothing here runs on a machine without AVX2.
 #include "core/row_kernels.h"
-#include "cpu/cpu_features.h"
 
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 
@@ -218,8 +217,7 @@ VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisatio
 const RowKernels* avx2_row_kernels() {
   static const RowKernels kernels = {horizontal_fixed, horizontal_float, vertical_fixed,
                                      vertical_float,   split_channels,   normalise};
-  static const bool available = isa_supported(Isa::kAvx2);
-  return available ? &kernels : nullptr;
+  return &kernels;
 }
 
 }  // namespace vtts

@@ -27,7 +27,7 @@ void check(bool ok, const std::string& what) {
 
 std::vector<vtts::Isa> isas() {
   std::vector<vtts::Isa> result = {vtts::Isa::kScalar};
-  for (const vtts::Isa isa : {vtts::Isa::kAvx2, vtts::Isa::kAvx512}) {
+  for (const vtts::Isa isa : {vtts::Isa::kAvx2, vtts::Isa::kAvx512, vtts::Isa::kNeon}) {
     if (vtts::isa_supported(isa)) result.push_back(isa);
   }
   return result;
@@ -38,6 +38,13 @@ std::vector<float> noise(size_t count, std::mt19937& random) {
   std::vector<float> values(count);
   for (float& value : values) value = normal(random);
   return values;
+}
+
+bool close(const std::vector<float>& values, const std::vector<double>& exact, double tolerance) {
+  for (size_t i = 0; i < exact.size(); ++i) {
+    if (!(std::abs(values[i] - exact[i]) <= tolerance)) return false;  // a NaN is not close
+  }
+  return values.size() == exact.size();
 }
 
 // Few rows and many run other kernels; `part` rows among `num_rows` are of the same kind.
@@ -92,6 +99,104 @@ void test_attention_refuses() {
   }
 }
 
+// One sequence whose pages lie backwards; fewer rows than kFewRows and more run other kernels.
+void test_attention(int64_t num_new, std::mt19937& random) {
+  constexpr int64_t kPages = 23, kPageSize = 16, kKeys = kPages * kPageSize - 5;
+  constexpr int kHeads = 6, kKvHeads = 2, kDim = 24;
+  const int64_t row = kHeads * kDim, slot = kKvHeads * kDim;
+  const auto queries = noise(num_new * row, random);
+  const auto keys = noise(kPages * kPageSize * slot, random);
+  const auto values = noise(kPages * kPageSize * slot, random);
+  std::vector<int64_t> pages(kPages);
+  for (int64_t p = 0; p < kPages; ++p) pages[p] = kPages - 1 - p;
+  const int64_t starts[] = {0, num_new}, num_keys = kKeys;
+  vtts::PagedAttentionArgs args;
+  args.queries = queries.data();
+  args.query_stride = row;
+  args.keys = keys.data();
+  args.values = values.data();
+  args.page_table = pages.data();
+  args.table_stride = args.num_pages = kPages;
+  args.row_starts = starts;
+  args.num_keys = &num_keys;
+  args.num_rows = num_new;
+  args.num_sequences = 1;
+  args.page_size = kPageSize;
+  args.num_heads = kHeads;
+  args.num_kv_heads = kKvHeads;
+  args.head_dim = kDim;
+  args.scale = 0.2f;
+  const auto at = [&](int64_t key, int64_t head) {
+    return (pages[key / kPageSize] * kPageSize + key % kPageSize) * slot + head / 3 * kDim;
+  };
+  std::vector<double> exact(num_new * row, 0.0);
+  for (int64_t i = 0; i < num_new * kHeads; ++i) {
+    const int64_t sees = kKeys - num_new + i / kHeads + 1;
+    double sum = 0.0;
+    for (int64_t j = 0; j < sees; ++j) {
+      double score = 0.0;
+      for (int d = 0; d < kDim; ++d) {
+        score += double{queries[i * kDim + d]} * keys[at(j, i % kHeads) + d];
+      }
+      const double weight = std::exp(args.scale * score);
+      sum += weight;
+      for (int d = 0; d < kDim; ++d) {
+        exact[i * kDim + d] += weight * values[at(j, i % kHeads) + d];
+      }
+    }
+    for (int d = 0; d < kDim; ++d) exact[i * kDim + d] /= sum;
+  }
+  for (const vtts::Isa isa : isas()) {
+    std::vector<float> once(num_new * row, NAN), again(num_new * row, NAN);
+    args.out = once.data();
+    vtts::paged_attention(args, isa, 1);
+    args.out = again.data();
+    vtts::paged_attention(args, isa, 3);
+    check(once == again, "threads do not change attention");
+    check(close(once, exact, 1e-5), "attention is exact to rounding");
+  }
+}
+
+void test_row_ops(std::mt19937& random) {
+  constexpr int64_t kRows = 3, kChannels = 43, kDim = 22, kHeads = 2;
+  const auto x = noise(kRows * kChannels, random), residual = noise(kRows * kChannels, random);
+  const auto weight = noise(kChannels, random), gate_up = noise(kRows * 2 * kChannels, random);
+  const auto heads = noise(kRows * kHeads * kDim, random);
+  const auto cos = noise(kRows * kDim / 2, random), sin = noise(kRows * kDim / 2, random);
+  std::vector<double> normed, gated, turned(heads.begin(), heads.end());
+  for (int64_t n = 0; n < kRows; ++n) {
+    double squares = 0.0;
+    for (int64_t c = 0; c < kChannels; ++c) {
+      const double h = double{x[n * kChannels + c]} + residual[n * kChannels + c];
+      squares += h * h;
+    }
+    for (int64_t c = 0; c < kChannels; ++c) {
+      const double h = double{x[n * kChannels + c]} + residual[n * kChannels + c];
+      normed.push_back(weight[c] * h / std::sqrt(squares / kChannels + 1e-6));
+      const double gate = gate_up[2 * n * kChannels + c];
+      gated.push_back(gate / (1 + std::exp(-gate)) * gate_up[(2 * n + 1) * kChannels + c]);
+    }
+    for (int64_t i = 0; i < kHeads * kDim; ++i) {
+      const int64_t half = kDim / 2, pair = i % kDim % half, low = i - i % kDim + pair;
+      const double c = cos[n * half + pair], s = sin[n * half + pair];
+      const float* const head = heads.data() + n * kHeads * kDim + low;
+      turned[n * kHeads * kDim + i] =
+          i % kDim < half ? head[0] * c - head[half] * s : head[half] * c + head[0] * s;
+    }
+  }
+  for (const vtts::Isa isa : isas()) {
+    std::vector<float> y(kRows * kChannels, NAN), h = y, out = y, rows = heads;
+    vtts::rmsnorm({x.data(), kChannels, residual.data(), kChannels, weight.data(), 1e-6f, kRows,
+                   kChannels, y.data(), h.data()},
+                  isa, 2);
+    check(close(y, normed, 1e-5), "rmsnorm");
+    vtts::swiglu(gate_up.data(), kRows, kChannels, out.data(), isa, 2);
+    check(close(out, gated, 1e-5), "swiglu");
+    vtts::rotary(rows.data(), kHeads * kDim, kRows, kHeads, kDim, cos.data(), sin.data(), isa, 2);
+    check(close(rows, turned, 1e-5), "rotary");
+  }
+}
+
 void test_greedy(std::mt19937& random) {
   auto logits = noise(5003, random);
   logits[4711] = logits[4712] = 9.0f;
@@ -140,8 +245,12 @@ int main() {
   test_linear(7, 1, random);
   test_linear(95, 19, random);
   test_attention_refuses();
+  test_attention(5, random);
+  test_attention(40, random);
+  test_row_ops(random);
   test_greedy(random);
   test_threads_that_are_kept();
-  std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
+  std::printf("%s (best: %s)\n", num_failures == 0 ? "all passed" : "failed",
+              vtts::isa_name(vtts::resolve_isa("test", vtts::Isa::kAuto)));
   return num_failures == 0 ? 0 : 1;
 }

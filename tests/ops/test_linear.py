@@ -16,7 +16,7 @@ from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.native import MAX_ROWS
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _C.isa_supported(isa)]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
 SHAPES = [(1, 1), (5, 3), (3, 16), (7, 24), (64, 31), (100, 513), (1000, 200)]  # (O, C)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _C.isa_supported(isa)]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
 
 
 @dataclass

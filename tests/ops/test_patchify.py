@@ -24,7 +24,7 @@ from vtts_rt.ops.patchify import (
 from vtts_rt.types import PixelBox
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
 ROUNDINGS = ["cpu", "cuda"]
 
 
@@ -303,8 +303,8 @@ def test_the_native_core_checks_for_itself() -> None:
     """It is callable on its own, and a bad box there would read foreign memory."""
     with pytest.raises(ValueError, match="box must be non-empty and inside"):
         on_isa([one(FRAME, (28, 28), PixelBox(0, 0, 50, 41))], "scalar", "cpu")
-    with pytest.raises(ValueError, match="isa must be one of auto, scalar, avx2, avx512, got neon"):
-        on_isa([one(FRAME, (28, 28))], "neon", "cpu")
+    with pytest.raises(ValueError, match="must be one of auto, scalar, avx2, avx512, neon, got sse"):
+        on_isa([one(FRAME, (28, 28))], "sse", "cpu")
     with pytest.raises(ValueError, match="num_threads must be >= 1"):
         on_isa([one(FRAME, (28, 28))], "scalar", "cpu", num_threads=0)
     out = np.empty((3, 1176), dtype=np.float32)

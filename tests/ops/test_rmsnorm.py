@@ -98,7 +98,7 @@ def test_bad_arguments_are_refused() -> None:
         rmsnorm(x, weight, backend="triton")
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "neon"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 64), (2, 515), (900, 96)])
 @pytest.mark.parametrize("with_residual", [False, True])
 def test_native_is_as_exact_as_eager_on_every_instruction_set(

@@ -10,7 +10,7 @@ from triton_tools import check_interpreted, run_triton
 from vtts_rt.ops.rotary import rotary, rotary_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
 
 
 def some(num_rows: int, num_heads: int, dim: int, extra: int = 2) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vtts_rt.ops.segment_attention import Run, segment_attention, segment_attention_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = [isa for isa in ("scalar", "avx2", "avx512") if _C.isa_supported(isa)]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
 CASES = [  # runs, heads, head dim
     ([Run(0, 1, 1)], 1, 1),
     ([Run(0, 3, 64), Run(192, 2, 32), Run(256, 1, 4)], 2, 80),

@@ -9,7 +9,7 @@ from triton_tools import check_interpreted
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-ISAS = ["scalar", "avx2"] if _C.isa_supported("avx2") else ["scalar"]
+ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -55,7 +55,7 @@ def has_vectors() -> bool:
     more than MAX_ROWS rows."""
     from vtts_rt import _C
 
-    return bool(_C.isa_supported("avx2"))
+    return bool(_C.isa_supported("avx2") or _C.isa_supported("neon"))
 
 
 def refusal(*tensors: Tensor) -> str | None:

@@ -1,0 +1,100 @@
+// NEON float kernels: a vector is a pair of registers, so that bodies see the 8 lanes of AVX2.
+#include "core/float_kernels.h"
+
+#if defined(__aarch64__) && defined(__GNUC__)
+
+#include <arm_neon.h>
+
+#include <algorithm>
+#include <cmath>
+
+#define VTTS_TARGET
+#define VTTS_INLINE __attribute__((always_inline)) inline
+
+namespace vtts {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 8;
+  float32x4_t low, high;
+
+  VTTS_INLINE static Vec zero() { return broadcast(0.0f); }
+  VTTS_INLINE static Vec load(const float* from) { return {vld1q_f32(from), vld1q_f32(from + 4)}; }
+  // The first `count` <= kLanes floats, then zeros.
+  VTTS_INLINE static Vec load_part(const float* from, int count) {
+    float part[kLanes] = {};
+    std::copy(from, from + count, part);
+    return load(part);
+  }
+  VTTS_INLINE static Vec broadcast(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x)}; }
+  VTTS_INLINE void store(float* to) const {
+    vst1q_f32(to, low);
+    vst1q_f32(to + 4, high);
+  }
+  VTTS_INLINE static Vec add(Vec a, Vec b) {
+    return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)};
+  }
+  VTTS_INLINE static Vec sub(Vec a, Vec b) {
+    return {vsubq_f32(a.low, b.low), vsubq_f32(a.high, b.high)};
+  }
+  VTTS_INLINE static Vec mul(Vec a, Vec b) {
+    return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)};
+  }
+  VTTS_INLINE static Vec div(Vec a, Vec b) {
+    return {vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)};
+  }
+  VTTS_INLINE static Vec max(Vec a, Vec b) {
+    return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)};
+  }
+  VTTS_INLINE Vec halves_swapped() const { return {high, low}; }
+  VTTS_INLINE static Vec fma(Vec a, Vec b, Vec c) {
+    return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
+  }
+  VTTS_INLINE float sum() const { return vaddvq_f32(vaddq_f32(low, high)); }
+  VTTS_INLINE static Vec exp(Vec x) { return {exp(x.low), exp(x.high)}; }
+
+ private:
+  // exp within 2 ulp, cut off to [2^-126, 2^127], as in the AVX2 kernels: x = n ln 2 + r with
+  // |r| <= ln 2 / 2, ln 2 in two parts, and the Taylor polynomial of degree 7. A NaN stays one.
+  VTTS_INLINE static float32x4_t exp(float32x4_t x) {
+    const float32x4_t cut = vmaxq_f32(vdupq_n_f32(-87.33f), vminq_f32(vdupq_n_f32(88.02f), x));
+    const float32x4_t n = vrndnq_f32(vmulq_n_f32(cut, 1.44269504f));
+    float32x4_t r = vfmsq_n_f32(cut, n, 0.693359375f);
+    r = vfmsq_n_f32(r, n, -2.12194440e-4f);
+    float32x4_t y = vdupq_n_f32(1.0f / 5040);
+    for (const float c : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+      y = vfmaq_f32(vdupq_n_f32(c), y, r);
+    }
+    const int32x4_t power = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(y, vreinterpretq_f32_s32(vshlq_n_s32(power, 23)));
+  }
+};
+
+VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
+  const auto halves = [](Vec v) { return vaddq_f32(v.low, v.high); };
+  vst1q_f32(to, vpaddq_f32(vpaddq_f32(halves(a), halves(b)), vpaddq_f32(halves(c), halves(d))));
+}
+
+VTTS_INLINE void prefetch(const float* from) { __builtin_prefetch(from); }
+
+#include "cpu/float_kernels_body.h"
+
+}  // namespace
+
+const FloatKernels* neon_float_kernels() {
+  static const FloatKernels kernels = {linear, attend, weigh_columns, rmsnorm,
+                                       swiglu, rotate, maximum,       sum_exp};
+  return &kernels;
+}
+
+}  // namespace vtts
+
+#else
+
+namespace vtts {
+
+const FloatKernels* neon_float_kernels() { return nullptr; }
+
+}  // namespace vtts
+
+#endif
