@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/filter.h"
+#include "core/huge_pages.h"
 #include "core/parallel.h"
 #include "core/patch_rows.h"
 #include "core/row_kernels.h"
@@ -375,10 +376,12 @@ void patchify(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& o
   int64_t num_token_rows = 0;
   for (size_t i = 0; i < num_jobs; ++i) num_token_rows += jobs[i].height / kTokenPx;
   const int64_t token_rows = rows_per_part(num_token_rows, options.num_threads);
+  float* const begin = out;
   std::vector<TokenRows> parts;
   for (size_t i = 0; i < num_jobs; ++i) {
     out = cut({&jobs[i], 0, jobs[i].height / kTokenPx, out}, token_rows, &parts);
   }
+  prefer_huge_pages(begin, (out - begin) * sizeof(float));
   rows->write(parts);
 }
 
