@@ -226,7 +226,7 @@ def patchify(
 
     rounding: "cpu" or "cuda", where the resize rounds (see the file's head); without effect where
         the crop already has the target size.
-    backend: "auto", "cpu" (native, scalar or AVX2) or "reference".
+    backend: "auto", "cpu" (native, on the best instruction set there is) or "reference".
     num_threads: CPU threads; 0 takes torch.get_num_threads(). Never changes a value.
     out: contiguous CPU float32 (P, 1176) to write to; P is the sum of the jobs' `num_rows`.
 
