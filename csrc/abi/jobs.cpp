@@ -79,8 +79,8 @@ PatchifyOptions read_options(const vtts_patchify_options* options, bool for_cpu,
           "in [1, 1024]", given.num_threads);
   result.num_threads = given.num_threads;
   const int32_t isa = number_of(given.isa);
-  constexpr Isa kIsas[] = {Isa::kAuto, Isa::kScalar, Isa::kAvx2, Isa::kAvx512};
-  require(isa >= VTTS_ISA_AUTO && isa <= VTTS_ISA_AVX512, what, "options.isa", "a vtts_isa", isa);
+  constexpr Isa kIsas[] = {Isa::kAuto, Isa::kScalar, Isa::kAvx2, Isa::kAvx512, Isa::kNeon};
+  require(isa >= VTTS_ISA_AUTO && isa <= VTTS_ISA_NEON, what, "options.isa", "a vtts_isa", isa);
   result.isa = kIsas[isa];
   if (!isa_supported(result.isa)) {
     throw Unsupported(std::string(what) +

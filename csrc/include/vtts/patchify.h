@@ -27,6 +27,7 @@ typedef enum vtts_isa {
   VTTS_ISA_SCALAR = 1,
   VTTS_ISA_AVX2 = 2,
   VTTS_ISA_AVX512 = 3,
+  VTTS_ISA_NEON = 4,
   VTTS_ISA_FORCE_INT32 = 0x7fffffff
 } vtts_isa;
 

@@ -81,7 +81,7 @@ vtts_patchify_options read_options(Input& input) {
   };
   number(&options.rounding, input.below(2));
   if (input.one_in(8)) number(&options.rounding, input.integer());
-  if (input.one_in(2)) number(&options.isa, input.below(5));
+  if (input.one_in(2)) number(&options.isa, input.below(6));
   options.num_threads = 1 + static_cast<int32_t>(input.below(2));
   if (input.one_in(16)) options.num_threads = static_cast<int32_t>(input.integer());
   if (input.one_in(8)) options.std[input.below(3)] = static_cast<float>(input.real());
