@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vtts_rt.ops.cascade_attention import cascade_attention, cascade_attention_ref, find_groups
 from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear, linear_ref
+from vtts_rt.ops.merge_state import merge_state, merge_state_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
@@ -14,9 +16,14 @@ from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 __all__ = [
     "PatchifyJob",
     "Run",
+    "cascade_attention",
+    "cascade_attention_ref",
     "explain",
+    "find_groups",
     "linear",
     "linear_ref",
+    "merge_state",
+    "merge_state_ref",
     "paged_attention",
     "paged_attention_ref",
     "patchify",
