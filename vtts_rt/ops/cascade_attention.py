@@ -12,14 +12,21 @@ and of a row's own keys; H query heads, K key/value heads, D head dim.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.dispatch import Backend, register
-from vtts_rt.ops.paged_attention import check_indices, check_pool
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.paged_attention import (
+    adjacent_features,
+    check_indices,
+    check_pool,
+    triton_refusal,
+)
+from vtts_rt.types import require
 
 # A group is worth a launch of its own from about 3 x 1,024 keys that are not read again: 6 MB a
 # layer of the 7B model (2,048 bytes a key and layer), 2 microseconds at 3.35 TB/s. Groups that fit
@@ -67,8 +74,19 @@ def _torch(*tensors: Tensor, max_shared: int, max_seqlen_k: int, scale: float) -
     return cascade_attention_ref(*tensors, scale=scale)
 
 
+def _triton(
+    q: Tensor, *tensors: Tensor, max_shared: int, max_seqlen_k: int, scale: float
+) -> Tensor:
+    from vtts_rt.kernels import cascade_attention as kernel
+
+    q = adjacent_features(q)
+    out: Tensor = kernel.cascade_attention(q, *tensors, max_shared, max_seqlen_k, scale)
+    return out
+
+
 _OP = register(
     "cascade_attention",
+    Backend("triton", triton_supports, _triton),
     Backend("reference", lambda device: None, _torch),
 )
 
@@ -119,6 +137,10 @@ def cascade_attention(
         seqlens_k=(seqlens_k, (q.shape[0],)),
     )
     run = _OP.resolve(q.device.type, backend).run
+    if run is _triton and (refusal := triton_refusal(q, keys, values)) is not None:
+        rule = f"what backend {backend!r} takes"
+        require("cascade_attention", "q, keys, values", refusal, backend == "auto", rule)
+        run = _torch
     out: Tensor = run(
         q,
         keys,
@@ -205,13 +227,9 @@ def find_groups(
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading values are equal."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
+    """How many leading values are equal, by halving: slices compare faster than a loop."""
+    lengths = range(min(len(a), len(b)) + 1)
+    return bisect_left(lengths, True, key=lambda n: a[:n] != b[:n]) - 1
 
 
 def _table(rows: list[Sequence[int]]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.types import require
 
 
@@ -33,8 +33,17 @@ def _torch(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[
     return out.to(out_a.dtype), lse
 
 
+def _triton(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    from vtts_rt.kernels import merge_state as kernel
+
+    states = (x.contiguous() for x in (out_a, lse_a, out_b, lse_b))
+    out, lse = kernel.merge_state(*states)
+    return out, lse
+
+
 _OP = register(
     "merge_state",
+    Backend("triton", triton_supports, _triton),
     Backend("reference", lambda device: None, _torch),
 )
 

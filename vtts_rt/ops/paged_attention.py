@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.native import MAX_HEAD_DIM
 from vtts_rt.types import require
 
@@ -133,6 +133,42 @@ def _torch(
     return paged_attention_ref(q, keys, values, page_table, cu_seqlens_q, seqlens_k, scale=scale)
 
 
+def _triton(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqlens_k: Tensor,
+    scale: float,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    from vtts_rt.kernels import paged_attention as kernel
+
+    if seqlens_k.numel() == 0:
+        return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    out, lse = kernel.paged_attention(
+        adjacent_features(q),
+        keys,
+        values,
+        page_table,
+        cu_seqlens_q,
+        seqlens_k,
+        scale,
+        int(cu_seqlens_q.diff().max()) if max_seqlen_q is None else max_seqlen_q,
+        int(seqlens_k.max()) if max_seqlen_k is None else max_seqlen_k,
+        return_lse,
+    )
+    return out, lse
+
+
+def adjacent_features(q: Tensor) -> Tensor:
+    """q, copied only where its last stride demands it."""
+    return q if q.stride(-1) == 1 else q.contiguous()
+
+
 def _refusal(run: object, return_lse: bool, q: Tensor, keys: Tensor, values: Tensor) -> str | None:
     """Why a backend's kernel cannot take these tensors, or None."""
     if run is _torch:
@@ -143,6 +179,11 @@ def _refusal(run: object, return_lse: bool, q: Tensor, keys: Tensor, values: Ten
         if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
             return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
         return "return_lse" if return_lse else native.refusal(q, keys, values)
+    return triton_refusal(q, keys, values)
+
+
+def triton_refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these tensors, or None."""
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or keys.dtype != q.dtype:
         return f"{q.dtype} queries and {keys.dtype} keys, not of one type of up to 32 bits"
     if q.shape[-1] > MAX_HEAD_DIM:
@@ -156,6 +197,7 @@ def _refusal(run: object, return_lse: bool, q: Tensor, keys: Tensor, values: Ten
 
 _OP = register(
     "paged_attention",
+    Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _native),
     Backend("reference", lambda device: None, _torch),
 )
