@@ -39,11 +39,13 @@ def _attend(
     PAGE_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Online softmax over the keys begin <= j < end, of which a row sees j < limit. top: largest
     score so far, in units of log(2); total, acc: sums of weights and of weighted values."""
+    FACTOR: tl.constexpr = tl.float32 if WIDE else q.dtype
     feature = tl.arange(0, BLOCK_D)
     for first in range(begin, end, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
@@ -54,7 +56,7 @@ def _attend(
         inside = exists[:, None] & (feature < HEAD_DIM)[None, :]
         key = tl.load(keys_ptr + where, mask=inside, other=0.0)
         value = tl.load(values_ptr + where, mask=inside, other=0.0)
-        scores = tl.dot(q, tl.trans(key), input_precision="ieee") * scale
+        scores = tl.dot(q.to(FACTOR), tl.trans(key.to(FACTOR)), input_precision="ieee") * scale
         if MASKED:
             scores = tl.where(j[None, :] < limit[:, None], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -64,7 +66,9 @@ def _attend(
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weights, 1)
-        acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
+        acc *= shrink[:, None]
+        rounded = weights.to(value.dtype).to(FACTOR)
+        acc = tl.dot(rounded, value.to(FACTOR), acc, input_precision="ieee")
         top = new_top
     return top, total, acc
 
@@ -96,6 +100,7 @@ def paged_attention_kernel(
     CAUSAL: tl.constexpr,
     PARTIAL: tl.constexpr,
     HAS_LSE: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -139,10 +144,9 @@ def paged_attention_kernel(
     place = row * (KV_HEADS * GROUP) + head
     out_ptr += first_place * HEAD_DIM
     lse_ptr += first_place
-    if PARTIAL:
-        if begin >= end:
-            tl.store(lse_ptr + place, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=used)
-            return
+    if PARTIAL and begin >= end:
+        tl.store(lse_ptr + place, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=used)
+        return
 
     feature = tl.arange(0, BLOCK_D)
     inside = used[:, None] & (feature < HEAD_DIM)[None, :]
@@ -174,6 +178,7 @@ def paged_attention_kernel(
         PAGE_SIZE,
         HEAD_DIM,
         False,
+        WIDE,
         BLOCK_N,
         BLOCK_D,
     )
@@ -194,6 +199,7 @@ def paged_attention_kernel(
         PAGE_SIZE,
         HEAD_DIM,
         True,
+        WIDE,
         BLOCK_N,
         BLOCK_D,
     )
@@ -359,6 +365,7 @@ def launch(
         CAUSAL=causal,
         PARTIAL=partial,
         HAS_LSE=lse is not None,
+        WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
         BLOCK_M=plan.tiles.block_m,
         BLOCK_N=plan.tiles.block_n,
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
@@ -483,6 +490,7 @@ def _variant(
             "CAUSAL": causal,
             "PARTIAL": partial,
             "HAS_LSE": partial,
+            "WIDE": False,
             "BLOCK_M": chosen.block_m,
             "BLOCK_N": chosen.block_n,
             "BLOCK_D": head_dim,
