@@ -457,6 +457,10 @@ def variants() -> list[dict]:
     return found
 
 
+# No loop has one (cuobjdump -sass).
+SPILLS = "up to 72 bytes with Triton 3.6: places of rows that wait for the store, outside the loops"
+
+
 def _variant(
     name: str,
     group: int,
@@ -471,7 +475,7 @@ def _variant(
     chosen = tiles(rows * group, head_dim, 4 if dtype == "fp32" else 2)
     strides = ("q_row_stride", "q_head_stride", "page_stride", "slot_stride", "head_stride")
     counts = ("table_stride", "num_tiles", "num_splits", "num_rows")
-    return {
+    variant = {
         "name": f"{dtype}, D {head_dim}, pages of 16, {name}",
         "kernel": paged_attention_kernel,
         "signature": {
@@ -499,3 +503,5 @@ def _variant(
         "num_stages": chosen.num_stages,
         "unaligned": counts,
     }
+    many = partial and chosen.block_m > 32
+    return variant | ({"spills": SPILLS} if many or dtype == "fp32" else {})

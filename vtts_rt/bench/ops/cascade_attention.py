@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from vtts_rt.bench.ops.case import DTYPES, Case, Outputs, Scale, bench_dtype
-from vtts_rt.ops.cascade_attention import Groups, cascade_attention, cascade_attention_ref
+from vtts_rt.ops.cascade_attention import cascade_attention, cascade_attention_ref
 from vtts_rt.ops.paged_attention import paged_attention
 
 
@@ -70,39 +70,47 @@ def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Case:
     num_groups, num_rows = len(rows), len(own)
     q = torch.randn(num_rows, num_heads + 2 * check, head_dim, generator=generator)
     q = q.to(device, dtype)[:, :num_heads]
-    groups = Groups(
-        *(
-            x.to(device, index_dtype)
-            for x in (
-                tables[:num_groups],
-                torch.tensor(shared),
-                torch.tensor([0, *rows]).cumsum(0),
-                tables[num_groups:],
-                torch.tensor(own),
-            )
-        ),
-        max(shared),
-        max(own),
+    table, lengths, bounds, own_table, own_lengths = (
+        x.to(device, index_dtype)
+        for x in (
+            tables[:num_groups],
+            torch.tensor(shared),
+            torch.tensor([0, *rows]).cumsum(0),
+            tables[num_groups:],
+            torch.tensor(own),
+        )
     )
 
     def run(backend: str) -> Outputs:
-        bounds = {"max_shared": groups.max_shared, "max_seqlen_k": groups.max_seqlen_k}
-        return (cascade_attention(q, keys, values, *groups[:5], **bounds, backend=backend),)
+        groups = (table, lengths, bounds, own_table, own_lengths)
+        most = (max(shared), max(own))
+        out = cascade_attention(
+            q, keys, values, *groups, max_shared=most[0], max_seqlen_k=most[1], backend=backend
+        )
+        return (out,)
 
     def exact() -> Outputs:
-        return (cascade_attention_ref(*(x.double() for x in (q, keys, values)), *groups[:5]),)
-
-    if not check:
-        # The shared keys are whole pages: the same sequences as paged_attention takes them.
-        joined = (groups.shared_table.repeat_interleave(num_rows, 0), groups.page_table)
-        table = torch.cat(joined, 1)[:, : counts[0] + counts[1]].contiguous()
-        bounds = torch.arange(num_rows + 1, device=device)
-        lengths = groups.seqlens_k + shared[0]
-        most = {"max_seqlen_q": 1, "max_seqlen_k": shared[0] + max(own)}
+        pool = (keys.double(), values.double())
+        groups = (table, lengths, bounds, own_table, own_lengths)
+        return (cascade_attention_ref(q.double(), *pool, *groups),)
 
     def plain() -> Outputs:
-        return (paged_attention(q, keys, values, table, bounds, lengths, **most),)
+        out = paged_attention(
+            q,
+            keys,
+            values,
+            whole_table,
+            whole_bounds,
+            whole_lengths,
+            max_seqlen_q=1,
+            max_seqlen_k=shared[0] + max(own),
+        )
+        return (out,)
 
+    # At "bench" scale one group shares whole pages: the same sequences as paged_attention has them.
+    whole_table = torch.cat((table[:1, : counts[0]].expand(num_rows, -1), own_table), 1)
+    whole_bounds = torch.arange(num_rows + 1, device=device)
+    whole_lengths = own_lengths + shared[0]
     seen = sum(n * m for n, m in zip(rows, shared, strict=True)) + sum(own)
     once = 2 * num_kv_heads * (sum(shared) + sum(own)) + 2 * num_rows * num_heads
     names = (", ".join(map(str, sizes)) for sizes in (rows, shared, sorted(set(own))))

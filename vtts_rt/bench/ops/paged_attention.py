@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -81,10 +82,10 @@ def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool, with_lse: 
     moved = 2 * sum(shape.num_keys) * num_kv_heads + 2 * sum(shape.num_new) * num_heads
 
     def run(backend: str) -> Outputs:
-        bounds = {"max_seqlen_q": max(shape.num_new), "max_seqlen_k": max(shape.num_keys)}
-        if with_lse:
-            return paged_attention(*batch, **bounds, return_lse=True, backend=backend)
-        return (paged_attention(*batch, **bounds, backend=backend),)
+        most = (max(shape.num_new), max(shape.num_keys))
+        call = partial(paged_attention, *batch, max_seqlen_q=most[0], max_seqlen_k=most[1])
+        found = call(return_lse=with_lse, backend=backend)
+        return found if isinstance(found, tuple) else (found,)
 
     def exact() -> Outputs:
         out, lse = paged_attention_ref(*_in_blocks(batch))
@@ -130,7 +131,8 @@ def _batch(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Batch:
     index_dtype = torch.int32 if check and len(counts) > 1 else torch.int64
     indices = (table, torch.tensor([0, *num_new]).cumsum(0), torch.tensor(num_keys))
     keys, values = pools.to(device, dtype)
-    return Batch(q, keys, values, *(x.to(device, index_dtype) for x in indices))
+    page_table, cu_seqlens_q, seqlens_k = (x.to(device, index_dtype) for x in indices)
+    return Batch(q, keys, values, page_table, cu_seqlens_q, seqlens_k)
 
 
 def _in_blocks(batch: Batch) -> Batch:
@@ -143,9 +145,14 @@ def _in_blocks(batch: Batch) -> Batch:
             starts.append(first)
             seqlens.append(num_keys[s] - stop + last)
             tables.append(s)
-    wide = (x.double() for x in (batch.q, batch.keys, batch.values))
-    cu_seqlens_q = torch.tensor([*starts, bounds[-1]])
-    return Batch(*wide, batch.page_table[tables], cu_seqlens_q, torch.tensor(seqlens))
+    return Batch(
+        batch.q.double(),
+        batch.keys.double(),
+        batch.values.double(),
+        batch.page_table[tables],
+        torch.tensor([*starts, bounds[-1]]),
+        torch.tensor(seqlens),
+    )
 
 
 def sdpa(batch: Batch) -> Tensor:
