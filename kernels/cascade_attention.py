@@ -1,15 +1,16 @@
 """Decoding rows whose sequences share leading pages of keys: one reading of those a group.
 
 The kernel of paged_attention runs twice, over the shared keys with a group's rows x heads as the
-tile, and over each row's own keys; both leave partial results side by side, which one launch of
-`combine` merges with their splits.
+tile, and over each row's own keys; both leave partial results side by side, of which one launch of
+`merge_parts` makes one.
 
 Legend: N rows, S groups, H query heads, D head dim.
 """
 
 import torch
 
-from vtts_rt.kernels.paged_attention import combine, launch, plan
+from vtts_rt.kernels.merge_state import merge_parts
+from vtts_rt.kernels.paged_attention import launch, plan
 
 
 def cascade_attention(
@@ -32,10 +33,9 @@ def cascade_attention(
     num_parts = shared.num_splits + own.num_splits
     parts = torch.empty((num_parts, *q.shape), dtype=torch.float32, device=q.device)
     lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
-    rows = torch.arange(num_rows + 1, dtype=torch.int32, device=q.device)
     for chosen, begin, table, bounds, lengths in (
         (shared, 0, shared_table, cu_groups, shared_seqlens),
-        (own, shared.num_splits, page_table, rows, seqlens_k),
+        (own, shared.num_splits, page_table, None, seqlens_k),
     ):
         # A row's own keys are all in its past: none needs the causal mask.
         launch(
@@ -53,7 +53,7 @@ def cascade_attention(
             partial=True,
         )
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    combine(parts, lse, out, None)
+    merge_parts(parts, lse, out, None)
     return out
 
 

@@ -1,4 +1,5 @@
-"""One softmax over two sets of keys, from an attention result over each.
+"""One softmax over sets of keys, from an attention result over each: over two, which the op takes,
+and over many of one buffer, the splits of paged_attention and cascade_attention.
 
 Legend: N rows, H query heads, D head dim.
 """
@@ -45,6 +46,41 @@ def merge_state_kernel(
     tl.store(lse_ptr + place, top + tl.log(total), mask=exists)
 
 
+@triton.jit(do_not_specialize=["num_parts", "num_places"])
+def merge_parts_kernel(
+    parts_ptr,
+    part_lse_ptr,
+    out_ptr,
+    lse_ptr,
+    num_parts,
+    num_places,
+    HEAD_DIM: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """parts: (num_parts, num_places, D), part_lse: (num_parts, num_places) float32, a place being a
+    row's head; out: (num_places, D), lse: (num_places,). One program a place."""
+    place = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    feature = tl.arange(0, BLOCK_D)
+    source = part * num_places + place
+    lse = tl.load(part_lse_ptr + source, mask=part < num_parts, other=float("-inf"))
+    top = tl.max(lse, 0)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    weight = tl.exp(lse - top)
+    total = tl.sum(weight, 0)
+    # Parts without keys were not written.
+    wanted = (lse > float("-inf"))[:, None] & (feature < HEAD_DIM)[None, :]
+    where = parts_ptr + source[:, None] * HEAD_DIM + feature[None, :]
+    values = tl.load(where, mask=wanted, other=0.0)
+    out = tl.sum(values * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    target = out_ptr + place * HEAD_DIM + feature
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=feature < HEAD_DIM)
+    if HAS_LSE:
+        tl.store(lse_ptr + place, top + tl.log(total))
+
+
 def merge_state(
     out_a: torch.Tensor, lse_a: torch.Tensor, out_b: torch.Tensor, lse_b: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,11 +105,33 @@ def merge_state(
     return out, lse
 
 
+def merge_parts(
+    parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None
+) -> None:
+    """parts: (P, N, H, D), part_lse: (P, N, H) float32 -> out: (N, H, D), lse: (N, H) float32."""
+    num_parts, num_rows, num_heads, head_dim = parts.shape
+    if num_rows == 0:
+        return
+    merge_parts_kernel[(num_rows * num_heads,)](
+        parts,
+        part_lse,
+        out,
+        out if lse is None else lse,
+        num_parts,
+        num_rows * num_heads,
+        HEAD_DIM=head_dim,
+        HAS_LSE=lse is not None,
+        PARTS=triton.next_power_of_2(num_parts),
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        num_warps=4,
+    )
+
+
 def variants() -> list[dict]:
     """What is compiled ahead of time: heads of Qwen2.5-VL."""
-    return [
+    found = [
         {
-            "name": "bf16, D 128",
+            "name": "bf16, D 128, two states",
             "kernel": merge_state_kernel,
             "signature": {
                 **dict.fromkeys(("out_a_ptr", "out_b_ptr", "out_ptr"), "*bf16"),
@@ -85,3 +143,21 @@ def variants() -> list[dict]:
             "unaligned": ("num_places",),
         }
     ]
+    for parts in (4, 64):
+        names = ("parts_ptr", "part_lse_ptr", "lse_ptr")
+        found.append(
+            {
+                "name": f"bf16, D 128, {parts} parts",
+                "kernel": merge_parts_kernel,
+                "signature": {
+                    **dict.fromkeys(names, "*fp32"),
+                    "out_ptr": "*bf16",
+                    "num_parts": "i32",
+                    "num_places": "i32",
+                },
+                "constexprs": {"HEAD_DIM": 128, "HAS_LSE": False, "PARTS": parts, "BLOCK_D": 128},
+                "num_warps": 4,
+                "unaligned": ("num_parts", "num_places"),
+            }
+        )
+    return found

@@ -3,9 +3,9 @@
 The query heads of one key/value head times the rows of a sequence are the rows of a tile, so that a
 key is read once for all of them: 16 rows where one token decodes, 128 in a prefill. Where tiles are
 fewer than the GPU has room for, a sequence's keys are split among programs, each of which leaves a
-partial result; `combine` merges those. Grids and splits follow from numbers the host knows; a
-program whose sequence has nothing for it returns at once, so that a captured CUDA graph stays right
-for shorter sequences.
+partial result; `merge_parts` makes one of those. Grids and splits follow from numbers that the host
+knows; a program whose sequence has nothing for it returns at once, so that a captured CUDA graph
+stays right for shorter sequences.
 
 Legend: N rows, S sequences, P most pages of one, H query heads, K key/value heads, D head dim.
 """
@@ -17,8 +17,10 @@ import torch
 import triton
 import triton.language as tl
 
+from vtts_rt.kernels.merge_state import merge_parts
+
 LOG2_E = 1.4426950408889634
-MAX_SPLITS = 64  # one program of `combine` holds a head's D values of all parts
+MAX_SPLITS = 64  # a program of `merge_parts` holds a head's D values of all parts
 
 
 @triton.jit
@@ -97,6 +99,7 @@ def paged_attention_kernel(
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
+    HAS_BOUNDS: tl.constexpr,
     CAUSAL: tl.constexpr,
     PARTIAL: tl.constexpr,
     HAS_LSE: tl.constexpr,
@@ -106,18 +109,22 @@ def paged_attention_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """q: strides in elements, D adjacent. table, bounds (cu_seqlens_q), lengths (seqlens_k): int32
-    or int64. keys, values: laid out alike, D adjacent. scale: of the scores, times log2(e).
-    num_tiles: most tiles of a sequence; grid: (S * KV_HEADS * num_tiles, num_splits).
-    out: contiguous (num_splits, N, H, D), lse: (num_splits, N, H), natural. Of a PARTIAL result
-    what has no keys gets lse -inf, and out where the program had none is left as it is."""
+    or int64; without bounds each sequence has one row. keys, values: laid out alike, D adjacent.
+    scale: of the scores, times log2(e). num_tiles: most of a sequence; grid: (S * KV_HEADS *
+    num_tiles, num_splits). out: contiguous (num_splits, N, H, D), lse: (num_splits, N, H), natural.
+    Of a PARTIAL result what has no keys gets lse -inf, and out where the program had none is left
+    as it is."""
     pid = tl.program_id(0)
     split = tl.program_id(1)
     # Last tiles first: they see the most keys, and short work evens out what is left at the end.
     tile = num_tiles - 1 - pid % num_tiles
     kv_head = (pid // num_tiles) % KV_HEADS
     sequence = pid // num_tiles // KV_HEADS
-    start = tl.load(bounds_ptr + sequence).to(tl.int64)
-    count = (tl.load(bounds_ptr + sequence + 1) - start).to(tl.int32)
+    start = sequence.to(tl.int64)
+    count = 1
+    if HAS_BOUNDS:
+        start = tl.load(bounds_ptr + sequence).to(tl.int64)
+        count = (tl.load(bounds_ptr + sequence + 1) - start).to(tl.int32)
     if tile * BLOCK_M >= count * GROUP:
         return
     num_keys = tl.load(lengths_ptr + sequence).to(tl.int32)
@@ -161,89 +168,34 @@ def paged_attention_kernel(
     table_ptr += sequence.to(tl.int64) * table_stride
     # Whole blocks that every row sees need no mask.
     whole = tl.maximum(tl.minimum(common, end) - begin, 0) // BLOCK_N * BLOCK_N
-    top, total, acc = _attend(
-        q,
-        top,
-        total,
-        acc,
-        limit,
-        begin,
-        begin + whole,
-        keys_ptr,
-        values_ptr,
-        table_ptr,
-        page_stride,
-        slot_stride,
-        scale,
-        PAGE_SIZE,
-        HEAD_DIM,
-        False,
-        WIDE,
-        BLOCK_N,
-        BLOCK_D,
-    )
-    top, total, acc = _attend(
-        q,
-        top,
-        total,
-        acc,
-        limit,
-        begin + whole,
-        end,
-        keys_ptr,
-        values_ptr,
-        table_ptr,
-        page_stride,
-        slot_stride,
-        scale,
-        PAGE_SIZE,
-        HEAD_DIM,
-        True,
-        WIDE,
-        BLOCK_N,
-        BLOCK_D,
-    )
+    for MASKED in tl.static_range(2):
+        top, total, acc = _attend(
+            q,
+            top,
+            total,
+            acc,
+            limit,
+            begin + MASKED * whole,
+            end if MASKED else begin + whole,
+            keys_ptr,
+            values_ptr,
+            table_ptr,
+            page_stride,
+            slot_stride,
+            scale,
+            PAGE_SIZE,
+            HEAD_DIM,
+            MASKED,
+            WIDE,
+            BLOCK_N,
+            BLOCK_D,
+        )
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     target = out_ptr + place[:, None] * HEAD_DIM + feature[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=inside)
     if HAS_LSE:
         lse = (top + tl.log2(total)) * 0.6931471805599453  # -inf + -inf without a key
         tl.store(lse_ptr + place, lse, mask=used)
-
-
-@triton.jit(do_not_specialize=["num_parts", "num_places"])
-def combine_kernel(
-    parts_ptr,
-    part_lse_ptr,
-    out_ptr,
-    lse_ptr,
-    num_parts,
-    num_places,
-    HEAD_DIM: tl.constexpr,
-    HAS_LSE: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """parts: (num_parts, num_places, D), part_lse: (num_parts, num_places) float32, a place being a
-    row's head; out: (num_places, D), lse: (num_places,). One program a place."""
-    place = tl.program_id(0).to(tl.int64)
-    part = tl.arange(0, PARTS)
-    feature = tl.arange(0, BLOCK_D)
-    source = part * num_places + place
-    lse = tl.load(part_lse_ptr + source, mask=part < num_parts, other=float("-inf"))
-    top = tl.max(lse, 0)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    weight = tl.exp(lse - top)
-    total = tl.sum(weight, 0)
-    # Parts without keys were not written.
-    wanted = (lse > float("-inf"))[:, None] & (feature < HEAD_DIM)[None, :]
-    where = parts_ptr + source[:, None] * HEAD_DIM + feature[None, :]
-    values = tl.load(where, mask=wanted, other=0.0)
-    out = tl.sum(values * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    target = out_ptr + place * HEAD_DIM + feature
-    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=feature < HEAD_DIM)
-    if HAS_LSE:
-        tl.store(lse_ptr + place, top + tl.log(total))
 
 
 # -- what the host decides ----------------------------------------------------------------------
@@ -325,7 +277,7 @@ def launch(
     keys: torch.Tensor,
     values: torch.Tensor,
     page_table: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_q: torch.Tensor | None,
     seqlens_k: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor | None,
@@ -334,8 +286,9 @@ def launch(
     causal: bool,
     partial: bool,
 ) -> None:
-    """out: contiguous (plan.num_splits, N, H, D) (or without the first, of one split); lse: the
-    same without D, float32, or None. Features of q, keys and values adjacent."""
+    """cu_seqlens_q: None for one row a sequence. out: contiguous (plan.num_splits, N, H, D) (or
+    without the first, of one split); lse: the same without D, float32, or None. Features of q, keys
+    and values adjacent."""
     num_rows, num_heads, head_dim = q.shape
     page_size, num_kv_heads = keys.shape[1:3]
     grid = (page_table.shape[0] * num_kv_heads * plan.num_tiles, plan.num_splits)
@@ -346,7 +299,7 @@ def launch(
         keys,
         values,
         page_table,
-        cu_seqlens_q,
+        seqlens_k if cu_seqlens_q is None else cu_seqlens_q,
         seqlens_k,
         out,
         out if lse is None else lse,
@@ -362,6 +315,7 @@ def launch(
         GROUP=num_heads // num_kv_heads,
         HEAD_DIM=head_dim,
         PAGE_SIZE=page_size,
+        HAS_BOUNDS=cu_seqlens_q is not None,
         CAUSAL=causal,
         PARTIAL=partial,
         HAS_LSE=lse is not None,
@@ -371,28 +325,6 @@ def launch(
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         num_warps=plan.tiles.num_warps,
         num_stages=plan.tiles.num_stages,
-    )
-
-
-def combine(
-    parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None
-) -> None:
-    """parts: (P, N, H, D), part_lse: (P, N, H) float32 -> out: (N, H, D), lse: (N, H) float32."""
-    num_parts, num_rows, num_heads, head_dim = parts.shape
-    if num_rows == 0:
-        return
-    combine_kernel[(num_rows * num_heads,)](
-        parts,
-        part_lse,
-        out,
-        out if lse is None else lse,
-        num_parts,
-        num_rows * num_heads,
-        HEAD_DIM=head_dim,
-        HAS_LSE=lse is not None,
-        PARTS=triton.next_power_of_2(num_parts),
-        BLOCK_D=triton.next_power_of_2(head_dim),
-        num_warps=4,
     )
 
 
@@ -419,41 +351,24 @@ def paged_attention(
     parts = torch.empty((chosen.num_splits, *q.shape), dtype=torch.float32, device=q.device)
     part_lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
     launch(chosen, *inputs, parts, part_lse, scale, causal=True, partial=True)
-    combine(parts, part_lse, out, lse)
+    merge_parts(parts, part_lse, out, lse)
     return out, lse
 
 
 def variants() -> list[dict]:
     """What is compiled ahead of time: Qwen2.5-VL 7B (28 heads over 4) and 3B (16 over 2), pages of
-    16: decoding, few rows and drafts, prefill, shared prefixes; and float32."""
+    16: decoding, few rows and drafts, prefill, shared prefixes; float32 and the largest D."""
     found = [_variant("7B, prefill", 7, 4, 1024), _variant("3B, prefill", 8, 2, 1024)]
-    for rows in (1, 4, 8, 16):
-        found.append(_variant(f"7B, {rows} rows, split", 7, 4, rows, partial=True))
     found.append(_variant("7B, 1 row", 7, 4, 1))
+    for rows in (1, 4, 8, 16):
+        found.append(_variant(f"7B, {rows} rows, split", 7, 4, rows, PARTIAL=True))
+    shared = {"CAUSAL": False, "PARTIAL": True}
     for rows in (8, 16):
-        shared = f"7B, prefix shared by {rows} rows"
-        found.append(_variant(shared, 7, 4, rows, causal=False, partial=True))
-    for rows in (1, 1024):
-        found.append(_variant(f"7B, {rows} rows", 7, 4, rows, dtype="fp32"))
+        found.append(_variant(f"7B, prefix shared by {rows} rows", 7, 4, rows, **shared))
+    found.append(_variant("7B, keys of one row", 7, 4, 1, HAS_BOUNDS=False, **shared))
+    found.append(_variant("7B, prefill", 7, 4, 1024, dtype="fp32"))
     for rows in (1, 1024):
         found.append(_variant(f"7 heads over 1, {rows} rows", 7, 1, rows, head_dim=256))
-    for parts in (4, 64):
-        names = ("parts_ptr", "part_lse_ptr", "lse_ptr")
-        found.append(
-            {
-                "name": f"bf16, D 128, combine {parts}",
-                "kernel": combine_kernel,
-                "signature": {
-                    **dict.fromkeys(names, "*fp32"),
-                    "out_ptr": "*bf16",
-                    "num_parts": "i32",
-                    "num_places": "i32",
-                },
-                "constexprs": {"HEAD_DIM": 128, "HAS_LSE": False, "PARTS": parts, "BLOCK_D": 128},
-                "num_warps": 4,
-                "unaligned": ("num_parts", "num_places"),
-            }
-        )
     return found
 
 
@@ -466,16 +381,17 @@ def _variant(
     group: int,
     kv_heads: int,
     rows: int,
-    *,
-    causal: bool = True,
-    partial: bool = False,
     dtype: str = "bf16",
     head_dim: int = 128,
+    **flags: bool,
 ) -> dict:
+    flags = {"HAS_BOUNDS": True, "CAUSAL": True, "PARTIAL": False} | flags
+    partial = flags["PARTIAL"]
     chosen = tiles(rows * group, head_dim, 4 if dtype == "fp32" else 2)
     strides = ("q_row_stride", "q_head_stride", "page_stride", "slot_stride", "head_stride")
     counts = ("table_stride", "num_tiles", "num_splits", "num_rows")
-    variant = {
+    spills = (partial and chosen.block_m > 32) or dtype == "fp32"
+    return {
         "name": f"{dtype}, D {head_dim}, pages of 16, {name}",
         "kernel": paged_attention_kernel,
         "signature": {
@@ -487,14 +403,13 @@ def _variant(
             "scale": "fp32",
         },
         "constexprs": {
+            **flags,
+            "HAS_LSE": partial,
+            "WIDE": False,
             "KV_HEADS": kv_heads,
             "GROUP": group,
             "HEAD_DIM": head_dim,
             "PAGE_SIZE": 16,
-            "CAUSAL": causal,
-            "PARTIAL": partial,
-            "HAS_LSE": partial,
-            "WIDE": False,
             "BLOCK_M": chosen.block_m,
             "BLOCK_N": chosen.block_n,
             "BLOCK_D": head_dim,
@@ -502,6 +417,5 @@ def _variant(
         "num_warps": chosen.num_warps,
         "num_stages": chosen.num_stages,
         "unaligned": counts,
+        **({"spills": SPILLS} if spills else {}),
     }
-    many = partial and chosen.block_m > 32
-    return variant | ({"spills": SPILLS} if many or dtype == "fp32" else {})

@@ -162,6 +162,33 @@ def test_the_public_function_equals_the_reference_on_any_backend() -> None:
     torch.testing.assert_close(scaled, again, rtol=1e-5, atol=1e-6)
 
 
+def test_log_sum_exps_are_those_of_the_scaled_scores() -> None:
+    case = make([3], [9], (4, 2, 16), 4)
+    pages = case.page_table[0]
+    key = case.keys[pages].flatten(0, 1)[:9].repeat_interleave(2, 1)
+    scores = 0.5 * torch.einsum("ihd,jhd->ihj", case.q, key)
+    hidden = torch.arange(9) > 6 + torch.arange(3)[:, None]
+    expected = scores.masked_fill(hidden[:, None], -torch.inf).exp().sum(-1).log()
+    out, lse = paged_attention(*case.arguments, scale=0.5, return_lse=True)
+    torch.testing.assert_close(lse, expected)
+    torch.testing.assert_close(out, paged_attention(*case.arguments, scale=0.5))
+    with pytest.raises(ValueError, match="what backend 'cpu' takes, got 'return_lse'"):
+        paged_attention(*case.arguments, return_lse=True, backend="cpu")
+    halves = case.q.half(), case.keys.half(), case.values.half()
+    _, lse = paged_attention(*halves, *case.arguments[3:], return_lse=True)
+    assert lse.dtype is torch.float32
+
+
+def test_indices_of_both_types_and_rows_of_a_wider_table() -> None:
+    case = make([2, 1], [30, 21], (4, 2, 16), 4)
+    wider = torch.zeros(2, 11, dtype=torch.int32)
+    wider[:, :8] = case.page_table
+    rest = (wider[:, :8], case.cu_seqlens_q.int(), case.seqlens_k.int())
+    for backend in ("cpu", "reference"):
+        out = paged_attention(*case.arguments[:3], *rest, backend=backend)
+        assert torch.equal(out, paged_attention(*case.arguments, backend=backend))
+
+
 def test_what_the_kernel_cannot_take_goes_to_the_reference() -> None:
     wide = make([2], [9], (4, 2, 16), 4).in_float64()
     assert torch.equal(paged_attention(*wide.arguments), paged_attention_ref(*wide.arguments)[0])

@@ -11,16 +11,18 @@ from vtts_rt.ops.merge_state import merge_state, merge_state_ref
 
 SHAPES = {
     "check": ((1, 1, 1), (3, 5, 16), (7, 7, 80), (5, 2, 12), (2, 28, 128), (0, 4, 8)),
-    "bench": ((1, 28, 128), (16, 28, 128), (4096, 28, 128), (4096, 16, 128)),  # 7B, 3B
+    "cuda": ((1, 28, 128), (16, 28, 128), (4096, 28, 128), (4096, 16, 128)),  # 7B, 3B
+    "cpu": ((1, 8, 64), (16, 8, 64)),  # the 118 M bench model
 }
 
 
 def cases(device: str, scale: Scale) -> Iterator[Case]:
     """Rows x heads x head dim; at "check" scale rows that are not adjacent, and NaN where a part
     has no keys."""
-    for shape in SHAPES[scale]:
-        for dtype in DTYPES if scale == "check" else (bench_dtype(device),):
-            yield _case(device, dtype, shape, scale == "check")
+    check = scale == "check"
+    for shape in SHAPES["check" if check else device]:
+        for dtype in DTYPES if check else (bench_dtype(device),):
+            yield _case(device, dtype, shape, check)
 
 
 def _case(device: str, dtype: torch.dtype, shape: tuple[int, int, int], check: bool) -> Case:
