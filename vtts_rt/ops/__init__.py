@@ -8,6 +8,7 @@ from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
 from vtts_rt.ops.rotary import rotary, rotary_ref
+from vtts_rt.ops.rotary_kv import rotary_kv, rotary_kv_ref
 from vtts_rt.ops.segment_attention import Run, segment_attention, segment_attention_ref
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
@@ -24,6 +25,8 @@ __all__ = [
     "rmsnorm",
     "rmsnorm_ref",
     "rotary",
+    "rotary_kv",
+    "rotary_kv_ref",
     "rotary_ref",
     "segment_attention",
     "segment_attention_ref",

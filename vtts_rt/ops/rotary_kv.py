@@ -1,0 +1,178 @@
+"""rotary_kv: rotary position embedding of queries and keys, keys and values into their pages.
+
+    q[n, h]                  = turn(qkv[n, h], cos[n], sin[n])           h < H
+    keys[slot_mapping[n]]    = turn(qkv[n, H + j], cos[n], sin[n])       j < K
+    values[slot_mapping[n]]  = qkv[n, H + K + j]
+
+with `turn` of `rotary`. What lies between the qkv product and attention, in one sweep.
+
+Legend: N rows, H query heads, K key/value heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtts_rt.ops import native
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.rotary import rotary, rotary_ref
+from vtts_rt.types import require
+
+
+def rotary_kv_ref(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The equation in float64: the yardstick of the backends. Returns (q, keys, values) float64,
+    copies of the pools."""
+    num_kv_heads = keys.shape[2]
+    turned = rotary_ref(qkv[:, :-num_kv_heads], cos, sin)
+    keys, values = keys.double(), values.double()
+    for row, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            page, offset = divmod(slot, keys.shape[1])
+            keys[page, offset] = turned[row, num_heads:]
+            values[page, offset] = qkv[row, -num_kv_heads:].double()
+    return turned[:, :num_heads], keys, values
+
+
+def _cpu(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+) -> Tensor:
+    num_kv_heads = keys.shape[2]
+    turned = rotary(qkv[:, :-num_kv_heads], cos, sin)
+    k, v, slots = turned[:, num_heads:], qkv[:, -num_kv_heads:], slot_mapping.long()
+    if not bool((slots >= 0).all()):
+        real = (slots >= 0).nonzero()[:, 0]
+        k, v, slots = k[real], v[real], slots[real]
+    keys.flatten(0, 1).index_copy_(0, slots, k.to(keys.dtype))
+    values.flatten(0, 1).index_copy_(0, slots, v.to(values.dtype))
+    return turned[:, :num_heads].contiguous()
+
+
+def _torch(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+) -> Tensor:
+    num_kv_heads = keys.shape[2]
+    turned = rotary(qkv[:, :-num_kv_heads], cos, sin, backend="torch")
+    if len(slot_mapping):
+        # Without asking the host how many rows are real: padding repeats the first real row or,
+        # where there is none, writes what is in slot 0.
+        is_real = slot_mapping >= 0
+        every_row = torch.arange(len(slot_mapping), device=slot_mapping.device)
+        rows = torch.where(is_real, every_row, is_real.int().argmax())
+        slots = slot_mapping.long()[rows].clamp(min=0)
+        for pool, new in ((keys, turned[:, num_heads:]), (values, qkv[:, -num_kv_heads:])):
+            slot_rows = pool.flatten(0, 1)
+            new = torch.where(is_real.any(), new[rows].to(pool.dtype), slot_rows[slots])
+            slot_rows.index_copy_(0, slots, new)
+    return turned[:, :num_heads].contiguous()
+
+
+def _triton(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+) -> Tensor:
+    from vtts_rt.kernels import rotary_kv as kernel
+
+    q = kernel.rotary_kv(
+        qkv, cos.contiguous(), sin.contiguous(), keys, values, slot_mapping.contiguous(), num_heads
+    )
+    return q  # type: ignore[no-any-return]
+
+
+_OP = register(
+    "rotary_kv",
+    Backend("triton", triton_supports, _triton),
+    Backend("cpu", native.supports, _cpu),
+    Backend("torch", lambda device: None, _torch),
+)
+
+
+def rotary_kv(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+    *,
+    num_heads: int,
+    backend: str = "auto",
+) -> Tensor:
+    """Turn queries and keys, and write keys and values into a layer's pages. Takes qkv over: it
+    may hold anything afterwards.
+
+    qkv: (N, H + 2 K, D) [queries; keys; values], D even, any float dtype and row stride, a row's
+        values adjacent. cos, sin: (N, D/2) of one float dtype, the angles of each row (M-RoPE's
+        sections are in them). keys, values: (num_pages, page_size, K, D) of one float dtype,
+        contiguous. slot_mapping: (N,) int64 or int32, page * page_size + offset, below num_pages *
+        page_size (not checked: the host would wait); negative: a row of padding, written
+        nowhere. Slots that are not negative differ. num_heads: H. All on one device.
+    backend: "auto", "triton" (CUDA tensors; arithmetic in float32), "cpu" (the native `rotary`) or
+        "torch" (arithmetic in the dtype of cos). No gradients are recorded.
+
+    Returns q (N, H, D) contiguous in qkv's dtype, padding rows turned like the others.
+    Raises ValueError on shapes, dtypes or layouts that do not match, RuntimeError on an unusable
+    backend.
+    """
+    _check(qkv, cos, sin, keys, values, slot_mapping, num_heads)
+    run = _OP.resolve(qkv.device.type, backend).run
+    with torch.no_grad():
+        q: Tensor = run(qkv, cos, sin, keys, values, slot_mapping, num_heads)
+    return q
+
+
+def _check(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+) -> None:
+    def ask(argument: str, value: object, ok: bool, rule: str) -> None:
+        require("rotary_kv", argument, value, ok, rule)
+
+    fits = keys.dim() == 4 and keys.is_contiguous() and keys.is_floating_point()
+    ask("keys", tuple(keys.shape), fits, "(pages, page_size, K, D), contiguous floats")
+    same = (values.shape, values.dtype) == (keys.shape, keys.dtype) and values.is_contiguous()
+    ask("values", (*values.shape, values.dtype), same, f"{(*keys.shape, keys.dtype)}, contiguous")
+    heads, dim = num_heads + 2 * keys.shape[2], keys.shape[3]
+    fits = qkv.dim() == 3 and qkv.shape[1:] == (heads, dim) and qkv.is_floating_point()
+    ask("qkv", tuple(qkv.shape), fits and dim % 2 == 0, f"floats (N, {heads}, {dim}), D even")
+    packed = qkv.numel() == 0 or qkv.stride()[1:] == (dim, 1)
+    ask("qkv's strides", qkv.stride(), packed, f"(any, {dim}, 1)")
+    shape = (qkv.shape[0], dim // 2)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        fits = angles.shape == shape and angles.is_floating_point() and angles.dtype is cos.dtype
+        ask(name, (*angles.shape, angles.dtype), fits, f"{shape} of one float dtype")
+    fits = slot_mapping.shape == shape[:1] and slot_mapping.dtype in (torch.int64, torch.int32)
+    got = (*slot_mapping.shape, slot_mapping.dtype)
+    ask("slot_mapping", got, fits, f"({shape[0]},) int64 or int32")
+    devices = {str(x.device) for x in (qkv, cos, sin, keys, values, slot_mapping)}
+    ask("devices", sorted(devices), len(devices) == 1, "one device")
