@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from triton_tools import check_interpreted, run_triton
 
 from vtts_rt.ops.rotary import rotary, rotary_ref
 
@@ -71,3 +72,31 @@ def test_bad_arguments_are_named() -> None:
         rotary(torch.randn(8, 3, 4).transpose(0, 2), cos, sin, backend="cpu")
     with pytest.raises(ValueError, match="got 'gradients that may need what is overwritten'"):
         rotary(x, cos, sin, backend="cpu")
+
+
+REFUSALS = """
+import torch
+from vtts_rt.ops.rotary import rotary
+
+angles = torch.randn(4, 4)
+overlapping, x = torch.randn(1, 3, 8).expand(4, 3, 8), torch.randn(4, 3, 8)
+with torch.no_grad():
+    assert rotary(x, angles.cos(), angles.sin(), backend="triton").data_ptr() == x.data_ptr()
+    assert rotary(x, angles.cos(), angles.sin()).data_ptr() == x.data_ptr()
+    for other in (overlapping, torch.randn(4, 8, 3).mT, x.double()):
+        before = other.clone()
+        rotary(other, angles.cos(), angles.sin())
+        assert torch.equal(other, before)
+assert rotary(x, angles.cos(), angles.sin()).data_ptr() != x.data_ptr()
+try:
+    rotary(x, angles.cos(), angles.sin(), backend="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_triton_under_the_interpreter() -> None:
+    assert check_interpreted("rotary") == 25
+    printed = run_triton(REFUSALS, interpret=True)
+    assert "takes, got 'gradients that may need what is overwritten'" in printed

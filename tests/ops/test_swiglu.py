@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from triton_tools import check_interpreted
 
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
@@ -55,3 +56,8 @@ def test_bad_arguments_are_named() -> None:
         swiglu(torch.randn(2, 3))
     with pytest.raises(ValueError, match="what backend 'cpu' takes, got 'x of shape"):
         swiglu(torch.randn(4, 6)[:, 1:5], backend="cpu")
+
+
+@pytest.mark.slow
+def test_triton_under_the_interpreter() -> None:
+    assert check_interpreted("swiglu") == 30

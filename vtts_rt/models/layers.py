@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square in fp32, the product in the dtype of the weight.
+    """x / rms(x) * weight, the mean square in fp32.
 
     Rounds to the input dtype *before* the weight is applied, as transformers does; the fused
     `F.rms_norm` rounds after it and differs in bf16.
@@ -39,18 +39,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cpu and x.dtype is torch.float32:
-            return rmsnorm(x, self.weight, eps=self.eps)[0]
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * (wide * scale).to(x.dtype)
+        return rmsnorm(x, self.weight, eps=self.eps)[0]
 
     def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """The norm of x + residual, and that sum: in one sweep where the op can."""
-        if x.is_cpu and x.dtype is torch.float32:
-            return rmsnorm(x, self.weight, eps=self.eps, residual=residual)
-        total = x + residual
-        return self(total), total
+        return rmsnorm(x, self.weight, eps=self.eps, residual=residual)
 
 
 class GatedMLP(nn.Module):

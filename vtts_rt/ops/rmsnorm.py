@@ -75,6 +75,14 @@ def _native(
     return y.view(x.shape), x if residual is None else total.view(x.shape)
 
 
+def _triton_refusal(x: Tensor, residual: Tensor | None, weight: Tensor) -> str | None:
+    """Why the Triton kernel cannot take these tensors, or None."""
+    tensors = (x, weight) if residual is None else (x, weight, residual)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "a tensor that needs a gradient"
+    return "float64, where sums are in float32" if x.dtype is torch.float64 else None
+
+
 def _native_refusal(x: Tensor, residual: Tensor | None, weight: Tensor) -> str | None:
     """Why the native kernel cannot take these tensors, or None."""
     if not weight.is_contiguous():
@@ -94,6 +102,7 @@ _OP = register(
     Backend("cpu", native.supports, _native),
     Backend("reference", lambda device: None, _eager),
 )
+_REFUSALS = {_triton: _triton_refusal, _native: _native_refusal}
 
 
 def rmsnorm(
@@ -106,18 +115,17 @@ def rmsnorm(
 ) -> tuple[Tensor, Tensor]:
     """Normalise the last dimension.
 
-    x: (..., D) float32, float16 or bfloat16; residual: shape and dtype of x, added first;
+    x: (..., D) any float dtype; residual: shape and dtype of x, added first;
     weight: (D,) of x's dtype; all on one device. eps > 0 (Qwen2.5-VL: 1e-6).
-    backend: "auto", "triton" (CUDA tensors), "cpu" (native: float32 on the CPU, no gradient
-        wanted; one pass instead of seven operators, the same bits for a row in any company) or
-        "reference" (eager torch, any device). "auto" on a CPU takes the native one where it can.
+    backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: float32 on the CPU, no
+        gradient wanted; one pass instead of seven operators, the same bits for a row in any
+        company) or "reference" (eager torch, any device). "auto" takes the first two where it can.
 
     Returns (y, h), both (..., D) of x's dtype: the normalised value, and x + residual (x itself
     without a residual), which is the next layer's residual.
     Raises ValueError on shapes or dtypes that do not match, RuntimeError on an unusable backend.
     """
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    require("rmsnorm", "x's dtype", x.dtype, x.dtype in dtypes, "float32, float16 or bfloat16")
+    require("rmsnorm", "x's dtype", x.dtype, x.is_floating_point(), "a float dtype")
     require("rmsnorm", "x", tuple(x.shape), x.dim() >= 1 and x.shape[-1] >= 1, "(..., D)")
     for name, tensor, shape in (("weight", weight, x.shape[-1:]), ("residual", residual, x.shape)):
         if tensor is None:
@@ -127,7 +135,7 @@ def rmsnorm(
             require("rmsnorm", name, got, False, f"{tuple(shape)} {x.dtype} on {x.device}")
     require("rmsnorm", "eps", eps, eps > 0, "> 0")
     run = _OP.resolve(x.device.type, backend).run
-    if run is _native and (refusal := _native_refusal(x, residual, weight)) is not None:
+    if run in _REFUSALS and (refusal := _REFUSALS[run](x, residual, weight)) is not None:
         require("rmsnorm", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
         run = _eager
     elif run is _native and backend == "auto" and x.numel() > native.MAX_ROWS * x.shape[-1]:

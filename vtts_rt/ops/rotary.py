@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.types import require
 
 
@@ -43,7 +43,13 @@ def _native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x
 
 
-def _refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+def _triton(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    from vtts_rt.kernels import rotary as kernel
+
+    return kernel.rotary(x, cos.contiguous(), sin.contiguous())  # type: ignore[no-any-return]
+
+
+def _native_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     """Why the native kernel cannot take these tensors, or None."""
     num_rows, num_heads, dim = x.shape
     packed = x.stride(2) == 1 and x.stride(1) == dim
@@ -55,21 +61,38 @@ def _refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     return native.refusal(x, cos, sin)
 
 
+def _triton_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+    """Why the Triton kernel cannot take these tensors, or None."""
+    num_rows, num_heads, dim = x.shape
+    apart = num_heads < 2 or x.stride(1) >= dim
+    apart = apart and (num_rows < 2 or x.stride(0) >= (num_heads - 1) * x.stride(1) + dim)
+    if x.numel() and not (x.stride(2) == 1 and apart):
+        return "values of a head that are not adjacent, or heads or rows that overlap"
+    if torch.is_grad_enabled():
+        return "gradients that may need what is overwritten"
+    if torch.float64 in (x.dtype, cos.dtype):
+        return "float64, where arithmetic is in float32"
+    return None
+
+
 _OP = register(
     "rotary",
+    Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _native),
     Backend("torch", lambda device: None, _torch),
 )
+_REFUSALS = {_triton: _triton_refusal, _native: _native_refusal}
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Tensor:
     """Turn every head of each row by the row's angles. Takes x over: use what is returned.
 
     x: (N, H, D), D even, any float dtype and device; cos, sin: (N, D/2) of one dtype, in which
-        the arithmetic is done.
-    backend: "auto", "cpu" (native: all float32 on the CPU, heads of a row packed, rows that do
-        not overlap, gradients disabled; turned in place, one sweep instead of seven) or
-        "torch". "auto" takes the native one where it can.
+        the arithmetic is done ("triton": in float32).
+    backend: "auto", "triton" (CUDA, rows and heads that do not overlap, a head's values adjacent,
+        gradients disabled), "cpu" (native: all float32 on the CPU, heads of a row packed, rows
+        that do not overlap, gradients disabled) or "torch". The first two turn in place, one sweep
+        instead of seven; "auto" takes them where it can.
 
     Returns (N, H, D) in x's dtype, in x's memory or its own.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
@@ -81,7 +104,7 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Ten
     for name, angles in (("cos", cos), ("sin", sin)):
         require("rotary", name, tuple(angles.shape), angles.shape == expected, f"{expected}")
     run = _OP.resolve(x.device.type, backend).run
-    if run is _native and (refusal := _refusal(x, cos, sin)) is not None:
+    if run in _REFUSALS and (refusal := _REFUSALS[run](x, cos, sin)) is not None:
         require("rotary", "x, cos, sin", refusal, backend == "auto", f"what {backend!r} takes")
         run = _torch
     elif run is _native and backend == "auto" and x.shape[0] > native.MAX_ROWS:

@@ -7,12 +7,14 @@ Legend: N rows, I hidden channels.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.types import require
 
 
@@ -36,7 +38,20 @@ def _native(x: Tensor) -> Tensor:
     return out
 
 
-def _refusal(x: Tensor) -> str | None:
+def _triton(x: Tensor) -> Tensor:
+    from vtts_rt.kernels import swiglu as kernel
+
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
+    return kernel.swiglu(rows).view(*x.shape[:-1], x.shape[-1] // 2)  # type: ignore[no-any-return]
+
+
+def _triton_refusal(x: Tensor) -> str | None:
+    if torch.is_grad_enabled() and x.requires_grad:
+        return "a tensor that needs a gradient"
+    return "float64, where arithmetic is in float32" if x.dtype is torch.float64 else None
+
+
+def _native_refusal(x: Tensor) -> str | None:
     if x.dim() != 2 or not x.is_contiguous():
         return f"x of shape {tuple(x.shape)}, not contiguous (N, 2 I)"
     return native.refusal(x)
@@ -44,18 +59,20 @@ def _refusal(x: Tensor) -> str | None:
 
 _OP = register(
     "swiglu",
+    Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _native),
     Backend("torch", lambda device: None, _torch),
 )
+_REFUSALS = {_triton: _triton_refusal, _native: _native_refusal}
 
 
 def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
     """silu(gate) * up of rows [gate; up].
 
     x: (..., 2 I), any float dtype and device.
-    backend: "auto", "cpu" (native: contiguous (N, 2 I) float32 on the CPU, no gradient
-        wanted; the same bits for a row in any company) or "torch". "auto" takes the native one
-        where it can: one pass instead of three operators.
+    backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: contiguous (N, 2 I)
+        float32 on the CPU, no gradient wanted; the same bits for a row in any company) or "torch".
+        "auto" takes the first two where it can: one pass instead of three operators.
 
     Returns (..., I) in x's dtype.
     Raises ValueError on an odd number of channels and on a tensor that a backend asked for by
@@ -65,7 +82,7 @@ def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
         require("swiglu", "x", tuple(x.shape), False, "(..., 2 I)")
     chosen = _OP.resolve(x.device.type, backend)
     run = chosen.run
-    if run is _native and (refusal := _refusal(x)) is not None:
+    if run in _REFUSALS and (refusal := _REFUSALS[run](x)) is not None:
         require("swiglu", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
         run = _torch
     elif run is _native and backend == "auto" and x.shape[0] > native.MAX_ROWS:
