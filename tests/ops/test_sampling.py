@@ -2,8 +2,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from triton_tools import check_interpreted, run_triton
 
-from vtts_rt.ops.sampling import gumbel_noise, processed_logits, sample_token
+from vtts_rt.bench.ops.case import error_of
+from vtts_rt.bench.ops.sampling import cases
+from vtts_rt.ops.dispatch import backends
+from vtts_rt.ops.sampling import (
+    SampleParams,
+    gumbel_noise,
+    processed_logits,
+    sample,
+    sample_token,
+)
 from vtts_rt.types import SamplingParams
 
 
@@ -109,3 +119,101 @@ def test_members_of_a_group_differ() -> None:
 def test_bad_parameters_are_named(argument: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"SamplingParams: {argument} must be"):
         SamplingParams(**{argument: value})
+
+
+@pytest.mark.parametrize("backend", [b for b in backends("sampling", "cpu") if b != "triton"])
+def test_a_batch_chooses_what_each_row_would(backend: str) -> None:
+    for case in cases("cpu", "check"):
+        if case.takes(backend):
+            assert error_of(case, backend).within, (case.name, case.dtype)
+    logits = torch.randn(3, 9)
+    params = [SamplingParams(temperature=t, top_k=4, seed=s) for t, s in ((0, 1), (1, 2), (2, 3))]
+    tokens, logprobs = sample(
+        logits, params, members=[0, 1, 2], rounds=[3, 4, 5], positions=[6, 7, 8], backend=backend
+    )
+    assert (tokens.dtype, logprobs.dtype) == (torch.int64, torch.float32)
+    for row in range(3):
+        token, logprob = sample_token(
+            logits[row], params[row], member=row, round_index=3 + row, position=6 + row
+        )
+        assert tokens[row] == token and logprobs[row] == pytest.approx(logprob, abs=1e-6)
+
+
+@pytest.mark.parametrize("axis", ["seed", "member", "round_index", "position"])
+def test_noise_is_uniform_along_every_coordinate(axis: str) -> None:
+    counts = torch.zeros(8)
+    for value in range(2000):
+        coordinates = {"seed": 1, "member": 0, "round_index": 0, "position": 0, axis: value}
+        counts[gumbel_noise(8, **coordinates).argmax()] += 1
+    # Chi-square with 7 degrees of freedom passes 29.9 once in 10,000.
+    assert float(((counts - 250) ** 2 / 250).sum()) < 29.9
+
+
+def test_parameters_on_the_device_are_those_of_a_list() -> None:
+    logits = torch.randn(4, 50)
+    listed = [SamplingParams(t, p, k, seed=9) for t, p, k in ((0, 1, 0), (1, 0.5, 0), (2, 1, 3))]
+    listed.append(SamplingParams(0.3, 0.9, 7, seed=2**63 - 1))
+    places = {"members": [0, 1, 2, 3], "rounds": [1, 1, 2, 2], "positions": [5, 6, 7, 8]}
+    expected = sample(logits, listed, **places)
+    params = SampleParams.of(listed, logits.device)
+    tensors = {name: torch.tensor(numbers) for name, numbers in places.items()}
+    found = sample(logits, params, **tensors)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert params.has_filters and not SampleParams.of(listed[:1], logits.device).has_filters
+    empty = sample(logits[:0], [], members=[], rounds=[], positions=[])
+    assert [len(column) for column in empty] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"logits": torch.zeros(2, 0)}, r"logits must be \(N, V\) float32"),
+        ({"logits": torch.zeros(2)}, r"logits must be \(N, V\) float32"),
+        ({"logits": torch.zeros(2, 3).double()}, r"logits must be \(N, V\) float32"),
+        ({"params": [SamplingParams()]}, r"temperature must be \(2, torch.float32, 'cpu'\)"),
+        ({"members": [0]}, r"members must be \(2, torch.int64, 'cpu'\), got \(1, "),
+        ({"rounds": [0, -1]}, r"rounds must be in \[0, 2\*\*63\), got \[0, -1\]"),
+        ({"positions": torch.zeros(2)}, r"positions must be \(2, torch.int64, 'cpu'\)"),
+        ({"backend": "cuda"}, "backend must be auto, triton, cpu, reference"),
+    ],
+)
+def test_bad_batches_are_named(change: dict, rule: str) -> None:
+    good = {"logits": torch.zeros(2, 3), "params": [SamplingParams()] * 2}
+    good |= {"members": [0, 0], "rounds": [0, 0], "positions": [0, 0]}
+    with pytest.raises(ValueError, match=f"sampling: {rule}"):
+        sample(**{**good, **change})
+
+
+ODD_ROWS = """
+import torch
+from vtts_rt.ops.sampling import sample
+from vtts_rt.types import SamplingParams
+
+inf, nan = torch.inf, torch.nan
+odd = [[-inf] * 6, [0, nan, inf, 1, 2, nan], [1, inf, 0, inf, 2, 1], [-0.0, 0.0, -1, -2, -3, 0.0]]
+for params in (SamplingParams(), SamplingParams(temperature=0.5, seed=4)):
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.tensor(odd, dtype=dtype)
+        args = {"members": [0] * 4, "rounds": [0] * 4, "positions": [0, 1, 2, 3]}
+        tokens, logprobs = sample(logits, [params] * 4, **args, backend="triton")
+        expected = sample(logits, [params] * 4, **args, backend="reference")
+        assert torch.equal(tokens, expected[0]), (tokens, expected)
+        torch.testing.assert_close(logprobs, expected[1], equal_nan=True, atol=1e-6, rtol=0)
+
+seeds = range(300)
+logits = torch.randn(len(seeds), 40).mT.contiguous().mT  # a row's values are not adjacent
+params = [SamplingParams(temperature=1.0 + seed % 3, seed=seed**6) for seed in seeds]
+args = {name: [seed % n for seed in seeds] for name, n in (("members", 5), ("rounds", 7))}
+args["positions"] = list(seeds)
+tokens, logprobs = sample(logits, params, **args, backend="triton")
+expected = sample(logits, params, **args, backend="reference")
+assert torch.equal(tokens, expected[0])
+assert (logprobs - expected[1]).abs().max() < 1e-5
+assert len(tokens.unique()) == 40
+"""
+
+
+@pytest.mark.slow
+def test_triton_under_the_interpreter() -> None:
+    assert check_interpreted("sampling") == 48
+    run_triton(ODD_ROWS, interpret=True)

@@ -6,17 +6,23 @@
 Gumbel-max with counter-based noise makes a sample a pure function of the logits and of
 (seed, member, round, position): batching, preemption and drafts cannot change it.
 
-Legend: V vocabulary.
+`sample` chooses for a batch where its logits are; a seed gives the same tokens on every backend.
+
+Legend: N rows, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.types import SamplingParams
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.types import SamplingParams, require
 
 
 def gumbel_noise(size: int, *, seed: int, member: int, round_index: int, position: int) -> Tensor:
@@ -44,7 +50,8 @@ def processed_logits(logits: Tensor, params: SamplingParams) -> Tensor:
     scores = logits.float()
     if params.temperature == 0.0:
         return scores
-    scores = scores / params.temperature
+    # A number would become a product with its reciprocal on a GPU: other bits, other tokens.
+    scores = scores / scores.new_full((1,), params.temperature)
     if 0 < params.top_k < scores.numel():
         floor = scores.topk(params.top_k).values[-1]
         scores = scores.masked_fill(scores < floor, -torch.inf)
@@ -58,17 +65,25 @@ def processed_logits(logits: Tensor, params: SamplingParams) -> Tensor:
 
 
 def sample_token(
-    logits: Tensor, params: SamplingParams, *, member: int, round_index: int, position: int
+    logits: Tensor,
+    params: SamplingParams,
+    *,
+    member: int,
+    round_index: int,
+    position: int,
+    backend: str = "auto",
 ) -> tuple[int, float]:
-    """Choose one token.
+    """Choose one token, on the host.
 
     logits: (V,) any float dtype. member: index in a rollout group; position: index of the
-    token among those generated in this round.
+    token among those generated in this round. backend: "auto" or "cpu" (the greedy choice on a CPU
+    is native, where that is built) or "reference" (torch).
     Returns (token id, log-probability under the processed distribution, natural log).
     """
     scores = processed_logits(logits, params)
     if params.temperature == 0.0:
-        if scores.is_cpu and scores.is_contiguous() and native.supports("cpu") is None:
+        is_native = backend != "reference" and native.supports(scores.device.type) is None
+        if is_native and scores.is_contiguous():
             from vtts_rt import _C
 
             # 151,936 logits on one core: 0.12 ms, in torch's operators 0.24.
@@ -86,4 +101,159 @@ def sample_token(
         position=position,
     )
     token = int((scores + noise.to(scores.device)).argmax())
-    return token, float(scores[token] - scores.logsumexp(0))
+    return token, float(scores.log_softmax(0)[token])
+
+
+class SampleParams(NamedTuple):
+    """SamplingParams of the rows of a batch on the device of their logits, for CUDA graphs: what a
+    graph was recorded with is changed in place.
+
+    temperature, top_p: (N,) float32; top_k, seed: (N,) int64. has_filters: False where no row has a
+    top-k or top-p, which spares sorting the logits.
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seed: Tensor
+    has_filters: bool = True
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> SampleParams:
+        """Moved there without waiting for the device."""
+        floats = torch.tensor([[p.temperature for p in params], [p.top_p for p in params]])
+        integers = torch.tensor([[p.top_k for p in params], [p.seed for p in params]])
+        temperature, top_p = floats.to(device, torch.float32, non_blocking=True)
+        top_k, seed = integers.to(device, torch.int64, non_blocking=True)
+        has_filters = any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1.0) for p in params)
+        return cls(temperature, top_k, top_p, seed, has_filters)
+
+
+class _Coordinates(NamedTuple):
+    """Of each row's noise, (N,) int64."""
+
+    members: Tensor
+    rounds: Tensor
+    positions: Tensor
+
+
+def _batch_processed(logits: Tensor, params: SampleParams) -> Tensor:
+    """`processed_logits` of every row: (N, V) -> (N, V) float32."""
+    samples, size = params.temperature > 0, logits.shape[1]
+    scores = logits.float() / torch.where(samples, params.temperature, 1.0)[:, None]
+    ordered, order = scores.sort(dim=1, descending=True, stable=True)
+    kept = torch.where(samples & (params.top_k > 0), params.top_k, size).clamp(max=size)
+    ordered = ordered.masked_fill(ordered < ordered.gather(1, kept[:, None] - 1), -torch.inf)
+    probabilities = ordered.softmax(1)
+    before = probabilities.cumsum(1) - probabilities
+    # Sums of rounded shares may pass 1.
+    limit = torch.where(samples & (params.top_p < 1.0), params.top_p, torch.inf)
+    ordered = ordered.masked_fill(before >= limit[:, None], -torch.inf)
+    return scores.scatter_(1, order, ordered)
+
+
+def _triton(
+    logits: Tensor, params: SampleParams, coordinates: _Coordinates
+) -> tuple[Tensor, Tensor]:
+    from vtts_rt.kernels import sampling as kernel
+
+    scores = _batch_processed(logits, params) if params.has_filters else logits
+    chosen: tuple[Tensor, Tensor] = kernel.sample(
+        scores if scores.stride(1) == 1 else scores.contiguous(),
+        *(column.contiguous() for column in (params.temperature, params.seed, *coordinates)),
+        divide=not params.has_filters,
+    )
+    return chosen
+
+
+def _one_by_one(
+    logits: Tensor, params: SampleParams, coordinates: _Coordinates, backend: str
+) -> tuple[Tensor, Tensor]:
+    choices = [
+        sample_token(
+            row,
+            SamplingParams(temperature, top_p, top_k, seed=seed),
+            member=member,
+            round_index=round_index,
+            position=position,
+            backend=backend,
+        )
+        for row, temperature, top_k, top_p, seed, member, round_index, position in zip(
+            logits, *(column.tolist() for column in (*params[:4], *coordinates)), strict=True
+        )
+    ]
+    tokens = torch.tensor([token for token, _ in choices], dtype=torch.int64)
+    logprobs = torch.tensor([logprob for _, logprob in choices], dtype=torch.float32)
+    return tokens.to(logits.device), logprobs.to(logits.device)
+
+
+def _cpu(logits: Tensor, params: SampleParams, coordinates: _Coordinates) -> tuple[Tensor, Tensor]:
+    return _one_by_one(logits, params, coordinates, "cpu")
+
+
+def _reference(
+    logits: Tensor, params: SampleParams, coordinates: _Coordinates
+) -> tuple[Tensor, Tensor]:
+    return _one_by_one(logits, params, coordinates, "reference")
+
+
+_OP = register(
+    "sampling",
+    Backend("triton", triton_supports, _triton),
+    Backend("cpu", native.supports, _cpu),
+    Backend("reference", lambda device: None, _reference),
+)
+
+
+def sample(
+    logits: Tensor,
+    params: SampleParams | Sequence[SamplingParams],
+    *,
+    members: Tensor | Sequence[int],
+    rounds: Tensor | Sequence[int],
+    positions: Tensor | Sequence[int],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Choose a token for every row.
+
+    logits: (N, V) float32, float16 or bfloat16, 1 <= V < 2**31. params: of each row. members,
+    rounds, positions: of each row, the coordinates of its noise as in `sample_token`: numbers in
+    [0, 2**63) or (N,) int64 on the logits' device (not checked there: the host would wait).
+    backend: "auto", "triton" (CUDA; the host does not wait), "cpu" (row by row, greedy choices
+        native) or "reference" (row by row in torch and numpy, any device). All choose the same
+        tokens, but for scores that noise brings within a rounding of each other.
+
+    Returns (tokens (N,) int64, log-probabilities (N,) float32 under the processed distribution,
+    natural logs), both on the logits' device. The first of equal maxima is chosen; a NaN is above
+    all, and its log-probability is NaN, as is that of a row of nothing but -inf (token 0).
+    Raises ValueError on shapes, dtypes or devices that do not match, RuntimeError on an unusable
+    backend.
+    """
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    got = (*logits.shape, logits.dtype)
+    fits = logits.dim() == 2 and 1 <= logits.shape[1] < 2**31 and logits.dtype in dtypes
+    require("sampling", "logits", got, fits, "(N, V) float32, float16 or bfloat16")
+    if not isinstance(params, SampleParams):
+        params = SampleParams.of(params, logits.device)
+    given = {"members": members, "rounds": rounds, "positions": positions}
+    coordinates = _Coordinates(
+        *(_column(name, numbers, logits.device) for name, numbers in given.items())
+    )
+    for name, column in {**params._asdict(), **coordinates._asdict()}.items():
+        if name != "has_filters":
+            dtype = torch.float32 if name in ("temperature", "top_p") else torch.int64
+            got = (*column.shape, column.dtype, str(column.device))
+            wanted = (len(logits), dtype, str(logits.device))
+            require("sampling", name, got, got == wanted, f"{wanted}")
+    chosen: tuple[Tensor, Tensor] = _OP.resolve(logits.device.type, backend).run(
+        logits, params, coordinates
+    )
+    return chosen
+
+
+def _column(name: str, numbers: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    if isinstance(numbers, Tensor):
+        return numbers
+    fits = all(0 <= number < 2**63 for number in numbers)
+    require("sampling", name, list(numbers), fits, "in [0, 2**63)")
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)

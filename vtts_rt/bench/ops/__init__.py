@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import vtts_rt.ops  # noqa: F401  (registers the ops)
-from vtts_rt.bench.ops import rmsnorm, rotary, rotary_kv, swiglu
+from vtts_rt.bench.ops import rmsnorm, rotary, rotary_kv, sampling, swiglu
 from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.setting import add_output_flags, heading
@@ -21,6 +21,7 @@ CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
     "rmsnorm": rmsnorm.cases,
     "rotary": rotary.cases,
     "rotary_kv": rotary_kv.cases,
+    "sampling": sampling.cases,
     "swiglu": swiglu.cases,
 }
 
