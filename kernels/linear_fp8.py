@@ -1,0 +1,195 @@
+"""Rows times a matrix of 8-bit floats (e4m3) with a scale for each output.
+
+    out[n, o] = scale[o] * sum_c x[n, c] * weight[o, c] + bias[o]
+
+Weights are read as bytes and decoded by bit arithmetic, which is exact and works on every GPU: the
+byte's exponent and mantissa, moved into those of a float32, are the value times 2^-120.
+
+Legend: N rows, C input channels, O outputs. Sums in float32, rounded once when stored.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+# One row: the weights' bytes are the cost. 4 outputs x 1024 channels a step are 32 bytes for each
+# of 128 lanes, and 3584 outputs are 896 programs, 6 to 7 on each of an H100's 132 processors.
+ROW_OUTPUTS, ROW_CHANNELS, ROW_WARPS = 4, 1024, 4
+
+
+@triton.jit
+def decode(byte):
+    """uint8 e4m3 -> its float32 value. Subnormal bytes are subnormal float32 on the way."""
+    bits = byte.to(tl.int32)
+    bits = ((bits & 0x80) << 24) | ((bits & 0x7F) << 20)
+    return bits.to(tl.float32, bitcast=True) * 2.0**120
+
+
+@triton.jit
+def row_kernel(
+    x_ptr,
+    weight_ptr,
+    scale_ptr,
+    bias_ptr,
+    out_ptr,
+    num_channels,
+    num_outputs,
+    HAS_BIAS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """x: (C,), weight: (O, C) bytes, scale, bias, out: (O,)."""
+    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_output = output < num_outputs
+    weights = weight_ptr + output.to(tl.int64)[:, None] * num_channels
+    total = tl.zeros((OUTPUTS, CHANNELS), tl.float32)
+    for start in range(0, num_channels, CHANNELS):
+        # In eights, as x: a layout for both, or x would cross the lanes in every step.
+        channel = tl.max_contiguous(start + tl.arange(0, CHANNELS), 8)
+        is_channel = channel < num_channels
+        inside = is_output[:, None] & is_channel[None, :]
+        weight = tl.load(weights + channel[None, :], mask=inside, other=0)
+        x = tl.load(x_ptr + channel, mask=is_channel, other=0.0)
+        total += decode(weight) * x.to(tl.float32)[None, :]
+    out = tl.sum(total, axis=1) * tl.load(scale_ptr + output, mask=is_output, other=0.0)
+    if HAS_BIAS:
+        out += tl.load(bias_ptr + output, mask=is_output, other=0.0).to(tl.float32)
+    tl.store(out_ptr + output, out.to(out_ptr.dtype.element_ty), mask=is_output)
+
+
+@triton.jit
+def tile_kernel(
+    x_ptr,
+    weight_ptr,
+    scale_ptr,
+    bias_ptr,
+    out_ptr,
+    x_stride,
+    num_rows,
+    num_channels,
+    num_outputs,
+    HAS_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """x: (N, C), rows x_stride apart; weight: (O, C) bytes; scale, bias: (O,); out: (N, O). Tiles
+    of the same outputs run side by side, so that their weights come from memory once. WIDE: the
+    product is one of float32."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    is_row, is_output = row < num_rows, output < num_outputs
+    rows = x_ptr + row.to(tl.int64)[None, :] * x_stride
+    weights = weight_ptr + output.to(tl.int64)[:, None] * num_channels
+    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    for start in range(0, num_channels, CHANNELS):
+        channel = start + tl.arange(0, CHANNELS)
+        is_channel = channel < num_channels
+        inside = is_output[:, None] & is_channel[None, :]
+        weight = tl.load(weights + channel[None, :], mask=inside, other=0)
+        inside = is_channel[:, None] & is_row[None, :]
+        x = tl.load(rows + channel[:, None], mask=inside, other=0.0)
+        if WIDE:
+            x = x.to(tl.float32)
+        # Every e4m3 value is a value of x's type, too. "ieee": no TF32 for float32.
+        total = tl.dot(decode(weight).to(x.dtype), x, total, input_precision="ieee")
+    scale = tl.load(scale_ptr + output, mask=is_output, other=0.0)
+    total *= scale[:, None]
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + output, mask=is_output, other=0.0)
+        total += bias.to(tl.float32)[:, None]
+    place = out_ptr + row.to(tl.int64)[None, :] * num_outputs + output[:, None]
+    inside = is_output[:, None] & is_row[None, :]
+    tl.store(place, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _tile(num_rows: int) -> tuple[dict[str, int], int, int]:
+    """Tiles for a number of rows: constants of the kernel, warps, stages.
+
+    Up to 16 rows bytes count: small tiles for many programs, 4 KB of weights a step and 4 steps
+    under way. With more arithmetic does, too: the larger a tile, the fewer reads of the same rows.
+    """
+    if num_rows <= 16:
+        return {"ROWS": 8 if num_rows <= 8 else 16, "OUTPUTS": 32, "CHANNELS": 128}, 2, 4
+    return {"ROWS": 64, "OUTPUTS": 128, "CHANNELS": 64}, 4, 3
+
+
+def linear_fp8(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """x: (N, C), C adjacent and at least 1; weight: (O, C) uint8, the bytes of e4m3 values; scale:
+    (O,) float32; bias: (O,) or None; all but x contiguous. Returns (N, O) in x's dtype."""
+    num_rows, num_channels = x.shape
+    num_outputs = weight.shape[0]
+    out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
+    pointers = (x, weight, scale, scale if bias is None else bias, out)
+    if out.numel() == 0:
+        return out
+    if num_rows == 1:
+        row_kernel[(triton.cdiv(num_outputs, ROW_OUTPUTS),)](
+            *pointers,
+            num_channels,
+            num_outputs,
+            HAS_BIAS=bias is not None,
+            OUTPUTS=ROW_OUTPUTS,
+            CHANNELS=ROW_CHANNELS,
+            num_warps=ROW_WARPS,
+        )
+        return out
+    tile, num_warps, num_stages = _tile(num_rows)
+    grid = (triton.cdiv(num_rows, tile["ROWS"]), triton.cdiv(num_outputs, tile["OUTPUTS"]))
+    tile_kernel[grid](
+        *pointers,
+        x.stride(0),
+        num_rows,
+        num_channels,
+        num_outputs,
+        HAS_BIAS=bias is not None,
+        WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
+        **tile,
+        num_warps=num_warps,
+        num_stages=num_stages,
+    )
+    return out
+
+
+def variants() -> list[dict]:
+    """What is compiled ahead of time: bfloat16 and float16 rows of any 16-aligned width."""
+    found = []
+    for dtype in ("bf16", "fp16"):
+        pointers = {
+            "x_ptr": f"*{dtype}",
+            "weight_ptr": "*u8",
+            "scale_ptr": "*fp32",
+            "bias_ptr": f"*{dtype}",
+            "out_ptr": f"*{dtype}",
+        }
+        found.append(
+            {
+                "name": f"{dtype}, 1 row",
+                "kernel": row_kernel,
+                "signature": {**pointers, **dict.fromkeys(("num_channels", "num_outputs"), "i32")},
+                "constexprs": {
+                    "HAS_BIAS": False,
+                    "OUTPUTS": ROW_OUTPUTS,
+                    "CHANNELS": ROW_CHANNELS,
+                },
+                "num_warps": ROW_WARPS,
+            }
+        )
+        integers = ("x_stride", "num_rows", "num_channels", "num_outputs")
+        for num_rows in (8, 16, 64):
+            tile, num_warps, num_stages = _tile(num_rows)
+            found.append(
+                {
+                    "name": f"{dtype}, {num_rows} rows",
+                    "kernel": tile_kernel,
+                    "signature": {**pointers, **dict.fromkeys(integers, "i32")},
+                    "constexprs": {"HAS_BIAS": False, "WIDE": False, **tile},
+                    "num_warps": num_warps,
+                    "num_stages": num_stages,
+                    "unaligned": ("num_rows",),
+                }
+            )
+    return found
