@@ -80,8 +80,8 @@ def chunk_kernel(
     int64, the largest score with noise, as an integer in the same order, above the token counted
     from the end; max, sum: (N, chunks) float32 of the scores, sum of exp(score - max).
     DIVIDE: whether the logits still have to be divided by their temperature."""
-    chunk = tl.program_id(0)
-    row = tl.program_id(1).to(tl.int64)
+    chunk = tl.program_id(0) % num_chunks
+    row = (tl.program_id(0) // num_chunks).to(tl.int64)
     token = chunk * BLOCK + tl.arange(0, BLOCK)
     inside = token < size
     place = logits_ptr + row * row_stride + token
@@ -169,7 +169,7 @@ def sample(
     tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
     logprobs = torch.empty(num_rows, dtype=torch.float32, device=device)
     if num_rows > 0:
-        chunk_kernel[(num_chunks, num_rows)](
+        chunk_kernel[(num_rows * num_chunks,)](
             logits,
             temperatures,
             seeds,

@@ -21,8 +21,8 @@ from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.types import require
 
 LARGEST = 448.0  # of e4m3: torch.finfo(torch.float8_e4m3fn).max
-# Rows from which "auto" decodes for cuBLAS: writing and reading 2 bytes a weight costs as much as
-# this many rows' arithmetic does more in our tiles. An estimate, to be measured.
+# With more rows "auto" decodes for cuBLAS, whose tiles then gain more than writing and reading the
+# decoded weights costs. An estimate, not a measurement.
 MANY_ROWS = 256
 _WEIGHTS_AT_ONCE = 1 << 25  # decoded: 64 MB of bfloat16
 
