@@ -9,17 +9,19 @@ import torch
 from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
 from vtts_rt.ops.rotary import rotary, rotary_ref
 
-# Rows, heads, head dim: a tower's 80, and queries and keys of 7B.
+# Rows, heads, head dim. On a GPU a tower's, and queries and keys of 7B; on a CPU those of the 118 M
+# bench model.
 SHAPES = {
     "check": ((1, 1, 2), (3, 5, 6), (2, 9, 80), (7, 4, 64), (0, 2, 8)),
-    "bench": ((16384, 32, 80), (4096, 32, 128)),
+    "cuda": ((16384, 32, 80), (4096, 32, 128)),
+    "cpu": ((1, 10, 64), (2048, 10, 64)),
 }
 
 
 def cases(device: str, scale: Scale) -> Iterator[Case]:
     """At "check" scale heads that share their rows with others; angles in float32 too."""
     dtypes = DTYPES if scale == "check" else (bench_dtype(device),)
-    for rows, heads, dim in SHAPES[scale]:
+    for rows, heads, dim in SHAPES["check" if scale == "check" else device]:
         for dtype in dtypes:
             for angles in sorted({dtype, torch.float32}, key=str):
                 yield _case(device, dtype, angles, rows, heads, dim, 3 if scale == "check" else 0)

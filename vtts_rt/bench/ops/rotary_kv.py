@@ -9,10 +9,12 @@ import torch
 from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
 from vtts_rt.ops.rotary_kv import rotary_kv, rotary_kv_ref
 
-# Rows, query heads, key/value heads, head dim: 3B has 16 and 2 of 128, 7B 28 and 4.
+# Rows, query heads, key/value heads, head dim: 3B has 16 and 2 of 128, 7B 28 and 4, the 118 M bench
+# model (on a CPU) 8 and 2 of 64.
 SHAPES = {
     "check": ((1, 1, 1, 2), (3, 6, 2, 16), (5, 7, 1, 80), (11, 3, 3, 64), (0, 2, 1, 8)),
-    "bench": ((1, 28, 4, 128), (16, 28, 4, 128), (4096, 28, 4, 128), (4096, 16, 2, 128)),
+    "cuda": ((1, 28, 4, 128), (16, 28, 4, 128), (4096, 28, 4, 128), (4096, 16, 2, 128)),
+    "cpu": ((1, 8, 2, 64), (2048, 8, 2, 64)),
 }
 
 
@@ -20,7 +22,7 @@ def cases(device: str, scale: Scale) -> Iterator[Case]:
     """At "check" scale rows that are not adjacent, rows of padding, and pools of other dtypes."""
     check = scale == "check"
     dtypes = DTYPES if check else (bench_dtype(device),)
-    for rows, heads, kv_heads, dim in SHAPES[scale]:
+    for rows, heads, kv_heads, dim in SHAPES["check" if check else device]:
         for dtype in dtypes:
             yield _case(device, dtype, dtype, rows, heads, kv_heads, dim, check)
     if check:
