@@ -10,7 +10,7 @@ from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
 from vtts_rt.ops.rotary import rotary, rotary_ref
 from vtts_rt.ops.rotary_kv import rotary_kv, rotary_kv_ref
-from vtts_rt.ops.sampling import SampleParams, sample, sample_token
+from vtts_rt.ops.sampling import SampleParams, sample, sample_token, sampling_ref
 from vtts_rt.ops.segment_attention import Run, segment_attention, segment_attention_ref
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
@@ -36,6 +36,7 @@ __all__ = [
     "rotary_ref",
     "sample",
     "sample_token",
+    "sampling_ref",
     "segment_attention",
     "segment_attention_ref",
     "swiglu",

@@ -191,9 +191,10 @@ def _cpu(logits: Tensor, params: SampleParams, coordinates: _Coordinates) -> tup
     return _one_by_one(logits, params, coordinates, "cpu")
 
 
-def _reference(
+def sampling_ref(
     logits: Tensor, params: SampleParams, coordinates: _Coordinates
 ) -> tuple[Tensor, Tensor]:
+    """`sample_token` in torch and numpy for every row: what the other backends must equal."""
     return _one_by_one(logits, params, coordinates, "reference")
 
 
@@ -201,7 +202,7 @@ _OP = register(
     "sampling",
     Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _cpu),
-    Backend("reference", lambda device: None, _reference),
+    Backend("reference", lambda device: None, sampling_ref),
 )
 
 
