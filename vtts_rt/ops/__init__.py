@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from vtts_rt.ops.cascade_attention import cascade_attention, cascade_attention_ref, find_groups
 from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.linear_fp8 import linear_fp8, linear_fp8_ref, quantize_fp8
+from vtts_rt.ops.merge_state import merge_state, merge_state_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
@@ -18,11 +20,16 @@ __all__ = [
     "PatchifyJob",
     "Run",
     "SampleParams",
+    "cascade_attention",
+    "cascade_attention_ref",
     "explain",
+    "find_groups",
     "linear",
     "linear_fp8",
     "linear_fp8_ref",
     "linear_ref",
+    "merge_state",
+    "merge_state_ref",
     "paged_attention",
     "paged_attention_ref",
     "patchify",

@@ -12,17 +12,23 @@ and multiplies tiles: 2,146 tokens of 8 heads over 2 take 29 ms where torch's op
 the same to the bit whatever other rows and sequences stand beside it and however many threads run,
 among sequences of few new tokens and among those of many.
 
+The Triton kernels (kernels/paged_attention.py) take any page size, never ask the device for a
+number and split the keys of few rows among programs; a row's last bits then depend on how many
+sequences stand beside it and on the longest one.
+
 Legend: N rows of all sequences, S sequences, P most pages of one, H query heads, K key/value heads,
 D head dim.
 """
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.native import MAX_HEAD_DIM
 from vtts_rt.types import require
 
@@ -36,11 +42,15 @@ def paged_attention_ref(
     seqlens_k: Tensor,
     *,
     scale: float | None = None,
-) -> Tensor:
-    """The equation, sequence by sequence, in q's dtype. Arguments as `paged_attention`."""
+) -> tuple[Tensor, Tensor]:
+    """The equation, sequence by sequence, in q's dtype. Arguments as `paged_attention`.
+
+    Returns (N, H, D) and the log-sum-exps (N, H) of the scores, in q's dtype.
+    """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     page_size, groups = keys.shape[1], q.shape[1] // keys.shape[2]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    lse = out.new_empty(out.shape[:2])
     bounds = cu_seqlens_q.tolist()
     for s, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
         num_keys = int(seqlens_k[s])
@@ -52,9 +62,10 @@ def paged_attention_ref(
         scores = torch.einsum("ihd,jhd->hij", q[start:stop], key) * scale
         future = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device)
         future = future.triu(num_keys - (stop - start) + 1)
-        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
-        out[start:stop] = torch.einsum("hij,jhd->ihd", weights, value)
-    return out
+        scores = scores.masked_fill(future, -torch.inf)
+        out[start:stop] = torch.einsum("hij,jhd->ihd", scores.softmax(-1), value)
+        lse[start:stop] = scores.logsumexp(-1).T
+    return out, lse
 
 
 def _native(
@@ -65,11 +76,15 @@ def _native(
     cu_seqlens_q: Tensor,
     seqlens_k: Tensor,
     scale: float,
-) -> Tensor:
+    *_: object,
+) -> tuple[Tensor, None]:
     from vtts_rt import _C
 
     if q.stride(2) != 1 or q.stride(1) != q.shape[2]:
         q = q.contiguous()
+    page_table, cu_seqlens_q, seqlens_k = (
+        x.to(torch.int64).contiguous() for x in (page_table, cu_seqlens_q, seqlens_k)
+    )
     out = q.new_empty(q.shape)
     _C.paged_attention(
         q.data_ptr(),
@@ -88,7 +103,7 @@ def _native(
         scale,
         torch.get_num_threads(),
     )
-    return out
+    return out, None
 
 
 def _torch(
@@ -99,7 +114,8 @@ def _torch(
     cu_seqlens_q: Tensor,
     seqlens_k: Tensor,
     scale: float,
-) -> Tensor:
+    *_: object,
+) -> tuple[Tensor, Tensor]:
     bounds, lengths = cu_seqlens_q.tolist(), cu_seqlens_q.diff()
     ends = bounds[0], bounds[-1]
     num_rows, page_size = q.shape[0], keys.shape[1]
@@ -117,17 +133,71 @@ def _torch(
     return paged_attention_ref(q, keys, values, page_table, cu_seqlens_q, seqlens_k, scale=scale)
 
 
-def _refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
-    """Why the native kernel cannot take these tensors, or None."""
-    if not (keys.is_contiguous() and values.is_contiguous()):
-        return "pages that are not contiguous"
-    if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
-        return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
-    return native.refusal(q, keys, values)
+def _triton(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqlens_k: Tensor,
+    scale: float,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    from vtts_rt.kernels import paged_attention as kernel
+
+    if seqlens_k.numel() == 0:
+        return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
+    out, lse = kernel.paged_attention(
+        adjacent_features(q),
+        keys,
+        values,
+        page_table,
+        cu_seqlens_q,
+        seqlens_k,
+        scale,
+        int(cu_seqlens_q.diff().max()) if max_seqlen_q is None else max_seqlen_q,
+        int(seqlens_k.max()) if max_seqlen_k is None else max_seqlen_k,
+        return_lse,
+    )
+    return out, lse
+
+
+def adjacent_features(q: Tensor) -> Tensor:
+    """q, copied only where its last stride demands it."""
+    return q if q.stride(-1) == 1 else q.contiguous()
+
+
+def _refusal(run: object, return_lse: bool, q: Tensor, keys: Tensor, values: Tensor) -> str | None:
+    """Why a backend's kernel cannot take these tensors, or None."""
+    if run is _torch:
+        return None
+    if run is _native:
+        if not (keys.is_contiguous() and values.is_contiguous()):
+            return "pages that are not contiguous"
+        if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
+            return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
+        return "return_lse" if return_lse else native.refusal(q, keys, values)
+    return triton_refusal(q, keys, values)
+
+
+def triton_refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these tensors, or None."""
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or keys.dtype != q.dtype:
+        return f"{q.dtype} queries and {keys.dtype} keys, not of one type of up to 32 bits"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} > {MAX_HEAD_DIM}"
+    if keys.stride() != values.stride() or keys.stride(3) != 1:
+        return "keys and values that are not laid out alike with adjacent features"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, keys, values)):
+        return "a tensor that needs a gradient"
+    return None
 
 
 _OP = register(
     "paged_attention",
+    Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _native),
     Backend("reference", lambda device: None, _torch),
 )
@@ -139,6 +209,7 @@ def runs_natively(dtype: torch.dtype, device: torch.device, head_dim: int) -> bo
     return usable and _OP.resolve(device.type).run is _native
 
 
+@overload
 def paged_attention(
     q: Tensor,
     keys: Tensor,
@@ -148,58 +219,109 @@ def paged_attention(
     seqlens_k: Tensor,
     *,
     scale: float | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    return_lse: Literal[False] = False,
     backend: str = "auto",
-) -> Tensor:
-    """Attention of packed rows to paged keys; see the file's head.
-
-    q: (N, H, D), H a multiple of K; keys, values: (num_pages, page_size, K, D), all of one float
-    dtype and device. page_table: (S, P); cu_seqlens_q: (S + 1,), from 0 to N, ascending;
-    seqlens_k: (S,), keys of each sequence, its new rows included: contiguous int64 on the CPU.
-    scale: of the scores, None for D ** -0.5.
-    backend: "auto", "cpu" (native: float32 on the CPU, D a multiple of 8 up to 256, pages
-        contiguous, no gradient wanted) or "reference". "auto" takes the native one where it can.
-
-    Returns (N, H, D) in q's dtype.
-    Raises ValueError on shapes that do not match, a sequence with fewer keys than rows, pages
-    outside the pool, and on tensors that a backend asked for by name does not take; RuntimeError
-    on an unusable backend.
-    """
-    _check(q, keys, values, page_table, cu_seqlens_q, seqlens_k)
-    chosen = _OP.resolve(q.device.type, backend)
-    run = chosen.run
-    if run is _native and (refusal := _refusal(q, keys, values)) is not None:
-        rule = f"what backend {backend!r} takes"
-        require("paged_attention", "q, keys, values", refusal, backend == "auto", rule)
-        run = _torch
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = run(q, keys, values, page_table, cu_seqlens_q, seqlens_k, scale)
-    return out
+) -> Tensor: ...
 
 
-def _check(
+@overload
+def paged_attention(
     q: Tensor,
     keys: Tensor,
     values: Tensor,
     page_table: Tensor,
     cu_seqlens_q: Tensor,
     seqlens_k: Tensor,
-) -> None:
-    def fail(argument: str, tensor: Tensor, rule: str) -> None:
-        got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-        require("paged_attention", argument, got, False, rule)
+    *,
+    scale: float | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    return_lse: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
 
-    if keys.dim() != 4 or 0 in keys.shape[1:3]:
-        fail("keys", keys, "(num_pages, page_size, K, D) with page_size, K >= 1")
-    if values.shape != keys.shape or values.dtype != keys.dtype:
-        fail("values", values, f"like keys, {tuple(keys.shape)} {keys.dtype}")
-    if q.dim() != 3 or q.shape[2] != keys.shape[3] or q.shape[1] % keys.shape[2]:
-        fail("q", q, f"(N, a multiple of {keys.shape[2]}, {keys.shape[3]})")
+
+def paged_attention(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqlens_k: Tensor,
+    *,
+    scale: float | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention of packed rows to paged keys; see the file's head.
+
+    q: (N, H, D), H a multiple of K; keys, values: (num_pages, page_size, K, D), all of one float
+    dtype and device. page_table: (S, P); cu_seqlens_q: (S + 1,), from 0 to N, ascending;
+    seqlens_k: (S,), keys of each sequence, its new rows included: int64 or int32 on q's device,
+    neighbours adjacent.
+    scale: of the scores, None for D ** -0.5.
+    max_seqlen_q, max_seqlen_k: upper bounds of a sequence's rows and keys, for the Triton kernels;
+        None: looked up, for which a CUDA device is waited for. What a captured CUDA graph was
+        given holds for every replay.
+    return_lse: also return the natural log-sum-exps of the scaled scores.
+    backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted), "cpu"
+        (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no gradient
+        wanted, no return_lse) or "reference". "auto" takes the first that can.
+
+    Returns (N, H, D) in q's dtype, with `return_lse` and (N, H) float32.
+    Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
+    does not take; RuntimeError on an unusable backend. "cpu" and "reference" also raise ValueError
+    on a sequence with fewer keys than rows and on pages outside the pool. "triton" does not look:
+    rows that see no key get zeros and -inf, rows from cu_seqlens_q[-1] on are left unwritten, and
+    wrong pages read any memory.
+    """
     num_sequences = page_table.shape[0]
-    for argument, tensor, shape in (
-        ("page_table", page_table, (num_sequences, page_table.shape[-1])),
-        ("cu_seqlens_q", cu_seqlens_q, (num_sequences + 1,)),
-        ("seqlens_k", seqlens_k, (num_sequences,)),
-    ):
-        fits = tuple(tensor.shape) == shape and tensor.dtype is torch.int64 and tensor.is_cpu
-        if not fits or not tensor.is_contiguous():
-            fail(argument, tensor, f"contiguous {shape} torch.int64 on the CPU")
+    check_pool("paged_attention", q, keys, values)
+    check_indices(
+        "paged_attention",
+        q.device,
+        page_table=(page_table, (num_sequences, page_table.shape[-1])),
+        cu_seqlens_q=(cu_seqlens_q, (num_sequences + 1,)),
+        seqlens_k=(seqlens_k, (num_sequences,)),
+    )
+    run = _OP.resolve(q.device.type, backend).run
+    if (refusal := _refusal(run, return_lse, q, keys, values)) is not None:
+        rule = f"what backend {backend!r} takes"
+        require("paged_attention", "q, keys, values", refusal, backend == "auto", rule)
+        run = _torch
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    tensors = (q, keys, values, page_table, cu_seqlens_q, seqlens_k)
+    out, lse = run(*tensors, scale, max_seqlen_q, max_seqlen_k, return_lse)
+    return (out, lse.float()) if return_lse else out
+
+
+def check_pool(op: str, q: Tensor, keys: Tensor, values: Tensor) -> None:
+    """ValueError unless the three go together; see `paged_attention`."""
+    if keys.dim() != 4 or 0 in keys.shape[1:3]:
+        _fail(op, "keys", keys, "(num_pages, page_size, K, D) with page_size, K >= 1")
+    if (values.shape, values.dtype, values.device) != (keys.shape, keys.dtype, keys.device):
+        rule = f"like keys, {tuple(keys.shape)} {keys.dtype} on {keys.device}"
+        _fail(op, "values", values, rule)
+    if q.dim() != 3 or q.shape[2] != keys.shape[3] or q.shape[1] % keys.shape[2]:
+        _fail(op, "q", q, f"(N, a multiple of {keys.shape[2]}, {keys.shape[3]})")
+    if q.device != keys.device:
+        _fail(op, "q", q, f"on {keys.device}")
+
+
+def check_indices(
+    op: str, device: torch.device, **arguments: tuple[Tensor, tuple[int, ...]]
+) -> None:
+    """ValueError unless each tensor has its shape and holds indices a kernel can read."""
+    for name, (tensor, shape) in arguments.items():
+        fits = tuple(tensor.shape) == shape and tensor.dtype in (torch.int32, torch.int64)
+        if not fits or tensor.device != device or (shape[-1] > 1 and tensor.stride(-1) != 1):
+            _fail(op, name, tensor, f"{shape} int32 or int64 on {device}, neighbours adjacent")
+
+
+def _fail(op: str, argument: str, tensor: Tensor, rule: str) -> None:
+    got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
+    require(op, argument, got, False, rule)

@@ -1,0 +1,62 @@
+"""Decoding rows whose sequences share leading pages of keys: one reading of those a group.
+
+The kernel of paged_attention runs twice, over the shared keys with a group's rows x heads as the
+tile, and over each row's own keys; both leave partial results side by side, which one launch of
+`combine` merges with their splits.
+
+Legend: N rows, S groups, H query heads, D head dim.
+"""
+
+import torch
+
+from vtts_rt.kernels.paged_attention import combine, launch, plan
+
+
+def cascade_attention(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    shared_table: torch.Tensor,
+    shared_seqlens: torch.Tensor,
+    cu_groups: torch.Tensor,
+    page_table: torch.Tensor,
+    seqlens_k: torch.Tensor,
+    max_shared: int,
+    max_seqlen_k: int,
+    scale: float,
+) -> torch.Tensor:
+    """Returns (N, H, D) in q's dtype. Features of q, keys and values adjacent."""
+    num_rows = q.shape[0]
+    shared = plan(q, keys, shared_table.shape[0], num_rows, max_shared)
+    own = plan(q, keys, num_rows, 1, max_seqlen_k)
+    num_parts = shared.num_splits + own.num_splits
+    parts = torch.empty((num_parts, *q.shape), dtype=torch.float32, device=q.device)
+    lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
+    rows = torch.arange(num_rows + 1, dtype=torch.int32, device=q.device)
+    for chosen, begin, table, bounds, lengths in (
+        (shared, 0, shared_table, cu_groups, shared_seqlens),
+        (own, shared.num_splits, page_table, rows, seqlens_k),
+    ):
+        # A row's own keys are all in its past: none needs the causal mask.
+        launch(
+            chosen,
+            q,
+            keys,
+            values,
+            table,
+            bounds,
+            lengths,
+            parts[begin:],
+            lse[begin:],
+            scale,
+            causal=False,
+            partial=True,
+        )
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    combine(parts, lse, out, None)
+    return out
+
+
+def variants() -> list[dict]:
+    """None of its own: the kernels are those of paged_attention."""
+    return []

@@ -1,0 +1,507 @@
+"""Attention to keys in pages: one kernel for prefill, for decoding and for shared prefixes.
+
+The query heads of one key/value head times the rows of a sequence are the rows of a tile, so that a
+key is read once for all of them: 16 rows where one token decodes, 128 in a prefill. Where tiles are
+fewer than the GPU has room for, a sequence's keys are split among programs, each of which leaves a
+partial result; `combine` merges those. Grids and splits follow from numbers the host knows; a
+program whose sequence has nothing for it returns at once, so that a captured CUDA graph stays right
+for shorter sequences.
+
+Legend: N rows, S sequences, P most pages of one, H query heads, K key/value heads, D head dim.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+MAX_SPLITS = 64  # one program of `combine` holds a head's D values of all parts
+
+
+@triton.jit
+def _attend(
+    q,
+    top,
+    total,
+    acc,
+    limit,
+    begin,
+    end,
+    keys_ptr,
+    values_ptr,
+    table_ptr,
+    page_stride,
+    slot_stride,
+    scale,
+    PAGE_SIZE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MASKED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Online softmax over the keys begin <= j < end, of which a row sees j < limit. top: largest
+    score so far, in units of log(2); total, acc: sums of weights and of weighted values."""
+    FACTOR: tl.constexpr = tl.float32 if WIDE else q.dtype
+    feature = tl.arange(0, BLOCK_D)
+    for first in range(begin, end, BLOCK_N):
+        j = first + tl.arange(0, BLOCK_N)
+        exists = j < end
+        page = tl.load(table_ptr + j // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
+        place = page * page_stride + (j % PAGE_SIZE) * slot_stride
+        where = place[:, None] + feature[None, :]
+        inside = exists[:, None] & (feature < HEAD_DIM)[None, :]
+        key = tl.load(keys_ptr + where, mask=inside, other=0.0)
+        value = tl.load(values_ptr + where, mask=inside, other=0.0)
+        scores = tl.dot(q.to(FACTOR), tl.trans(key.to(FACTOR)), input_precision="ieee") * scale
+        if MASKED:
+            scores = tl.where(j[None, :] < limit[:, None], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        base = new_top
+        if MASKED:  # a row that sees no key yet: -inf - -inf is no number
+            base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weights, 1)
+        acc *= shrink[:, None]
+        rounded = weights.to(value.dtype).to(FACTOR)
+        acc = tl.dot(rounded, value.to(FACTOR), acc, input_precision="ieee")
+        top = new_top
+    return top, total, acc
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_splits", "num_rows"])
+def paged_attention_kernel(
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    table_ptr,
+    bounds_ptr,
+    lengths_ptr,
+    out_ptr,
+    lse_ptr,
+    q_row_stride,
+    q_head_stride,
+    page_stride,
+    slot_stride,
+    head_stride,
+    table_stride,
+    scale,
+    num_tiles,
+    num_splits,
+    num_rows,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PAGE_SIZE: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """q: strides in elements, D adjacent. table, bounds (cu_seqlens_q), lengths (seqlens_k): int32
+    or int64. keys, values: laid out alike, D adjacent. scale: of the scores, times log2(e).
+    num_tiles: most tiles of a sequence; grid: (S * KV_HEADS * num_tiles, num_splits).
+    out: contiguous (num_splits, N, H, D), lse: (num_splits, N, H), natural. Of a PARTIAL result
+    what has no keys gets lse -inf, and out where the program had none is left as it is."""
+    pid = tl.program_id(0)
+    split = tl.program_id(1)
+    # Last tiles first: they see the most keys, and short work evens out what is left at the end.
+    tile = num_tiles - 1 - pid % num_tiles
+    kv_head = (pid // num_tiles) % KV_HEADS
+    sequence = pid // num_tiles // KV_HEADS
+    start = tl.load(bounds_ptr + sequence).to(tl.int64)
+    count = (tl.load(bounds_ptr + sequence + 1) - start).to(tl.int32)
+    if tile * BLOCK_M >= count * GROUP:
+        return
+    num_keys = tl.load(lengths_ptr + sequence).to(tl.int32)
+    # Rows count from the tile's first: offsets from there fit 32 bits, which spares registers.
+    first_row = tile * BLOCK_M // GROUP
+    member = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = member // GROUP - first_row
+    head = member % GROUP
+    used = row < count - first_row
+    # What a row sees ends at `limit`; what all rows of the tile see at `common`, what any at `end`.
+    if CAUSAL:
+        common = num_keys - count + first_row + 1
+        limit = common + row
+        last_row = tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, count - 1)
+        end = common + last_row - first_row
+    else:
+        common = num_keys
+        limit = tl.full((BLOCK_M,), 0, tl.int32) + num_keys
+        end = num_keys
+    share = tl.cdiv(tl.cdiv(num_keys, BLOCK_N), num_splits) * BLOCK_N
+    begin = split * share
+    end = tl.minimum(end, begin + share)
+    first_place = (split * num_rows + start + first_row) * (KV_HEADS * GROUP) + kv_head * GROUP
+    place = row * (KV_HEADS * GROUP) + head
+    out_ptr += first_place * HEAD_DIM
+    lse_ptr += first_place
+    if PARTIAL and begin >= end:
+        tl.store(lse_ptr + place, tl.full((BLOCK_M,), float("-inf"), tl.float32), mask=used)
+        return
+
+    feature = tl.arange(0, BLOCK_D)
+    inside = used[:, None] & (feature < HEAD_DIM)[None, :]
+    q_ptr += (start + first_row) * q_row_stride + kv_head.to(tl.int64) * GROUP * q_head_stride
+    from_row = row * q_row_stride + head * q_head_stride
+    q = tl.load(q_ptr + from_row[:, None] + feature[None, :], mask=inside, other=0.0)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    keys_ptr += kv_head.to(tl.int64) * head_stride
+    values_ptr += kv_head.to(tl.int64) * head_stride
+    table_ptr += sequence.to(tl.int64) * table_stride
+    # Whole blocks that every row sees need no mask.
+    whole = tl.maximum(tl.minimum(common, end) - begin, 0) // BLOCK_N * BLOCK_N
+    top, total, acc = _attend(
+        q,
+        top,
+        total,
+        acc,
+        limit,
+        begin,
+        begin + whole,
+        keys_ptr,
+        values_ptr,
+        table_ptr,
+        page_stride,
+        slot_stride,
+        scale,
+        PAGE_SIZE,
+        HEAD_DIM,
+        False,
+        WIDE,
+        BLOCK_N,
+        BLOCK_D,
+    )
+    top, total, acc = _attend(
+        q,
+        top,
+        total,
+        acc,
+        limit,
+        begin + whole,
+        end,
+        keys_ptr,
+        values_ptr,
+        table_ptr,
+        page_stride,
+        slot_stride,
+        scale,
+        PAGE_SIZE,
+        HEAD_DIM,
+        True,
+        WIDE,
+        BLOCK_N,
+        BLOCK_D,
+    )
+    out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    target = out_ptr + place[:, None] * HEAD_DIM + feature[None, :]
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=inside)
+    if HAS_LSE:
+        lse = (top + tl.log2(total)) * 0.6931471805599453  # -inf + -inf without a key
+        tl.store(lse_ptr + place, lse, mask=used)
+
+
+@triton.jit(do_not_specialize=["num_parts", "num_places"])
+def combine_kernel(
+    parts_ptr,
+    part_lse_ptr,
+    out_ptr,
+    lse_ptr,
+    num_parts,
+    num_places,
+    HEAD_DIM: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """parts: (num_parts, num_places, D), part_lse: (num_parts, num_places) float32, a place being a
+    row's head; out: (num_places, D), lse: (num_places,). One program a place."""
+    place = tl.program_id(0).to(tl.int64)
+    part = tl.arange(0, PARTS)
+    feature = tl.arange(0, BLOCK_D)
+    source = part * num_places + place
+    lse = tl.load(part_lse_ptr + source, mask=part < num_parts, other=float("-inf"))
+    top = tl.max(lse, 0)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    weight = tl.exp(lse - top)
+    total = tl.sum(weight, 0)
+    # Parts without keys were not written.
+    wanted = (lse > float("-inf"))[:, None] & (feature < HEAD_DIM)[None, :]
+    where = parts_ptr + source[:, None] * HEAD_DIM + feature[None, :]
+    values = tl.load(where, mask=wanted, other=0.0)
+    out = tl.sum(values * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
+    target = out_ptr + place * HEAD_DIM + feature
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=feature < HEAD_DIM)
+    if HAS_LSE:
+        tl.store(lse_ptr + place, top + tl.log(total))
+
+
+# -- what the host decides ----------------------------------------------------------------------
+
+
+class Tiles(NamedTuple):
+    """block_m: rows x heads of a tile; block_n: keys of a step; the rest as triton's options."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def tiles(num_members: int, head_dim: int, itemsize: int) -> Tiles:
+    """Tile sizes for at most `num_members` rows x heads of a sequence.
+
+    For bfloat16 and D 128 a block of keys and values takes 32 KB. 128 members do 128 flops a byte
+    of them, enough for L2 and tensor cores to keep step on an H100: 64 accumulators a thread of 8
+    warps, three blocks in flight beside 32 KB of queries, 132 KB of its 227. Fewer members wait for
+    memory only: 72 KB (three programs an SM) up to 32 members, 83 KB (two) for 64. 5 stages are two
+    blocks ahead, since the page is looked up before. sm_80 needs at most 99 of its 163 KB.
+    float32 is multiplied without tensor cores: small tiles, or accumulators leave the registers.
+    """
+    block_m = min(128, max(16, triton.next_power_of_2(num_members)))
+    if itemsize == 4:
+        return Tiles(16, 32, 8, 2)
+    if head_dim > 128:
+        return Tiles(min(block_m, 64), 32, 8 if block_m > 32 else 4, 3)
+    if block_m == 128:
+        return Tiles(128, 64, 8, 5)
+    return Tiles(block_m, 64, 4, 3 if block_m == 64 else 5)
+
+
+def num_splits(num_programs: int, max_seqlen_k: int, num_sms: int, block_n: int) -> int:
+    """Among how many programs a sequence's keys are split, when `num_programs` tiles have work.
+
+    Two programs an SM keep enough loads in flight; less than two blocks of keys are not worth a
+    partial result.
+    """
+    wanted = 2 * num_sms // max(num_programs, 1)
+    return max(1, min(wanted, max_seqlen_k // (2 * block_n), MAX_SPLITS))
+
+
+@lru_cache
+def _num_sms(device: torch.device) -> int:
+    if device.type == "cpu":  # the interpreter: any number, so that splitting can be tested
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class Plan(NamedTuple):
+    """One launch of the kernel: see `tiles` and `num_splits`; num_tiles of each sequence."""
+
+    tiles: Tiles
+    num_tiles: int
+    num_splits: int
+
+
+def plan(
+    q: torch.Tensor, keys: torch.Tensor, num_sequences: int, max_seqlen_q: int, max_seqlen_k: int
+) -> Plan:
+    """From shapes and bounds alone."""
+    num_rows, num_heads, head_dim = q.shape
+    num_kv_heads = keys.shape[2]
+    group = num_heads // num_kv_heads
+    found = tiles(max_seqlen_q * group, head_dim, q.element_size())
+    num_tiles = triton.cdiv(max_seqlen_q * group, found.block_m)
+    # Each sequence's last tile may be partly filled.
+    working = min(num_tiles * num_sequences, num_rows * group // found.block_m + num_sequences)
+    sms = _num_sms(q.device)
+    splits = num_splits(working * num_kv_heads, max_seqlen_k, sms, found.block_n)
+    return Plan(found, num_tiles, splits)
+
+
+def launch(
+    plan: Plan,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seqlens_k: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+    scale: float,
+    *,
+    causal: bool,
+    partial: bool,
+) -> None:
+    """out: contiguous (plan.num_splits, N, H, D) (or without the first, of one split); lse: the
+    same without D, float32, or None. Features of q, keys and values adjacent."""
+    num_rows, num_heads, head_dim = q.shape
+    page_size, num_kv_heads = keys.shape[1:3]
+    grid = (page_table.shape[0] * num_kv_heads * plan.num_tiles, plan.num_splits)
+    if 0 in grid or num_rows == 0:
+        return
+    paged_attention_kernel[grid](
+        q,
+        keys,
+        values,
+        page_table,
+        cu_seqlens_q,
+        seqlens_k,
+        out,
+        out if lse is None else lse,
+        q.stride(0),
+        q.stride(1),
+        *keys.stride()[:3],
+        page_table.stride(0),
+        scale * LOG2_E,
+        plan.num_tiles,
+        plan.num_splits,
+        num_rows,
+        KV_HEADS=num_kv_heads,
+        GROUP=num_heads // num_kv_heads,
+        HEAD_DIM=head_dim,
+        PAGE_SIZE=page_size,
+        CAUSAL=causal,
+        PARTIAL=partial,
+        HAS_LSE=lse is not None,
+        WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
+        BLOCK_M=plan.tiles.block_m,
+        BLOCK_N=plan.tiles.block_n,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        num_warps=plan.tiles.num_warps,
+        num_stages=plan.tiles.num_stages,
+    )
+
+
+def combine(
+    parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None
+) -> None:
+    """parts: (P, N, H, D), part_lse: (P, N, H) float32 -> out: (N, H, D), lse: (N, H) float32."""
+    num_parts, num_rows, num_heads, head_dim = parts.shape
+    if num_rows == 0:
+        return
+    combine_kernel[(num_rows * num_heads,)](
+        parts,
+        part_lse,
+        out,
+        out if lse is None else lse,
+        num_parts,
+        num_rows * num_heads,
+        HEAD_DIM=head_dim,
+        HAS_LSE=lse is not None,
+        PARTS=triton.next_power_of_2(num_parts),
+        BLOCK_D=triton.next_power_of_2(head_dim),
+        num_warps=4,
+    )
+
+
+def paged_attention(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    page_table: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    seqlens_k: torch.Tensor,
+    scale: float,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    return_lse: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Bottom-right causal. Returns (N, H, D) in q's dtype and, if wanted, (N, H) float32."""
+    chosen = plan(q, keys, page_table.shape[0], max_seqlen_q, max_seqlen_k)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device) if return_lse else None
+    inputs = (q, keys, values, page_table, cu_seqlens_q, seqlens_k)
+    if chosen.num_splits == 1:
+        launch(chosen, *inputs, out, lse, scale, causal=True, partial=False)
+        return out, lse
+    parts = torch.empty((chosen.num_splits, *q.shape), dtype=torch.float32, device=q.device)
+    part_lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
+    launch(chosen, *inputs, parts, part_lse, scale, causal=True, partial=True)
+    combine(parts, part_lse, out, lse)
+    return out, lse
+
+
+def variants() -> list[dict]:
+    """What is compiled ahead of time: Qwen2.5-VL 7B (28 heads over 4) and 3B (16 over 2), pages of
+    16: decoding, few rows and drafts, prefill, shared prefixes; and float32."""
+    found = [_variant("7B, prefill", 7, 4, 1024), _variant("3B, prefill", 8, 2, 1024)]
+    for rows in (1, 4, 8, 16):
+        found.append(_variant(f"7B, {rows} rows, split", 7, 4, rows, partial=True))
+    found.append(_variant("7B, 1 row", 7, 4, 1))
+    for rows in (8, 16):
+        shared = f"7B, prefix shared by {rows} rows"
+        found.append(_variant(shared, 7, 4, rows, causal=False, partial=True))
+    for rows in (1, 1024):
+        found.append(_variant(f"7B, {rows} rows", 7, 4, rows, dtype="fp32"))
+    for rows in (1, 1024):
+        found.append(_variant(f"7 heads over 1, {rows} rows", 7, 1, rows, head_dim=256))
+    for parts in (4, 64):
+        names = ("parts_ptr", "part_lse_ptr", "lse_ptr")
+        found.append(
+            {
+                "name": f"bf16, D 128, combine {parts}",
+                "kernel": combine_kernel,
+                "signature": {
+                    **dict.fromkeys(names, "*fp32"),
+                    "out_ptr": "*bf16",
+                    "num_parts": "i32",
+                    "num_places": "i32",
+                },
+                "constexprs": {"HEAD_DIM": 128, "HAS_LSE": False, "PARTS": parts, "BLOCK_D": 128},
+                "num_warps": 4,
+                "unaligned": ("num_parts", "num_places"),
+            }
+        )
+    return found
+
+
+# No loop has one (cuobjdump -sass).
+SPILLS = "up to 72 bytes with Triton 3.6: places of rows that wait for the store, outside the loops"
+
+
+def _variant(
+    name: str,
+    group: int,
+    kv_heads: int,
+    rows: int,
+    *,
+    causal: bool = True,
+    partial: bool = False,
+    dtype: str = "bf16",
+    head_dim: int = 128,
+) -> dict:
+    chosen = tiles(rows * group, head_dim, 4 if dtype == "fp32" else 2)
+    strides = ("q_row_stride", "q_head_stride", "page_stride", "slot_stride", "head_stride")
+    counts = ("table_stride", "num_tiles", "num_splits", "num_rows")
+    variant = {
+        "name": f"{dtype}, D {head_dim}, pages of 16, {name}",
+        "kernel": paged_attention_kernel,
+        "signature": {
+            **dict.fromkeys(("q_ptr", "keys_ptr", "values_ptr"), f"*{dtype}"),
+            **dict.fromkeys(("table_ptr", "bounds_ptr", "lengths_ptr"), "*i32"),
+            "out_ptr": "*fp32" if partial else f"*{dtype}",
+            "lse_ptr": "*fp32",
+            **dict.fromkeys((*strides, *counts), "i32"),
+            "scale": "fp32",
+        },
+        "constexprs": {
+            "KV_HEADS": kv_heads,
+            "GROUP": group,
+            "HEAD_DIM": head_dim,
+            "PAGE_SIZE": 16,
+            "CAUSAL": causal,
+            "PARTIAL": partial,
+            "HAS_LSE": partial,
+            "WIDE": False,
+            "BLOCK_M": chosen.block_m,
+            "BLOCK_N": chosen.block_n,
+            "BLOCK_D": head_dim,
+        },
+        "num_warps": chosen.num_warps,
+        "num_stages": chosen.num_stages,
+        "unaligned": counts,
+    }
+    many = partial and chosen.block_m > 32
+    return variant | ({"spills": SPILLS} if many or dtype == "fp32" else {})
