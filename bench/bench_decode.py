@@ -29,8 +29,8 @@ import torch
 import vtts_rt
 from vtts_rt.bench.decode import measure
 from vtts_rt.bench.ops.timing import copy_bandwidth
+from vtts_rt.bench.random_model import SHAPES, random_model
 from vtts_rt.bench.setting import commit, hardware, results_name
-from vtts_rt.bench.shapes import SHAPES, random_model
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
 from vtts_rt.ops.sampling import sample_token
 from vtts_rt.types import SamplingParams

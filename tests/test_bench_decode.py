@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vtts_rt.bench import decode
-from vtts_rt.bench.shapes import SHAPES, bytes_per_step, random_model
+from vtts_rt.bench.random_model import SHAPES, bytes_per_step, random_model
 from vtts_rt.config import ModelConfig
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 
