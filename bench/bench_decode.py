@@ -1,6 +1,10 @@
 """A decoding step in float32 on the CPU: native kernels against torch's operators, in ms.
 
     python bench/bench_decode.py [--keys N] [--runs N] [--threads N] [--output FILE]
+    python bench/bench_decode.py --device cuda [--shape 118m|3b|7b] [--keys N] [--runs N]
+
+The second form is the engine in bfloat16 on a GPU, with CUDA graphs and without, as a share of the
+time in which a copy moves the weights (vtts_rt/bench/decode.py). The first:
 
 The shape of the 118 M bench model with random weights; a step takes the embeddings of some rows to
 chosen tokens, each sequence attending to --keys keys in shuffled pages. Rows of one sequence are
@@ -23,9 +27,10 @@ from typing import Any
 import torch
 
 import vtts_rt
-from vtts_rt.bench.model import CONFIG, SEED
+from vtts_rt.bench.decode import measure
+from vtts_rt.bench.ops.timing import copy_bandwidth
+from vtts_rt.bench.random_model import SHAPES, random_model
 from vtts_rt.bench.setting import commit, hardware, results_name
-from vtts_rt.config import LanguageConfig
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
 from vtts_rt.ops.sampling import sample_token
 from vtts_rt.types import SamplingParams
@@ -38,17 +43,6 @@ CONTENDERS = {
     "vtts_rt": "",
 }
 MAX_DIFFERENCE = 1e-3  # of logits up to 100: float32, sums in another order
-
-
-def build_model() -> LanguageModel:
-    text = CONFIG["text_config"]
-    config = LanguageConfig(
-        **{name: value for name, value in text.items() if name != "rope_parameters"},
-        rope_theta=text["rope_parameters"]["rope_theta"],
-        mrope_section=tuple(text["rope_parameters"]["mrope_section"]),
-    )
-    torch.manual_seed(SEED)
-    return LanguageModel(config).requires_grad_(False)
 
 
 class Step:
@@ -90,10 +84,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="118m", help="with cuda only")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    model = build_model()
+    if args.device == "cuda":
+        file(args, f"decode-{args.shape}", *on_gpu(args))
+        return
+    if args.shape != "118m":
+        parser.error("--shape needs --device cuda")
+    model = random_model(SHAPES["118m"], "cpu", torch.float32).language
     weights = [p for p in model.parameters() if p.dim() == 2]  # the head once: it is tied
     weight_bytes = sum(p.numel() * p.element_size() for p in weights)
     floor = min(seconds(lambda: [p.sum() for p in weights]) for _ in range(args.runs))
@@ -132,22 +133,36 @@ def main() -> None:
             print(f"{num_sequences} x {rows} rows  {name:8}", end="")
             print("{median_ms:8.1f} ms  min {min_ms:.1f}".format(**results[-1]), end="")
             print("  {gigabytes_per_second:5.1f} GB/s  {speedup:.2f}x".format(**results[-1]))
+    setting = {"page_size": PAGE_SIZE, "floor_ms": round(1e3 * floor, 2)}
+    file(args, "decode", {"weight_bytes": weight_bytes, **setting}, results)
+
+
+def on_gpu(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Setting and results of the engine's own decoding."""
+    model = random_model(SHAPES[args.shape], "cuda", torch.bfloat16)
+    bandwidth = copy_bandwidth("cuda")
+    print(f"copies {bandwidth / 1e9:.0f} GB/s")
+    results = measure(model, bandwidth, num_keys=args.keys, num_steps=4 * args.runs)
+    for result in results:
+        print("{sequences:3} x {way:22} {ms_per_step:8.2f} ms".format(**result), end="")
+        print("  {share_of_floor:6.1%} of the floor".format(**result), end="")
+        print("  {share_of_floor_with_kv:6.1%} with KV".format(**result))
+    return {"shape": args.shape, "dtype": "bfloat16", "copy_bytes_per_second": bandwidth}, results
+
+
+def file(
+    args: argparse.Namespace, theme: str, setting: dict[str, Any], results: list[dict[str, Any]]
+) -> None:
     report = {
-        "bench": "decode",
+        "bench": theme,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "hardware": hardware(args.threads),
         "versions": {"vtts_rt": vtts_rt.__version__, "torch": torch.__version__},
-        "setting": {
-            "weight_bytes": weight_bytes,
-            "keys": args.keys,
-            "page_size": PAGE_SIZE,
-            "runs": args.runs,
-            "floor_ms": round(1e3 * floor, 2),
-        },
+        "setting": {"keys": args.keys, "runs": args.runs, **setting},
         "results": results,
     }
-    output = args.output or ROOT / "bench" / "results" / results_name("decode")
+    output = args.output or ROOT / "bench" / "results" / results_name(theme)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(output)

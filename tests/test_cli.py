@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from utils import tiny_checkpoint
 
 from vtts_rt.cli import main
@@ -128,6 +129,8 @@ def test_env_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert {"versions", "optional", "build", "device", "ops", "environment"} <= set(report)
+    told = report["ops"]["decoding as CUDA graphs"]
+    assert told == "yes" if torch.cuda.is_available() else told == "no (the model runs on cpu)"
     assert any(name.startswith("patchify") for name in report["ops"])
     many_rows = report["ops"]["more than 16 rows by native linear and attention"]
     assert many_rows.startswith(("yes", "no, by torch ("))

@@ -296,7 +296,7 @@ def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
             clips[0], "which?", perception=PerceptionConfig(strategy="append", **LOOK)
         )
         first = plan["rounds"][0]["frames"]
-        monkeypatch.setattr("vtts_rt.engine.engine.sample_token", choose)
+        monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
         arguments = request(clips[0], assume_clues=None, sampling=SamplingParams())
         answer = runtime.ask(**arguments)
         assert (decoded_at[0] > first) == ahead

@@ -166,7 +166,7 @@ class Scripted:
         def choose(logits: Any, params: Any, *, round_index: int, position: int, **_: Any) -> Any:
             return self.script[round_index][position], -0.5
 
-        monkeypatch.setattr("vtts_rt.engine.engine.sample_token", choose)
+        monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
 
 
 def said(spans: str, answer: str = "B") -> str:
@@ -216,7 +216,7 @@ def test_a_constrained_clue_always_parses(
         babble = logits if position < len(opening) else logits + torch.randn(logits.shape) * 5
         return int(opening[position] if position < len(opening) else babble.argmax()), -0.5
 
-    monkeypatch.setattr("vtts_rt.engine.engine.sample_token", choose)
+    monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
     arguments = {
         "assume_clues": None,
         "sampling": SamplingParams(max_tokens=400, stop=("</glue>",)),

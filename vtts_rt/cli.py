@@ -363,6 +363,7 @@ def environment() -> dict[str, dict[str, str]]:
     import torch
 
     from vtts_rt.config import ENVIRONMENT_VARIABLES
+    from vtts_rt.engine.graphs import graphs_refusal
     from vtts_rt.ops.dispatch import explain
     from vtts_rt.ops.native import MAX_ROWS, tiles_refusal
 
@@ -404,6 +405,7 @@ def environment() -> dict[str, dict[str, str]]:
             f"more than {MAX_ROWS} rows by native linear and attention": (
                 "yes" if (why := tiles_refusal()) is None else f"no, by torch ({why})"
             ),
+            "decoding as CUDA graphs": "yes" if cuda else f"no ({graphs_refusal('cpu')})",
         },
         "environment": {
             name: f"{os.environ.get(name, 'unset')} ({purpose})"

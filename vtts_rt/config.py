@@ -131,6 +131,8 @@ class EngineConfig:
         for none; never changes what is generated. With the one that is certain 15 are the rows
         that the CPU's decoding kernels take at once. prefix_cache: reuse KV between requests.
     speculative_fetch: fetch the frames of a clue while the answer that holds it goes on.
+    cuda_graphs: decode as CUDA graphs, the next step launched before the tokens of the last are
+        seen; None where the model runs on CUDA. Never changes what is generated.
     threads: CPU threads for torch and patchify (0: leave as they are).
     """
 
@@ -147,6 +149,7 @@ class EngineConfig:
     draft_tokens: int = 15
     prefix_cache: bool = True
     speculative_fetch: bool = True
+    cuda_graphs: bool | None = None
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -159,6 +162,9 @@ class EngineConfig:
         low = self.max_sequences + 1
         tokens = self.max_batch_tokens
         require("EngineConfig", "max_batch_tokens", tokens, tokens >= low, f">= {low}")
+        graphs = self.cuda_graphs
+        known = graphs is None or isinstance(graphs, bool)
+        require("EngineConfig", "cuda_graphs", graphs, known, "True, False or None")
         path, disk = self.vision_disk_path, self.vision_disk_bytes
         require("EngineConfig", "vision_disk_path", path, bool(path) or not disk, "a folder")
 

@@ -86,6 +86,20 @@ def test_copy_takes_only_the_first_tokens() -> None:
     assert bool((pool.pages[:, :, 1, 3:] == 0).all())
 
 
+def test_a_look_ahead_takes_nothing_and_is_what_is_allocated_later() -> None:
+    pool = make_pool(5)
+    assert pool.allocate(2, room=1) == [0, 1]
+    assert pool.peek(1, ()) == 2 and pool.peek(1, [2]) == 3 and pool.peek(0, [3]) == 4
+    assert pool.peek(4, [3, 4]) == 2  # the room of another is better than none
+    assert pool.peek(4, [2, 3, 4]) is None
+    assert pool.num_free == 3
+    for page in (4, 2, 3):
+        assert pool.allocate(1, after=page - 1) == [page]
+    assert pool.peek(4, ()) is None
+    pool.release([0])
+    assert pool.peek(4, ()) == 0 and pool.allocate(1, after=-1) == [0]
+
+
 def test_growth_continues_the_page_before_it() -> None:
     pool = make_pool(8)
     assert pool.allocate(2) == [0, 1]

@@ -240,15 +240,15 @@ def test_logits_that_do_not_fit_together_are_made_one_by_one(
     model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(model, tokenizer)
-    logits, refused = engine._runner._logits, []
+    choices, refused = engine._passes._runner._choices, []
 
-    def small(group: list[torch.Tensor]) -> Any:
+    def small(group: list[Any]) -> Any:
         if len(group) > 1 or (refused and len(refused) < 3):
             refused.append(len(group))
             raise MemoryError("no room for logits")
-        return logits(group)
+        return choices(group)
 
-    monkeypatch.setattr(engine._runner, "_logits", small)
+    monkeypatch.setattr(engine._passes._runner, "_choices", small)
     ids = [add(engine, tokenizer, text) for text in ("one", "two", "three", "four")]
     events = drain(engine)
     # The first pass fails for all, then for the first two alone.
@@ -281,14 +281,14 @@ def test_a_pass_that_fails_is_repeated_for_each_alone(
     model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(model, tokenizer)
-    forward = engine._runner.forward
+    forward = engine._passes._runner.forward
 
     def picky(chunks: Any, features: Any) -> Any:
         if any(chunk.sequence.request_id == 2 for chunk in chunks):
             raise RuntimeError("not this one")
         return forward(chunks, features)
 
-    monkeypatch.setattr(engine._runner, "forward", picky)
+    monkeypatch.setattr(engine._passes._runner, "forward", picky)
     for text in ("one", "two", "three"):
         add(engine, tokenizer, text)
     events = drain(engine)
@@ -365,13 +365,13 @@ def test_drafts_leave_room_in_a_pass(
 ) -> None:
     answer = run(make_engine(model, tokenizer), encode(tokenizer, "hello"), sampling=LONG)
     engine = make_engine(model, tokenizer, max_sequences=6, max_batch_tokens=8)
-    forward, rows = engine._runner.forward, []
+    forward, rows = engine._passes._runner.forward, []
 
     def counted(chunks: Any, features: Any) -> Any:
         rows.append(sum(chunk.num_rows for chunk in chunks))
         return forward(chunks, features)
 
-    monkeypatch.setattr(engine._runner, "forward", counted)
+    monkeypatch.setattr(engine._passes._runner, "forward", counted)
     for member in range(6):
         earlier = [answer.token_ids]
         add(engine, tokenizer, "hello", sampling=LONG, member=member, earlier_answers=earlier)

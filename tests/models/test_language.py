@@ -10,7 +10,15 @@ from torch import Tensor
 
 from vtts_rt.config import LanguageConfig
 from vtts_rt.models import attention
+from vtts_rt.models.device_attention import (
+    Attend,
+    Cascade,
+    DeviceAttention,
+    upload,
+    with_tensors,
+)
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
+from vtts_rt.ops.cascade_attention import find_groups
 
 CONFIG = LanguageConfig(
     vocab_size=50,
@@ -124,6 +132,49 @@ def test_paged_batch_of_prefill_chunk_and_decode(
     used = {int(p) for row, total in zip(table, totals, strict=True) for p in row[: -(-total // 4)]}
     for page in set(range(15)) - used:
         assert pages[:, :, page].isnan().all()
+
+
+@pytest.mark.parametrize("chosen", [None, [], [18], [0, 13, 18, 19]])
+def test_metadata_on_the_device_gives_what_lists_give(
+    model: LanguageModel, chosen: list[int] | None
+) -> None:
+    """A prefill that continues, two decoding rows in a cascade, a row of padding."""
+    torch.manual_seed(3)
+    lengths, ends = [17, 1, 1], [19, 13, 11]
+    table = torch.tensor([[5, 2, 9, 7, 0], [1, 3, 4, 8, 0], [1, 3, 6, 0, 0]])
+    pages = torch.randn(2, 2, 10, 4, 2, 16)
+    index = torch.cat([torch.arange(e - n, e) for n, e in zip(lengths, ends, strict=True)])
+    sequence = torch.arange(3).repeat_interleave(torch.tensor(lengths))
+    slots = table[sequence, index // 4] * 4 + index % 4
+    x, positions = torch.randn(20, 64), torch.randint(0, 40, (3, 20))
+    rows = None if chosen is None else torch.tensor(chosen, dtype=torch.int64)
+    expected_pages = pages.clone()
+    inside = None if rows is None else rows[rows < 19]
+    with torch.no_grad():
+        kv = PagedKV(expected_pages, table, slots, ends)
+        expected = model(ForwardBatch(x[:19], positions[:, :19], bounds(lengths), kv, inside))
+    groups = find_groups(table[1:, :4].tolist(), ends[1:], 4, min_group=2, min_shared=8)
+    assert groups is not None
+    groups = groups._replace(
+        page_table=torch.cat([groups.page_table, torch.zeros_like(groups.page_table[:1])]),
+        seqlens_k=torch.tensor([*groups.seqlens_k, 1]),
+        cu_groups=torch.tensor([0, 3]),
+    )
+    calls = [
+        Attend(0, 17, table[:1], torch.tensor([0, 17]), torch.tensor([19]), 17, 19),
+        Cascade(17, 20, *groups),
+    ]
+    tensors = [x for call in calls for x in call if isinstance(x, Tensor)]
+    padded, *moved = upload([torch.tensor([*slots, -1]), *tensors], torch.device("cpu"))
+    assert all(t.data_ptr() % 16 == padded.data_ptr() % 16 for t in moved)
+    given = iter(moved)
+    plan = DeviceAttention(pages, padded, [with_tensors(call, given) for call in calls])
+    with torch.no_grad():
+        hidden = model(ForwardBatch(x, positions, [*bounds(lengths), 20], plan, rows))
+    wanted = range(20) if chosen is None else chosen
+    real = torch.tensor([row < 19 for row in wanted], dtype=torch.bool)
+    torch.testing.assert_close(hidden[real], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pages, expected_pages, rtol=0, atol=1e-6)
 
 
 def test_every_parameter_gets_a_gradient(model: LanguageModel) -> None:

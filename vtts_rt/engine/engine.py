@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.encoder import Features, VisionEncoder
 from vtts_rt.engine.kv_pool import PagedKVPool, bytes_per_page
 from vtts_rt.engine.memory import kv_budget
+from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.prefix_tree import Pin, PrefixTree
-from vtts_rt.engine.runner import Runner
+from vtts_rt.engine.runner import Choices
 from vtts_rt.engine.scheduler import Scheduler
 from vtts_rt.engine.sequence import (
     PHASES,
@@ -36,7 +38,6 @@ from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
-from vtts_rt.ops.sampling import processed_logits, sample_token
 from vtts_rt.types import MropeMode, PairRef, SamplingParams, Segment
 
 Event = TokenEvent | FinishedEvent | FailedEvent
@@ -70,10 +71,13 @@ class Engine:
             device=model.device,
         )
         self._encoder = VisionEncoder(model, self.vision_cache)
-        self._runner = Runner(model, self.pool)
+        self._passes = Passes.of_config(model, self.pool, config)
         self._scheduler = Scheduler(config, self.pool, self.prefix_tree, self._encoder)
         # The pool cannot hold more pairs than tokens.
         self._content_ids = ContentIds(self.pool.num_pages * config.page_size)
+        # Triton launches on the current device, whatever its tensors are on.
+        is_cuda = model.device.type == "cuda"
+        self._device = torch.cuda.device(model.device) if is_cuda else nullcontext()
         self._sequences: dict[int, Sequence] = {}
         self._kept: list[Event] = []
         self._next_id = 0
@@ -150,6 +154,10 @@ class Engine:
     def step(self) -> list[Event]:
         """One forward pass; returns what it brought. A request that fails ends with its cause,
         the others go on."""
+        with self._device:
+            return self._step()
+
+    def _step(self) -> list[Event]:
         events = self._take_kept()
         events += self._expire()
         if not self._sequences:
@@ -162,10 +170,11 @@ class Engine:
             events.append(self._fail(sequence, error))
             chunks = [chunk for chunk in chunks if chunk.sequence is not sequence]
         encoded = time.perf_counter()
-        done = self._forward(chunks, features, events)
-        for chunk, logits in self._with_logits(done, events):
+        for chunk, chosen in self._passes.run(chunks, features):
             try:
-                events += self._take(chunk, logits, features)
+                if isinstance(chosen, Exception):
+                    raise chosen
+                events += self._take(chunk, chosen, features)
             except Exception as error:
                 events.append(self._fail(chunk.sequence, error))
         seconds = time.perf_counter() - encoded, encoded - began
@@ -178,40 +187,9 @@ class Engine:
                     events.append(self._finish(chunk.sequence, reason))
         return events
 
-    def _forward(
-        self, chunks: list[Chunk], features: Features, events: list[Event]
-    ) -> list[tuple[Chunk, Tensor]]:
-        """Every chunk with the hidden states of its last rows. A pass that fails is repeated for
-        each sequence alone (nothing was noted yet), to find whose fault it is."""
-        if not chunks:
-            return []
-        try:
-            return list(zip(chunks, self._runner.forward(chunks, features), strict=True))
-        except Exception as error:
-            if len(chunks) == 1:
-                events.append(self._fail(chunks[0].sequence, error))
-                return []
-        return [done for chunk in chunks for done in self._forward([chunk], features, events)]
-
-    def _with_logits(
-        self, done: list[tuple[Chunk, Tensor]], events: list[Event]
-    ) -> Iterator[tuple[Chunk, Tensor]]:
-        """Every computed chunk with its logits, made as they are wanted. A product that fails is
-        repeated for each chunk alone."""
-        taken = 0
-        try:
-            for logits in self._runner.logits([hidden for _, hidden in done]) if done else ():
-                taken += 1
-                yield done[taken - 1][0], logits
-        except Exception as error:
-            if len(done) == 1:
-                events.append(self._fail(done[0][0].sequence, error))
-                return
-            for one in done[taken:]:
-                yield from self._with_logits([one], events)
-
-    def _take(self, chunk: Chunk, logits: Tensor, features: Features) -> list[Event]:
-        """Choose the tokens that a computed chunk yields; logits: (1 + drafts, V), or none."""
+    def _take(self, chunk: Chunk, choices: Choices, features: Features) -> list[Event]:
+        """Take the tokens that a computed chunk yields: one, one more for every draft that was
+        right, or none."""
         sequence, request = chunk.sequence, chunk.sequence.request
         sequence.held = {
             place.key: features[place.key]
@@ -220,8 +198,7 @@ class Engine:
         }
         events: list[Event] = []
         accepted = 0
-        for row, of_row in enumerate(logits):
-            token_id, logprob = self._choose(sequence, of_row)
+        for row, (token_id, logprob) in enumerate(choices):
             sequence.append(token_id, logprob)
             if request.constraint is not None:
                 request.constraint.advance(token_id)
@@ -238,22 +215,6 @@ class Engine:
         sequence.judge_drafts(len(chunk.drafts), accepted)
         self._scheduler.computed(chunk, accepted)
         return events
-
-    def _choose(self, sequence: Sequence, logits: Tensor) -> tuple[int, float]:
-        request, position = sequence.request, len(sequence.logprobs)
-        if request.forced_ids:
-            token_id = request.forced_ids[position]
-            scores = processed_logits(logits, request.sampling)
-            return token_id, float(scores.log_softmax(-1)[token_id])
-        if request.constraint is not None:
-            logits = request.constraint.mask(logits)
-        return sample_token(
-            logits,
-            request.sampling,
-            member=request.member,
-            round_index=request.round_index,
-            position=position,
-        )
 
     def _charge(self, chunk: Chunk, computing: float, encoding: float) -> None:
         """Note the seconds of a pass in the phase that its request is in.
@@ -364,16 +325,19 @@ class Engine:
             write(self.model)
         finally:
             self.model.forget_versions()
+            self._passes.weights_changed()
             self._scheduler.namespace += 1
             self.prefix_tree.drop_namespaces(keep={self._scheduler.namespace})
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the scheduler and of every cache; units as in their own docstrings."""
+        """Counters of the scheduler, of the passes and of every cache; units as in their own
+        docstrings."""
         scheduler, tree = self._scheduler, self.prefix_tree.stats()
         return {
             "vision_cache": self.vision_cache.stats(),
             "kv": self.pool.stats(),
             "prefix_tree": {**tree, "bytes": tree["pages"] * self.pool.page_bytes},
+            "passes": self._passes.stats(),
             "scheduler": {
                 "running": len(scheduler.running),
                 "waiting": len(scheduler.waiting),

@@ -6,7 +6,7 @@ references; a page is free again when the last one lets go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
@@ -93,6 +93,18 @@ class PagedKVPool:
         self.allocations += count
         self.peak_used = max(self.peak_used, self.num_pages - self.num_free)
         return taken
+
+    def peek(self, after: int, but: Collection[int]) -> int | None:
+        """A free page, best the one next to `after`, and none of `but`; None if there is none.
+        Nothing is taken: `allocate(1, after=page - 1)` does that while it stays free."""
+        if self._states[after + 1] != _USED and after + 1 not in but:
+            return after + 1
+        for state in (_FREE, _ROOM):
+            page = -1
+            while (page := self._states.find(state, page + 1)) >= 0:
+                if page not in but:
+                    return page
+        return None
 
     def retain(self, pages: Iterable[int]) -> None:
         for page in pages:

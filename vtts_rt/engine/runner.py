@@ -1,8 +1,10 @@
-"""Runner: one forward pass of the language model over the chunks of several sequences."""
+"""Runner: one forward pass of the language model over the chunks of several sequences, and the
+choice of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -11,19 +13,39 @@ from torch import Tensor
 from vtts_rt.engine.encoder import Features
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.sequence import Chunk
+from vtts_rt.models.device_attention import (
+    Attend,
+    Cascade,
+    DeviceAttention,
+    upload,
+    with_tensors,
+)
 from vtts_rt.models.language import ForwardBatch, PagedKV
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.ops.cascade_attention import find_groups
+from vtts_rt.ops.sampling import processed_logits, sample, sample_token
 
 # Logits of about so many rows are made at once: 128 rows of 151,936 float32 are 78 MB.
 _ROWS_OF_LOGITS = 128
+# A decoding sequence and its drafts (EngineConfig.draft_tokens is 15): attention reads the keys of
+# so few rows once for all of them. Longer runs are prefill.
+_FEW_ROWS = 16
+
+# Token ids and log-probabilities of a chunk's rows, in order. Each is taken only once those before
+# it stand in the sequence.
+Choices = Iterator[tuple[int, float]]
 
 
 class Runner:
-    """Feeds a model's language tower from a KV pool. Chunks own pages for all their rows."""
+    """Feeds a model's language tower from a KV pool. Chunks own pages for all their rows.
 
-    def __init__(self, model: Qwen2_5_VL, pool: PagedKVPool) -> None:
+    on_device: with metadata and sampling where the model is, asking the host nothing on the way.
+    """
+
+    def __init__(self, model: Qwen2_5_VL, pool: PagedKVPool, *, on_device: bool) -> None:
         self.model = model
         self._pool = pool
+        self._on_device = on_device
 
     @torch.inference_mode()
     def forward(self, chunks: list[Chunk], features: Features) -> list[Tensor]:
@@ -32,50 +54,126 @@ class Runner:
         Returns for each chunk the final hidden states (1 + drafts, hidden) that the next tokens
         come from, or (0, hidden) where the chunk does not reach the last known token.
         """
-        device = self.model.device
         bounds = np.cumsum([0, *(chunk.num_rows for chunk in chunks)])
         wanted = [1 + len(chunk.drafts) if chunk.samples else 0 for chunk in chunks]
-        rows = [
-            np.arange(stop - count, stop) for stop, count in zip(bounds[1:], wanted, strict=True)
-        ]
-        positions = [c.sequence.positions(c.start, c.end, len(c.drafts)) for c in chunks]
+        rows = torch.cat(
+            [torch.arange(end - num, end) for end, num in zip(bounds[1:], wanted, strict=True)]
+        )
+        ids = torch.tensor(
+            [i for c in chunks for i in (*c.sequence.token_ids[c.start : c.end], *c.drafts)]
+        )
+        known = [c.sequence.positions(c.start, c.end, len(c.drafts)) for c in chunks]
+        positions = torch.from_numpy(np.concatenate(known).T)
+        slots = torch.cat([self._slots(chunk) for chunk in chunks])
+        kv: PagedKV | DeviceAttention
+        if self._on_device:
+            calls = list(self._calls(chunks))
+            tensors = [ids, positions, slots, rows]
+            tensors += [x for call in calls for x in call if isinstance(x, Tensor)]
+            moved = iter(upload(tensors, self.model.device))
+            ids, positions, slots, rows = islice(moved, 4)
+            calls = [with_tensors(call, moved) for call in calls]
+            kv = DeviceAttention(self._pool.pages, slots, calls)
+        else:
+            positions = positions.contiguous()
+            attend = self._attend(0, chunks)
+            kv = PagedKV(self._pool.pages, attend.page_table, slots, attend.seqlens_k.tolist())
         batch = ForwardBatch(
-            inputs_embeds=self._embed(chunks, features),
-            position_ids=torch.from_numpy(np.concatenate(positions).T.copy()).to(device),
+            inputs_embeds=self._embed(ids, chunks, features),
+            position_ids=positions,
             cu_seqlens_q=bounds.tolist(),
-            kv=PagedKV(
-                pages=self._pool.pages,
-                page_table=self._page_table(chunks),
-                slot_mapping=torch.cat([self._slots(c) for c in chunks]).to(device),
-                seqlens_k=[chunk.start + chunk.num_rows for chunk in chunks],
-            ),
-            rows=torch.from_numpy(np.concatenate(rows)),
+            kv=kv,
+            rows=None if self._on_device and len(rows) == len(ids) else rows,
         )
         hidden: Tensor = self.model.language(batch)
         return list(torch.split(hidden, wanted))
 
     @torch.inference_mode()
-    def logits(self, hidden: list[Tensor]) -> Iterator[Tensor]:
-        """(n, hidden) of each chunk -> (n, V). Chunks share products, so that the head's matrix
-        is read once for many of them."""
-        group: list[Tensor] = []
-        for rows in hidden:
-            if group and sum(map(len, group)) + len(rows) > _ROWS_OF_LOGITS:
-                yield from self._logits(group)
+    def choices(self, done: list[tuple[Chunk, Tensor]]) -> Iterator[Choices]:
+        """Choices of each computed chunk, from its final hidden states (n, hidden). Chunks share
+        products, so that the head's matrix is read once for many of them."""
+        group: list[tuple[Chunk, Tensor]] = []
+        for one in done:
+            if group and sum(len(h) for _, h in group) + len(one[1]) > _ROWS_OF_LOGITS:
+                yield from self._choices(group)
                 group = []
-            group.append(rows)
-        yield from self._logits(group)
+            group.append(one)
+        yield from self._choices(group)
 
-    def _logits(self, group: list[Tensor]) -> tuple[Tensor, ...]:
-        logits = self.model.language.logits(torch.cat(group))
-        return torch.split(logits, [len(rows) for rows in group])
+    def _choices(self, group: list[tuple[Chunk, Tensor]]) -> Iterator[Choices]:
+        chunks = [chunk for chunk, _ in group]
+        sizes = [len(hidden) for _, hidden in group]
+        if not sum(sizes):
+            return (iter(()) for _ in group)
+        logits = self.model.language.logits(torch.cat([hidden for _, hidden in group]))
+        logits_of = torch.split(logits, sizes)
+        if not self._on_device:
+            return map(self._choose_each, chunks, logits_of)
+        counts = list(zip(chunks, sizes, strict=True))
+        requests = [c.sequence.request for c, size in counts for _ in range(size)]
+        tokens, logprobs = sample(
+            logits,
+            [request.sampling for request in requests],
+            members=[request.member for request in requests],
+            rounds=[request.round_index for request in requests],
+            positions=[len(c.sequence.logprobs) + row for c, size in counts for row in range(size)],
+        )
+        found = iter(as_choices(fetch(packed(tokens, logprobs))()))
+        drawn = [[next(found) for _ in range(size)] for size in sizes]
+        return (
+            self._choose_each(chunk, own) if needs_host(chunk) else iter(row)
+            for chunk, own, row in zip(chunks, logits_of, drawn, strict=True)
+        )
 
-    def _page_table(self, chunks: list[Chunk]) -> Tensor:
-        """(B, most pages) int64; rows are filled up with page 0, which nobody reads there."""
+    def _choose_each(self, chunk: Chunk, logits: Tensor) -> Choices:
+        """One after the other: masks and forced tokens depend on those before."""
+        sequence, request = chunk.sequence, chunk.sequence.request
+        sampling = request.sampling
+        for row in logits:
+            position = len(sequence.logprobs)
+            if request.forced_ids:
+                token_id = request.forced_ids[position]
+                yield token_id, float(processed_logits(row, sampling).log_softmax(-1)[token_id])
+                continue
+            if request.constraint is not None:
+                row = request.constraint.mask(row)
+            yield sample_token(
+                row,
+                sampling,
+                member=request.member,
+                round_index=request.round_index,
+                position=position,
+            )
+
+    def _calls(self, chunks: list[Chunk]) -> Iterator[Attend | Cascade]:
+        """How neighbouring chunks attend together, in order; tensors on the CPU."""
+        start = 0
+        for _, run in groupby(chunks, lambda chunk: chunk.num_rows <= _FEW_ROWS):
+            together = list(run)
+            attend = self._attend(start, together)
+            groups = None
+            if attend.max_seqlen_q == 1:
+                pages = [chunk.sequence.pages for chunk in together]
+                groups = find_groups(pages, [c.end for c in together], self._pool.page_size)
+            yield attend if groups is None else Cascade(start, attend.stop, *groups)
+            start = attend.stop
+
+    def _attend(self, start: int, chunks: list[Chunk]) -> Attend:
+        """Tables are filled up with page 0, which nobody reads there."""
         table = np.zeros((len(chunks), max(len(c.sequence.pages) for c in chunks)), np.int64)
         for row, chunk in zip(table, chunks, strict=True):
             row[: len(chunk.sequence.pages)] = chunk.sequence.pages
-        return torch.from_numpy(table)
+        sizes = [chunk.num_rows for chunk in chunks]
+        num_keys = [chunk.start + chunk.num_rows for chunk in chunks]
+        return Attend(
+            start,
+            start + sum(sizes),
+            torch.from_numpy(table),
+            torch.tensor([0, *sizes]).cumsum(0),
+            torch.tensor(num_keys),
+            max(sizes),
+            max(num_keys),
+        )
 
     def _slots(self, chunk: Chunk) -> Tensor:
         size = self._pool.page_size
@@ -84,9 +182,8 @@ class Runner:
         pages = torch.tensor(chunk.sequence.pages[first:], dtype=torch.int64)
         return pages[index // size - first] * size + index % size
 
-    def _embed(self, chunks: list[Chunk], features: Features) -> Tensor:
-        ids = [i for c in chunks for i in (*c.sequence.token_ids[c.start : c.end], *c.drafts)]
-        embeds = self.model.language.embed(torch.tensor(ids, device=self.model.device))
+    def _embed(self, ids: Tensor, chunks: list[Chunk], features: Features) -> Tensor:
+        embeds = self.model.language.embed(ids)
         row = 0
         for chunk in chunks:
             for place in chunk.sequence.pairs_between(chunk.start, chunk.end):
@@ -95,3 +192,37 @@ class Runner:
                 embeds[row + low - chunk.start : row + high - chunk.start] = found
             row += chunk.num_rows
         return embeds
+
+
+def needs_host(chunk: Chunk) -> bool:
+    """Whether its tokens cannot be drawn before those that stand before them are known."""
+    request = chunk.sequence.request
+    return request.constraint is not None or bool(request.forced_ids)
+
+
+def packed(tokens: Tensor, logprobs: Tensor) -> Tensor:
+    """(N,) each -> (2, N) float64, which holds ids exactly: one thing to copy."""
+    return torch.stack((tokens.double(), logprobs.double()))
+
+
+def fetch(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor, as it is now, to the host; returns what waits for the copy."""
+    if not tensor.is_cuda:
+        copy = tensor.clone()
+        return lambda: copy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+
+    def wait() -> Tensor:
+        event.synchronize()
+        return host
+
+    return wait
+
+
+def as_choices(fetched: Tensor) -> list[tuple[int, float]]:
+    """What was packed."""
+    tokens, logprobs = fetched.tolist()
+    return [(int(token), logprob) for token, logprob in zip(tokens, logprobs, strict=True)]

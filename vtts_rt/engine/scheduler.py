@@ -264,7 +264,9 @@ class Scheduler:
                 self._preempt(newest, at_front=True)
                 if newest is sequence:
                     return False
-        sequence.pages += pool.allocate(max(0, short), after=sequence.pages[-1])
+        # A pass that was launched ahead has written into the page that it hoped for.
+        after = sequence.pages[-1] if sequence.page_ahead is None else sequence.page_ahead - 1
+        sequence.pages += pool.allocate(max(0, short), after=after)
         return True
 
     def _preempt(self, sequence: Sequence, *, at_front: bool) -> None:

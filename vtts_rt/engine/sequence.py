@@ -186,7 +186,8 @@ class Sequence:
 
     keys: (N, 4) int64, token or content id then M-RoPE t, h, w; num_computed: leading tokens
     whose KV is in `pages`. held: features of pairs that a pass has begun and the next goes on
-    with. num_ever_computed: tokens once computed or found; preemption forgets only
+    with. page_ahead: a free page that a pass launched ahead of the schedule writes into.
+    num_ever_computed: tokens once computed or found; preemption forgets only
     `num_computed`. waiting_since: the scheduler's step in which it began to wait;
     num_when_admitted: tokens known when it last ceased to.
     """
@@ -210,6 +211,7 @@ class Sequence:
         self.token_ids: list[int] = list(prompt.token_ids)
         self.logprobs: list[float] = []
         self.pages: list[int] = []
+        self.page_ahead: int | None = None
         self.num_computed = self.num_ever_computed = 0
         self.held: dict[Hashable, Tensor] = {}
         self.waiting_since = 0
@@ -273,6 +275,11 @@ class Sequence:
         if self.request.forced_ids:
             return list(self.request.forced_ids[done : done + limit])
         return self._drafter.propose(limit)
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the token after the next will hardly be drafted."""
+        return self._drafter.is_calm
 
     def judge_drafts(self, num_drafted: int, num_accepted: int) -> None:
         """Count how many drafts of one pass were right."""

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from vtts_rt.config import LanguageConfig
 from vtts_rt.models.attention import PackedAttention, PagedAttention, PagedKV
+from vtts_rt.models.device_attention import DeviceAttention
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.rotary import rotary
 from vtts_rt.types import require
+
+Attend = PackedAttention | PagedAttention | DeviceAttention
 
 __all__ = ["ForwardBatch", "LanguageModel", "PagedKV"]
 
@@ -30,15 +33,17 @@ class ForwardBatch:
 
     inputs_embeds: (N, C) in the model's dtype. position_ids: (3, N) int64, M-RoPE time, height,
         width. cu_seqlens_q: (B + 1,) list or tensor, 0 .. N. kv: pages that hold earlier tokens
-        and take these; None attends inside each sequence only, with gradients. rows: (M,) int64
-        on the CPU, ascending, the packed rows whose hidden states are wanted (with kv); None
-        for all. The last layer does for the others only what their keys and values need.
+        and take these, or how to attend to them with metadata on the device; None attends inside
+        each sequence only, with gradients. rows: (M,) int64 on the CPU (with a DeviceAttention:
+        on the device, and unchecked), ascending, the packed rows whose hidden states are wanted
+        (with kv); None for all. The last layer does for the others only what their keys and
+        values need.
     """
 
     inputs_embeds: Tensor
     position_ids: Tensor
     cu_seqlens_q: Sequence[int] | Tensor
-    kv: PagedKV | None = None
+    kv: PagedKV | DeviceAttention | None = None
     rows: Tensor | None = None
 
     @property
@@ -59,11 +64,11 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, num_rows)
         self.o_proj = Linear(self.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: PackedAttention | PagedAttention
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         qkv = self.qkv_proj(x)
         qkv = qkv.view(x.shape[0], self.num_heads + 2 * self.num_kv_heads, -1)
+        if isinstance(attend, DeviceAttention):
+            return self.o_proj(attend(self.layer, qkv, cos, sin))  # type: ignore[no-any-return]
         qk = rotary(qkv[:, : -self.num_kv_heads], cos, sin)
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         attended = attend(self.layer, q, k, qkv[:, -self.num_kv_heads :])
@@ -78,9 +83,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: PackedAttention | PagedAttention
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         attended = self.self_attn(self.input_layernorm(x), cos, sin, attend)
         x = x if attend.rows is None else x[attend.rows]
         normed, x = self.post_attention_layernorm.of_sum(attended, x)
@@ -108,6 +111,7 @@ class LanguageModel(nn.Module):
             f"three numbers that sum to head_dim / 2 ({config.head_dim // 2})",
         )
         self.config = config
+        self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
@@ -134,26 +138,26 @@ class LanguageModel(nn.Module):
         total, shape = x.shape[0], tuple(batch.position_ids.shape)
         require("ForwardBatch", "cu_seqlens_q", sum(seqlens), sum(seqlens) == total, f"0..{total}")
         require("ForwardBatch", "position_ids", shape, shape == (3, total), f"(3, {total})")
-        rows = batch.rows
-        if rows is not None:
+        rows, kv = batch.rows, batch.kv
+        if rows is not None and not isinstance(kv, DeviceAttention):
             ascends = rows.dim() == 1 and bool((rows.diff() > 0).all())
             inside = rows.numel() == 0 or 0 <= int(rows[0]) <= int(rows[-1]) < total
             rule = f"None without kv, else ascending in [0, {total})"
-            usable = batch.kv is not None and ascends and inside
+            usable = kv is not None and ascends and inside
             require("ForwardBatch", "rows", rows, usable, rule)
         if total == 0:
             return x
-        with torch.set_grad_enabled(torch.is_grad_enabled() and batch.kv is None):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and kv is None):
             cos, sin = self._rotary(batch.position_ids, x.dtype)
-            attend = (
-                PackedAttention(seqlens)
-                if batch.kv is None
-                else PagedAttention(batch.kv, seqlens, x.dtype)
-            )
+            attend: Attend
+            if isinstance(kv, PagedKV):
+                attend = PagedAttention(kv, seqlens, x.dtype)
+            else:
+                attend = PackedAttention(seqlens) if kv is None else kv
             *others, last = self.layers
             for layer in others:
                 x = layer(x, cos, sin, attend)
-            if rows is not None and isinstance(attend, PagedAttention):
+            if rows is not None and not isinstance(attend, PackedAttention):
                 attend = attend.of_rows(rows)
             x = last(x, cos, sin, attend)
             return self.norm(x)  # type: ignore[no-any-return]
@@ -165,11 +169,20 @@ class LanguageModel(nn.Module):
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin: (N, D/2). Angles are fp32; frequency i takes the axis of its section."""
-        config, device = self.config, position_ids.device
-        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta).to(device)
-        axis_of = [axis for axis, width in enumerate(config.mrope_section) for _ in range(width)]
-        angles = position_ids[axis_of].T.float().contiguous() * inv_freq
+        inv_freq, axis_of = self._frequencies(position_ids.device)
+        angles = position_ids.index_select(0, axis_of).T.float().contiguous() * inv_freq
         return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def _frequencies(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(D/2,) fp32 frequencies and the axis of each, moved to a device once."""
+        if device not in self._on_device:
+            config = self.config
+            with torch.inference_mode(False):  # training may take them later
+                sections = torch.tensor(config.mrope_section)
+                axis_of = torch.arange(3).repeat_interleave(sections).to(device)
+                inv_freq = inverse_frequencies(config.head_dim, config.rope_theta).to(device)
+            self._on_device[device] = inv_freq, axis_of
+        return self._on_device[device]
 
     @property
     def dtype(self) -> torch.dtype:

@@ -30,6 +30,7 @@ from vtts_rt.types import require
 CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
     "linear_fp8": linear_fp8.cases,
     "cascade_attention": cascade_attention.cases,
+    "linear_fp8": linear_fp8.cases,
     "merge_state": merge_state.cases,
     "paged_attention": paged_attention.cases,
     "rmsnorm": rmsnorm.cases,

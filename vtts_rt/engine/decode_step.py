@@ -1,0 +1,152 @@
+"""DecodeStep: one decoding step of a batch, from buffers that it moves on to the next.
+
+It runs from the embedding to the choice of tokens without asking the host anything, on memory that
+stays where it is, so it can be captured as a CUDA graph. The tokens that it chooses are the input
+of the next step: that can be launched before anybody has seen them.
+
+Rows of padding have no keys: nothing of theirs is written to a page.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vtts_rt.engine.kv_pool import PagedKVPool
+from vtts_rt.engine.runner import packed
+from vtts_rt.models.device_attention import Attend, Cascade, DeviceAttention
+from vtts_rt.models.language import ForwardBatch, LanguageModel
+from vtts_rt.ops.sampling import SampleParams, sample
+
+# One int64 a row of a step each. keys: behind the shared ones, with the new token's; 0 in rows of
+# padding. position: on all axes of M-RoPE. choice: index of the token to be chosen
+# among those generated, for the noise. temperature, top_p: the bits of a float64.
+FIELDS = (
+    *("token", "keys", "position", "choice", "member", "round"),
+    *("seed", "top_k", "temperature", "top_p"),
+)
+# Narrower tables would save nothing (1,024 tokens in pages of 16).
+_LEAST_PAGES = 64
+
+
+class Shape(NamedTuple):
+    """What a graph is captured for: rows; pages of a row, less those that it shares; groups of rows
+    (0: no cascade) and pages that a group shares; all rounded up. And whether any row has a top-k
+    or top-p, for which logits are sorted."""
+
+    num_rows: int
+    num_pages: int
+    num_groups: int
+    num_shared: int
+    has_filters: bool
+
+
+def round_rows(num_rows: int) -> int:
+    """Rows of the graph for a step: 1, 2, 4, 8, then multiples of 8."""
+    return 1 << (num_rows - 1).bit_length() if num_rows <= 8 else -(-num_rows // 8) * 8
+
+
+def round_groups(num_groups: int) -> int:
+    """Groups of the graph for a step: powers of two. Attention to what is shared is split among the
+    more programs the fewer groups there may be."""
+    return 1 << (num_groups - 1).bit_length()
+
+
+def round_pages(num_pages: int) -> int:
+    """Width of a page table of the graph for a step: powers of two."""
+    return max(_LEAST_PAGES, 1 << (num_pages - 1).bit_length())
+
+
+class Buffers:
+    """What a step starts from and moves on, in one piece: `whole`, int64, of which the others are
+    views, so that one copy writes them all. At first without a real row.
+
+    state: (fields, rows), as `FIELDS` names them. table: (rows, pages), those behind the shared
+    ones. shared_table: (groups, shared pages); shared_keys: (groups,); groups: (groups + 1,): what
+    `cascade_attention` takes; groups too many are without rows.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device, *, pinned: bool = False) -> None:
+        rows = shape.num_rows
+        shapes = [
+            (len(FIELDS), rows + rows % 2),
+            (rows, shape.num_pages),
+            (shape.num_groups, shape.num_shared),
+            (shape.num_groups,),
+            (shape.num_groups + 1,),
+        ]
+        # All begin at multiples of 16 bytes, for which Triton compiles one kernel.
+        sizes = [-(-prod(each) // 2) * 2 for each in shapes]
+        self.whole = torch.zeros(sum(sizes), dtype=torch.int64, device=device, pin_memory=pinned)
+        state, self.table, self.shared_table, self.shared_keys, self.groups = (
+            part[: prod(each)].view(each)
+            for part, each in zip(torch.split(self.whole, sizes), shapes, strict=True)
+        )
+        self.state = state[:, :rows]
+        self.state[FIELDS.index("top_p")] = torch.ones((), dtype=torch.float64).view(torch.int64)
+
+
+class DecodeStep:
+    """The step of one shape and its buffers."""
+
+    def __init__(self, language: LanguageModel, pool: PagedKVPool, shape: Shape) -> None:
+        self.shape = shape
+        self._language, self._pool = language, pool
+        device = pool.pages.device
+        self._bounds = torch.arange(shape.num_rows + 1, device=device)
+        self.buffers = Buffers(shape, device)
+
+    def __call__(self) -> Tensor:
+        """Compute the step; returns (2, rows) float64 tokens and log-probabilities, `packed`."""
+        state = dict(zip(FIELDS, self.buffers.state, strict=True))
+        token, keys, page_size = state["token"], state["keys"], self._pool.page_size
+        is_real = keys > 0
+        last = (keys - 1).clamp(min=0)
+        pages = self.buffers.table.gather(1, (last // page_size)[:, None])[:, 0]
+        slots = torch.where(is_real, pages * page_size + last % page_size, -1)
+        hidden = self._language(
+            ForwardBatch(
+                inputs_embeds=self._language.embed(token),
+                position_ids=state["position"].expand(3, -1),
+                cu_seqlens_q=range(self.shape.num_rows + 1),
+                kv=DeviceAttention(self._pool.pages, slots, [self._attend(keys.clamp(min=1))]),
+            )
+        )
+        tokens, logprobs = sample(
+            self._language.logits(hidden),
+            SampleParams(
+                state["temperature"].view(torch.float64).float(),
+                state["top_k"],
+                state["top_p"].view(torch.float64).float(),
+                state["seed"],
+                self.shape.has_filters,
+            ),
+            members=state["member"],
+            rounds=state["round"],
+            positions=state["choice"],
+        )
+        # What a row of padding chose, perhaps from NaN, is no token to embed.
+        token.copy_(torch.where(is_real, tokens, 0))
+        for name in ("keys", "position", "choice"):
+            state[name].add_(is_real)
+        return packed(tokens, logprobs)
+
+    def _attend(self, num_keys: Tensor) -> Attend | Cascade:
+        rows, table, page_size = self.shape.num_rows, self.buffers.table, self._pool.page_size
+        most = self.shape.num_pages * page_size
+        if not self.shape.num_groups:
+            return Attend(0, rows, table, self._bounds, num_keys, 1, most)
+        return Cascade(
+            0,
+            rows,
+            self.buffers.shared_table,
+            self.buffers.shared_keys,
+            self.buffers.groups,
+            table,
+            num_keys,
+            self.shape.num_shared * page_size,
+            most,
+        )
