@@ -100,7 +100,7 @@ void many_rows(const LinearArgs& args, Isa isa, int num_threads) {
 }  // namespace
 
 void linear(const LinearArgs& args, Isa isa, int num_threads) {
-  if (args.num_rows <= kFewRows) {
+  if (std::max(args.num_rows, args.product_rows) <= kFewRows) {
     few_rows(args, isa, num_threads);
   } else {
     many_rows(args, isa, num_threads);

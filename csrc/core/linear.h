@@ -24,6 +24,8 @@ struct LinearArgs {
   int64_t num_rows = 0;
   int64_t num_channels = 0;
   int64_t num_outputs = 0;
+  // Rows of the whole product, if these are a part of it: its side of kFewRows is then taken.
+  int64_t product_rows = 0;
 };
 
 void linear(const LinearArgs& args, Isa isa, int num_threads);

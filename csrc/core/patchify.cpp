@@ -11,50 +11,33 @@
 
 #include "core/filter.h"
 #include "core/parallel.h"
+#include "core/patch_rows.h"
 #include "core/row_kernels.h"
 
 namespace vtts {
 namespace {
 
 constexpr int32_t kMaxExtent = 1 << 20;  // px; keeps every product of extents inside its type
-// Tasks a thread gets on average. More balance better; every cut inside a job resizes the few
+// Parts a thread gets on average. More balance better; every cut inside a job resizes the few
 // source rows around it twice.
-constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kPartsPerThread = 4;
 
-[[noreturn]] void reject(const std::string& argument, const std::string& rule,
-                         const std::string& got) {
-  throw std::invalid_argument("patchify: " + argument + " must be " + rule + ", got " + got);
+[[noreturn]] void reject(const std::string& what, const std::string& argument,
+                         const std::string& rule, const std::string& got) {
+  throw std::invalid_argument(what + ": " + argument + " must be " + rule + ", got " + got);
 }
 
 std::string pair_text(int64_t a, int64_t b) {
   return "(" + std::to_string(a) + ", " + std::to_string(b) + ")";
 }
 
-void validate_frame(const FrameView& frame, const char* name) {
-  if (frame.data == nullptr) reject(name, "a frame", "a null pointer");
+void validate_frame(const char* what, const FrameView& frame, const char* name) {
+  if (frame.data == nullptr) reject(what, name, "a frame", "a null pointer");
   if (frame.height < 1 || frame.width < 1 || frame.height > kMaxExtent ||
       frame.width > kMaxExtent) {
-    reject(name, "1 to " + std::to_string(kMaxExtent) + " px high and wide",
+    reject(what, name, "1 to " + std::to_string(kMaxExtent) + " px high and wide",
            pair_text(frame.height, frame.width));
   }
-}
-
-Normalisation make_normalisation(const PatchifyOptions& options) {
-  Normalisation n;
-  n.division_is_two_fmas = true;
-  for (int c = 0; c < kChannels; ++c) {
-    n.mean[c] = options.mean[c];
-    n.std[c] = options.std[c];
-    n.reciprocal[c] = 1.0f / options.std[c];
-    for (int x = 0; x < 256; ++x) {
-      const float centred = static_cast<float>(x) - n.mean[c];
-      n.table[c][x] = centred / n.std[c];
-      const float guess = centred * n.reciprocal[c];
-      const float rest = std::fma(-guess, n.std[c], centred);
-      n.division_is_two_fmas &= std::fma(rest, n.reciprocal[c], guess) == n.table[c][x];
-    }
-  }
-  return n;
 }
 
 // What the two roundings differ in.
@@ -160,13 +143,6 @@ class RowResizer {
   std::vector<const Stage*> sources_;
 };
 
-// Token rows [begin, end) of one job, and where its first row of patches goes.
-struct Task {
-  const PatchifyJob* job;
-  int begin, end;
-  float* out;
-};
-
 template <typename Numerics>
 class Patchifier {
  public:
@@ -190,7 +166,7 @@ class Patchifier {
     uint8_t patch[kPatchRow + kRowSlack] = {};
   };
 
-  void run(const Task& task, Scratch& scratch) const {
+  void run(const TokenRows& task, Scratch& scratch) const {
     const PatchifyJob& job = *task.job;
     const bool same = job.frame_a.data == job.frame_b.data &&
                       job.frame_a.row_stride_bytes == job.frame_b.row_stride_bytes;
@@ -287,18 +263,29 @@ class Patchifier {
   std::map<std::pair<int, int>, AxisTaps> taps_;
 };
 
-template <typename Numerics>
-void run_tasks(const PatchifyJob* jobs, size_t num_jobs, const std::vector<Task>& tasks,
-               const RowKernels& kernels, const Normalisation& normalisation, int num_threads) {
-  const Patchifier<Numerics> patchifier(jobs, num_jobs, kernels, normalisation);
-  std::vector<typename Patchifier<Numerics>::Scratch> scratch(num_threads);
-  parallel_for(tasks.size(), num_threads,
-               [&](int worker, size_t i) { patchifier.run(tasks[i], scratch[worker]); });
+const RowKernels& row_kernels(const char* what, Isa isa) {
+  return resolve_isa(what, isa) == Isa::kScalar ? scalar_row_kernels() : *avx2_row_kernels();
 }
 
-const RowKernels& row_kernels(Isa isa) {
-  return resolve_isa("patchify", isa) == Isa::kScalar ? scalar_row_kernels() : *avx2_row_kernels();
-}
+template <typename Numerics>
+class RowsOf : public PatchRows {
+ public:
+  RowsOf(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
+         const RowKernels& kernels)
+      : normalisation_(make_normalisation(options)),
+        patchifier_(jobs, num_jobs, kernels, normalisation_),
+        scratch_(options.num_threads) {}
+
+  void write(const std::vector<TokenRows>& parts) override {
+    parallel_for(parts.size(), static_cast<int>(scratch_.size()),
+                 [&](int worker, size_t i) { patchifier_.run(parts[i], scratch_[worker]); });
+  }
+
+ private:
+  const Normalisation normalisation_;
+  const Patchifier<Numerics> patchifier_;
+  std::vector<typename Patchifier<Numerics>::Scratch> scratch_;
+};
 
 }  // namespace
 
@@ -306,14 +293,32 @@ int64_t num_patch_rows(const PatchifyJob& job) {
   return int64_t{job.height / kPatch} * (job.width / kPatch);
 }
 
-void validate(const PatchifyJob& job) {
-  validate_frame(job.frame_a, "frame_a");
-  validate_frame(job.frame_b, "frame_b");
+Normalisation make_normalisation(const PatchifyOptions& options) {
+  Normalisation n;
+  n.division_is_two_fmas = true;
+  for (int c = 0; c < kChannels; ++c) {
+    n.mean[c] = options.mean[c];
+    n.std[c] = options.std[c];
+    n.reciprocal[c] = 1.0f / options.std[c];
+    for (int x = 0; x < 256; ++x) {
+      const float centred = static_cast<float>(x) - n.mean[c];
+      n.table[c][x] = centred / n.std[c];
+      const float guess = centred * n.reciprocal[c];
+      const float rest = std::fma(-guess, n.std[c], centred);
+      n.division_is_two_fmas &= std::fma(rest, n.reciprocal[c], guess) == n.table[c][x];
+    }
+  }
+  return n;
+}
+
+void validate(const PatchifyJob& job, const char* what) {
+  validate_frame(what, job.frame_a, "frame_a");
+  validate_frame(what, job.frame_b, "frame_b");
   const PixelBox& box = job.box;
   for (const FrameView* frame : {&job.frame_a, &job.frame_b}) {
     if (box.x0 < 0 || box.y0 < 0 || box.x1 <= box.x0 || box.y1 <= box.y0 || box.x1 > frame->width ||
         box.y1 > frame->height) {
-      reject("box",
+      reject(what, "box",
              "non-empty and inside the frame of (height, width) " +
                  pair_text(frame->height, frame->width),
              "x " + pair_text(box.x0, box.x1) + ", y " + pair_text(box.y0, box.y1));
@@ -321,44 +326,53 @@ void validate(const PatchifyJob& job) {
   }
   if (job.height < kTokenPx || job.width < kTokenPx || job.height % kTokenPx != 0 ||
       job.width % kTokenPx != 0 || job.height > kMaxExtent || job.width > kMaxExtent) {
-    reject("resized_hw", "positive multiples of 28 px", pair_text(job.height, job.width));
+    reject(what, "resized_hw", "positive multiples of 28 px", pair_text(job.height, job.width));
   }
+}
+
+std::unique_ptr<PatchRows> make_patch_rows(const char* what, const PatchifyJob* jobs,
+                                           size_t num_jobs, const PatchifyOptions& options) {
+  if (options.num_threads < 1) {
+    reject(what, "num_threads", ">= 1", std::to_string(options.num_threads));
+  }
+  for (size_t i = 0; i < num_jobs; ++i) validate(jobs[i], what);
+  const RowKernels& kernels = row_kernels(what, options.isa);
+  if (options.rounding == Rounding::kCpu) {
+    return std::make_unique<RowsOf<FixedPoint>>(jobs, num_jobs, options, kernels);
+  }
+  return std::make_unique<RowsOf<FloatingPoint>>(jobs, num_jobs, options, kernels);
+}
+
+int64_t rows_per_part(int64_t num_token_rows, int num_threads) {
+  const int64_t num_wanted = num_threads == 1 ? 1 : num_threads * kPartsPerThread;
+  return std::max<int64_t>(1, num_token_rows / num_wanted);
+}
+
+float* cut(const TokenRows& rows, int64_t rows_per_part, std::vector<TokenRows>* parts) {
+  const int64_t num_rows = rows.end - rows.begin;
+  const int64_t num_parts = (num_rows + rows_per_part - 1) / rows_per_part;
+  const int64_t floats_per_token_row =
+      int64_t{rows.job->width} / kTokenPx * kPatchesPerToken * kPatchRow;
+  for (int64_t part = 0; part < num_parts; ++part) {
+    const int64_t begin = num_rows * part / num_parts;
+    const int64_t end = num_rows * (part + 1) / num_parts;
+    parts->push_back({rows.job, static_cast<int>(rows.begin + begin),
+                      static_cast<int>(rows.begin + end), rows.out + begin * floats_per_token_row});
+  }
+  return rows.out + num_rows * floats_per_token_row;
 }
 
 void patchify(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
               float* out) {
-  if (options.num_threads < 1) {
-    reject("num_threads", ">= 1", std::to_string(options.num_threads));
-  }
+  const std::unique_ptr<PatchRows> rows = make_patch_rows("patchify", jobs, num_jobs, options);
   int64_t num_token_rows = 0;
+  for (size_t i = 0; i < num_jobs; ++i) num_token_rows += jobs[i].height / kTokenPx;
+  const int64_t token_rows = rows_per_part(num_token_rows, options.num_threads);
+  std::vector<TokenRows> parts;
   for (size_t i = 0; i < num_jobs; ++i) {
-    validate(jobs[i]);
-    num_token_rows += jobs[i].height / kTokenPx;
+    out = cut({&jobs[i], 0, jobs[i].height / kTokenPx, out}, token_rows, &parts);
   }
-  const RowKernels& kernels = row_kernels(options.isa);
-  const Normalisation normalisation = make_normalisation(options);
-
-  const int64_t num_wanted = options.num_threads == 1 ? 1 : options.num_threads * kTasksPerThread;
-  const int64_t rows_per_task = std::max<int64_t>(1, num_token_rows / num_wanted);
-  std::vector<Task> tasks;
-  for (size_t i = 0; i < num_jobs; ++i) {
-    const int64_t token_rows = jobs[i].height / kTokenPx;
-    const int64_t num_parts = (token_rows + rows_per_task - 1) / rows_per_task;
-    const int64_t floats_per_token_row =
-        int64_t{jobs[i].width} / kTokenPx * kPatchesPerToken * kPatchRow;
-    for (int64_t part = 0; part < num_parts; ++part) {
-      const int begin = static_cast<int>(token_rows * part / num_parts);
-      const int end = static_cast<int>(token_rows * (part + 1) / num_parts);
-      tasks.push_back({&jobs[i], begin, end, out + begin * floats_per_token_row});
-    }
-    out += num_patch_rows(jobs[i]) * kPatchRow;
-  }
-  const int num_threads = options.num_threads;
-  if (options.rounding == Rounding::kCpu) {
-    run_tasks<FixedPoint>(jobs, num_jobs, tasks, kernels, normalisation, num_threads);
-  } else {
-    run_tasks<FloatingPoint>(jobs, num_jobs, tasks, kernels, normalisation, num_threads);
-  }
+  rows->write(parts);
 }
 
 }  // namespace vtts

@@ -60,8 +60,9 @@ struct PatchifyOptions {
 // Rows of kPatchRow floats that `job` produces.
 int64_t num_patch_rows(const PatchifyJob& job);
 
-// Throws std::invalid_argument unless frames, box and size of `job` are usable.
-void validate(const PatchifyJob& job);
+// Throws std::invalid_argument, in the name of `what`, unless frames, box and size of `job` are
+// usable.
+void validate(const PatchifyJob& job, const char* what = "patchify");
 
 // Writes the rows of all jobs, one job after the other, to `out` (sum of num_patch_rows(job) *
 // kPatchRow floats). Row r of a job: r = ((bh * (W' / 28) + bw) * 2 + mh) * 2 + mw is the patch at

@@ -12,7 +12,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("test", ["patchify", "decode"])
+@pytest.mark.parametrize("test", ["patchify", "patch_embed", "decode"])
 def test_the_core_builds_and_passes_without_python(test: str, tmp_path: Path) -> None:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
