@@ -5,6 +5,7 @@ from __future__ import annotations
 from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
+from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
 from vtts_rt.ops.rotary import rotary, rotary_ref
@@ -12,6 +13,7 @@ from vtts_rt.ops.segment_attention import Run, segment_attention, segment_attent
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
 __all__ = [
+    "PatchEmbedWeight",
     "PatchifyJob",
     "Run",
     "explain",
@@ -19,6 +21,8 @@ __all__ = [
     "linear_ref",
     "paged_attention",
     "paged_attention_ref",
+    "patch_embed",
+    "patch_embed_ref",
     "patchify",
     "patchify_ref",
     "rmsnorm",
