@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtts_rt.ops.upload import upload
 from vtts_rt.types import TOKEN_PX
 
 
@@ -115,8 +116,7 @@ def tap_table(
     """Taps of one axis on a device, target a multiple of TOKEN_PX; kept for the sizes used last
     (about 16 * (source + target) bytes each).
 
-    stream: where the table is used: what the cache drops may be overwritten by work that is
-    enqueued there later.
+    stream: of `stream_of`.
     """
     precision = 0
     if source == target:  # the filter's weights are 1 and zeros then
@@ -133,5 +133,4 @@ def tap_table(
     bits = weights.astype(np.int32) if fixed_point else weights.view(np.int32)
     values = np.stack((start, ends - start, *bits.T)).astype(np.int32, order="C")
     span = int((ends[TOKEN_PX - 1 :: TOKEN_PX] - start[::TOKEN_PX]).max())
-    table = torch.from_numpy(values).to(device)
-    return TapTable(table, weights.shape[1], precision, span)
+    return TapTable(upload(values, device), weights.shape[1], precision, span)

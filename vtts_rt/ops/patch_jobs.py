@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops.bicubic import tap_table
+from vtts_rt.ops.upload import stream_of, upload
 from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX, PixelBox, require
 
 # OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, the values in every Qwen2-VL and
@@ -153,7 +154,7 @@ def launch(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor)
 
     # Launched where the frames are, whichever device is current; without effect on a CPU.
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
-        stream = torch.cuda.current_stream().cuda_stream if out.is_cuda else 0
+        stream = stream_of(out)
         fields, units_of_job, stage_rows = [], [], 1
         first_unit = first_token = 0
         for job, pair in zip(batch.jobs, batch.frames, strict=True):
@@ -179,9 +180,8 @@ def launch(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor)
         require("patchify", "jobs", first_unit, first_unit <= MAX_UNITS, f"<= {MAX_UNITS} tokens")
         jobs = np.array(fields, dtype=np.int64)
         job_of_unit = np.repeat(np.arange(len(jobs), dtype=np.int32), units_of_job)
-        blob = torch.from_numpy(np.concatenate((jobs.reshape(-1).view(np.int32), job_of_unit)))
-        if out.is_cuda:
-            blob = blob.pin_memory().to(out.device, non_blocking=True)
+        numbers = np.concatenate((jobs.reshape(-1).view(np.int32), job_of_unit))
+        blob = upload(numbers, out.device)
         kernel.patchify(
             blob[: 2 * jobs.size].view(torch.int64).view(jobs.shape),
             blob[2 * jobs.size :],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import vtts_rt.ops  # noqa: F401  (registers the ops)
-from vtts_rt.bench.ops import patch_embed, patchify, rmsnorm
+from vtts_rt.bench.ops import patch_embed, patchify, rmsnorm, segment_attention
 from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.setting import add_output_flags, heading
@@ -21,6 +21,7 @@ CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
     "patch_embed": patch_embed.cases,
     "patchify": patchify.cases,
     "rmsnorm": rmsnorm.cases,
+    "segment_attention": segment_attention.cases,
 }
 
 
