@@ -32,11 +32,20 @@ def _entries() -> dict[str, list[Entry]]:
 @lru_cache(maxsize=256)
 def fastest(op: str, size: int, num_rows: int, device: torch.device) -> str | None:
     """The backend measured to be the fastest for such a call, None where nothing was measured."""
-    if device.type != "cuda":
-        return None
-    entries = _entries().get(torch.cuda.get_device_name(device), [])
-    fitting = [entry for entry in entries if entry[:2] == (op, size) and entry[2] <= num_rows]
+    fitting = [entry for entry in _found(op, size, device) if entry[2] <= num_rows]
     return max(fitting, key=lambda entry: entry[2])[3] if fitting else None
+
+
+def possible(op: str, size: int, device: torch.device) -> set[str]:
+    """The backends that `fastest` may name, whatever the number of rows."""
+    return {backend for *_, backend in _found(op, size, device)}
+
+
+def _found(op: str, size: int, device: torch.device) -> list[Entry]:
+    if device.type != "cuda":
+        return []
+    entries = _entries().get(torch.cuda.get_device_name(device), [])
+    return [entry for entry in entries if entry[:2] == (op, size)]
 
 
 def choices(op: str, otherwise: str) -> list[Choice]:

@@ -43,6 +43,7 @@ from vtts_rt.ops.patchify import patchify, patchify_ref
 from vtts_rt.types import PATCH_ROW, require
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FOLDING = {"triton"}
 
 
 def fold_patch_embed(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -186,6 +187,16 @@ _OP = register(
     Backend("triton", triton_supports, _triton),
     by_shape=lambda: measured.choices("patch_embed", "unfused"),
 )
+
+
+def numerics(weight: Tensor) -> str:
+    """What tells results for `weight` under "auto" apart: "rows" where official rows are multiplied
+    for any number of them, "folded" where some calls may take a backend that folds."""
+    if weight.dtype is torch.float32:
+        return "rows"
+    asked = backend_override("patch_embed")
+    used = measured.possible("patch_embed", len(weight), weight.device)
+    return "folded" if ({asked} if asked else used) & _FOLDING else "rows"
 
 
 def patch_embed(

@@ -86,7 +86,7 @@ def checked(what: str, jobs: Sequence[PatchifyJob], rounding: str, places: Tenso
                 require(what, name, f"a frame on {on}", on == device, f"on {device} as the first")
                 pixels[id(frame)] = found
             _check_box(what, job.box, pixels[id(frame)].shape)
-        _check_size(what, job.resized_hw)
+        check_size(what, job.resized_hw)
     frames = [(pixels[id(job.frame_a)], pixels[id(job.frame_b)]) for job in jobs]
     batch = Batch(jobs, frames, device)
     if places is not None:
@@ -122,7 +122,8 @@ def _check_box(what: str, box: PixelBox, shape: tuple[int, ...]) -> None:
     require(what, "box", tuple(box), inside, rule)
 
 
-def _check_size(what: str, resized_hw: tuple[int, int]) -> None:
+def check_size(what: str, resized_hw: tuple[int, int]) -> None:
+    """Raise ValueError unless both sides are positive multiples of TOKEN_PX."""
     usable = len(resized_hw) == 2 and all(
         TOKEN_PX <= side <= MAX_EXTENT and side % TOKEN_PX == 0 for side in resized_hw
     )
