@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from triton_tools import run_triton
 from utils import random_rows
 
 from vtts_rt.config import VisionConfig
 from vtts_rt.models import vision
 from vtts_rt.models.vision import VisionTransformer, group_pairs, window_classes
-from vtts_rt.types import PATCH_ROW
+from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.types import PATCH_ROW, PixelBox
 
 CONFIG = VisionConfig(
     depth=3,
@@ -108,3 +112,81 @@ def test_bad_grids_are_named(tower: VisionTransformer, grid: tuple[int, int, int
 def test_rows_must_fit_the_grids(tower: VisionTransformer) -> None:
     with pytest.raises(ValueError, match=r"rows must be of shape \(16, 1176\), got \(12, 1176\)"):
         tower(torch.empty(12, PATCH_ROW), [(1, 4, 4)])
+
+
+def some_jobs() -> list[PatchifyJob]:
+    """Pairs of the sizes of GRIDS, each with frames of its own."""
+    frames = torch.randint(0, 256, (20, 70, 80, 3), dtype=torch.uint8)
+    grids = [grid for t, *grid in GRIDS for _ in range(t)]
+    return [
+        PatchifyJob(frames[2 * i], frames[2 * i + 1], PixelBox(3, 5, 77, 66), (14 * h, 14 * w))
+        for i, (h, w) in enumerate(grids)
+    ]
+
+
+@pytest.mark.parametrize("max_rows", [100, 10_000])
+def test_jobs_have_the_features_of_their_rows(
+    tower: VisionTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vision, "ROWS_AT_ONCE", max_rows)
+    jobs = some_jobs()
+    with torch.no_grad():
+        expected = tower(patchify(jobs), GRIDS)
+        torch.testing.assert_close(tower.encode_jobs(jobs), expected, rtol=0, atol=1e-6)
+        assert tower.encode_jobs([]).shape == (0, CONFIG.out_hidden_size)
+    with pytest.raises(ValueError, match="resized_hw must be positive multiples of 28 px"):
+        tower.encode_jobs([replace(jobs[0], resized_hw=(0, 28))])
+
+
+def test_jobs_see_weights_that_were_loaded_later() -> None:
+    tower, jobs = VisionTransformer(CONFIG), some_jobs()[:1]
+    with torch.no_grad():
+        first = tower.encode_jobs(jobs)
+        tower.load_state_dict(VisionTransformer(CONFIG).state_dict(), assign=True)
+        second = tower.encode_jobs(jobs)
+        _, h, w = GRIDS[0]
+        torch.testing.assert_close(second, tower(patchify(jobs), [(1, h, w)]), rtol=0, atol=1e-6)
+    assert not torch.allclose(first, second)
+
+
+INTERPRETED = """
+import os
+
+import torch
+
+from vtts_rt.config import VisionConfig
+from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.types import PixelBox
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+tower = VisionTransformer(VisionConfig(
+    depth=2, hidden_size=64, num_heads=2, intermediate_size=72, out_hidden_size=48,
+    window_size=56, fullatt_block_indexes=(1,),
+))
+frames = torch.randint(0, 256, (2, 70, 80, 3), dtype=torch.uint8)
+jobs = [PatchifyJob(frames[0], frames[1], PixelBox(3, 5, 77, 66), (56, 84))]
+grids = [(1, 4, 6)]
+for dtype in (torch.float16, torch.bfloat16):
+    tower.to(dtype)
+    wide = VisionTransformer(tower.config).double()
+    wide.load_state_dict(tower.state_dict())
+    with torch.inference_mode():
+        exact = wide(patchify(jobs, backend="reference").double(), grids)
+        eager = tower(patchify(jobs, backend="reference"), grids)
+        os.environ["VTTS_RT_BACKEND"] = "patch_embed=triton,segment_attention=triton"
+        found = tower.encode_jobs(jobs)
+        assert tower.embed_numerics == "folded"
+        del os.environ["VTTS_RT_BACKEND"]
+        assert tower.embed_numerics == "rows" and not torch.equal(found, eager)
+    bound = float((eager - exact).abs().max())
+    error = float((found - exact).abs().max())
+    ulp = torch.finfo(dtype).eps * float(exact.abs().max())
+    assert error <= 2 * bound + ulp, (dtype, error, bound, ulp)
+"""
+
+
+@pytest.mark.slow
+def test_a_pair_through_triton_is_as_exact_as_through_torch() -> None:
+    run_triton(INTERPRETED, interpret=True)

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 import torchvision_shim
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from triton_tools import check_interpreted
 
+from vtts_rt.ops.bicubic import bicubic_taps, tap_table
 from vtts_rt.ops.patchify import (
     IMAGE_MEAN,
     IMAGE_STD,
     PatchBuffer,
     PatchifyJob,
-    bicubic_taps,
     patchify,
     patchify_ref,
 )
@@ -254,6 +255,49 @@ def test_a_buffer_keeps_its_memory_and_fits_every_pass() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("index", [None, torch.int32, torch.int64])
+def test_rows_are_rounded_and_go_to_their_places(
+    backend: str, dtype: torch.dtype, index: torch.dtype | None
+) -> None:
+    jobs = [one(noise(40, 50, 3), (56, 28)), one(noise(30, 29, 3, seed=1), (28, 84))]
+    places = None if index is None else torch.tensor([3, 0, 4, 2, 1], dtype=index)
+    expected = patchify(jobs).to(dtype).view(5, -1)
+    if places is not None:
+        expected = expected[places.argsort()]
+    out = torch.full((20, 1176), torch.nan, dtype=dtype)
+    rows = patchify(jobs, dtype=dtype, places=places, backend=backend, out=out)
+    assert rows is out and torch.equal(out.view(5, -1), expected)
+    assert torch.equal(patchify_ref(jobs, dtype=dtype, places=places), out)
+
+
+@pytest.mark.slow
+def test_triton_under_the_interpreter() -> None:
+    assert check_interpreted("patchify") == 20
+
+
+def test_a_tap_table_holds_the_filter() -> None:
+    """What the GPU reads: also where an upscaling filter's last weight is zero by chance."""
+    for source, target in ((91, 56), (13, 28), (28, 28), (14, 56), (300, 28)):
+        for fixed_point in (True, False):
+            table = tap_table(source, target, fixed_point, torch.device("cpu"), 0)
+            start, count = table.values[0].long(), table.values[1].long()
+            ends = (start + count).view(-1, 28)
+            assert bool((ends[:, -1] == ends.max(1).values).all()) and bool((count > 0).all())
+            assert table.span == (ends[:, -1] - start[::28]).max()
+            weights = table.values[2:].T
+            wide = weights.double() if fixed_point else weights.contiguous().view(torch.float32)
+            dense = torch.zeros(target, source + table.num_taps, dtype=torch.float64)
+            dense.scatter_add_(1, start[:, None] + torch.arange(table.num_taps), wide.double())
+            assert bool((dense[:, source:] == 0).all())
+            indices, exact = bicubic_taps(source, target, np.float64)
+            right = torch.zeros(target, source, dtype=torch.float64)
+            right.scatter_add_(1, torch.from_numpy(indices), torch.from_numpy(exact))
+            found = dense[:, :source] / (1 << table.precision)
+            assert (found - right).abs().max() <= (2.0**-14 if fixed_point else 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_no_jobs_give_no_rows(backend: str) -> None:
     rows = patchify([], backend=backend)
     assert rows.shape == (0, 1176) and rows.dtype == torch.float32
@@ -278,6 +322,10 @@ WHOLE = full(FRAME)
         (one(np.zeros((0, 5, 3), np.uint8), (28, 28)), "frame_a must be 1 to"),
         (PatchifyJob(FRAME, FRAME[:39], WHOLE, (28, 28)), "box must be not empty and inside"),
         (PatchifyJob(FRAME, FRAME.tolist(), WHOLE, (28, 28)), "frame_b must be a numpy array"),
+        (
+            one(torch.empty(40, 50, 3, dtype=torch.uint8, device="meta"), (28, 28), WHOLE),
+            "frame_a must be on cpu or cuda, got 'a tensor on meta'",
+        ),
     ],
 )
 def test_bad_jobs_are_refused(job: PatchifyJob, message: str) -> None:
@@ -295,7 +343,18 @@ def test_bad_options_are_refused() -> None:
     for out in (torch.empty(4, 1175), torch.empty(4, 1176).double(), torch.empty(1176, 4).t()):
         with pytest.raises(ValueError, match="out must be contiguous"):
             patchify([job], out=out)
-    with pytest.raises(ValueError, match="backend must be auto, cpu, reference, got 'gpu'"):
+    with pytest.raises(ValueError, match="dtype must be float32, float16 or bfloat16"):
+        patchify([job], dtype=torch.float64)
+    with pytest.raises(ValueError, match="out must be contiguous .* torch.float16"):
+        patchify([job], dtype=torch.float16, out=torch.empty(4, 1176))
+    for places in (torch.zeros(1), torch.zeros(2).long(), torch.zeros(1).long().to("meta")):
+        with pytest.raises(ValueError, match=r"places must be contiguous \(1,\) int32 or int64"):
+            patchify([job], places=places)
+    with pytest.raises(ValueError, match="places must be a permutation of all tokens"):
+        patchify([job], places=torch.ones(1).long())
+    with pytest.raises(RuntimeError, match="backend 'triton' unavailable: tensors are on cpu"):
+        patchify([job], backend="triton")
+    with pytest.raises(ValueError, match="backend must be auto, triton, cpu, reference, got 'gpu'"):
         patchify([job], backend="gpu")
 
 

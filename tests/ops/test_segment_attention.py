@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from triton_tools import check_interpreted
 
-from vtts_rt.ops.segment_attention import Run, segment_attention, segment_attention_ref
+from vtts_rt.ops.segment_attention import (
+    Run,
+    _table,
+    _triton_refusal,
+    segment_attention,
+    segment_attention_ref,
+)
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
@@ -77,6 +84,42 @@ def test_the_public_function_equals_the_reference(backend: str) -> None:
     q, k, v = some(*CASES[1])
     out = segment_attention(q, k, v, runs, backend=backend)
     torch.testing.assert_close(out, segment_attention_ref(q, k, v, runs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_triton_under_the_interpreter() -> None:
+    assert check_interpreted("segment_attention") == 18
+
+
+def test_the_table_holds_every_row_once_with_its_segment() -> None:
+    runs = (Run(0, 3, 5), Run(15, 2, 0), Run(15, 1, 33), Run(48, 2, 16))
+    table = _table(runs, 16, torch.device("cpu"), 0).tolist()
+    assert table[0] == [15, 15, 48]  # the longest first
+    found = {row: (first, end) for begin, first, end in table for row in range(begin, end)[:16]}
+    segments = [(s + i * n, s + (i + 1) * n) for s, num, n in runs for i in range(num)]
+    assert found == {row: segment for segment in segments for row in range(*segment)}
+    assert sum(min(16, end - begin) for begin, _, end in table) == 80
+    assert _table((), 16, torch.device("cpu"), 0).shape == (0, 3)
+
+
+def test_heads_are_split_where_that_leaves_less_empty() -> None:
+    pytest.importorskip("triton")
+    from vtts_rt.kernels.segment_attention import split_features
+
+    right = {1: (16, 0), 16: (16, 0), 17: (32, 0), 48: (32, 16), 64: (64, 0), 72: (64, 16)}
+    right |= {80: (64, 16), 96: (64, 32), 100: (128, 0), 128: (128, 0)}
+    assert {dim: split_features(dim) for dim in right} == right
+
+
+def test_what_triton_cannot_take_is_named() -> None:
+    pytest.importorskip("triton")
+    q, k, v = some([Run(0, 2, 4)], 2, 8)
+    assert _triton_refusal(q, k, v) is None
+    assert "float32, float16 or bfloat16" in str(_triton_refusal(q, k.half(), v))
+    assert _triton_refusal(*some([Run(0, 1, 4)], 1, 136)) == "head dim 136, not 1 to 128"
+    assert "needs a gradient" in str(_triton_refusal(q.clone().requires_grad_(), k, v))
+    with pytest.raises(RuntimeError, match="backend 'triton' unavailable: tensors are on cpu"):
+        segment_attention(q, k, v, [Run(0, 2, 4)], backend="triton")
 
 
 def test_what_the_kernel_cannot_take_goes_to_torch() -> None:

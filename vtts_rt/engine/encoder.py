@@ -17,7 +17,8 @@ from torch import Tensor
 from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
 from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
-from vtts_rt.models.vision import MERGE_UNIT, ROWS_AT_ONCE
+from vtts_rt.models.vision import ROWS_AT_ONCE
+from vtts_rt.ops.patch_jobs import MERGE_UNIT, Frame
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
 from vtts_rt.types import PATCH_SIZE, PairRef, Segment
 
@@ -28,7 +29,8 @@ logger = logging.getLogger(__name__)
 # rows: a first look takes 2.89 s, 3.11 in passes of eight pairs, which wait 0.35 s for the decoder
 # before they encode anything (118 M model, 2 cores). An accelerator wants to be filled.
 _ROWS_PER_PASS = 3600
-# Which resize the cached features went through (part of their key).
+# Which resize the cached features went through, the same to the bit on every device (part of their
+# key, with the first product's numerics).
 _RESIZE_KERNEL = "bicubic-antialias/uint8-cpu"
 
 Features = dict[Hashable, Tensor]
@@ -41,6 +43,10 @@ class VisionEncoder:
         self._model = model
         self._cache = cache
         self._rows = PatchBuffer()
+        # Resized where the tower is: frames are transferred as bytes, and the CPU is left alone.
+        self._from_frames = model.device.type != "cpu"
+        numerics = model.visual.embed_numerics if self._from_frames else "rows"
+        self._kernel = _RESIZE_KERNEL + ("" if numerics == "rows" else f"/{numerics}")
 
     def pair_key(self, segment: Segment, pair: PairRef) -> Hashable:
         """All that can change the features of a pair (see VisionCache)."""
@@ -50,7 +56,7 @@ class VisionEncoder:
             pair.frame_b,
             segment.box,
             segment.resized_hw,
-            _RESIZE_KERNEL,
+            self._kernel,
             self._model.vision_version,
             str(self._model.dtype),
         )
@@ -155,16 +161,23 @@ class VisionEncoder:
             by_sequence.setdefault(id(sequence), []).append(place)
         frames = {owner: _frames(owners[owner], places) for owner, places in by_sequence.items()}
         decoded = clock()
+        if self._from_frames:
+            frames = _uploaded(frames, self._model.device)
         for sequence, place in batch:
             pair, own = place.pair, frames[id(sequence)]
             frame_a, frame_b = (own[pair.video, index] for index in (pair.frame_a, pair.frame_b))
             jobs.append(PatchifyJob(frame_a, frame_b, place.segment.box, place.segment.resized_hw))
-        rows = patchify(jobs, out=self._rows.rows_for(jobs))
-        patched = clock()
-        sizes = [place.segment.resized_hw for _, place in batch]
-        grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
         model = self._model
-        visual: Tensor = model.visual(rows.to(model.device, model.dtype), grids)
+        visual: Tensor
+        if self._from_frames:
+            patched = clock()
+            visual = model.visual.encode_jobs(jobs)
+        else:
+            rows = patchify(jobs, out=self._rows.rows_for(jobs))
+            patched = clock()
+            sizes = [job.resized_hw for job in jobs]
+            grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
+            visual = model.visual(rows.to(model.dtype), grids)
         for sequence in owners.values():
             timings = sequence.timings
             timings.decode += 1e3 * (decoded - began)
@@ -173,7 +186,31 @@ class VisionEncoder:
         return torch.split(visual, [place.segment.tokens_per_pair for _, place in batch])
 
 
-def _frames(sequence: Sequence, places: list[PairPlace]) -> dict[tuple[int, int], np.ndarray]:
+def _uploaded(
+    frames: dict[int, dict[tuple[int, int], Frame]], device: torch.device
+) -> dict[int, dict[tuple[int, int], Frame]]:
+    """The same on `device`, where nothing waits for it: each object once, as requests for one
+    video share frames; what is on a GPU already stays."""
+    found: dict[int, Tensor] = {}
+    for own in frames.values():
+        for frame in own.values():
+            if id(frame) not in found:
+                there = frame if isinstance(frame, Tensor) else _pinned(frame, device)
+                found[id(frame)] = there.to(device, non_blocking=True)
+    return {
+        owner: {index: found[id(frame)] for index, frame in own.items()}
+        for owner, own in frames.items()
+    }
+
+
+def _pinned(frame: np.ndarray, device: torch.device) -> Tensor:
+    """A copy that `device` fetches by itself."""
+    copy = torch.empty(frame.shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.copyto(copy.numpy(), frame)
+    return copy
+
+
+def _frames(sequence: Sequence, places: list[PairPlace]) -> dict[tuple[int, int], Frame]:
     """(video, frame index) -> frame, of all pairs; waits for them."""
     provider = sequence.request.provider
     if provider is None:

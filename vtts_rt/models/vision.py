@@ -1,4 +1,4 @@
-"""The Qwen2.5-VL vision tower: patch rows -> merged features, one frame pair at a time.
+"""The Qwen2.5-VL vision tower: patch rows or frames -> merged features, one frame pair at a time.
 
 All attention stays inside a frame pair, so pairs of any sizes go through together and a pair's
 features do not depend on its company. Inside a pair attention is local to windows except in
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from vtts_rt.config import VisionConfig
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
+from vtts_rt.ops.patch_embed import PatchEmbedWeight, numerics, patch_embed
+from vtts_rt.ops.patch_jobs import MERGE_UNIT, PatchifyJob, check_size
 from vtts_rt.ops.rotary import rotary
 from vtts_rt.ops.segment_attention import Run, segment_attention
 from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
 
-MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of one merged token
 ROPE_THETA = 10_000.0  # transformers, Qwen2_5_VLVisionConfig: axial rope default
 
 GridTHW = tuple[int, int, int]
@@ -257,6 +258,7 @@ class VisionTransformer(nn.Module):
             for index in range(config.depth)
         )
         self.merger = PatchMerger(config)
+        self._embed: PatchEmbedWeight | None = None
 
     def forward(self, rows: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """Features of frame pairs.
@@ -289,9 +291,43 @@ class VisionTransformer(nn.Module):
         plan = plan_vision(grids, self.window_tokens, self.head_dim, rows.device)
         x = self.patch_embed(rows.to(self.dtype))
         x = x.view(-1, MERGE_UNIT, x.shape[-1]).index_select(0, plan.order).flatten(0, 1)
+        return self._layers(x, plan)
+
+    def _layers(self, x: Tensor, plan: VisionPlan) -> Tensor:
         for block in self.blocks:
             x = block(x, plan)
         return self.merger(x).index_select(0, plan.restore)  # type: ignore[no-any-return]
+
+    def encode_jobs(self, jobs: Sequence[PatchifyJob]) -> Tensor:
+        """Features straight from frames: `patchify` and `forward` in one, rows that come out of
+        `patch_embed` in the order of windows. On the device of the tower, where frames must be.
+
+        jobs: a frame pair each. Returns as `forward`. Raises as `patch_embed`.
+        """
+        for job in jobs:
+            check_size("VisionTransformer", job.resized_hw)
+        weight = self.patch_embed.weight
+        if not jobs:
+            return weight.new_empty(0, self.config.out_hidden_size)
+        if self._embed is None or self._embed.weight is not weight:
+            self._embed = PatchEmbedWeight(weight)
+        sizes = [job.resized_hw for job in jobs]
+        grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
+        parts = group_pairs(grids, ROWS_AT_ONCE) if weight.is_cpu else [grids]
+        features, done = [], 0
+        for part in parts:
+            plan = plan_vision(part, self.window_tokens, self.head_dim, weight.device)
+            batch, done = jobs[done : done + len(part)], done + len(part)
+            features.append(
+                self._layers(patch_embed(batch, self._embed, places=plan.restore), plan)
+            )
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    @property
+    def embed_numerics(self) -> str:
+        """Whether `encode_jobs` multiplies official rows, with the bits of `forward` at equal
+        shapes, or may fold (`vtts_rt.ops.patch_embed.numerics`)."""
+        return numerics(self.patch_embed.weight)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -8,6 +8,7 @@ from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.linear_fp8 import linear_fp8, linear_fp8_ref, quantize_fp8
 from vtts_rt.ops.merge_state import merge_state, merge_state_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
+from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
 from vtts_rt.ops.rotary import rotary, rotary_ref
@@ -17,6 +18,7 @@ from vtts_rt.ops.segment_attention import Run, segment_attention, segment_attent
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
 __all__ = [
+    "PatchEmbedWeight",
     "PatchifyJob",
     "Run",
     "SampleParams",
@@ -32,6 +34,8 @@ __all__ = [
     "merge_state_ref",
     "paged_attention",
     "paged_attention_ref",
+    "patch_embed",
+    "patch_embed_ref",
     "patchify",
     "patchify_ref",
     "quantize_fp8",

@@ -8,209 +8,134 @@ the numbers: `rounding="cpu"` is what transformers' Qwen2VLVideoProcessor gives 
 bit (int16 weights, uint8 between the two passes); "cuda" models what it gives on a GPU (float32
 with fused multiply-add in both passes, clamped and rounded half to even once).
 
-Legend: H, W source frame; H', W' target (px, multiples of 28); P patch rows, H'/14 * W'/14 a job.
+Legend: H, W source frame; H', W' target (px, multiples of 28); P patch rows, H'/14 * W'/14 a job;
+T merged tokens, P / 4.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.dispatch import Backend, register
-from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, TOKEN_PX, PixelBox, require
+from vtts_rt.ops import native
+from vtts_rt.ops.bicubic import resize_fixed_point, resize_float
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.patch_jobs import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    MERGE_UNIT,
+    Batch,
+    PatchifyJob,
+    Rounding,
+    checked,
+    launch,
+    mean_and_std,
+)
+from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, TOKEN_PX, require
 
-# OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, the values in every Qwen2-VL and
-# Qwen2.5-VL preprocessor_config.json.
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+__all__ = [
+    "IMAGE_MEAN",
+    "IMAGE_STD",
+    "PatchBuffer",
+    "PatchifyJob",
+    "Rounding",
+    "patchify",
+    "patchify_ref",
+]
 
-MAX_EXTENT = 1 << 20  # px a side, source and target; the limit of the native core
-Rounding = Literal["cpu", "cuda"]
-Frame: TypeAlias = "np.ndarray[Any, Any] | Tensor"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PatchifyJob:
-    """One frame pair seen through one box at one size.
-
-    frame_a, frame_b: (H, W, 3) uint8 RGB, numpy array or CPU tensor. Any row stride is read in
-        place; other strides (planar pixels) are copied first. The same object twice is resized
-        once.
-    box: source px, half-open, not empty, inside both frames. The resize sees the crop only.
-    resized_hw: (H', W') px, positive multiples of 28.
-    """
-
-    frame_a: Frame
-    frame_b: Frame
-    box: PixelBox
-    resized_hw: tuple[int, int]
-
-    @property
-    def num_rows(self) -> int:
-        return (self.resized_hw[0] // PATCH_SIZE) * (self.resized_hw[1] // PATCH_SIZE)
-
-
-@lru_cache(maxsize=1)
-def _mean_and_std() -> tuple[Tensor, Tensor]:
-    """float32 mean and std in 0..255 units: multiplied in float32, as transformers does."""
-    return torch.tensor(IMAGE_MEAN) * 255.0, torch.tensor(IMAGE_STD) * 255.0
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def patchify_ref(
-    jobs: Sequence[PatchifyJob], *, rounding: Rounding = "cpu", out: Tensor | None = None
+    jobs: Sequence[PatchifyJob],
+    *,
+    rounding: Rounding = "cpu",
+    dtype: torch.dtype = torch.float32,
+    places: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The op in plain numpy and torch: same arguments, result and errors as `patchify`."""
-    frames = _checked(jobs, rounding)
-    out = _output(jobs, out)
-    _reference(jobs, frames, rounding, 1, out)
+    batch = checked("patchify", jobs, rounding, places)
+    out = _output(batch, dtype, out)
+    _reference(batch, rounding, places, 1, out)
     return out
 
 
 def _reference(
-    jobs: Sequence[PatchifyJob],
-    frames: list[tuple[np.ndarray, np.ndarray]],
-    rounding: Rounding,
-    num_threads: int,
-    out: Tensor,
+    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
 ) -> None:
     """`num_threads` is the native core's; numpy keeps its own."""
-    mean, std = _mean_and_std()
-    resize = _resize_fixed_point if rounding == "cpu" else _resize_float
-    begin = 0
-    for job, pair in zip(jobs, frames, strict=True):
+    mean, std = mean_and_std(torch.device("cpu"))
+    resize = resize_fixed_point if rounding == "cpu" else resize_float
+    m, p = MERGE_SIZE, PATCH_SIZE
+    found = [torch.empty(0, PATCH_ROW)]
+    for job, pair in zip(batch.jobs, batch.frames, strict=True):
         x0, y0, x1, y1 = job.box
         height, width = job.resized_hw
-        crops = [frame[y0:y1, x0:x1] for frame in pair]
+        arrays = [frame.cpu().numpy() if isinstance(frame, Tensor) else frame for frame in pair]
+        crops = [array[y0:y1, x0:x1] for array in arrays]
         if (y1 - y0, x1 - x0) != (height, width):
             crops = [resize(crop, height, width) for crop in crops]
         pixels = torch.from_numpy(np.stack(crops)).float()  # (2, H', W', 3)
         pixels = (pixels - mean) / std
-        m, p = MERGE_SIZE, PATCH_SIZE
         blocks = pixels.reshape(2, height // TOKEN_PX, m, p, width // TOKEN_PX, m, p, 3)
-        rows = blocks.permute(1, 4, 2, 5, 7, 0, 3, 6).reshape(job.num_rows, PATCH_ROW)
-        out[begin : begin + job.num_rows] = rows
-        begin += job.num_rows
+        found.append(blocks.permute(1, 4, 2, 5, 7, 0, 3, 6).reshape(job.num_rows, PATCH_ROW))
+    _place(torch.cat(found), places, out)
 
 
-def bicubic_taps(
-    source: int, target: int, dtype: type[np.floating[Any]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Antialiased bicubic filter (Keys, a = -0.5) of one axis, as ATen computes it in `dtype`.
-
-    Returns indices (target, K) int64 into the source axis and weights (target, K) of `dtype`, zero
-    beyond an output's own taps. An output at centre c = scale * (i + 0.5) takes source pixels
-    int(c - s + 0.5) .. int(c + s + 0.5), s = 2 * max(scale, 1), cut at the border.
-    """
-    real = dtype
-    scale = real(source) / real(target)
-    support = real(2) * max(scale, real(1))
-    inverse_scale = real(1) / scale if scale >= 1 else real(1)
-    center = scale * (np.arange(target).astype(real) + real(0.5))
-    start = np.maximum((center - support + real(0.5)).astype(np.int64), 0)
-    count = np.minimum((center + support + real(0.5)).astype(np.int64), source) - start
-    taps = np.arange(count.max())
-    x = taps.astype(real) + (start.astype(real) - center)[:, None]
-    x = np.abs((x + real(0.5)) * inverse_scale)
-    near = (real(1.5) * x - real(2.5)) * x * x + real(1)
-    far = (((x - real(5)) * x + real(8)) * x - real(4)) * real(-0.5)
-    weights = np.where(x < 1, near, np.where(x < 2, far, real(0)))
-    weights[taps >= count[:, None]] = 0
-    total = np.zeros(target, dtype=real)
-    for k in taps:  # one after the other: the order of a float sum is part of its value
-        total += weights[:, k]
-    indices = np.minimum(start[:, None] + taps, source - 1)
-    return indices, weights / total[:, None]
-
-
-def _resize_fixed_point(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (height, width, 3) uint8, ATen's CPU numbers: columns, then rows."""
-    columns = _fixed_point_axis(image.transpose(1, 0, 2), width).transpose(1, 0, 2)
-    return _fixed_point_axis(columns, height)
-
-
-def _fixed_point_axis(image: np.ndarray, target: int) -> np.ndarray:
-    """Resize axis 0. The precision is the largest with round(w_max * 2^(p+1)) < 2^15, p <= 22."""
-    indices, weights = bicubic_taps(image.shape[0], target, np.float64)
-    largest = max(0.0, float(weights.max()))
-    precision = 0
-    while precision < 22 and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
-        precision += 1
-    scaled = weights * (1 << precision)
-    fixed = np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5)).astype(np.int64)
-    total = np.full((target, *image.shape[1:]), (1 << precision) >> 1, dtype=np.int64)
-    for k in range(fixed.shape[1]):
-        total += fixed[:, k, None, None] * image[indices[:, k]]
-    resized: np.ndarray = np.clip(total >> precision, 0, 255).astype(np.uint8)
-    return resized
-
-
-def _resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (height, width, 3) uint8, float32 in both passes, rounded once."""
-    columns = _float_axis(image.transpose(1, 0, 2).astype(np.float32), width).transpose(1, 0, 2)
-    resized = np.clip(_float_axis(columns, height), 0, 255)
-    rounded: np.ndarray = np.rint(resized).astype(np.uint8)
-    return rounded
-
-
-def _float_axis(image: np.ndarray, target: int) -> np.ndarray:
-    """Resize axis 0 with float32 fused multiply-adds: product and sum are exact in float64 (up to
-    a double rounding that needs a tie below the 53rd bit), then rounded to float32."""
-    indices, weights = bicubic_taps(image.shape[0], target, np.float32)
-    total = np.zeros((target, *image.shape[1:]), dtype=np.float32)
-    for k in range(weights.shape[1]):
-        product = weights[:, k, None, None].astype(np.float64) * image[indices[:, k]]
-        total = (product + total).astype(np.float32)
-    return total
+def _place(rows: Tensor, places: Tensor | None, out: Tensor) -> None:
+    """Rows in processor order to their places, rounded."""
+    if places is None:
+        out.copy_(rows)
+        return
+    tokens = rows.to(out.device, out.dtype).view(-1, MERGE_UNIT * PATCH_ROW)
+    out.view(tokens.shape).index_copy_(0, places.long(), tokens)
 
 
 def _native(
-    jobs: Sequence[PatchifyJob],
-    frames: list[tuple[np.ndarray, np.ndarray]],
-    rounding: Rounding,
-    num_threads: int,
-    out: Tensor,
+    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
 ) -> None:
     from vtts_rt import _C
 
-    mean, std = _mean_and_std()
+    mean, std = mean_and_std(batch.device)
     items = [
-        (a, b, tuple(job.box), job.resized_hw) for job, (a, b) in zip(jobs, frames, strict=True)
+        (a, b, tuple(job.box), job.resized_hw)
+        for job, (a, b) in zip(batch.jobs, batch.frames, strict=True)
     ]
+    as_they_are = places is None and out.dtype is torch.float32
+    rows = out if as_they_are else torch.empty(out.shape)
     _C.patchify(
         items,
-        out.numpy(),
+        rows.numpy(),
         tuple(mean.tolist()),
         tuple(std.tolist()),
         rounding=rounding,
         num_threads=num_threads or torch.get_num_threads(),
     )
+    if not as_they_are:
+        _place(rows, places, out)
 
 
-def _native_supports(device: str) -> str | None:
-    if device != "cpu":
-        return f"frames are on {device}"
-    try:
-        from vtts_rt import _C  # noqa: F401
-    except ImportError as error:
-        return f"vtts_rt._C is not built ({error}); see `vtts-rt env`"
-    return None
+def _triton(
+    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
+) -> None:
+    launch(batch, rounding, places, out)
 
 
 _OP = register(
     "patchify",
-    Backend("cpu", _native_supports, _native),
+    Backend("triton", triton_supports, _triton),
+    Backend("cpu", native.supports, _native),
     Backend(
         "reference",
-        lambda device: None if device == "cpu" else f"frames are on {device}",
+        lambda device: (
+            None if device == "cpu" else f"frames are on {device}; `patchify_ref` copies"
+        ),
         _reference,
     ),
-    devices=("cpu",),
 )
 
 
@@ -218,28 +143,38 @@ def patchify(
     jobs: Sequence[PatchifyJob],
     *,
     rounding: Rounding = "cpu",
+    dtype: torch.dtype = torch.float32,
+    places: Tensor | None = None,
     backend: str = "auto",
     num_threads: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """Patch rows of all jobs, one job after the other.
 
-    rounding: "cpu" or "cuda", where the resize rounds (see the file's head); without effect where
-        the crop already has the target size.
-    backend: "auto", "cpu" (native, on the best instruction set there is) or "reference".
+    rounding: "cpu" or "cuda", where the resize rounds (see the file's head), on any device;
+        without effect where the crop already has the target size.
+    dtype: of the rows, float32, float16 or bfloat16; the latter are the float32 rows, rounded.
+    places: (T,) int32 or int64 on the frames' device, contiguous, a permutation: the 4 rows of
+        token t, counted over all jobs, go to rows 4 * places[t] on (`VisionPlan.restore` gives the
+        order of windows). Not read on the host, nor checked, when it is on a GPU.
+    backend: "auto", "triton" (CUDA frames), "cpu" (native, on the best
+        instruction set there is) or "reference".
     num_threads: CPU threads; 0 takes torch.get_num_threads(). Never changes a value.
-    out: contiguous CPU float32 (P, 1176) to write to; P is the sum of the jobs' `num_rows`.
+    out: contiguous (P, 1176) of `dtype` on the frames' device to write to; P is the sum of the
+        jobs' `num_rows`.
 
-    Returns (P, 1176) float32 on the CPU, `out` where it was given; (0, 1176) without jobs.
+    Returns (P, 1176) of `dtype` where the frames are, `out` where it was given; (0, 1176) without
+    jobs. Nothing waits for a GPU.
     Raises ValueError on a box that is empty or outside a frame, a size that is not a positive
-    multiple of 28, a frame that is not (H, W, 3) uint8 on the CPU, or a wrong `out`.
+    multiple of 28, a frame that is not (H, W, 3) uint8, frames of several devices, or wrong
+    `places` or `out`, RuntimeError on an unusable backend.
     """
-    frames = _checked(jobs, rounding)
+    batch = checked("patchify", jobs, rounding, places)
     require("patchify", "num_threads", num_threads, num_threads >= 0, ">= 0")
-    chosen = _OP.resolve("cpu", backend)
-    out = _output(jobs, out)
+    chosen = _OP.resolve(batch.device.type, backend)
+    out = _output(batch, dtype, out)
     if jobs:
-        chosen.run(jobs, frames, rounding, num_threads, out)
+        chosen.run(batch, rounding, places, num_threads, out)
     return out
 
 
@@ -262,62 +197,13 @@ class PatchBuffer:
         return self._rows[:num_rows]
 
 
-def _output(jobs: Sequence[PatchifyJob], out: Tensor | None) -> Tensor:
-    shape = (sum(job.num_rows for job in jobs), PATCH_ROW)
+def _output(batch: Batch, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    require("patchify", "dtype", dtype, dtype in _DTYPES, "float32, float16 or bfloat16")
+    shape = (batch.num_rows, PATCH_ROW)
     if out is None:
-        return torch.empty(shape, dtype=torch.float32)
-    usable = (
-        tuple(out.shape) == shape
-        and out.dtype == torch.float32
-        and out.device.type == "cpu"
-        and out.is_contiguous()
-    )
+        return torch.empty(shape, dtype=dtype, device=batch.device)
+    there = out.device == batch.device or not batch.jobs
+    usable = tuple(out.shape) == shape and out.dtype == dtype and there and out.is_contiguous()
     got = f"{tuple(out.shape)} {out.dtype} on {out.device}"
-    require("patchify", "out", got, usable, f"contiguous {shape} torch.float32 on cpu")
+    require("patchify", "out", got, usable, f"contiguous {shape} {dtype} on {batch.device}")
     return out
-
-
-def _checked(jobs: Sequence[PatchifyJob], rounding: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Validates everything; the frames as numpy arrays with packed pixels, shared where equal."""
-    require("patchify", "rounding", rounding, rounding in ("cpu", "cuda"), "cpu or cuda")
-    arrays: dict[int, np.ndarray] = {}
-    for job in jobs:
-        for name in ("frame_a", "frame_b"):
-            frame = getattr(job, name)
-            if id(frame) not in arrays:
-                arrays[id(frame)] = _pixels(name, frame)
-            _check_box(job.box, arrays[id(frame)].shape)
-        _check_size(job.resized_hw)
-    return [(arrays[id(job.frame_a)], arrays[id(job.frame_b)]) for job in jobs]
-
-
-def _pixels(name: str, frame: object) -> np.ndarray:
-    if isinstance(frame, Tensor):
-        require(
-            "patchify", name, f"a tensor on {frame.device}", frame.device.type == "cpu", "on cpu"
-        )
-        frame = frame.detach().numpy()
-    if not isinstance(frame, np.ndarray):
-        rule = "a numpy array or a torch CPU tensor"
-        raise ValueError(f"patchify: {name} must be {rule}, got {type(frame).__name__}")
-    is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8
-    require("patchify", name, f"{frame.shape} {frame.dtype}", is_rgb, "(H, W, 3) uint8")
-    sides = frame.shape[:2]
-    fits = all(1 <= side <= MAX_EXTENT for side in sides)
-    require("patchify", name, sides, fits, f"1 to {MAX_EXTENT} px high and wide")
-    packed = frame.strides[2] == 1 and frame.strides[1] == 3
-    return frame if packed else np.ascontiguousarray(frame)
-
-
-def _check_box(box: PixelBox, shape: tuple[int, ...]) -> None:
-    x0, y0, x1, y1 = box
-    inside = 0 <= x0 < x1 <= shape[1] and 0 <= y0 < y1 <= shape[0]
-    rule = f"not empty and inside the frame of (height, width) {tuple(shape[:2])}"
-    require("patchify", "box", tuple(box), inside, rule)
-
-
-def _check_size(resized_hw: tuple[int, int]) -> None:
-    usable = len(resized_hw) == 2 and all(
-        TOKEN_PX <= side <= MAX_EXTENT and side % TOKEN_PX == 0 for side in resized_hw
-    )
-    require("patchify", "resized_hw", resized_hw, usable, f"positive multiples of {TOKEN_PX} px")

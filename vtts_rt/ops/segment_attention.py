@@ -13,16 +13,22 @@ Legend: P rows, H heads, D head dim.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.config import backend_override
+from vtts_rt.ops import measured, native
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.native import MAX_HEAD_DIM
+from vtts_rt.ops.upload import stream_of, upload
 from vtts_rt.types import require
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Run(NamedTuple):
@@ -80,6 +86,43 @@ def _native(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
     return out
 
 
+@lru_cache(maxsize=64)
+def _table(runs: tuple[Run, ...], num_queries: int, device: torch.device, stream: int) -> Tensor:
+    """(blocks, 3) int32: first row of each block of at most `num_queries` rows, first row and end
+    of its segment; long segments first, whose programs take longest. stream: of `stream_of`."""
+    rows = [np.empty((0, 3), dtype=np.int32)]
+    for run in sorted(runs, key=lambda run: -run.length):
+        first = run.start + run.length * np.arange(run.num)[:, None]
+        begin = first + np.arange(0, run.length, num_queries)
+        both = (np.broadcast_to(edge, begin.shape) for edge in (first, first + run.length))
+        rows.append(np.stack((begin, *both), axis=-1).reshape(-1, 3).astype(np.int32))
+    return upload(np.concatenate(rows), device)
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
+    from vtts_rt.kernels import segment_attention as kernel
+
+    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    longest = max((run.length for run in runs if run.num), default=0)
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        num_queries = kernel.blocks(q.dtype, longest)["QUERIES"]
+        table = _table(tuple(runs), num_queries, q.device, stream_of(q))
+        return kernel.segment_attention(q, k, v, table, longest)  # type: ignore[no-any-return]
+
+
+def _triton_refusal(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernel cannot take these tensors, or None."""
+    from vtts_rt.kernels.segment_attention import MAX_HEAD_DIM as most
+
+    if not 1 <= q.shape[2] <= most:
+        return f"head dim {q.shape[2]}, not 1 to {most}"
+    if any(x.dtype not in _DTYPES or x.dtype != q.dtype for x in (q, k, v)):
+        return "tensors that are not all float32, float16 or bfloat16"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return "a tensor that needs a gradient"
+    return None
+
+
 def _refusal(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the native kernel cannot take these tensors, or None."""
     for x in (q, k, v):
@@ -94,6 +137,8 @@ _OP = register(
     "segment_attention",
     Backend("cpu", native.supports, _native),
     Backend("torch", lambda device: None, _torch),
+    Backend("triton", triton_supports, _triton),
+    by_shape=lambda: measured.choices("segment_attention", "torch"),
 )
 
 
@@ -105,7 +150,9 @@ def segment_attention(
     q, k, v: (P, H, D), one float dtype and device. runs: segments, one after the other from row 0
         to row P.
     backend: "auto", "cpu" (native: float32 on the CPU, heads of a row packed, D up to 256, no
-        gradient wanted) or "torch". "auto" takes the native one where `linear` does for many rows.
+        gradient wanted), "torch" or "triton" (float32, float16 or bfloat16 on CUDA, D up to 128, no
+        gradient wanted). "auto" takes the native one where `linear` does for many rows, and on a
+        GPU what was measured to be the fastest.
 
     Returns (P, H * D) in q's dtype.
     Raises ValueError on shapes or runs that do not match and on tensors that a backend asked for by
@@ -122,8 +169,15 @@ def segment_attention(
         end += run.num * run.length
     require("segment_attention", "runs", end, end == shape[0], f"{shape[0]} rows in all")
     chosen = _OP.resolve(q.device.type, backend)
+    asked = backend != "auto" or backend_override("segment_attention") is not None
+    if not asked and q.is_cuda:
+        longest = max((run.length for run in runs if run.num), default=0)
+        width = q.shape[1] * q.shape[2]
+        fastest = measured.fastest("segment_attention", width, longest, q.device)
+        chosen = chosen if fastest is None else _OP.resolve(q.device.type, fastest)
+    refuse = {"cpu": _refusal, "triton": _triton_refusal}.get(chosen.name)
     run_backend = chosen.run
-    if run_backend is _native and (refusal := _refusal(q, k, v)) is not None:
+    if refuse is not None and (refusal := refuse(q, k, v)) is not None:
         rule = f"what backend {backend!r} takes"
         require("segment_attention", "q, k, v", refusal, backend == "auto", rule)
         run_backend = _torch

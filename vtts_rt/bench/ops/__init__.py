@@ -14,10 +14,13 @@ from vtts_rt.bench.ops import (
     linear_fp8,
     merge_state,
     paged_attention,
+    patch_embed,
+    patchify,
     rmsnorm,
     rotary,
     rotary_kv,
     sampling,
+    segment_attention,
     swiglu,
 )
 from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
@@ -28,15 +31,17 @@ from vtts_rt.types import require
 
 # Every op of vtts_rt.ops; the file of an op's cases has its name.
 CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
-    "linear_fp8": linear_fp8.cases,
     "cascade_attention": cascade_attention.cases,
     "linear_fp8": linear_fp8.cases,
     "merge_state": merge_state.cases,
     "paged_attention": paged_attention.cases,
+    "patch_embed": patch_embed.cases,
+    "patchify": patchify.cases,
     "rmsnorm": rmsnorm.cases,
     "rotary": rotary.cases,
     "rotary_kv": rotary_kv.cases,
     "sampling": sampling.cases,
+    "segment_attention": segment_attention.cases,
     "swiglu": swiglu.cases,
 }
 

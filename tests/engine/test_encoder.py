@@ -1,0 +1,87 @@
+"""VisionEncoder where the tower takes frames itself, as on a GPU: here on the CPU."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_tools import Frames, encode, look, make_engine, pair, run
+
+from vtts_rt.engine import encoder
+from vtts_rt.engine.vision_cache import VisionCache
+from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.ops import measured
+
+
+@pytest.fixture(scope="module")
+def narrow(model: Any) -> Any:
+    return copy.deepcopy(model).float()
+
+
+def engine_from_frames(narrow: Any, tokenizer: Tokenizer) -> Any:
+    engine = make_engine(narrow, tokenizer)
+    engine._encoder._from_frames = True
+    return engine
+
+
+class SharedFrames(Frames):
+    """Hands out one object for a frame, as a store does."""
+
+    def __init__(self, as_tensors: bool = False) -> None:
+        super().__init__()
+        self.held: dict[int, Any] = {}
+        self.as_tensors = as_tensors
+
+    def frames(self, video: int, frame_indices: Any) -> list[Any]:
+        for index in frame_indices:
+            frame = self.frame(index)
+            frame.flags.writeable = False
+            frame = torch.from_numpy(frame.copy()) if self.as_tensors else frame
+            self.held.setdefault(index, frame)
+        return [self.held[index] for index in frame_indices]
+
+
+@pytest.mark.parametrize("as_tensors", [False, True])
+@torch.inference_mode()
+def test_frames_give_the_answer_of_rows_and_are_uploaded_once(
+    narrow: Any, tokenizer: Tokenizer, as_tensors: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+
+    def pinned(frame: np.ndarray, device: torch.device) -> torch.Tensor:
+        copied.append(frame)
+        return real(frame, device)
+
+    real = encoder._pinned
+    monkeypatch.setattr(encoder, "_pinned", pinned)
+    prompt = encode(tokenizer, "look ", look(pair(1, 2), pair(2), pair(1)), " say")
+    frames = SharedFrames(as_tensors)
+    found = run(engine_from_frames(narrow, tokenizer), prompt, frames)
+    right = run(make_engine(narrow, tokenizer), prompt, Frames())
+    assert found.token_ids == right.token_ids and found.reuse == right.reuse
+    assert len(copied) == (0 if as_tensors else 2)
+    assert found.timings.vision > 0 and found.timings.preprocess > 0
+
+
+def test_features_of_a_folded_product_have_a_key_of_their_own(
+    narrow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(model: Any, device: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(model), "device", torch.device(device))
+            return encoder.VisionEncoder(model, VisionCache(0))._kernel
+
+    half = copy.deepcopy(narrow).half()
+    plain = key(half, "cpu")
+    assert key(half, "cuda") == plain == key(narrow, "cuda")
+    monkeypatch.setattr(measured, "possible", lambda op, size, device: {"triton", "unfused"})
+    assert key(half, "cuda") == plain + "/folded"
+    assert key(narrow, "cuda") == plain == key(half, "cpu")  # float32 never folds, rows neither
+    monkeypatch.setenv("VTTS_RT_BACKEND", "patch_embed=unfused")
+    assert key(half, "cuda") == plain
+    monkeypatch.setenv("VTTS_RT_BACKEND", "patch_embed=triton")
+    monkeypatch.setattr(measured, "possible", lambda op, size, device: set())
+    assert key(half, "cuda") == plain + "/folded"

@@ -1,0 +1,71 @@
+"""patch_embed: frames to the vision tower's first features, against official rows and a product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
+from vtts_rt.bench.ops.patchify import LOOKS, jobs_of, num_source_bytes, places_of
+from vtts_rt.ops.linear import linear
+from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
+from vtts_rt.ops.patchify import PatchifyJob, Rounding, patchify
+
+# Of Qwen2.5-VL's tower, and of the 118 M bench model's.
+OUTPUTS = {"cuda": 1280, "cpu": 384}
+
+
+def cases(device: str, scale: Scale) -> Iterator[Case]:
+    """At "check" scale odd numbers of outputs, with a bias and another order of tokens."""
+    if scale == "check":
+        for name in ("as it is, one frame twice", "several"):
+            jobs = jobs_of(LOOKS["check"][name], device)
+            for dtype in DTYPES:
+                yield _case(f"{name} x 37", jobs, device, dtype, "cuda", 37)
+        jobs = jobs_of(LOOKS["check"]["one pixel up"], device)
+        yield _case("one pixel up x 1", jobs, device, torch.float16, "cpu", 1)
+        return
+    for name, looks in LOOKS[device].items():
+        outputs = OUTPUTS[device]
+        jobs = jobs_of(looks, device)
+        yield _case(f"{name} x {outputs}", jobs, device, bench_dtype(device), "cpu", outputs, False)
+
+
+def _case(
+    name: str,
+    jobs: list[PatchifyJob],
+    device: str,
+    dtype: torch.dtype,
+    rounding: Rounding,
+    num_outputs: int,
+    awkward: bool = True,
+) -> Case:
+    generator = torch.Generator().manual_seed(num_outputs)
+    # Rows are about 1 in size: so are the products.
+    weight = torch.randn(num_outputs, 1176, generator=generator) / 1176**0.5
+    weight = weight.to(device, dtype)
+    bias = torch.randn(num_outputs, generator=generator).to(device, dtype) if awkward else None
+    places = places_of(jobs, device) if awkward else None
+    embed = PatchEmbedWeight(weight, bias)
+
+    def run(backend: str) -> tuple[Tensor]:
+        return (patch_embed(jobs, embed, places=places, rounding=rounding, backend=backend),)
+
+    def eager() -> tuple[Tensor]:
+        rows = patchify(jobs, rounding=rounding, dtype=dtype, places=places)
+        return (linear(rows, weight, bias, backend="torch"),)
+
+    num_rows = sum(job.num_rows for job in jobs)
+    return Case(
+        name=name,
+        dtype=dtype,
+        run=run,
+        exact=lambda: (patch_embed_ref(jobs, weight, bias, places=places, rounding=rounding),),
+        eager=eager,
+        num_bytes=num_source_bytes(jobs)
+        + (weight.numel() + num_rows * num_outputs) * dtype.itemsize,
+        num_flops=2 * num_rows * 1176 * num_outputs,
+        without=("triton",) if dtype is torch.float32 else (),  # which folds
+    )

@@ -1,0 +1,253 @@
+"""patch_embed: the vision tower's first product, straight from frames.
+
+    out[p, o] = sum_k patchify(jobs)[p, k] weight[o, k] + bias[o]
+
+The normalisation can move into the weight, because pixel values 0..255 are exact in every type:
+
+    folded[o, k] = round(weight[o, k] / s_c),  folded_bias[o] = bias[o] - sum_k folded[o, k] m_c
+    out[p, o] = sum_k pixels[p, k] folded[o, k] + folded_bias[o]
+
+The bias comes from the rounded weight: 1.0 to 1.25 times the error of rounded rows, and 2 to 11
+times with that of the unrounded one. Not so in float32, where sums of pixels up to 255 that cancel
+would cost twice the error of sums of normalised values: nothing folds there.
+
+Backends: "cpu" makes rows in strips that stay in cache; "triton" keeps pixels as bytes between two
+kernels and folds; "unfused" is patchify in the weight's type, then a product. Which is the fastest
+on a GPU is a matter of measurement (vtts_rt.ops.measured); "unfused" runs where nothing was
+measured.
+
+Legend: P patch rows, T merged tokens (P / 4), O outputs, K = 1176 values of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vtts_rt.config import backend_override
+from vtts_rt.ops import measured, native
+from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.linear import linear, linear_ref
+from vtts_rt.ops.patch_jobs import (
+    MERGE_UNIT,
+    Batch,
+    PatchifyJob,
+    Rounding,
+    checked,
+    launch,
+    mean_and_std,
+)
+from vtts_rt.ops.patchify import patchify, patchify_ref
+from vtts_rt.types import PATCH_ROW, require
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_FOLDING = {"triton"}
+
+
+def fold_patch_embed(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A weight (O, 1176) and bias (O,) for pixels: (folded, folded_bias) of the file's head, in the
+    weight's dtype and in float32, both contiguous."""
+    mean, std = mean_and_std(weight.device).repeat_interleave(PATCH_ROW // 3, dim=1)
+    folded = (weight.detach().float() / std).to(weight.dtype)
+    moved = folded.double() @ mean.double()
+    return folded, (-moved if bias is None else bias.detach().double() - moved).float()
+
+
+class PatchEmbedWeight:
+    """A weight and bias, folded when a backend first asks for it and again when they change.
+
+    weight: (O, 1176) float32, float16 or bfloat16; bias: (O,), same dtype and device, or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        shape = tuple(weight.shape)
+        usable = weight.dim() == 2 and shape[1] == PATCH_ROW and weight.dtype in _DTYPES
+        rule = f"(O, {PATCH_ROW}) float32, float16 or bfloat16"
+        require("patch_embed", "weight", f"{shape} {weight.dtype}", usable, rule)
+        if bias is not None:
+            alike = (bias.shape, bias.dtype, bias.device)
+            usable = alike == (weight.shape[:1], weight.dtype, weight.device)
+            got = f"{tuple(bias.shape)} {bias.dtype} on {bias.device}"
+            rule = f"({shape[0]},) {weight.dtype} on {weight.device}"
+            require("patch_embed", "bias", got, usable, rule)
+        self.weight = weight
+        self.bias = bias
+        self._folded: tuple[Tensor, Tensor] | None = None
+        self._state: tuple[object, ...] = ()
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """`fold_patch_embed` of weight and bias as they are now."""
+        tensors = [x for x in (self.weight, self.bias) if x is not None]
+        state = tuple(
+            (x.data_ptr(), x.dtype, 0 if x.is_inference() else x._version) for x in tensors
+        )
+        if self._folded is None or state != self._state:
+            self._folded, self._state = fold_patch_embed(self.weight, self.bias), state
+        return self._folded
+
+    def refusal(self) -> str | None:
+        """Why a kernel that folds cannot take these, or None."""
+        if self.weight.dtype is torch.float32:
+            return "float32, which folding would make less exact"
+        tensors = [x for x in (self.weight, self.bias) if x is not None]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+            return "a tensor that needs a gradient"
+        return None
+
+
+def patch_embed_ref(
+    jobs: Sequence[PatchifyJob],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    places: Tensor | None = None,
+    rounding: Rounding = "cpu",
+) -> Tensor:
+    """Official float32 rows times the weight in float64: the yardstick of the backends. Returns
+    (P, O) float64 on the weight's device."""
+    rows = patchify_ref(jobs, rounding=rounding, places=places)
+    return linear_ref(rows.to(weight.device), weight, bias)
+
+
+def _native(
+    batch: Batch,
+    embed: PatchEmbedWeight,
+    places: Tensor | None,
+    rounding: Rounding,
+    num_threads: int,
+) -> Tensor:
+    from vtts_rt import _C
+
+    out = torch.empty(batch.num_rows, len(embed.weight))
+    mean, std = mean_and_std(batch.device)
+    _C.patch_embed(
+        [
+            (a, b, tuple(job.box), job.resized_hw)
+            for job, (a, b) in zip(batch.jobs, batch.frames, strict=True)
+        ],
+        embed.weight.detach().numpy(),
+        None if embed.bias is None else embed.bias.detach().numpy(),
+        out.numpy(),
+        tuple(mean.tolist()),
+        tuple(std.tolist()),
+        rounding=rounding,
+        num_threads=num_threads or torch.get_num_threads(),
+    )
+    if places is None:
+        return out
+    tokens = out.view(-1, MERGE_UNIT * out.shape[1])
+    return torch.empty_like(tokens).index_copy_(0, places.long(), tokens).view(out.shape)
+
+
+def _native_refusal(embed: PatchEmbedWeight) -> str | None:
+    tensors = [x for x in (embed.weight, embed.bias) if x is not None]
+    if not all(x.is_contiguous() for x in tensors):
+        return "a weight or bias that is not contiguous"
+    return native.refusal(*tensors)
+
+
+def _triton(
+    batch: Batch,
+    embed: PatchEmbedWeight,
+    places: Tensor | None,
+    rounding: Rounding,
+    num_threads: int,
+) -> Tensor:
+    from vtts_rt.kernels import patch_embed as kernel
+
+    pixels = torch.empty(batch.num_rows, PATCH_ROW, dtype=torch.uint8, device=batch.device)
+    launch(batch, rounding, places, pixels)
+    with torch.cuda.device_of(pixels):  # type: ignore[no-untyped-call]
+        return kernel.patch_embed(pixels, *embed.folded())  # type: ignore[no-any-return]
+
+
+def _unfused(
+    batch: Batch,
+    embed: PatchEmbedWeight,
+    places: Tensor | None,
+    rounding: Rounding,
+    num_threads: int,
+) -> Tensor:
+    rows = patchify(
+        batch.jobs,
+        rounding=rounding,
+        dtype=embed.weight.dtype,
+        places=places,
+        num_threads=num_threads,
+    )
+    return linear(rows, embed.weight, embed.bias)
+
+
+_OP = register(
+    "patch_embed",
+    Backend("cpu", native.supports, _native),
+    Backend("unfused", lambda device: None, _unfused),
+    Backend("triton", triton_supports, _triton),
+    by_shape=lambda: measured.choices("patch_embed", "unfused"),
+)
+
+
+def numerics(weight: Tensor) -> str:
+    """What tells results for `weight` under "auto" apart: "rows" where official rows are multiplied
+    for any number of them, "folded" where some calls may take a backend that folds."""
+    if weight.dtype is torch.float32:
+        return "rows"
+    asked = backend_override("patch_embed")
+    used = measured.possible("patch_embed", len(weight), weight.device)
+    return "folded" if ({asked} if asked else used) & _FOLDING else "rows"
+
+
+def patch_embed(
+    jobs: Sequence[PatchifyJob],
+    weight: Tensor | PatchEmbedWeight,
+    bias: Tensor | None = None,
+    *,
+    places: Tensor | None = None,
+    rounding: Rounding = "cpu",
+    backend: str = "auto",
+    num_threads: int = 0,
+) -> Tensor:
+    """linear(patchify(jobs), weight, bias).
+
+    weight: (O, 1176) float32, float16 or bfloat16, on the device of the jobs' frames; a
+        `PatchEmbedWeight` with its bias where calls repeat, which folds once for all of them.
+    bias: (O,) of weight's dtype or None.
+    places, rounding, num_threads: of `patchify`; rows of the result move as its rows do.
+    backend: "auto", "cpu" (native: float32 on the CPU, contiguous, no gradient wanted; the bits of
+        native patchify and linear), "unfused" or "triton" (CUDA frames, 16-bit weights, no gradient
+        wanted). "auto" on a CPU takes the native one where `linear` does for so many rows, on a GPU
+        what was measured to be the fastest.
+
+    Returns (P, O) of weight's dtype and device; (0, O) without jobs.
+    Raises ValueError on jobs as `patchify` does, on a weight or bias of another shape, dtype or
+    device and on tensors that a backend asked for by name does not take, RuntimeError on an
+    unusable backend.
+    """
+    if isinstance(weight, PatchEmbedWeight):
+        require("patch_embed", "bias", "a tensor", bias is None, "in the PatchEmbedWeight")
+        embed = weight
+    else:
+        embed = PatchEmbedWeight(weight, bias)
+    on = embed.weight.device
+    batch = checked("patch_embed", jobs, rounding, places)
+    require("patch_embed", "num_threads", num_threads, num_threads >= 0, ">= 0")
+    chosen = _OP.resolve(on.type, backend)
+    if not jobs:
+        return embed.weight.new_empty(0, len(embed.weight))
+    require("patch_embed", "weight", f"on {on}", on == batch.device, f"on {batch.device} as frames")
+    run = chosen.run
+    if backend == "auto" and backend_override("patch_embed") is None:
+        fastest = measured.fastest("patch_embed", len(embed.weight), batch.num_rows, on)
+        if fastest is not None:
+            run = _OP.resolve(on.type, fastest).run
+        elif run is _native and batch.num_rows > native.most_rows("patch_embed"):
+            run = _unfused
+    refusal = _native_refusal(embed) if run is _native else embed.refusal()
+    if run is not _unfused and refusal is not None:
+        rule = f"what backend {chosen.name!r} takes"
+        require("patch_embed", "weight, bias", refusal, backend == "auto", rule)
+        run = _unfused
+    out: Tensor = run(batch, embed, places, rounding, num_threads)
+    return out

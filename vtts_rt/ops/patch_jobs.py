@@ -1,0 +1,201 @@
+"""What patchify and patch_embed take: jobs, checked, and the launch of their Triton kernel.
+
+Legend: H, W source frame; H', W' target (px, multiples of 28); T merged tokens of all jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtts_rt.ops.bicubic import tap_table
+from vtts_rt.ops.upload import stream_of, upload
+from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX, PixelBox, require
+
+# OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, the values in every Qwen2-VL and
+# Qwen2.5-VL preprocessor_config.json.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of a merged token
+MAX_EXTENT = 1 << 20  # px a side, source and target; the limit of the native core
+MAX_UNITS = (1 << 31) - 1  # of the Triton kernel: tokens of single frames
+Rounding = Literal["cpu", "cuda"]
+Frame: TypeAlias = "np.ndarray[Any, Any] | Tensor"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchifyJob:
+    """One frame pair seen through one box at one size.
+
+    frame_a, frame_b: (H, W, 3) uint8 RGB, numpy array or tensor, of the CPU or, all frames of a
+        call, of one CUDA device. Any row stride is read in place; other strides (planar pixels)
+        are copied first. The same object twice is resized once.
+    box: source px, half-open, not empty, inside both frames. The resize sees the crop only.
+    resized_hw: (H', W') px, positive multiples of 28.
+    """
+
+    frame_a: Frame
+    frame_b: Frame
+    box: PixelBox
+    resized_hw: tuple[int, int]
+
+    @property
+    def num_rows(self) -> int:
+        return (self.resized_hw[0] // PATCH_SIZE) * (self.resized_hw[1] // PATCH_SIZE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Checked jobs. frames: with packed pixels, arrays on the CPU and tensors elsewhere."""
+
+    jobs: Sequence[PatchifyJob]
+    frames: list[tuple[Frame, Frame]]
+    device: torch.device
+
+    @property
+    def num_rows(self) -> int:
+        return sum(job.num_rows for job in self.jobs)
+
+
+@lru_cache(maxsize=8)
+def mean_and_std(device: torch.device) -> Tensor:
+    """(2, 3) float32 mean and std in 0..255 units: multiplied in float32, as transformers does."""
+    return (torch.tensor((IMAGE_MEAN, IMAGE_STD)) * 255.0).to(device)
+
+
+def checked(what: str, jobs: Sequence[PatchifyJob], rounding: str, places: Tensor | None) -> Batch:
+    """Validates everything; frames are shared where equal."""
+    require(what, "rounding", rounding, rounding in ("cpu", "cuda"), "cpu or cuda")
+    pixels: dict[int, Frame] = {}
+    device = torch.device("cpu")
+    for job in jobs:
+        for name in ("frame_a", "frame_b"):
+            frame = getattr(job, name)
+            if id(frame) not in pixels:
+                found = _pixels(what, name, frame)
+                on = found.device if isinstance(found, Tensor) else torch.device("cpu")
+                if not pixels:
+                    device = on
+                require(what, name, f"a frame on {on}", on == device, f"on {device} as the first")
+                pixels[id(frame)] = found
+            _check_box(what, job.box, pixels[id(frame)].shape)
+        check_size(what, job.resized_hw)
+    frames = [(pixels[id(job.frame_a)], pixels[id(job.frame_b)]) for job in jobs]
+    batch = Batch(jobs, frames, device)
+    if places is not None:
+        _check_places(what, places, batch)
+    return batch
+
+
+def _pixels(what: str, name: str, frame: object) -> Frame:
+    if isinstance(frame, Tensor):
+        kind = frame.device.type
+        require(
+            what, name, f"a tensor on {frame.device}", kind in ("cpu", "cuda"), "on cpu or cuda"
+        )
+        frame = frame.detach() if kind == "cuda" else frame.detach().numpy()
+    if not isinstance(frame, (np.ndarray, Tensor)):
+        rule = "a numpy array or a torch tensor"
+        raise ValueError(f"{what}: {name} must be {rule}, got {type(frame).__name__}")
+    is_rgb = frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype in (np.uint8, torch.uint8)
+    got = f"{tuple(frame.shape)} {frame.dtype}"
+    require(what, name, got, is_rgb, "(H, W, 3) uint8")
+    sides = tuple(frame.shape[:2])
+    fits = all(1 <= side <= MAX_EXTENT for side in sides)
+    require(what, name, sides, fits, f"1 to {MAX_EXTENT} px high and wide")
+    if isinstance(frame, Tensor):
+        return frame if frame.stride()[1:] == (3, 1) else frame.contiguous()
+    return frame if frame.strides[1:] == (3, 1) else np.ascontiguousarray(frame)
+
+
+def _check_box(what: str, box: PixelBox, shape: tuple[int, ...]) -> None:
+    x0, y0, x1, y1 = box
+    inside = 0 <= x0 < x1 <= shape[1] and 0 <= y0 < y1 <= shape[0]
+    rule = f"not empty and inside the frame of (height, width) {tuple(shape[:2])}"
+    require(what, "box", tuple(box), inside, rule)
+
+
+def check_size(what: str, resized_hw: tuple[int, int]) -> None:
+    """Raise ValueError unless both sides are positive multiples of TOKEN_PX."""
+    usable = len(resized_hw) == 2 and all(
+        TOKEN_PX <= side <= MAX_EXTENT and side % TOKEN_PX == 0 for side in resized_hw
+    )
+    require(what, "resized_hw", resized_hw, usable, f"positive multiples of {TOKEN_PX} px")
+
+
+def _check_places(what: str, places: Tensor, batch: Batch) -> None:
+    num_tokens = batch.num_rows // MERGE_UNIT
+    usable = (
+        tuple(places.shape) == (num_tokens,)
+        and places.dtype in (torch.int32, torch.int64)
+        and places.device == batch.device
+        and places.is_contiguous()
+    )
+    got = f"{tuple(places.shape)} {places.dtype} on {places.device}"
+    rule = f"contiguous ({num_tokens},) int32 or int64 on {batch.device}"
+    require(what, "places", got, usable, rule)
+    if places.is_cpu:  # reading them would wait for a GPU
+        there = torch.equal(places.sort().values, torch.arange(num_tokens, dtype=places.dtype))
+        require(what, "places", "another order or numbers", there, "a permutation of all tokens")
+
+
+def launch(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor) -> None:
+    """The Triton kernel: rows of float32, float16 or bfloat16, or of uint8 for plain pixels.
+
+    out: contiguous (P, 1176) on the batch's device, P > 0.
+    """
+    from vtts_rt.kernels import patchify as kernel
+
+    # Launched where the frames are, whichever device is current; without effect on a CPU.
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
+        stream = stream_of(out)
+        fields, units_of_job, stage_rows = [], [], 1
+        first_unit = first_token = 0
+        for job, pair in zip(batch.jobs, batch.frames, strict=True):
+            x0, y0, x1, y1 = job.box
+            height, width = job.resized_hw
+            columns = tap_table(x1 - x0, width, rounding == "cpu", out.device, stream)
+            rows = tap_table(y1 - y0, height, rounding == "cpu", out.device, stream)
+            stage_rows = max(stage_rows, rows.span)
+            crops = [(base + y0 * stride + 3 * x0, stride) for base, stride in map(_memory, pair)]
+            num_frames = len(set(crops))
+            tables = [
+                value
+                for extent, taps in ((width, columns), (height, rows))
+                for value in (taps.values.data_ptr(), extent, taps.num_taps, taps.precision)
+            ]
+            tokens_wide = width // TOKEN_PX
+            begin = (num_frames, first_unit, first_token, tokens_wide)
+            fields.append((*crops[0], *crops[1], *begin, *tables))
+            num_tokens = job.num_rows // MERGE_UNIT
+            units_of_job.append(num_tokens * num_frames)
+            first_unit += units_of_job[-1]
+            first_token += num_tokens
+        require("patchify", "jobs", first_unit, first_unit <= MAX_UNITS, f"<= {MAX_UNITS} tokens")
+        jobs = np.array(fields, dtype=np.int64)
+        job_of_unit = np.repeat(np.arange(len(jobs), dtype=np.int32), units_of_job)
+        numbers = np.concatenate((jobs.reshape(-1).view(np.int32), job_of_unit))
+        blob = upload(numbers, out.device)
+        kernel.patchify(
+            blob[: 2 * jobs.size].view(torch.int64).view(jobs.shape),
+            blob[2 * jobs.size :],
+            places,
+            mean_and_std(out.device),
+            stage_rows,
+            rounding == "cpu",
+            out,
+        )
+
+
+def _memory(frame: Frame) -> tuple[int, int]:
+    """(address, bytes from row to row)"""
+    if isinstance(frame, Tensor):
+        return frame.data_ptr(), frame.stride(0)
+    return frame.__array_interface__["data"][0], frame.strides[0]
