@@ -355,35 +355,16 @@ LINES = (
         "CPU: patchify 4x transformers' processor, AVX2 4x scalar",
         (measured("patchify", targets.patchify_targets),),
     ),
-    Line(
-        4,
-        "GPU: patchify at 60 % of copy bandwidth",
-        (measured("ops", targets.gpu_patchify, gpu=True),),
-    ),
-    Line(
-        4,
-        "GPU: patchify 20x transformers' processor on it",
-        (measured("processor", targets.gpu_processor, gpu=True),),
-    ),
-    Line(
-        4,
-        "GPU: patch_embed not slower than patchify and cuBLAS",
-        (measured("ops", targets.gpu_patch_embed, gpu=True),),
-    ),
-    Line(
-        4,
-        "GPU: a 7B token at 80 % of the bandwidth floor",
-        (measured("decode7b", targets.gpu_decode, gpu=True),),
-    ),
-    Line(
-        4,
-        "GPU: cascade 1.8x plain at G = 16, 32k",
-        (measured("ops", targets.gpu_cascade, gpu=True),),
-    ),
-    Line(
-        4,
-        "GPU: three rounds 5x the transformers loop at 7B shapes",
-        (measured("device7b", targets.gpu_rounds, gpu=True),),
+    *(
+        Line(4, f"GPU: {text}", (measured(theme, judge, gpu=True),))
+        for text, theme, judge in (
+            ("patchify at 60 % of copy bandwidth", "ops", targets.gpu_patchify),
+            ("patchify 20x transformers' processor", "processor", targets.gpu_processor),
+            ("patch_embed not slower than with cuBLAS", "ops", targets.gpu_patch_embed),
+            ("a 7B token at 80 % of the floor", "decode7b", targets.gpu_decode),
+            ("cascade 1.8x plain at G = 16, 32k", "ops", targets.gpu_cascade),
+            ("three rounds 5x the loop at 7B shapes", "device7b", targets.gpu_rounds),
+        )
     ),
 )
 

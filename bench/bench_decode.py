@@ -29,8 +29,8 @@ import torch
 import vtts_rt
 from vtts_rt.bench.decode import measure
 from vtts_rt.bench.ops.timing import copy_bandwidth
-from vtts_rt.bench.random_model import SHAPES, random_model
 from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.shapes import SHAPES, model_config, random_model
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
 from vtts_rt.ops.sampling import sample_token
 from vtts_rt.types import SamplingParams
@@ -90,11 +90,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     if args.device == "cuda":
-        file(args, f"decode-{args.shape}", *on_gpu(args))
+        file(args, f"decode{args.shape}", *on_gpu(args))
         return
     if args.shape != "118m":
         parser.error("--shape needs --device cuda")
-    model = random_model(SHAPES["118m"], "cpu", torch.float32).language
+    model = random_model(model_config("118m"), "cpu", torch.float32).language
     weights = [p for p in model.parameters() if p.dim() == 2]  # the head once: it is tied
     weight_bytes = sum(p.numel() * p.element_size() for p in weights)
     floor = min(seconds(lambda: [p.sum() for p in weights]) for _ in range(args.runs))
@@ -139,7 +139,7 @@ def main() -> None:
 
 def on_gpu(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Setting and results of the engine's own decoding."""
-    model = random_model(SHAPES[args.shape], "cuda", torch.bfloat16)
+    model = random_model(model_config(args.shape), "cuda", torch.bfloat16)
     bandwidth = copy_bandwidth("cuda")
     print(f"copies {bandwidth / 1e9:.0f} GB/s")
     results = measure(model, bandwidth, num_keys=args.keys, num_steps=4 * args.runs)

@@ -49,6 +49,8 @@ if [ "$device" = cuda ]; then
   step build 240 env VTTS_RT_BUILD=cuda "$python" -m pip install --quiet --no-build-isolation \
     --no-deps --editable "$root"
 fi
+card=$(cd / && "$python" -c 'from vtts_rt.bench.setting import results_name
+print(results_name("").strip("_").removesuffix(".json"))')
 step env 60 bash -c 'cd / && "$python" -c "from vtts_rt.cli import main; main([\"env\"])"'
 
 # One process an op, so that one that hangs or crashes takes no other along.
@@ -71,6 +73,10 @@ if [ "$device" = cuda ]; then
   step processor 60 "$python" "$root/bench/bench_processor.py" --result-dir "$out"
 fi
 for shape in $shapes; do
+  if [ "$device" = cuda ]; then
+    step "decode $shape" 90 "$python" "$root/bench/bench_decode.py" --device cuda \
+      --shape "$shape" --output "$out/decode${shape}_$card.json"
+  fi
   step "device $shape" 200 bash -c 'bench device "$@"' _ --device "$device" --shape "$shape" \
     --result-dir "$out" "${sizes[@]}"
 done

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vtts_rt.bench import decode
-from vtts_rt.bench.random_model import SHAPES, bytes_per_step, random_model
+from vtts_rt.bench.shapes import bytes_per_step, model_config, random_model
 from vtts_rt.config import ModelConfig
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -16,7 +16,7 @@ from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 @pytest.mark.parametrize(("shape", "gigabytes"), [("3b", 6.17), ("7b", 14.14)])
 def test_a_step_reads_the_published_number_of_bytes(shape: str, gigabytes: float) -> None:
     with torch.device("meta"):
-        model = Qwen2_5_VL(SHAPES[shape]).bfloat16()
+        model = Qwen2_5_VL(model_config(shape)).bfloat16()
     assert bytes_per_step(model) / 1e9 == pytest.approx(gigabytes, abs=0.005)
     # Parameters of the checkpoints: 3.75 and 8.29 milliards.
     total = sum(p.numel() for p in model.parameters())
@@ -25,7 +25,7 @@ def test_a_step_reads_the_published_number_of_bytes(shape: str, gigabytes: float
 
 @pytest.fixture(scope="module")
 def small() -> ModelConfig:
-    config = SHAPES["7b"]
+    config = model_config("7b")
     language = replace(
         config.language,
         **{"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 48},

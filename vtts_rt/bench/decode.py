@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vtts_rt.bench.random_model import bytes_per_step
+from vtts_rt.bench.shapes import bytes_per_step
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.kv_pool import bytes_per_page

@@ -22,7 +22,7 @@ from vtts_rt.bench.ops.timing import median_seconds
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.bench.rounds import PEERS, Run
 from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting, add_output_flags, heading
-from vtts_rt.bench.shapes import SHAPES, Twins, decode_bytes, make_twins
+from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
 from vtts_rt.bench.summary import comparisons, summary
 from vtts_rt.config import STRATEGIES, EngineConfig
 from vtts_rt.models.language import ForwardBatch, PagedKV
@@ -77,7 +77,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "attention_of_the_loop": "sdpa",
         "tokenizer_size": len(twins.hf_tokenizer),
-        "decode_bytes": decode_bytes(twins.model),
+        "decode_bytes": bytes_per_step(twins.model),
         "parts": parts,
         "contenders": {name: summary(found) for name, found in runs.items()},
         "comparisons": comparisons(runs),

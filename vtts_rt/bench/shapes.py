@@ -23,8 +23,9 @@ from vtts_rt.bench.model import (
     byte_letters,
     qwen_tokenizer,
 )
+from vtts_rt.config import ModelConfig
 from vtts_rt.models.checkpoint import read_model_config
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.qwen2_5_vl import INIT_STD, Qwen2_5_VL
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
 from vtts_rt.models.weights import load_tensors
 from vtts_rt.types import require
@@ -94,6 +95,52 @@ SHAPES: dict[str, dict[str, Any]] = {
 SHAPES["1m"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
 
 
+def model_config(shape: str) -> ModelConfig:
+    """Ours of a released shape; token ids are those of Qwen2.5-VL's tokenizer."""
+    return _ours(_hf_config(shape))
+
+
+def _hf_config(shape: str, **ids: int) -> Any:
+    require("bench", "shape", shape, shape in SHAPES, f"one of {', '.join(SHAPES)}")
+    allow_broken_torchvision()
+    from transformers import Qwen2_5_VLConfig
+
+    return Qwen2_5_VLConfig(**SHAPES[shape], **ids)
+
+
+def _ours(hf_config: Any) -> ModelConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        hf_config.save_pretrained(folder)
+        return read_model_config(Path(folder))
+
+
+@torch.inference_mode()
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> Qwen2_5_VL:
+    """Matrices normal with standard deviation 0.02, biases 0, norms 1; equal for equal devices."""
+    with torch.device("meta"):
+        model = Qwen2_5_VL(config)
+    generator = torch.Generator(device).manual_seed(SEED)
+    state = {}
+    for name, parameter in model.named_parameters():
+        tensor = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if parameter.ndim == 2:
+            tensor.normal_(std=INIT_STD, generator=generator)
+        else:
+            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+        state[name] = tensor
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def bytes_per_step(model: Qwen2_5_VL) -> int:
+    """Weights that every decoding step reads: the language tower and the head, of the embedding a
+    row for each token only, unless it is the head as well."""
+    language = model.language
+    total = sum(p.numel() * p.element_size() for p in language.parameters())
+    table = language.embed_tokens.weight
+    return total - (0 if language.lm_head is None else table.numel() * table.element_size())
+
+
 @dataclass(frozen=True, slots=True)
 class Twins:
     """One set of random weights as our model and as transformers', with a tokenizer for each."""
@@ -107,11 +154,7 @@ class Twins:
 def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
     """shape: of SHAPES. 7B in bfloat16 takes 33 GB, half of it transformers' copy."""
     require("bench", "shape", shape, shape in SHAPES, f"one of {', '.join(SHAPES)}")
-    allow_broken_torchvision()
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    text = SHAPES[shape]["text_config"]
-    hf_tokenizer = _tokenizer(text["vocab_size"])
+    hf_tokenizer = _tokenizer(SHAPES[shape]["text_config"]["vocab_size"])
     ids = {
         f"{name}_token_id": hf_tokenizer.convert_tokens_to_ids(f"<|{token}|>")
         for name, token in (
@@ -121,7 +164,9 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
             ("vision_end", "vision_end"),
         )
     }
-    config = Qwen2_5_VLConfig(**SHAPES[shape], **ids)
+    config = _hf_config(shape, **ids)
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     torch.manual_seed(SEED)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -133,14 +178,13 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
     finally:
         torch.set_default_dtype(before)
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
         hf_tokenizer.save_pretrained(folder)
         generation = {"eos_token_id": hf_tokenizer.eos_token_id}
         (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
-        ours = read_model_config(Path(folder))
+        config.save_pretrained(folder)
         tokenizer = Tokenizer.from_pretrained(folder)
     with torch.device("meta"):
-        model = Qwen2_5_VL(ours)
+        model = Qwen2_5_VL(_ours(config))
 
     def reader(tensor: Tensor) -> Any:
         return lambda: tensor
@@ -148,15 +192,6 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
     readers = {name: reader(tensor) for name, tensor in hf_model.state_dict().items()}
     load_tensors(model, readers, dtype, torch.device(device))
     return Twins(model.eval(), tokenizer, hf_model, hf_tokenizer)
-
-
-def decode_bytes(model: Qwen2_5_VL) -> int:
-    """Bytes of weights that a decoding step reads: the language model's without the embedding
-    table, of which a step reads one row, and the head (the table itself where it is tied)."""
-    language = model.language
-    total = sum(p.numel() * p.element_size() for p in language.parameters())
-    table = language.embed_tokens.weight
-    return total if language.lm_head is None else total - table.numel() * table.element_size()
 
 
 def _tokenizer(vocab_size: int) -> Any:
