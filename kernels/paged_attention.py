@@ -23,58 +23,6 @@ LOG2_E = 1.4426950408889634
 MAX_SPLITS = 64  # a program of `merge_parts` holds a head's D values of all parts
 
 
-@triton.jit
-def _attend(
-    q,
-    top,
-    total,
-    acc,
-    limit,
-    begin,
-    end,
-    keys_ptr,
-    values_ptr,
-    table_ptr,
-    page_stride,
-    slot_stride,
-    scale,
-    PAGE_SIZE: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MASKED: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Online softmax over the keys begin <= j < end, of which a row sees j < limit. top: largest
-    score so far, in units of log(2); total, acc: sums of weights and of weighted values."""
-    FACTOR: tl.constexpr = tl.float32 if WIDE else q.dtype
-    feature = tl.arange(0, BLOCK_D)
-    for first in range(begin, end, BLOCK_N):
-        j = first + tl.arange(0, BLOCK_N)
-        exists = j < end
-        page = tl.load(table_ptr + j // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
-        place = page * page_stride + (j % PAGE_SIZE) * slot_stride
-        where = place[:, None] + feature[None, :]
-        inside = exists[:, None] & (feature < HEAD_DIM)[None, :]
-        key = tl.load(keys_ptr + where, mask=inside, other=0.0)
-        value = tl.load(values_ptr + where, mask=inside, other=0.0)
-        scores = tl.dot(q.to(FACTOR), tl.trans(key.to(FACTOR)), input_precision="ieee") * scale
-        if MASKED:
-            scores = tl.where(j[None, :] < limit[:, None], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        base = new_top
-        if MASKED:  # a row that sees no key yet: -inf - -inf is no number
-            base = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
-        acc *= shrink[:, None]
-        rounded = weights.to(value.dtype).to(FACTOR)
-        acc = tl.dot(rounded, value.to(FACTOR), acc, input_precision="ieee")
-        top = new_top
-    return top, total, acc
-
-
 @triton.jit(do_not_specialize=["num_tiles", "num_splits", "num_rows"])
 def paged_attention_kernel(
     q_ptr,
@@ -156,43 +104,51 @@ def paged_attention_kernel(
         return
 
     feature = tl.arange(0, BLOCK_D)
-    inside = used[:, None] & (feature < HEAD_DIM)[None, :]
+    wanted = used[:, None] & (feature < HEAD_DIM)[None, :]
     q_ptr += (start + first_row) * q_row_stride + kv_head.to(tl.int64) * GROUP * q_head_stride
     from_row = row * q_row_stride + head * q_head_stride
-    q = tl.load(q_ptr + from_row[:, None] + feature[None, :], mask=inside, other=0.0)
-    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    q = tl.load(q_ptr + from_row[:, None] + feature[None, :], mask=wanted, other=0.0)
+    FACTOR: tl.constexpr = tl.float32 if WIDE else q.dtype
+    q = q.to(FACTOR)
     keys_ptr += kv_head.to(tl.int64) * head_stride
     values_ptr += kv_head.to(tl.int64) * head_stride
     table_ptr += sequence.to(tl.int64) * table_stride
-    # Whole blocks that every row sees need no mask.
-    whole = tl.maximum(tl.minimum(common, end) - begin, 0) // BLOCK_N * BLOCK_N
+    # Online softmax. top: largest score so far, in units of log(2); total, acc: sums of weights and
+    # of weighted values.
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    # First the whole blocks that every row sees, which need no mask.
+    masked_from = begin + tl.maximum(tl.minimum(common, end) - begin, 0) // BLOCK_N * BLOCK_N
     for MASKED in tl.static_range(2):
-        top, total, acc = _attend(
-            q,
-            top,
-            total,
-            acc,
-            limit,
-            begin + MASKED * whole,
-            end if MASKED else begin + whole,
-            keys_ptr,
-            values_ptr,
-            table_ptr,
-            page_stride,
-            slot_stride,
-            scale,
-            PAGE_SIZE,
-            HEAD_DIM,
-            MASKED,
-            WIDE,
-            BLOCK_N,
-            BLOCK_D,
-        )
+        for first in range(
+            masked_from if MASKED else begin, end if MASKED else masked_from, BLOCK_N
+        ):
+            j = first + tl.arange(0, BLOCK_N)
+            exists = j < end
+            page = tl.load(table_ptr + j // PAGE_SIZE, mask=exists, other=0).to(tl.int64)
+            slot = page * page_stride + (j % PAGE_SIZE) * slot_stride
+            where = slot[:, None] + feature[None, :]
+            inside = exists[:, None] & (feature < HEAD_DIM)[None, :]
+            key = tl.load(keys_ptr + where, mask=inside, other=0.0)
+            value = tl.load(values_ptr + where, mask=inside, other=0.0)
+            scores = tl.dot(q, tl.trans(key.to(FACTOR)), input_precision="ieee") * scale
+            if MASKED:
+                scores = tl.where(j[None, :] < limit[:, None], scores, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            base = new_top
+            if MASKED:  # a row that sees no key yet: -inf - -inf is no number
+                base = tl.where(new_top == float("-inf"), 0.0, new_top)
+            weights = tl.exp2(scores - base[:, None])
+            shrink = tl.exp2(top - base)
+            total = total * shrink + tl.sum(weights, 1)
+            rounded = weights.to(value.dtype).to(FACTOR)
+            acc *= shrink[:, None]
+            acc = tl.dot(rounded, value.to(FACTOR), acc, input_precision="ieee")
+            top = new_top
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     target = out_ptr + place[:, None] * HEAD_DIM + feature[None, :]
-    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(target, out.to(out_ptr.dtype.element_ty), mask=wanted)
     if HAS_LSE:
         lse = (top + tl.log2(total)) * 0.6931471805599453  # -inf + -inf without a key
         tl.store(lse_ptr + place, lse, mask=used)
@@ -390,7 +346,7 @@ def _variant(
     chosen = tiles(rows * group, head_dim, 4 if dtype == "fp32" else 2)
     strides = ("q_row_stride", "q_head_stride", "page_stride", "slot_stride", "head_stride")
     counts = ("table_stride", "num_tiles", "num_splits", "num_rows")
-    spills = (partial and chosen.block_m > 32) or dtype == "fp32"
+    spills = partial or dtype == "fp32"
     return {
         "name": f"{dtype}, D {head_dim}, pages of 16, {name}",
         "kernel": paged_attention_kernel,
