@@ -123,7 +123,11 @@ def gpu_decode(result: dict[str, Any]) -> tuple[bool, str]:
 
 
 def gpu_cascade(result: dict[str, Any]) -> tuple[bool, str]:
-    rows = [row for row in _rows(result, "cascade_attention") if "16 x 32768" in row["case"]]
+    rows = [
+        row
+        for row in _rows(result, "cascade_attention")
+        if row["case"].startswith("16 rows share 32768 ")
+    ]
     ratio = max(row["median_us"]["eager"] / row["median_us"][_best(row)] for row in rows)
     return ratio >= 1.8, f"cascade {ratio:.2f} times plain at G = 16, 32k"
 

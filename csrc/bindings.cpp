@@ -106,50 +106,6 @@ void check_matrix(const std::string& argument, const py::array& array, int64_t r
                               std::to_string(columns) + ") float32, got another shape or stride");
 }
 
-// What patchify and patch_embed take alike.
-struct PatchifyCall {
-  vtts::PatchifyOptions options;
-  std::vector<vtts::PatchifyJob> jobs;
-  std::vector<Pixels> alive;  // keeps the frames' memory while the GIL is released
-  int64_t num_rows = 0;
-
-  PatchifyCall(const char* what, const py::sequence& items, const Floats& mean, const Floats& std,
-               const std::string& rounding, const std::string& isa, int num_threads) {
-    options.rounding =
-        parse<vtts::Rounding>(what, "rounding", rounding,
-                              {{"cpu", vtts::Rounding::kCpu}, {"cuda", vtts::Rounding::kCuda}});
-    options.isa = parse_isa(what, isa);
-    options.num_threads = num_threads;
-    std::tie(options.mean[0], options.mean[1], options.mean[2]) = mean;
-    std::tie(options.std[0], options.std[1], options.std[2]) = std;
-    for (const py::handle& item : items) {
-      using Item = std::tuple<Pixels, Pixels, std::tuple<int, int, int, int>, std::tuple<int, int>>;
-      const auto [frame_a, frame_b, box, size] = item.cast<Item>();
-      vtts::PatchifyJob job;
-      job.frame_a = view(what, frame_a);
-      job.frame_b = view(what, frame_b);
-      std::tie(job.box.x0, job.box.y0, job.box.x1, job.box.y1) = box;
-      std::tie(job.height, job.width) = size;
-      vtts::validate(job, what);
-      num_rows += vtts::num_patch_rows(job);
-      jobs.push_back(job);
-      alive.push_back(frame_a);
-      alive.push_back(frame_b);
-    }
-  }
-};
-
-// Throws unless `array` is a C-contiguous (rows, columns).
-void check_matrix(const std::string& argument, const py::array& array, int64_t rows,
-                  int64_t columns) {
-  if (array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns &&
-      (array.size() == 0 || (array.flags() & py::array::c_style) != 0)) {
-    return;
-  }
-  throw std::invalid_argument(argument + " must be contiguous (" + std::to_string(rows) + ", " +
-                              std::to_string(columns) + ") float32, got another shape or stride");
-}
-
 void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats& mean,
               const Floats& std, const std::string& rounding, const std::string& isa,
               int num_threads) {
