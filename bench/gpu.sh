@@ -21,9 +21,10 @@ began=$(date +%s)
 if [ "${1:-}" = --rehearse ]; then
   device=cpu shapes=1m ops=rmsnorm
   sizes=(--seconds 8 --height 112 --pairs 1 --prefill 32 --max-tokens 2 --repeats 1)
+  frames=(--frames 2 --size 112 196 --resized 56 84 --runs 1)
 else
   device=cuda shapes="7b 3b" ops=
-  sizes=()
+  sizes=() frames=()
 fi
 
 # step NAME LIMIT_SECONDS COMMAND...: run, log, time; remember a failure.
@@ -69,9 +70,8 @@ step errors 120 bash -c 'bench errors "$@"' _ --op "${ops// /,}" --device "$devi
   --result-dir "$out"
 step ops 240 bash -c 'bench ops "$@"' _ --op "${ops// /,}" --device "$device" --runs 15 \
   --result-dir "$out"
-if [ "$device" = cuda ]; then
-  step processor 60 "$python" "$root/bench/bench_processor.py" --result-dir "$out"
-fi
+step processor 60 "$python" "$root/bench/bench_processor.py" --device "$device" \
+  --result-dir "$out" "${frames[@]}"
 for shape in $shapes; do
   if [ "$device" = cuda ]; then
     step "decode $shape" 90 "$python" "$root/bench/bench_decode.py" --device cuda \

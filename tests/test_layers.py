@@ -33,6 +33,7 @@ PART_OF = {
     "results": "rounds",
     "driver": "rounds",
     "question": "rounds",
+    "environment": "cli",
 }
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
 # config checks its values with types.require and names the literals of types.

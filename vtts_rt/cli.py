@@ -343,6 +343,8 @@ class _Progress:
 
 
 def _env(args: argparse.Namespace) -> int:
+    from vtts_rt.environment import environment
+
     report = environment()
     if args.json:
         print(json.dumps(report))
@@ -352,66 +354,6 @@ def _env(args: argparse.Namespace) -> int:
         for name, value in entries.items():
             print(f"  {name}: {value}")
     return 0
-
-
-def environment() -> dict[str, dict[str, str]]:
-    """What `vtts-rt env` prints: versions, build, devices, optional parts, op backends."""
-    import importlib.metadata
-    import importlib.util
-    import platform
-
-    import torch
-
-    from vtts_rt.config import ENVIRONMENT_VARIABLES
-    from vtts_rt.engine.graphs import graphs_refusal
-    from vtts_rt.ops.dispatch import explain
-    from vtts_rt.ops.native import MAX_ROWS, tiles_refusal
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    required = ("torch", "transformers", "safetensors", "numpy", "av", "rich")
-    optional = {
-        "triton": "kernels on NVIDIA GPUs; pip install 'vtts_rt[triton]'",
-        "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",
-        "llguidance": "--constrain-clues; pip install 'vtts_rt[grammar]'",
-        "flash-attn": "flash attention on a GPU; pip install 'vtts_rt[flash-attn]'",
-    }
-    try:
-        from vtts_rt._build_info import BUILD_INFO
-    except ImportError:
-        BUILD_INFO = {"extension": "not built: the package runs from a plain source tree"}
-    cuda = torch.cuda.is_available()
-    return {
-        "versions": {
-            "vtts_rt": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) or "missing" for name in required},
-        },
-        "optional": {
-            name: version(name) or f"not installed ({purpose})"
-            for name, purpose in optional.items()
-        },
-        "build": {name: str(value) for name, value in BUILD_INFO.items()},
-        "device": {
-            "cpu": f"{os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads",
-            "cuda": torch.cuda.get_device_name() if cuda else "none visible to torch",
-        },
-        "ops": {
-            **{row[0]: f"{row[1]} ({row[2]})" for row in explain()},
-            f"more than {MAX_ROWS} rows by native linear and attention": (
-                "yes" if (why := tiles_refusal()) is None else f"no, by torch ({why})"
-            ),
-            "decoding as CUDA graphs": "yes" if cuda else f"no ({graphs_refusal('cpu')})",
-        },
-        "environment": {
-            name: f"{os.environ.get(name, 'unset')} ({purpose})"
-            for name, purpose in ENVIRONMENT_VARIABLES.items()
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -49,6 +49,16 @@ def most_rows(op: str) -> int:
     return sys.maxsize if asked or tiles_refusal() is None else MAX_ROWS
 
 
+def best_isa() -> str:
+    """The instruction set that native kernels take here, or why there are none."""
+    if (reason := supports("cpu")) is not None:
+        return f"none ({reason})"
+    from vtts_rt import _C
+
+    found = next(isa for isa in ("neon", "avx512", "avx2", "scalar") if _C.isa_supported(isa))
+    return f"{found} (the best of this processor)"
+
+
 @lru_cache(maxsize=1)
 def has_vectors() -> bool:
     """Whether the native kernels have vector instructions here; without, torch's are faster for

@@ -1,0 +1,56 @@
+"""`vtts-rt env` names every choice and its reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vtts_rt.cli import main
+from vtts_rt.environment import environment
+from vtts_rt.ops import dispatch
+
+
+def test_every_op_has_a_line_with_backend_and_reason_for_each_device() -> None:
+    ops = environment()["ops"]
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for op in dispatch.names():
+        for device in devices:
+            said = ops[f"{op} on {device}"]
+            backend, _, reason = said.partition(" (")
+            assert backend in dispatch.backends(op, device), said
+            assert reason.endswith(")") and len(reason) > 3, said
+
+
+def test_choices_inside_and_above_ops_are_told() -> None:
+    ops = environment()["ops"]
+    assert ops["instruction set of native kernels"].split()[0] in (
+        *("neon", "avx512", "avx2", "scalar", "none"),
+    )
+    assert ops["more than 16 rows by native linear and attention"].startswith(("yes", "no, by"))
+    assert ops["decoding as CUDA graphs"].startswith(("yes", "no ("))
+    assert ops["triton kernels"]
+
+
+def test_a_wish_is_told_and_one_that_cannot_be_met_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VTTS_RT_BACKEND", "rmsnorm=reference,swiglu=triton,rotary=abacus")
+    assert main(["env", "--json"]) == 0
+    ops = json.loads(capsys.readouterr().out)["ops"]
+    assert ops["rmsnorm on cpu"] == "reference (asked for)"
+    assert ops["swiglu on cpu"].startswith("none (swiglu: backend 'triton' unavailable: ")
+    assert ops["rotary on cpu"].startswith("none (rotary: backend must be ")
+
+
+def test_the_build_says_what_was_left_out() -> None:
+    build = environment()["build"]
+    assert "cuda" in build or "extension" in build
+
+
+def test_the_command_prints_all_sections(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    shown = capsys.readouterr().out
+    for section in ("versions:", "optional:", "build:", "device:", "ops:", "environment:"):
+        assert f"\n{section}" in f"\n{shown}"

@@ -1,0 +1,90 @@
+"""What runs here and why: versions, build, devices, and every choice between implementations."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+import vtts_rt
+from vtts_rt.config import ENVIRONMENT_VARIABLES
+from vtts_rt.engine.graphs import graphs_refusal
+from vtts_rt.ops import native
+from vtts_rt.ops.dispatch import explain, interpreted
+
+_REQUIRED = ("torch", "transformers", "safetensors", "numpy", "av", "rich")
+_OPTIONAL = {
+    "triton": "kernels on NVIDIA GPUs; pip install 'vtts_rt[triton]'",
+    "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",
+    "llguidance": "--constrain-clues; pip install 'vtts_rt[grammar]'",
+    "flash-attn": "flash attention on a GPU; pip install 'vtts_rt[flash-attn]'",
+}
+
+
+def environment() -> dict[str, dict[str, str]]:
+    """What `vtts-rt env` prints, by section: versions, optional, build, device, ops, environment.
+
+    "ops" has a line for each op and device there is, `<backend> (<reason>)`, "none" where a wish
+    (VTTS_RT_BACKEND) cannot be met, and lines about choices inside and above ops.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": {
+            "vtts_rt": vtts_rt.__version__,
+            "python": platform.python_version(),
+            **{name: _version(name) or "missing" for name in _REQUIRED},
+        },
+        "optional": {
+            name: _version(name) or f"not installed ({purpose})"
+            for name, purpose in _OPTIONAL.items()
+        },
+        "build": _build(),
+        "device": {
+            "cpu": f"{os.cpu_count()} logical cores, torch uses {torch.get_num_threads()} threads",
+            "cuda": torch.cuda.get_device_name() if cuda else "none visible to torch",
+        },
+        "ops": {
+            **{choice.op: f"{choice.backend} ({choice.reason})" for choice in explain()},
+            **_native(),
+            "triton kernels": _triton(cuda),
+            "decoding as CUDA graphs": "yes" if cuda else f"no ({graphs_refusal('cpu')})",
+        },
+        "environment": {
+            name: f"{os.environ.get(name, 'unset')} ({purpose})"
+            for name, purpose in ENVIRONMENT_VARIABLES.items()
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _build() -> dict[str, str]:
+    try:
+        from vtts_rt._build_info import BUILD_INFO
+    except ImportError:
+        return {"extension": "not built: the package runs from a plain source tree"}
+    return {name: str(value) for name, value in BUILD_INFO.items()}
+
+
+def _native() -> dict[str, str]:
+    """What the backend "cpu" does on this processor."""
+    why = native.tiles_refusal()
+    return {
+        "instruction set of native kernels": native.best_isa(),
+        f"more than {native.MAX_ROWS} rows by native linear and attention": (
+            "yes" if why is None else f"no, by torch ({why})"
+        ),
+    }
+
+
+def _triton(cuda: bool) -> str:
+    if interpreted():
+        return "in Triton's interpreter (TRITON_INTERPRET=1): for tests"
+    return "compiled at first use" if cuda else "no (no CUDA device visible to torch)"
