@@ -94,7 +94,7 @@ def sources(*patterns: str) -> list[str]:
 def native_extension() -> Extension:
     return Extension(
         "vtts_rt._C",
-        sources=["csrc/bindings.cpp"],
+        sources=["csrc/bindings.cpp", "csrc/bindings_cuda.cpp"],
         depends=["setup.py", *sources("**/*.h", "**/*.cpp", "**/*.cu*", "*.map", "**/*.in")],
         include_dirs=list(INCLUDES),
         language="c++",

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings_cuda.h"
 #include "core/linear.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
@@ -273,6 +274,7 @@ std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const st
 
 PYBIND11_MODULE(_C, m) {
   vtts::prepare_for_fork();
+  bind_cuda(m);
   m.attr("FEW_ROWS") = vtts::kFewRows;
   m.attr("MAX_HEAD_DIM") = vtts::kMaxHeadDim;
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";

@@ -44,7 +44,11 @@ def test_triton_kernels_compile_without_spills(tool: ModuleType, folder: Path | 
         pytest.skip("triton is not installed")
     rows = tool.triton_all(folder, jobs=2)
     assert not tool.problems(rows), "\n".join(tool.problems(rows))
-    kernels = set(tool.triton_kernels())
+    kernels = {
+        name
+        for name in tool.triton_kernels()
+        if "@triton.jit" in (ROOT / "kernels" / f"{name}.py").read_text()
+    }
     assert {row["kernel"] for row in rows} == kernels, "a file of kernels/ has no variants"
     for arch in tool.ARCHES:
         assert {row["kernel"] for row in rows if row["arch"] == arch} == kernels

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-CORE = ("core/patchify.cpp", "core/filter.cpp", "core/parallel.cpp", "core/low_precision.cpp")
-CPU = ("cpu/cpu_features.cpp", "cpu/patchify_scalar.cpp", "cpu/patchify_avx2.cpp")
+CORE = ("patchify", "filter", "parallel", "low_precision", "huge_pages")
+CORE_SOURCES = [
+    *(CSRC / f"core/{name}.cpp" for name in CORE),
+    *sorted(CSRC.glob("cpu/patchify_*.cpp")),
+    CSRC / "cpu/cpu_features.cpp",
+]
 SANITIZERS = "-fsanitize=address,undefined"
 
 
@@ -33,7 +37,7 @@ def test_the_kernels_give_the_cores_bits_and_stay_inside_their_memory(tmp_path: 
         pytest.skip("the compiler has no sanitizers")
     cuda = sorted(CSRC.glob("cuda/*.cpp")), sorted(CSRC.glob("cuda/*.cu"))
     assert all(cuda)
-    sources = [*(CSRC / name for name in (*CORE, *CPU)), *cuda[0], CSRC / "tests/cuda_test.cpp"]
+    sources = [*CORE_SOURCES, *cuda[0], CSRC / "tests/cuda_test.cpp"]
     program = tmp_path / "cuda_test"
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-ffp-contract=off", "-pthread", SANITIZERS, "-fno-sanitize-recover=all"]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.config import backend_override
-from vtts_rt.ops import measured, native
+from vtts_rt.ops import cuda_core, measured, native
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.patch_jobs import (
@@ -43,7 +43,7 @@ from vtts_rt.ops.patchify import patchify, patchify_ref
 from vtts_rt.types import PATCH_ROW, require
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_FOLDING = {"triton"}
+_FOLDING = {"triton", "cuda"}
 
 
 def fold_patch_embed(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -163,6 +163,16 @@ def _triton(
         return kernel.patch_embed(pixels, *embed.folded())  # type: ignore[no-any-return]
 
 
+def _cuda(
+    batch: Batch,
+    embed: PatchEmbedWeight,
+    places: Tensor | None,
+    rounding: Rounding,
+    num_threads: int,
+) -> Tensor:
+    return cuda_core.patch_embed(batch, rounding, places, *embed.folded())
+
+
 def _unfused(
     batch: Batch,
     embed: PatchEmbedWeight,
@@ -185,6 +195,7 @@ _OP = register(
     Backend("cpu", native.supports, _native),
     Backend("unfused", lambda device: None, _unfused),
     Backend("triton", triton_supports, _triton),
+    Backend("cuda", cuda_core.supports, _cuda),
     by_shape=lambda: measured.choices("patch_embed", "unfused"),
 )
 
@@ -216,9 +227,9 @@ def patch_embed(
     bias: (O,) of weight's dtype or None.
     places, rounding, num_threads: of `patchify`; rows of the result move as its rows do.
     backend: "auto", "cpu" (native: float32 on the CPU, contiguous, no gradient wanted; the bits of
-        native patchify and linear), "unfused" or "triton" (CUDA frames, 16-bit weights, no gradient
-        wanted). "auto" on a CPU takes the native one where `linear` does for so many rows, on a GPU
-        what was measured to be the fastest.
+        native patchify and linear), "unfused", "triton" or "cuda" (CUDA frames, 16-bit weights, no
+        gradient wanted; the latter with O a multiple of 8). "auto" on a CPU takes the native one
+        where `linear` does for so many rows, on a GPU what was measured to be the fastest.
 
     Returns (P, O) of weight's dtype and device; (0, O) without jobs.
     Raises ValueError on jobs as `patchify` does, on a weight or bias of another shape, dtype or

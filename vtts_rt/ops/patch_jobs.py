@@ -164,7 +164,7 @@ def launch(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor)
             columns = tap_table(x1 - x0, width, rounding == "cpu", out.device, stream)
             rows = tap_table(y1 - y0, height, rounding == "cpu", out.device, stream)
             stage_rows = max(stage_rows, rows.span)
-            crops = [(base + y0 * stride + 3 * x0, stride) for base, stride in map(_memory, pair)]
+            crops = [(base + y0 * stride + 3 * x0, stride) for base, stride in map(memory, pair)]
             num_frames = len(set(crops))
             tables = [
                 value
@@ -194,7 +194,7 @@ def launch(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor)
         )
 
 
-def _memory(frame: Frame) -> tuple[int, int]:
+def memory(frame: Frame) -> tuple[int, int]:
     """(address, bytes from row to row)"""
     if isinstance(frame, Tensor):
         return frame.data_ptr(), frame.stride(0)

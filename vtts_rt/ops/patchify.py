@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.ops import native
+from vtts_rt.ops import cuda_core, native
 from vtts_rt.ops.bicubic import resize_fixed_point, resize_float
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.patch_jobs import (
@@ -125,9 +125,16 @@ def _triton(
     launch(batch, rounding, places, out)
 
 
+def _cuda(
+    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
+) -> None:
+    cuda_core.patchify(batch, rounding, places, out)
+
+
 _OP = register(
     "patchify",
     Backend("triton", triton_supports, _triton),
+    Backend("cuda", cuda_core.supports, _cuda),
     Backend("cpu", native.supports, _native),
     Backend(
         "reference",
@@ -157,7 +164,7 @@ def patchify(
     places: (T,) int32 or int64 on the frames' device, contiguous, a permutation: the 4 rows of
         token t, counted over all jobs, go to rows 4 * places[t] on (`VisionPlan.restore` gives the
         order of windows). Not read on the host, nor checked, when it is on a GPU.
-    backend: "auto", "triton" (CUDA frames), "cpu" (native, on the best
+    backend: "auto", "triton" or "cuda" (CUDA frames), "cpu" (native, on the best
         instruction set there is) or "reference".
     num_threads: CPU threads; 0 takes torch.get_num_threads(). Never changes a value.
     out: contiguous (P, 1176) of `dtype` on the frames' device to write to; P is the sum of the
