@@ -73,6 +73,8 @@ def test_folding_needs_the_bias_of_the_rounded_weight(dtype: torch.dtype) -> Non
     weight, bias = some_weight(64, dtype), torch.randn(64).to(dtype)
     folded, folded_bias = fold_patch_embed(weight, bias)
     assert folded.dtype == dtype and folded_bias.dtype == torch.float32
+    turned, _ = fold_patch_embed(weight.t().contiguous().t(), bias)
+    assert torch.equal(turned, folded) and turned.is_contiguous()
     mean, std = (part.double().repeat_interleave(392) for part in mean_and_std(CPU))
     pixels = (patchify(jobs).double() * std + mean).round()
     exact = patch_embed_ref(jobs, weight, bias)

@@ -50,7 +50,7 @@ def fold_patch_embed(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor
     """A weight (O, 1176) and bias (O,) for pixels: (folded, folded_bias) of the file's head, in the
     weight's dtype and in float32, both contiguous."""
     mean, std = mean_and_std(weight.device).repeat_interleave(PATCH_ROW // 3, dim=1)
-    folded = (weight.detach().float() / std).to(weight.dtype)
+    folded = (weight.detach().float() / std).to(weight.dtype).contiguous()
     moved = folded.double() @ mean.double()
     return folded, (-moved if bias is None else bias.detach().double() - moved).float()
 
