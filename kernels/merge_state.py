@@ -112,6 +112,7 @@ def merge_parts(
     num_parts, num_rows, num_heads, head_dim = parts.shape
     if num_rows == 0:
         return
+    num_parts_block, block_d = (triton.next_power_of_2(n) for n in (num_parts, head_dim))
     merge_parts_kernel[(num_rows * num_heads,)](
         parts,
         part_lse,
@@ -121,10 +122,15 @@ def merge_parts(
         num_rows * num_heads,
         HEAD_DIM=head_dim,
         HAS_LSE=lse is not None,
-        PARTS=triton.next_power_of_2(num_parts),
-        BLOCK_D=triton.next_power_of_2(head_dim),
-        num_warps=4,
+        PARTS=num_parts_block,
+        BLOCK_D=block_d,
+        num_warps=num_warps(num_parts_block * block_d),
     )
+
+
+def num_warps(num_values: int) -> int:
+    """Of merge_parts_kernel: 32 lanes with at most 64 values each, 4 to 16 warps."""
+    return min(16, max(4, num_values // 2048))
 
 
 def variants() -> list[dict]:
@@ -143,7 +149,7 @@ def variants() -> list[dict]:
             "unaligned": ("num_places",),
         }
     ]
-    for parts in (4, 64):
+    for parts in (4, 64, 128):
         names = ("parts_ptr", "part_lse_ptr", "lse_ptr")
         found.append(
             {
@@ -156,7 +162,7 @@ def variants() -> list[dict]:
                     "num_places": "i32",
                 },
                 "constexprs": {"HEAD_DIM": 128, "HAS_LSE": False, "PARTS": parts, "BLOCK_D": 128},
-                "num_warps": 4,
+                "num_warps": num_warps(parts * 128),
                 "unaligned": ("num_parts", "num_places"),
             }
         )

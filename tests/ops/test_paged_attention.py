@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
+from vtts_rt.ops.paged_attention import _flash, paged_attention, paged_attention_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
@@ -177,6 +179,28 @@ def test_log_sum_exps_are_those_of_the_scaled_scores() -> None:
     halves = case.q.half(), case.keys.half(), case.values.half()
     _, lse = paged_attention(*halves, *case.arguments[3:], return_lse=True)
     assert lse.dtype is torch.float32
+
+
+def test_flash_attn_is_told_the_same_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own kernels need a GPU: a stand-in with its interface answers."""
+
+    def stand_in(q: Tensor, keys: Tensor, values: Tensor, **options: object) -> tuple[Tensor, ...]:
+        assert options["causal"] and options["return_softmax_lse"] and options["max_seqlen_q"] == 2
+        names = ("page_table", "cu_seqlens_q", "cache_seqlens")
+        indices = [options[name] for name in names]
+        assert all(x.dtype is torch.int32 for x in indices)
+        scale = options["softmax_scale"]
+        out, lse = paged_attention_ref(q, keys, values, *indices, scale=scale)
+        return out, lse.T
+
+    module = ModuleType("flash_attn_interface")
+    module.flash_attn_with_kvcache = stand_in
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    case = make([2, 1], [30, 21], (4, 2, 16), 4)
+    found = _flash(*case.arguments, 0.5, None)
+    torch.testing.assert_close(found, paged_attention_ref(*case.arguments, scale=0.5))
+    with pytest.raises(RuntimeError, match="'flash-attn' unavailable: tensors are on cpu"):
+        paged_attention(*case.arguments, backend="flash-attn")
 
 
 def test_indices_of_both_types_and_rows_of_a_wider_table() -> None:

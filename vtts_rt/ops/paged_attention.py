@@ -22,6 +22,7 @@ D head dim.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Literal, overload
 
 import torch
@@ -157,11 +158,51 @@ def _triton(
         cu_seqlens_q,
         seqlens_k,
         scale,
-        int(cu_seqlens_q.diff().max()) if max_seqlen_q is None else max_seqlen_q,
+        _most_rows(cu_seqlens_q) if max_seqlen_q is None else max_seqlen_q,
         int(seqlens_k.max()) if max_seqlen_k is None else max_seqlen_k,
         return_lse,
     )
     return out, lse
+
+
+def _flash_supports(device: str) -> str | None:
+    if device != "cuda":
+        return f"tensors are on {device}"
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return "flash-attn 3 is not installed (flash-attn 2 takes pages of 256 tokens only)"
+    return None
+
+
+def _flash(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqlens_k: Tensor,
+    scale: float,
+    max_seqlen_q: int | None,
+    *_: object,
+) -> tuple[Tensor, Tensor]:
+    from flash_attn_interface import flash_attn_with_kvcache  # type: ignore[import-not-found]
+
+    out, lse, *_ = flash_attn_with_kvcache(
+        adjacent_features(q),
+        keys,
+        values,
+        cache_seqlens=seqlens_k.int(),
+        page_table=page_table.int(),
+        cu_seqlens_q=cu_seqlens_q.int(),
+        max_seqlen_q=_most_rows(cu_seqlens_q) if max_seqlen_q is None else max_seqlen_q,
+        softmax_scale=scale,
+        causal=True,
+        return_softmax_lse=True,
+    )
+    return out, lse.T  # (H, N) to (N, H)
+
+
+def _most_rows(cu_seqlens_q: Tensor) -> int:
+    return int(cu_seqlens_q.diff().max())
 
 
 def adjacent_features(q: Tensor) -> Tensor:
@@ -179,6 +220,8 @@ def _refusal(run: object, return_lse: bool, q: Tensor, keys: Tensor, values: Ten
         if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
             return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
         return "return_lse" if return_lse else native.refusal(q, keys, values)
+    if run is _flash and (q.dtype is torch.float32 or q.shape[-1] % 8):
+        return "float32, or a head dim that is no multiple of 8"
     return triton_refusal(q, keys, values)
 
 
@@ -198,6 +241,7 @@ def triton_refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
 _OP = register(
     "paged_attention",
     Backend("triton", triton_supports, _triton),
+    Backend("flash-attn", _flash_supports, _flash),  # never timed against ours: not before it
     Backend("cpu", native.supports, _native),
     Backend("reference", lambda device: None, _torch),
 )
@@ -268,7 +312,8 @@ def paged_attention(
         None: looked up, for which a CUDA device is waited for. What a captured CUDA graph was
         given holds for every replay.
     return_lse: also return the natural log-sum-exps of the scaled scores.
-    backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted), "cpu"
+    backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted),
+        "flash-attn" (version 3 where installed; CUDA tensors of 16 bits, D a multiple of 8), "cpu"
         (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no gradient
         wanted, no return_lse) or "reference". "auto" takes the first that can.
 
