@@ -28,7 +28,9 @@ def cascade_attention(
 ) -> torch.Tensor:
     """Returns (N, H, D) in q's dtype. Features of q, keys and values adjacent."""
     num_rows = q.shape[0]
-    shared = plan(q, keys, shared_table.shape[0], num_rows, max_shared)
+    # Groups that share enough have at least 4 rows (find_groups); the others are no work to split.
+    num_groups = min(shared_table.shape[0], max(1, num_rows // 4))
+    shared = plan(q, keys, num_groups, num_rows, max_shared)
     own = plan(q, keys, num_rows, 1, max_seqlen_k)
     num_parts = shared.num_splits + own.num_splits
     parts = torch.empty((num_parts, *q.shape), dtype=torch.float32, device=q.device)
