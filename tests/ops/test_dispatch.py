@@ -69,5 +69,5 @@ def test_explain_lists_the_registered_ops() -> None:
 
 def test_the_override_reaches_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VTTS_RT_BACKEND", "patchify=gpu")
-    with pytest.raises(ValueError, match="patchify: backend must be auto, triton, cpu, reference"):
+    with pytest.raises(ValueError, match="patchify: backend must be auto, triton, cuda, cpu"):
         patchify([])

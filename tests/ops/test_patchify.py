@@ -354,7 +354,7 @@ def test_bad_options_are_refused() -> None:
         patchify([job], places=torch.ones(1).long())
     with pytest.raises(RuntimeError, match="backend 'triton' unavailable: tensors are on cpu"):
         patchify([job], backend="triton")
-    with pytest.raises(ValueError, match="backend must be auto, triton, cpu, reference, got 'gpu'"):
+    with pytest.raises(ValueError, match="auto, triton, cuda, cpu, reference, got 'gpu'"):
         patchify([job], backend="gpu")
 
 
