@@ -83,20 +83,21 @@ def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
         result = processor(videos=video, cap_pixels_per_frame=False, return_tensors="pt")
         return result["pixel_values_videos"]
 
-    def scalar_rows(num_threads: int) -> torch.Tensor:
-        out = torch.empty(num_rows, PATCH_ROW)
-        _C.patchify(items, out.numpy(), mean, std, "cpu", "scalar", num_threads)
-        return out
+    def on(isa: str) -> Callable[[int], torch.Tensor]:
+        def rows(num_threads: int) -> torch.Tensor:
+            out = torch.empty(num_rows, PATCH_ROW)
+            _C.patchify(items, out.numpy(), mean, std, "cpu", isa, num_threads)
+            return out
 
-    found: dict[str, Callable[[int], torch.Tensor]] = {
-        "transformers": transformers_rows,
-        "patchify scalar": scalar_rows,
-    }
-    if _C.isa_supported("avx2"):
-        found["patchify avx2"] = lambda n: patchify(jobs, backend="cpu", num_threads=n)
-        found["patchify avx2, out= reused"] = lambda n: patchify(
-            jobs, backend="cpu", num_threads=n, out=reused
-        )
+        return rows
+
+    found: dict[str, Callable[[int], torch.Tensor]] = {"transformers": transformers_rows}
+    for isa in ("scalar", "avx2", "avx512", "neon"):
+        if _C.isa_supported(isa):
+            found[f"patchify {isa}"] = on(isa)
+    found["patchify, out= reused"] = lambda n: patchify(
+        jobs, backend="cpu", num_threads=n, out=reused
+    )
     return found
 
 
