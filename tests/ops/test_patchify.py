@@ -303,7 +303,9 @@ def test_the_native_core_checks_for_itself() -> None:
     """It is callable on its own, and a bad box there would read foreign memory."""
     with pytest.raises(ValueError, match="box must be non-empty and inside"):
         on_isa([one(FRAME, (28, 28), PixelBox(0, 0, 50, 41))], "scalar", "cpu")
-    with pytest.raises(ValueError, match="must be one of auto, scalar, avx2, avx512, neon, got sse"):
+    with pytest.raises(
+        ValueError, match="must be one of auto, scalar, avx2, avx512, neon, got sse"
+    ):
         on_isa([one(FRAME, (28, 28))], "sse", "cpu")
     with pytest.raises(ValueError, match="num_threads must be >= 1"):
         on_isa([one(FRAME, (28, 28))], "scalar", "cpu", num_threads=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.linear_fp8 import linear_fp8, linear_fp8_ref, quantize_fp8
+from vtts_rt.ops.linear_int8 import linear_int8, linear_int8_ref, quantize_int8
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
@@ -22,12 +23,15 @@ __all__ = [
     "linear",
     "linear_fp8",
     "linear_fp8_ref",
+    "linear_int8",
+    "linear_int8_ref",
     "linear_ref",
     "paged_attention",
     "paged_attention_ref",
     "patchify",
     "patchify_ref",
     "quantize_fp8",
+    "quantize_int8",
     "rmsnorm",
     "rmsnorm_ref",
     "rotary",

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 import vtts_rt.ops  # noqa: F401  (registers the ops)
-from vtts_rt.bench.ops import linear_fp8, rmsnorm, rotary, rotary_kv, sampling, swiglu
+from vtts_rt.bench.ops import (
+    linear,
+    linear_fp8,
+    linear_int8,
+    rmsnorm,
+    rotary,
+    rotary_kv,
+    sampling,
+    swiglu,
+)
 from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.setting import add_output_flags, heading
@@ -18,7 +27,9 @@ from vtts_rt.types import require
 
 # Every op of vtts_rt.ops; the file of an op's cases has its name.
 CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
+    "linear": linear.cases,
     "linear_fp8": linear_fp8.cases,
+    "linear_int8": linear_int8.cases,
     "rmsnorm": rmsnorm.cases,
     "rotary": rotary.cases,
     "rotary_kv": rotary_kv.cases,
