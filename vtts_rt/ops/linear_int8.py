@@ -86,13 +86,12 @@ def linear_int8(
     """
     check_arguments("linear_int8", x, weight, scale, bias, torch.int8)
     run = _OP.resolve(x.device.type, backend).run
-    refusal = native.refusal(x, scale) if bias is None else native.refusal(x, scale, bias)
-    if run is _native and refusal is not None:
+    num_rows = math.prod(x.shape[:-1])
+    if run is _native and (refusal := native.refusal(x)) is not None:
         rule = f"what backend {backend!r} takes"
         require("linear_int8", "x", refusal, backend == "auto", rule)
         run = product_in_parts
-    elif run is _native and backend == "auto":
-        if math.prod(x.shape[:-1]) > native.most_rows("linear_int8"):
-            run = product_in_parts
+    elif run is _native and backend == "auto" and num_rows > native.most_rows("linear_int8"):
+        run = product_in_parts
     out: Tensor = run(x, weight, scale, bias)
     return out
