@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vtts_rt.config import QUANTIZATIONS
+from vtts_rt.models.language import LanguageModel
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.ops.linear_fp8 import linear_fp8, quantize_fp8
 from vtts_rt.ops.linear_int8 import linear_int8, quantize_int8
@@ -55,13 +56,17 @@ def quantize(model: Qwen2_5_VL, quantization: str) -> None:
         kind = f"{str(model.dtype).removeprefix('torch.')} on {model.device.type}"
         fits = kind == "float32 on cpu"
         require("quantize", "model", kind, fits, "float32 on cpu for int8 (fp8 takes any)")
-    language = model.language
+    quantize_language(model.language, quantization)
+    model.quantization = quantization
+    model.forget_versions()
+
+
+def quantize_language(language: LanguageModel, quantization: str) -> None:
+    """`quantize` of a language model alone, unchecked."""
     _replace(language.layers, quantization)
     if quantization == "int8":
         head = language.embed_tokens if language.lm_head is None else language.lm_head
         language.lm_head = QuantizedLinear(quantization, head.weight)
-    model.quantization = quantization
-    model.forget_versions()
 
 
 def _replace(module: nn.Module, quantization: str) -> None:
