@@ -87,8 +87,8 @@ class Runtime:
         slower; or "float32", "bfloat16", "float16". device: "auto" is cuda where there is one.
         quantization: None, "int8" (a float32 model on the CPU) or "fp8": 8-bit weights of the
         language tower, see `models.quantize`; such a runtime takes no `update_weights`.
-        Raises ValueError for a checkpoint or a quantization that does not fit, RuntimeError for one that cannot
-        be had.
+        Raises ValueError for a checkpoint or a quantization that does not fit, RuntimeError for
+        a checkpoint that cannot be had.
         """
         began = time.perf_counter()
         place = _device(device)

@@ -1,4 +1,4 @@
-"""Quantization of a loaded model: weights of 8 bits in the language tower, made from trained ones."""
+"""Quantization of a loaded model: 8-bit weights in the language tower, made from trained ones."""
 
 from __future__ import annotations
 
