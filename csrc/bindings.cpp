@@ -12,6 +12,7 @@
 
 #include "bindings_cuda.h"
 #include "core/linear.h"
+#include "core/linear_int8.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/patch_embed.h"
@@ -164,6 +165,24 @@ void linear(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t bias, uin
   vtts::linear(args, chosen, num_threads);
 }
 
+void linear_int8(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scale, uintptr_t bias,
+                 uintptr_t out, int64_t num_rows, int64_t num_channels, int64_t num_outputs,
+                 int num_threads, const std::string& isa) {
+  vtts::LinearInt8Args args;
+  args.x = pointer<const float>(x);
+  args.x_stride = x_stride;
+  args.weight = pointer<const int8_t>(weight);
+  args.scale = pointer<const float>(scale);
+  args.bias = pointer<const float>(bias);
+  args.out = pointer<float>(out);
+  args.num_rows = num_rows;
+  args.num_channels = num_channels;
+  args.num_outputs = num_outputs;
+  const vtts::Isa chosen = parse_isa("linear_int8", isa);
+  const py::gil_scoped_release release;
+  vtts::linear_int8(args, chosen, num_threads);
+}
+
 void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, uintptr_t values,
                      uintptr_t page_table, int64_t table_stride, uintptr_t row_starts,
                      uintptr_t num_keys, uintptr_t out, int64_t num_rows, int64_t num_sequences,
@@ -293,6 +312,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("num_threads"), py::arg("isa") = "auto",
         "out = x weight^T + bias: addresses of float32 data, bias 0 for none; vtts_rt.ops.linear "
         "checks them. The GIL is released.");
+  m.def("linear_int8", &linear_int8, py::arg("x"), py::arg("x_stride"), py::arg("weight"),
+        py::arg("scale"), py::arg("bias"), py::arg("out"), py::arg("num_rows"),
+        py::arg("num_channels"), py::arg("num_outputs"), py::arg("num_threads"),
+        py::arg("isa") = "auto",
+        "out = scale (x weight^T) + bias: addresses of int8 weights and float32 data, bias 0 for "
+        "none; vtts_rt.ops.linear_int8 checks them. The GIL is released.");
   m.def(
       "paged_attention", &paged_attention, py::arg("queries"), py::arg("query_stride"),
       py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),

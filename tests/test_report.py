@@ -162,6 +162,25 @@ def test_linear_has_a_line_for_each_shape(checkout: Path) -> None:
     assert "| head: 9 x 512 x 151,936 | 40 | 71 | 1.75 |" in text
 
 
+def test_quantization_stands_beside_float32(checkout: Path) -> None:
+    steps = [("float32", 1, 9, 20.04), ("int8", 1, 9, 10.02)]
+    about = {"model": "tiny", "strategy": "append", "num": 9, "seed": 3, "split": "held_out"}
+    data = {
+        "decode": [
+            {"name": name, "sequences": sequences, "rows": rows, "median_ms": ms}
+            for name, sequences, rows, ms in steps
+        ],
+        "accuracy": [
+            {"name": name, **about, "rounds": [{"rounds": 3, "accuracy": accuracy}]}
+            for name, accuracy in (("float32", 0.75), ("int8", 0.5))
+        ],
+    }
+    text = file(checkout, "quantization", data)
+    assert "| 1 sequence of 9 | 20.0 | 10.0 | 2.00 |" in text
+    assert "| float32 | 75.0 % |\n| int8 | 50.0 % |" in text
+    assert "tiny, `append`, 9 clips from seed 3, split held_out." in text
+
+
 def test_strategies_are_compared_by_what_they_keep_and_by_accuracy(checkout: Path) -> None:
     share = {"strategy": "grid", "duration_seconds": 20, "frames": 0.95, "prefix": 0.375}
     looks = [{**LOOK, "rounds": number, "accuracy": number / 4} for number in (1, 2)]

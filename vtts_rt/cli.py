@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtts_rt import __version__
-from vtts_rt.config import MROPE_MODES, STRATEGIES
+from vtts_rt.config import MROPE_MODES, QUANTIZATIONS, STRATEGIES
 
 if TYPE_CHECKING:
     from vtts_rt.results import Answer
@@ -108,6 +108,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="tiny, a directory, or a hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:n]")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="8-bit weights")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as they are)")
     parser.add_argument("--strategy", choices=STRATEGIES)
     parser.add_argument("--rounds", type=int, metavar="K", help="looks at the video")
@@ -180,6 +181,7 @@ def _runtime(args: argparse.Namespace) -> Runtime:
         args.model,
         dtype=args.dtype,
         device=args.device,
+        quantization=args.quantization,
         engine=EngineConfig(**{k: v for k, v in settings.items() if v is not None}),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from vtts_rt.types import MropeMode, Strategy, require
 
+QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
 MROPE_MODES: tuple[MropeMode, ...] = ("qwen", "hf5")
 

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vtts_rt.config import EngineConfig, PerceptionConfig
+from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig
 from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.models.quantize import quantize
 from vtts_rt.models.qwen2_5_vl import (
     Qwen2_5_VL,
     check_hf,
@@ -76,6 +77,7 @@ class Runtime:
         *,
         dtype: str | torch.dtype = "auto",
         device: str = "auto",
+        quantization: str | None = None,
         engine: EngineConfig | None = None,
     ) -> Runtime:
         """Load a Qwen2.5-VL-family checkpoint.
@@ -83,18 +85,26 @@ class Runtime:
         model: "tiny" (embedded), a local directory, or a hub id. dtype: "auto" is the
         checkpoint's own on an accelerator and float32 on the CPU, where half precision is
         slower; or "float32", "bfloat16", "float16". device: "auto" is cuda where there is one.
-        Raises ValueError for a checkpoint that does not fit, RuntimeError for one that cannot
-        be had.
+        quantization: None, "int8" (a float32 model on the CPU) or "fp8": 8-bit weights of the
+        language tower, see `models.quantize`; such a runtime takes no `update_weights`.
+        Raises ValueError for a checkpoint or a quantization that does not fit, RuntimeError for
+        a checkpoint that cannot be had.
         """
         began = time.perf_counter()
         place = _device(device)
+        known = quantization is None or quantization in QUANTIZATIONS
+        rule = f"None or one of {', '.join(QUANTIZATIONS)}"
+        require("Runtime", "quantization", quantization, known, rule)
         path = resolve_model(model)
         extras = load_extras(path)
         kind: str | torch.dtype = dtype
         if dtype == "auto" and place.type == "cpu":
             kind = torch.float32
+        loaded = load_model(path, dtype=kind, device=place)
+        if quantization is not None:
+            quantize(loaded, quantization)
         runtime = cls(
-            load_model(path, dtype=kind, device=place),
+            loaded,
             Tokenizer.from_pretrained(path),
             name=str(model),
             templates=prompts_from_dict(extras.get("prompts", {})),
@@ -326,7 +336,7 @@ class Runtime:
         in_flight: what becomes of questions in work: "drain" finishes all their rounds first,
         "abort" fails them; none ever sees two sets of weights. New ones wait. KV is dropped,
         features survive as long as the bytes of the vision tower do. ValueError for names or
-        shapes that do not fit: nothing is changed then.
+        shapes that do not fit and on a quantized runtime: nothing is changed then.
         """
         ways = ("drain", "abort")
         require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")

@@ -21,9 +21,9 @@ void few_rows(const LinearArgs& args, Isa isa, int num_threads) {
   const int64_t num_tasks = ceil_div(args.num_outputs, per_task);
   parallel_for(num_tasks, num_threads, [&](int, size_t i) {
     const int64_t begin = static_cast<int64_t>(i) * per_task;
-    kernels.linear(args.x, args.x_stride, static_cast<int>(args.num_rows), args.weight, args.bias,
-                   args.num_channels, begin, std::min(args.num_outputs, begin + per_task), args.out,
-                   args.num_outputs);
+    kernels.linear(args.x, args.x_stride, static_cast<int>(args.num_rows), args.weight, nullptr,
+                   args.bias, args.num_channels, begin,
+                   std::min(args.num_outputs, begin + per_task), args.out, args.num_outputs);
   });
 }
 
@@ -59,10 +59,16 @@ void tiles_of_block(const LinearArgs& args, const Block& block, const TileKernel
     const int64_t o = static_cast<int64_t>(i) * tile_outputs;
     const int64_t outputs_there = std::min(tile_outputs, args.num_outputs - o);
     thread_local Scratch panel_scratch;
-    float* const bias = panel_scratch.floats(tile_outputs * (1 + block.num_channels));
+    float* const bias = panel_scratch.floats(tile_outputs * (1 + 2 * block.num_channels));
     float* const panel = bias + tile_outputs;
-    kernel.pack(args.weight + o * args.num_channels + block.first_channel, args.num_channels,
-                outputs_there, tile_outputs, block.num_channels, panel);
+    if (args.read_weight) {
+      float* const read = panel + tile_outputs * block.num_channels;
+      args.read_weight(o, outputs_there, block.first_channel, block.num_channels, read);
+      kernel.pack(read, block.num_channels, outputs_there, tile_outputs, block.num_channels, panel);
+    } else {
+      kernel.pack(args.weight + o * args.num_channels + block.first_channel, args.num_channels,
+                  outputs_there, tile_outputs, block.num_channels, panel);
+    }
     std::fill(bias, bias + tile_outputs, 0.0f);
     if (args.bias != nullptr) std::copy(args.bias + o, args.bias + o + outputs_there, bias);
     for (int64_t tile = 0; tile < num_tiles; ++tile) {

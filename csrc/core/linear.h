@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "cpu/cpu_features.h"
 
@@ -26,6 +27,11 @@ struct LinearArgs {
   int64_t num_outputs = 0;
   // Rows of the whole product, if these are a part of it: its side of kFewRows is then taken.
   int64_t product_rows = 0;
+  // In place of `weight`, beyond kFewRows: writes those of `count` outputs from `output` on and of
+  // `num_channels` channels from `channel` on, packed, to `to`. Called by several threads.
+  std::function<void(int64_t output, int64_t count, int64_t channel, int64_t num_channels,
+                     float* to)>
+      read_weight;
 };
 
 void linear(const LinearArgs& args, Isa isa, int num_threads);

@@ -26,6 +26,15 @@ struct Vec {
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return {_mm256_maskload_ps(from, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lanes))};
   }
+  VTTS_INLINE static Vec load(const int8_t* from) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+  }
+  VTTS_INLINE static Vec load_part(const int8_t* from, int count) {
+    int8_t part[kLanes] = {};
+    std::copy(from, from + count, part);
+    return load(part);
+  }
   VTTS_INLINE static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   VTTS_INLINE void store(float* to) const { _mm256_storeu_ps(to, v); }
   VTTS_INLINE static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -65,8 +74,8 @@ VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
   _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 
-VTTS_INLINE void prefetch(const float* from) {
-  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0);
+VTTS_INLINE void prefetch(const void* from) {
+  _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0);
 }
 
 #include "cpu/float_kernels_body.h"
@@ -74,8 +83,9 @@ VTTS_INLINE void prefetch(const float* from) {
 }  // namespace
 
 const FloatKernels* avx2_float_kernels() {
-  static const FloatKernels kernels = {linear, attend, weigh_columns, rmsnorm,
-                                       swiglu, rotate, maximum,       sum_exp};
+  static const FloatKernels kernels = {linear<float>, linear<int8_t>, dequantize, attend,
+                                       weigh_columns, rmsnorm,        swiglu,     rotate,
+                                       maximum,       sum_exp};
   return &kernels;
 }
 

@@ -9,12 +9,12 @@ constexpr int kBlockRows = 4;
 constexpr int kBlockOutputs = 3;
 constexpr int kCacheLine = 16;  // floats
 
-template <int kRows, int kOutputs, bool kWhole>
+template <int kRows, int kOutputs, bool kWhole, typename Weight>
 VTTS_INLINE void linear_step(Vec (&sums)[kRows][kOutputs], const float* x, int64_t x_stride,
-                             const float* weight, int64_t num_channels, int count) {
+                             const Weight* weight, int64_t num_channels, int count) {
   Vec weights[kOutputs];
   for (int o = 0; o < kOutputs; ++o) {
-    const float* from = weight + o * num_channels;
+    const Weight* from = weight + o * num_channels;
     weights[o] = kWhole ? Vec::load(from) : Vec::load_part(from, count);
   }
   for (int n = 0; n < kRows; ++n) {
@@ -24,20 +24,21 @@ VTTS_INLINE void linear_step(Vec (&sums)[kRows][kOutputs], const float* x, int64
   }
 }
 
-template <int kRows, int kOutputs>
-VTTS_TARGET void linear_block(const float* x, int64_t x_stride, const float* weight,
-                              const float* bias, int64_t num_channels, float* out,
-                              int64_t out_stride) {
+template <int kRows, int kOutputs, typename Weight>
+VTTS_TARGET void linear_block(const float* x, int64_t x_stride, const Weight* weight,
+                              const float* scale, const float* bias, int64_t num_channels,
+                              float* out, int64_t out_stride) {
   Vec sums[kRows][kOutputs];
   for (int n = 0; n < kRows; ++n) {
     for (int o = 0; o < kOutputs; ++o) sums[n][o] = Vec::zero();
   }
+  constexpr int kLine = kCacheLine * sizeof(float) / sizeof(Weight);  // weights of a cache line
   int64_t c = 0;
-  for (; c + kCacheLine <= num_channels; c += kCacheLine) {
+  for (; c + kLine <= num_channels; c += kLine) {
     // The next block's weights. Without it 151,936 x 512 takes 23 ms a core with one row and 31
     // with four; with it 20 and 23.
     for (int o = 0; o < kOutputs; ++o) prefetch(weight + (kOutputs + o) * num_channels + c);
-    for (int i = 0; i < kCacheLine; i += Vec::kLanes) {
+    for (int i = 0; i < kLine; i += Vec::kLanes) {
       linear_step<kRows, kOutputs, true>(sums, x + c + i, x_stride, weight + c + i, num_channels,
                                          Vec::kLanes);
     }
@@ -49,48 +50,64 @@ VTTS_TARGET void linear_block(const float* x, int64_t x_stride, const float* wei
   }
   for (int n = 0; n < kRows; ++n) {
     for (int o = 0; o < kOutputs; ++o) {
-      out[n * out_stride + o] = sums[n][o].sum() + (bias == nullptr ? 0.0f : bias[o]);
+      out[n * out_stride + o] = sums[n][o].sum() * (scale == nullptr ? 1.0f : scale[o]) +
+                                (bias == nullptr ? 0.0f : bias[o]);
     }
   }
 }
 
-template <int kOutputs>
-VTTS_TARGET void linear_rows(const float* x, int64_t x_stride, int num_rows, const float* weight,
-                             const float* bias, int64_t num_channels, float* out,
-                             int64_t out_stride) {
+template <int kOutputs, typename Weight>
+VTTS_TARGET void linear_rows(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
+                             const float* scale, const float* bias, int64_t num_channels,
+                             float* out, int64_t out_stride) {
   for (int n = 0; n < num_rows; n += kBlockRows) {
     const float* from = x + n * x_stride;
     float* to = out + n * out_stride;
     switch (num_rows - n) {
       case 1:
-        linear_block<1, kOutputs>(from, x_stride, weight, bias, num_channels, to, out_stride);
+        linear_block<1, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
+                                  out_stride);
         break;
       case 2:
-        linear_block<2, kOutputs>(from, x_stride, weight, bias, num_channels, to, out_stride);
+        linear_block<2, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
+                                  out_stride);
         break;
       case 3:
-        linear_block<3, kOutputs>(from, x_stride, weight, bias, num_channels, to, out_stride);
+        linear_block<3, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
+                                  out_stride);
         break;
       default:
-        linear_block<kBlockRows, kOutputs>(from, x_stride, weight, bias, num_channels, to,
+        linear_block<kBlockRows, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
                                            out_stride);
     }
   }
 }
 
-VTTS_TARGET void linear(const float* x, int64_t x_stride, int num_rows, const float* weight,
-                        const float* bias, int64_t num_channels, int64_t begin, int64_t end,
-                        float* out, int64_t out_stride) {
-  const auto bias_of = [bias](int64_t o) { return bias == nullptr ? nullptr : bias + o; };
+template <typename Weight>
+VTTS_TARGET void linear(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
+                        const float* scale, const float* bias, int64_t num_channels, int64_t begin,
+                        int64_t end, float* out, int64_t out_stride) {
+  const auto from = [](const float* values, int64_t o) {
+    return values == nullptr ? nullptr : values + o;
+  };
   int64_t o = begin;
   for (; o + kBlockOutputs <= end; o += kBlockOutputs) {
-    linear_rows<kBlockOutputs>(x, x_stride, num_rows, weight + o * num_channels, bias_of(o),
-                               num_channels, out + o, out_stride);
+    linear_rows<kBlockOutputs>(x, x_stride, num_rows, weight + o * num_channels, from(scale, o),
+                               from(bias, o), num_channels, out + o, out_stride);
   }
   for (; o < end; ++o) {
-    linear_rows<1>(x, x_stride, num_rows, weight + o * num_channels, bias_of(o), num_channels,
-                   out + o, out_stride);
+    linear_rows<1>(x, x_stride, num_rows, weight + o * num_channels, from(scale, o), from(bias, o),
+                   num_channels, out + o, out_stride);
   }
+}
+
+VTTS_TARGET void dequantize(const int8_t* from, float scale, int64_t count, float* to) {
+  const Vec scales = Vec::broadcast(scale);
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
+    Vec::mul(Vec::load(from + i), scales).store(to + i);
+  }
+  for (; i < count; ++i) to[i] = from[i] * scale;
 }
 
 constexpr int kScores = kKeyRange * kAttentionRows;

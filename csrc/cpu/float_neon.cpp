@@ -20,9 +20,14 @@ struct Vec {
 
   VTTS_INLINE static Vec zero() { return broadcast(0.0f); }
   VTTS_INLINE static Vec load(const float* from) { return {vld1q_f32(from), vld1q_f32(from + 4)}; }
-  // The first `count` <= kLanes floats, then zeros.
-  VTTS_INLINE static Vec load_part(const float* from, int count) {
-    float part[kLanes] = {};
+  VTTS_INLINE static Vec load(const int8_t* from) {
+    const int16x8_t wide = vmovl_s8(vld1_s8(from));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
+  }
+  // The first `count` <= kLanes values, then zeros.
+  template <typename T>
+  VTTS_INLINE static Vec load_part(const T* from, int count) {
+    T part[kLanes] = {};
     std::copy(from, from + count, part);
     return load(part);
   }
@@ -75,15 +80,16 @@ VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
   vst1q_f32(to, vpaddq_f32(vpaddq_f32(halves(a), halves(b)), vpaddq_f32(halves(c), halves(d))));
 }
 
-VTTS_INLINE void prefetch(const float* from) { __builtin_prefetch(from); }
+VTTS_INLINE void prefetch(const void* from) { __builtin_prefetch(from); }
 
 #include "cpu/float_kernels_body.h"
 
 }  // namespace
 
 const FloatKernels* neon_float_kernels() {
-  static const FloatKernels kernels = {linear, attend, weigh_columns, rmsnorm,
-                                       swiglu, rotate, maximum,       sum_exp};
+  static const FloatKernels kernels = {linear<float>, linear<int8_t>, dequantize, attend,
+                                       weigh_columns, rmsnorm,        swiglu,     rotate,
+                                       maximum,       sum_exp};
   return &kernels;
 }
 

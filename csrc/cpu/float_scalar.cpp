@@ -15,8 +15,12 @@ struct Vec {
   float v[kLanes];
 
   static Vec zero() { return {}; }
-  static Vec load(const float* from) { return load_part(from, kLanes); }
-  static Vec load_part(const float* from, int count) {
+  template <typename T>
+  static Vec load(const T* from) {
+    return load_part(from, kLanes);
+  }
+  template <typename T>
+  static Vec load_part(const T* from, int count) {
     Vec result = {};
     for (int i = 0; i < count; ++i) result.v[i] = from[i];
     return result;
@@ -72,15 +76,16 @@ inline void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
   for (int i = 0; i < 4; ++i) to[i] = all[i]->sum();
 }
 
-inline void prefetch(const float*) {}
+inline void prefetch(const void*) {}
 
 #include "cpu/float_kernels_body.h"
 
 }  // namespace
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {linear, attend, weigh_columns, rmsnorm,
-                                       swiglu, rotate, maximum,       sum_exp};
+  static const FloatKernels kernels = {linear<float>, linear<int8_t>, dequantize, attend,
+                                       weigh_columns, rmsnorm,        swiglu,     rotate,
+                                       maximum,       sum_exp};
   return kernels;
 }
 

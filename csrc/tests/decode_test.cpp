@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/linear.h"
+#include "core/linear_int8.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/row_ops.h"
@@ -72,6 +73,38 @@ void test_linear(int64_t num_rows, int64_t part, std::mt19937& random) {
       worst = std::max(worst, std::abs(together[i] - exact));
     }
     check(worst < 1e-4, "products are exact to rounding");
+  }
+}
+
+void test_linear_int8(int64_t num_rows, int64_t part, std::mt19937& random) {
+  constexpr int64_t kChannels = 203, kOutputs = 501;
+  const auto x = noise(num_rows * kChannels, random), bias = noise(kOutputs, random);
+  std::uniform_int_distribution<int> bytes(-128, 127);
+  std::vector<int8_t> weight(kOutputs * kChannels);
+  for (int8_t& value : weight) value = static_cast<int8_t>(bytes(random));
+  std::vector<float> scale(kOutputs);
+  for (int64_t o = 0; o < kOutputs; ++o) scale[o] = 0.001f * static_cast<float>(o % 13 + 1);
+  std::vector<double> exact(num_rows * kOutputs);
+  for (int64_t i = 0; i < num_rows * kOutputs; ++i) {
+    const int64_t o = i % kOutputs;
+    for (int64_t c = 0; c < kChannels; ++c) {
+      exact[i] += double{x[i / kOutputs * kChannels + c]} * weight[o * kChannels + c];
+    }
+    exact[i] = exact[i] * scale[o] + bias[o];
+  }
+  for (const vtts::Isa isa : isas()) {
+    std::vector<float> together(num_rows * kOutputs, NAN), alone(part * kOutputs, NAN);
+    vtts::linear_int8({x.data(), kChannels, weight.data(), scale.data(), bias.data(),
+                       together.data(), num_rows, kChannels, kOutputs},
+                      isa, 3);
+    for (int64_t n = 0; n + part <= num_rows; n += part) {
+      vtts::linear_int8({x.data() + n * kChannels, kChannels, weight.data(), scale.data(),
+                         bias.data(), alone.data(), part, kChannels, kOutputs},
+                        isa, 1);
+      check(std::equal(alone.begin(), alone.end(), together.begin() + n * kOutputs),
+            "a row times bytes is the same in any company");
+    }
+    check(close(together, exact, 1e-4), "products with bytes are exact to rounding");
   }
 }
 
@@ -244,6 +277,8 @@ int main() {
   std::mt19937 random(0);
   test_linear(7, 1, random);
   test_linear(95, 19, random);
+  test_linear_int8(7, 1, random);
+  test_linear_int8(95, 19, random);
   test_attention_refuses();
   test_attention(5, random);
   test_attention(40, random);

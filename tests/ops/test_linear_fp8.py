@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
-from torch import nn
 from triton_tools import check_interpreted, run_triton
 
 from vtts_rt.bench.ops.case import error_of
 from vtts_rt.bench.ops.linear_fp8 import cases
-from vtts_rt.models.linear_fp8 import LinearFp8, quantize_linears_fp8
-from vtts_rt.ops.linear_fp8 import dequantize_fp8, linear_fp8, linear_fp8_ref, quantize_fp8
+from vtts_rt.ops import quantized
+from vtts_rt.ops.linear_fp8 import linear_fp8, quantize_fp8
+from vtts_rt.ops.quantized import dequantize
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -26,7 +24,7 @@ def test_every_weight_is_the_nearest(dtype: torch.dtype) -> None:
     nearest = (wide[..., None] - values).abs().amin(-1)
     assert bool(((weight8.double() - wide).abs() <= nearest + 1e-4).all())
     assert bool((weight8.float().abs().amax(1) == 448).all())
-    off = (dequantize_fp8(weight8, scale) - weight.float()).abs()
+    off = (dequantize(weight8, scale) - weight.float()).abs()
     bound = torch.maximum(weight.float().abs() / 16, scale[:, None] * 2**-10)
     assert bool((off <= 1.0001 * bound).all())
 
@@ -36,7 +34,7 @@ def test_rows_of_nothing_and_tiny_rows_become_zeros() -> None:
     weight[1] = 1e-44
     weight[2, 0] = -3.0
     weight8, scale = quantize_fp8(weight)
-    assert torch.equal(dequantize_fp8(weight8, scale)[2], weight[2])
+    assert torch.equal(dequantize(weight8, scale)[2], weight[2])
     assert not weight8[:2].float().any() and bool(scale.isfinite().all())
     assert quantize_fp8(torch.zeros(2, 0))[0].shape == (2, 0)
 
@@ -58,27 +56,14 @@ def test_decoding_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     x, bias = torch.randn(2, 3, 20), torch.randn(11)
     weight, scale = quantize_fp8(torch.randn(11, 20))
     whole = linear_fp8(x, weight, scale, bias)
-    op = sys.modules["vtts_rt.ops.linear_fp8"]  # the package exports the function
-    monkeypatch.setattr(op, "_WEIGHTS_AT_ONCE", 40)  # two outputs
+    monkeypatch.setattr(quantized, "_WEIGHTS_AT_ONCE", 40)  # two outputs
     assert whole.shape == (2, 3, 11)
     torch.testing.assert_close(linear_fp8(x, weight, scale, bias), whole)
     x.requires_grad_()
     linear_fp8(x, weight, scale).sum().backward()
-    expected = dequantize_fp8(weight, scale).sum(0).expand(2, 3, 20)
+    expected = dequantize(weight, scale).sum(0).expand(2, 3, 20)
     assert x.grad is not None
     torch.testing.assert_close(x.grad, expected)
-
-
-def test_a_model_is_quantized_in_place() -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Sequential(nn.Linear(16, 4, bias=False)))
-    x = torch.randn(5, 8)
-    first, second = model[0], model[2][0]
-    quantize_linears_fp8(model)
-    assert isinstance(model[0], LinearFp8) and isinstance(model[2][0], LinearFp8)
-    hidden = linear_fp8_ref(x, *quantize_fp8(first.weight), first.bias).relu()
-    expected = linear_fp8_ref(hidden, *quantize_fp8(second.weight))
-    torch.testing.assert_close(model(x).double(), expected, atol=1e-5, rtol=1e-5)
-    assert not list(model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = (
+        self.lm_head: nn.Module | None = (
             None
             if config.tie_word_embeddings
             else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -164,8 +164,9 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (N, C) -> (N, vocab_size), in the model's dtype."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return linear(hidden, head.weight)
+        if self.lm_head is None:
+            return linear(hidden, self.embed_tokens.weight)
+        return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos, sin: (N, D/2). Angles are fp32; frequency i takes the axis of its section."""

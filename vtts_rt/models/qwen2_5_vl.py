@@ -60,6 +60,7 @@ class Qwen2_5_VL(nn.Module):
         self.config = config
         self.visual = VisionTransformer(config.vision)
         self.language = LanguageModel(config.language)
+        self.quantization: str | None = None  # see models/quantize.py
         self._versions: dict[str, str] = {}
 
     @property
@@ -96,7 +97,7 @@ class Qwen2_5_VL(nn.Module):
     def _hash(self, name: str, tower: nn.Module) -> str:
         if name not in self._versions:
             digest = hashlib.blake2b(digest_size=16)
-            for key, parameter in tower.named_parameters():
+            for key, parameter in (*tower.named_parameters(), *tower.named_buffers()):
                 digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype};".encode())
                 raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
                 digest.update(raw.numpy().data)
@@ -168,23 +169,32 @@ def load_model(
 def export_state_dict(model: Qwen2_5_VL, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Tensors under transformers' names, contiguous, on the CPU; dtype None keeps theirs.
 
-    A tied head is left out, as transformers does.
+    A tied head is left out, as transformers does. ValueError for a quantized model.
     """
+    _require_unquantized("export_state_dict", model)
     return to_hf(model.named_parameters(), model.config.language, dtype)
 
 
 def check_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:
     """ValueError unless `write_hf` can write these."""
+    _require_unquantized("update_weights", model)
     tensor_writes(model.named_parameters(), model.config.language, tensors)
 
 
 def write_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors under transformers' names into a model, in place; any subset of them.
 
-    ValueError for names or shapes that do not fit: nothing is changed then.
+    ValueError for names or shapes that do not fit, and for a quantized model: nothing is changed
+    then.
     """
+    _require_unquantized("write_hf", model)
     write_tensors(model.named_parameters(), model.config.language, tensors)
     model.forget_versions()
+
+
+def _require_unquantized(what: str, model: Qwen2_5_VL) -> None:
+    rule = "unquantized, for 8-bit layers keep no trained weights; load it without quantization"
+    require(what, "model", model.quantization, model.quantization is None, rule)
 
 
 def save_hf(

@@ -6,6 +6,7 @@ from vtts_rt.ops.cascade_attention import cascade_attention, cascade_attention_r
 from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.linear_fp8 import linear_fp8, linear_fp8_ref, quantize_fp8
+from vtts_rt.ops.linear_int8 import linear_int8, linear_int8_ref, quantize_int8
 from vtts_rt.ops.merge_state import merge_state, merge_state_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
@@ -29,6 +30,8 @@ __all__ = [
     "linear",
     "linear_fp8",
     "linear_fp8_ref",
+    "linear_int8",
+    "linear_int8_ref",
     "linear_ref",
     "merge_state",
     "merge_state_ref",
@@ -39,6 +42,7 @@ __all__ = [
     "patchify",
     "patchify_ref",
     "quantize_fp8",
+    "quantize_int8",
     "rmsnorm",
     "rmsnorm_ref",
     "rotary",

@@ -15,16 +15,15 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.quantized import check_arguments, exact_product, product_in_parts, scale_of
 from vtts_rt.types import require
 
 LARGEST = 448.0  # of e4m3: torch.finfo(torch.float8_e4m3fn).max
 # With more rows "auto" decodes for cuBLAS, whose tiles then gain more than writing and reading the
 # decoded weights costs. An estimate, not a measurement.
 MANY_ROWS = 256
-_WEIGHTS_AT_ONCE = 1 << 25  # decoded: 64 MB of bfloat16
 
 
 def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,40 +33,13 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     float32): weight is about scale[:, None] * weight8, off by at most a 16th of a value, or by
     scale * 2^-10 where that is more.
     """
-    require("quantize_fp8", "weight", tuple(weight.shape), weight.dim() == 2, "(O, C)")
-    wide = weight.detach().float()
-    largest = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
-    finite = bool(largest.isfinite().all())
-    require("quantize_fp8", "weight", "infinity or NaN", finite, "finite")
-    # A row too small for its scale to be a normal float32 becomes zeros.
-    scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
-    return (wide / scale[:, None]).to(torch.float8_e4m3fn), scale
-
-
-def dequantize_fp8(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(O, C) float8_e4m3fn and (O,) float32 -> (O, C) in `dtype`, rounded once."""
-    return (weight.to(scale.dtype) * scale[:, None]).to(dtype)
+    scale = scale_of("quantize_fp8", weight, LARGEST)
+    return (weight.detach().float() / scale[:, None]).to(torch.float8_e4m3fn), scale
 
 
 def linear_fp8_ref(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """The equation in float64: the yardstick of the backends. Returns (..., O) float64."""
-    out = x.double() @ dequantize_fp8(weight, scale.double(), torch.float64).T
-    return out if bias is None else out + bias.double()
-
-
-def _torch(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    step = max(1, _WEIGHTS_AT_ONCE // max(1, weight.shape[1]))
-    parts = [
-        F.linear(
-            x,
-            dequantize_fp8(weight[start : start + step], scale[start : start + step], x.dtype),
-            None if bias is None else bias[start : start + step],
-        )
-        for start in range(0, weight.shape[0], step)
-    ]
-    if not parts:
-        return x.new_empty(*x.shape[:-1], 0)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    return exact_product(x, weight, scale, bias)
 
 
 def _triton(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -89,7 +61,7 @@ def _triton_refusal(x: Tensor) -> str | None:
 _OP = register(
     "linear_fp8",
     Backend("triton", triton_supports, _triton),
-    Backend("torch", lambda device: None, _torch),
+    Backend("torch", lambda device: None, product_in_parts),
 )
 
 
@@ -107,25 +79,12 @@ def linear_fp8(
     Raises ValueError on shapes, dtypes or devices that do not match and on rows that a backend
     asked for by name does not take, RuntimeError on an unusable backend.
     """
-    fits = weight.dim() == 2 and weight.dtype is torch.float8_e4m3fn and weight.is_contiguous()
-    got = (*weight.shape, weight.dtype)
-    require("linear_fp8", "weight", got, fits, "(O, C) float8_e4m3fn, contiguous")
-    num_outputs, num_channels = weight.shape
-    fits = x.dim() >= 1 and x.shape[-1] == num_channels and x.is_floating_point()
-    require("linear_fp8", "x", (*x.shape, x.dtype), fits, f"(..., {num_channels}) of floats")
-    for name, tensor, dtype in (("scale", scale, torch.float32), ("bias", bias, x.dtype)):
-        if tensor is not None:
-            fits = tensor.shape == (num_outputs,) and tensor.dtype is dtype
-            rule = f"({num_outputs},) {dtype}, contiguous"
-            got = (*tensor.shape, tensor.dtype)
-            require("linear_fp8", name, got, fits and tensor.is_contiguous(), rule)
-    devices = {str(t.device) for t in (x, weight, scale, bias) if t is not None}
-    require("linear_fp8", "devices", sorted(devices), len(devices) == 1, "one device")
+    check_arguments("linear_fp8", x, weight, scale, bias, torch.float8_e4m3fn)
     run = _OP.resolve(x.device.type, backend).run
     if run is _triton and (refusal := _triton_refusal(x)) is not None:
         require("linear_fp8", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
-        run = _torch
-    elif run is _triton and backend == "auto" and x.numel() > MANY_ROWS * num_channels:
-        run = _torch
+        run = product_in_parts
+    elif run is _triton and backend == "auto" and x.numel() > MANY_ROWS * weight.shape[1]:
+        run = product_in_parts
     out: Tensor = run(x, weight, scale, bias)
     return out

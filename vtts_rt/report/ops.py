@@ -111,10 +111,42 @@ def _ops(result: Result) -> str:
     return f"{markdown([*header, 'of a copy', 'GFLOP/s'], rows)}\n{limits}\n"
 
 
+def _quantization(result: Result) -> str:
+    """Decoding steps, ms, and accuracy by rounds, of 8-bit weights beside float32."""
+    data = result.data
+    names = list(dict.fromkeys(entry["name"] for entry in data["decode"]))
+    steps: dict[tuple[int, int], dict[str, float]] = {}
+    for entry in data["decode"]:
+        case = steps.setdefault((entry["sequences"], entry["rows"]), {})
+        case[entry["name"]] = entry["median_ms"]
+    rows = [
+        [
+            f"{sequences} sequence{'s' if sequences > 1 else ''} of {count}",
+            *(f"{times[name]:.1f}" for name in names),
+            *(f"{times[names[0]] / times[name]:.2f}" for name in names[1:]),
+        ]
+        for (sequences, count), times in steps.items()
+    ]
+    header = ["ms a step", *names, *(f"{name}: times as fast" for name in names[1:])]
+    looks = [entry["rounds"] for entry in data["accuracy"][0]["rounds"]]
+    accuracies = [
+        [entry["name"], *(f"{100 * look['accuracy']:.1f} %" for look in entry["rounds"])]
+        for entry in data["accuracy"]
+    ]
+    by_rounds = [f"{count} round{'s' if count > 1 else ''}" for count in looks]
+    first = data["accuracy"][0]
+    clips = f"{first['model']}, `{first['strategy']}`, {first['num']} clips from seed"
+    return (
+        f"{markdown(header, rows)}\n{markdown(['accuracy', *by_rounds], accuracies)}\n"
+        f"{clips} {first['seed']}, split {first['split']}.\n"
+    )
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "patchify": ("patchify", _patchify),
     "linear": ("linear", _linear),
+    "quantization": ("quantization", _quantization),
     "errors": ("errors", _errors),
     "kernels": ("kernels", _kernels),
     "ops": ("ops", _ops),

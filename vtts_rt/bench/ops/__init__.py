@@ -11,7 +11,9 @@ import torch
 import vtts_rt.ops  # noqa: F401  (registers the ops)
 from vtts_rt.bench.ops import (
     cascade_attention,
+    linear,
     linear_fp8,
+    linear_int8,
     merge_state,
     paged_attention,
     patch_embed,
@@ -32,7 +34,9 @@ from vtts_rt.types import require
 # Every op of vtts_rt.ops; the file of an op's cases has its name.
 CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
     "cascade_attention": cascade_attention.cases,
+    "linear": linear.cases,
     "linear_fp8": linear_fp8.cases,
+    "linear_int8": linear_int8.cases,
     "merge_state": merge_state.cases,
     "paged_attention": paged_attention.cases,
     "patch_embed": patch_embed.cases,

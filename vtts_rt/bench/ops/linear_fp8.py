@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
-from vtts_rt.ops.linear_fp8 import dequantize_fp8, linear_fp8, linear_fp8_ref, quantize_fp8
+from vtts_rt.ops.linear_fp8 import linear_fp8, linear_fp8_ref, quantize_fp8
+from vtts_rt.ops.quantized import dequantize
 
 # Rows, channels, outputs: 7B's gate_up, o_proj and down, 3B's gate_up; on a CPU the 118 M bench
 # model's gate_up.
@@ -51,7 +52,7 @@ def _case(
     size = torch.logspace(-3, 3, outputs)[:, None]  # of an output's weights
     weight, scale = quantize_fp8((size * normal(outputs, channels)).to(device))
     bias = normal(outputs).to(device, dtype) if with_bias else None
-    decoded = dequantize_fp8(weight, scale, dtype)
+    decoded = dequantize(weight, scale, dtype)
     return Case(
         name=f"{rows} x {channels} -> {outputs}{', bias' if with_bias else ''}",
         dtype=dtype,

@@ -1,0 +1,113 @@
+"""Quantized models: which layers change, what they answer, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from utils import tiny_checkpoint
+
+from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.quantize import QuantizedLinear, quantize
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, export_state_dict, load_model, write_hf
+from vtts_rt.ops.quantized import dequantize
+from vtts_rt.runtime import Runtime
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def logits(model: Qwen2_5_VL, num_tokens: int = 9) -> torch.Tensor:
+    language = model.language
+    embeds = language.embed(torch.arange(num_tokens))
+    positions = torch.arange(num_tokens).expand(3, -1)
+    with torch.inference_mode():
+        return language.logits(language(ForwardBatch(embeds, positions, [0, num_tokens])))
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_a_model_computes_with_its_rounded_weights(checkpoint: Path, quantization: str) -> None:
+    model, rounded = load_model(checkpoint, "float32"), load_model(checkpoint, "float32")
+    embedding = model.language.embed_tokens.weight.clone()
+    quantize(model, quantization)
+    replaced = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    layers = 4 * len(model.language.layers)
+    assert len(replaced) == layers + (quantization == "int8")
+    assert not any(isinstance(m, nn.Linear) for m in model.language.modules()) or (
+        quantization == "fp8"
+    )
+    assert not any(name.startswith("visual.") for name in replaced)
+    assert torch.equal(model.language.embed_tokens.weight, embedding)
+    # The same model in float32 with the weights as they were rounded.
+    for name, layer in replaced.items():
+        wide = dequantize(layer.weight, layer.scale)
+        if name != "language.lm_head":
+            rounded.get_submodule(name).weight.data = wide
+            continue
+        head = rounded.language
+        kept = nn.Linear(*wide.shape[::-1], bias=False)
+        kept.weight.data = wide
+        head.lm_head = kept
+    torch.testing.assert_close(logits(model), logits(rounded), atol=1e-4, rtol=1e-4)
+    assert not torch.equal(logits(model), logits(load_model(checkpoint, "float32")))
+
+
+def test_each_quantization_has_a_version_of_its_own(checkpoint: Path) -> None:
+    versions, visions = set(), set()
+    for quantization in (None, "int8", "fp8"):
+        model = load_model(checkpoint, "float32")
+        before = model.language_version
+        if quantization is not None:
+            quantize(model, quantization)
+            assert model.language_version != before
+        versions.add(model.language_version)
+        visions.add(model.vision_version)
+    assert len(versions) == 3 and len(visions) == 1
+    scaled = load_model(checkpoint, "float32")
+    scaled.language.layers[0].mlp.down_proj.weight.data *= 2.0  # the same bytes, other scales
+    quantize(scaled, "int8")
+    assert scaled.language_version not in versions
+
+
+def test_what_cannot_be_quantized_is_refused(checkpoint: Path) -> None:
+    model = load_model(checkpoint, "bfloat16")
+    with pytest.raises(ValueError, match="quantize: quantization must be one of int8, fp8"):
+        quantize(model, "int4")
+    with pytest.raises(ValueError, match="float32 on cpu for int8 .* got 'bfloat16 on cpu'"):
+        quantize(model, "int8")
+    assert model.quantization is None
+    quantize(model, "fp8")
+    assert logits(model).dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="quantize: model must be unquantized, got 'fp8'"):
+        quantize(model, "fp8")
+
+
+def test_a_quantized_model_is_neither_written_nor_exported(checkpoint: Path) -> None:
+    model = load_model(checkpoint, "float32")
+    tensors = export_state_dict(model)
+    quantize(model, "int8")
+    with pytest.raises(ValueError, match="write_hf: model must be unquantized"):
+        write_hf(model, dict(list(tensors.items())[:1]))
+    with pytest.raises(ValueError, match="export_state_dict: model must be unquantized"):
+        export_state_dict(model)
+
+
+def test_a_runtime_is_quantized_by_name_and_takes_no_weights(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="quantization must be None or one of int8, fp8, got"):
+        Runtime.from_pretrained(checkpoint, device="cpu", quantization="int4")
+    with pytest.raises(ValueError, match="float32 on cpu for int8"):
+        Runtime.from_pretrained(checkpoint, device="cpu", dtype="bfloat16", quantization="int8")
+    for quantization in ("int8", "fp8"):
+        with Runtime.from_pretrained(checkpoint, device="cpu", quantization=quantization) as made:
+            assert made.engine.model.quantization == quantization
+            assert len(made.generate("which?").token_ids) > 0
+            monkeypatch.setattr(made._driver, "drain", lambda **_: pytest.fail("drained"))
+            with pytest.raises(ValueError, match="update_weights: model must be unquantized, for"):
+                made.update_weights({}, in_flight="abort")
+            monkeypatch.undo()
