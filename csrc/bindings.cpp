@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "bindings_cuda.h"
+#include "core/decode_step.h"
 #include "core/linear.h"
 #include "core/linear_int8.h"
 #include "core/paged_attention.h"
@@ -183,6 +185,48 @@ void linear_int8(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scal
   vtts::linear_int8(args, chosen, num_threads);
 }
 
+using DecodeLayerAddresses = std::array<uintptr_t, 9>;
+
+void decode_step(const std::vector<DecodeLayerAddresses>& layers, uintptr_t final_norm,
+                 const std::tuple<int64_t, int64_t, int, int, int>& sizes, float eps, float scale,
+                 uintptr_t embeds, int64_t num_rows, uintptr_t cos, uintptr_t sin, uintptr_t slots,
+                 uintptr_t page_table, int64_t table_stride, uintptr_t row_starts,
+                 uintptr_t num_keys, int64_t num_sequences,
+                 const std::tuple<int64_t, int64_t>& pool_shape, uintptr_t out, int num_threads,
+                 const std::string& isa) {
+  std::vector<vtts::DecodeLayer> native;
+  for (const auto& [input_norm, qkv, qkv_bias, output, post_norm, gate_up, down, keys, values] :
+       layers) {
+    native.push_back({pointer<const float>(input_norm), pointer<const float>(qkv),
+                      pointer<const float>(qkv_bias), pointer<const float>(output),
+                      pointer<const float>(post_norm), pointer<const float>(gate_up),
+                      pointer<const float>(down), pointer<float>(keys), pointer<float>(values)});
+  }
+  vtts::DecodeStepArgs args;
+  args.layers = native.data();
+  args.num_layers = static_cast<int>(native.size());
+  args.final_norm = pointer<const float>(final_norm);
+  std::tie(args.num_channels, args.num_hidden, args.num_heads, args.num_kv_heads, args.head_dim) =
+      sizes;
+  args.eps = eps;
+  args.scale = scale;
+  args.embeds = pointer<const float>(embeds);
+  args.num_rows = num_rows;
+  args.cos = pointer<const float>(cos);
+  args.sin = pointer<const float>(sin);
+  args.slots = pointer<const int64_t>(slots);
+  args.page_table = pointer<const int64_t>(page_table);
+  args.table_stride = table_stride;
+  args.row_starts = pointer<const int64_t>(row_starts);
+  args.num_keys = pointer<const int64_t>(num_keys);
+  args.num_sequences = num_sequences;
+  std::tie(args.num_pages, args.page_size) = pool_shape;
+  args.out = pointer<float>(out);
+  const vtts::Isa chosen = parse_isa("decode_step", isa);
+  const py::gil_scoped_release release;
+  vtts::decode_step(args, chosen, num_threads);
+}
+
 void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, uintptr_t values,
                      uintptr_t page_table, int64_t table_stride, uintptr_t row_starts,
                      uintptr_t num_keys, uintptr_t out, int64_t num_rows, int64_t num_sequences,
@@ -318,6 +362,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("isa") = "auto",
         "out = scale (x weight^T) + bias: addresses of int8 weights and float32 data, bias 0 for "
         "none; vtts_rt.ops.linear_int8 checks them. The GIL is released.");
+  m.def("decode_step", &decode_step, py::arg("layers"), py::arg("final_norm"), py::arg("sizes"),
+        py::arg("eps"), py::arg("scale"), py::arg("embeds"), py::arg("num_rows"), py::arg("cos"),
+        py::arg("sin"), py::arg("slots"), py::arg("page_table"), py::arg("table_stride"),
+        py::arg("row_starts"), py::arg("num_keys"), py::arg("num_sequences"), py::arg("pool_shape"),
+        py::arg("out"), py::arg("num_threads"), py::arg("isa") = "auto",
+        "All layers of a language model for a few rows: addresses of float32 and int64 data; "
+        "vtts_rt.ops.decode_step checks them. The GIL is released.");
   m.def(
       "paged_attention", &paged_attention, py::arg("queries"), py::arg("query_stride"),
       py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),

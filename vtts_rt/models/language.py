@@ -18,6 +18,7 @@ from vtts_rt.config import LanguageConfig
 from vtts_rt.models.attention import PackedAttention, PagedAttention, PagedKV
 from vtts_rt.models.device_attention import DeviceAttention
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
+from vtts_rt.ops.decode_step import LayerWeights, decode_step, usable
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.rotary import rotary
 from vtts_rt.types import require
@@ -152,6 +153,9 @@ class LanguageModel(nn.Module):
             attend: Attend
             if isinstance(kv, PagedKV):
                 attend = PagedAttention(kv, seqlens, x.dtype)
+                out = self._in_one_call(x, cos, sin, kv, attend)
+                if out is not None:
+                    return out if rows is None else out[rows]
             else:
                 attend = PackedAttention(seqlens) if kv is None else kv
             *others, last = self.layers
@@ -161,6 +165,43 @@ class LanguageModel(nn.Module):
                 attend = attend.of_rows(rows)
             x = last(x, cos, sin, attend)
             return self.norm(x)  # type: ignore[no-any-return]
+
+    def _in_one_call(
+        self, x: Tensor, cos: Tensor, sin: Tensor, kv: PagedKV, attend: PagedAttention
+    ) -> Tensor | None:
+        """Few rows on the CPU: the same bits from one native call. None where that cannot be."""
+        ours = attend.ours
+        alone = ours is not None and ours.rows is None and not attend.others
+        if not alone or not usable(x, self.config.head_dim) or not kv.pages.is_contiguous():
+            return None  # a prefill, other types, or a backend that was asked for
+        assert ours is not None
+        layers = []
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            attention, mlp = layer.self_attn, layer.mlp
+            matrices = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
+            if any(type(matrix) is not Linear for matrix in matrices):
+                return None  # of 8 bits
+            qkv, output, gate_up, down = (matrix.weight for matrix in matrices)
+            norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+            bias = attention.qkv_proj.bias
+            layers.append(LayerWeights(norms[0], qkv, bias, output, norms[1], gate_up, down))
+        if not all(weight.is_contiguous() for weights in layers for weight in weights):
+            return None
+        return decode_step(
+            x.contiguous(),
+            layers,
+            self.norm.weight,
+            pages=kv.pages,
+            cos=cos,
+            sin=sin,
+            slots=kv.slot_mapping.contiguous(),
+            page_table=ours.page_table,
+            cu_seqlens_q=ours.cu_seqlens_q,
+            seqlens_k=ours.seqlens_k,
+            num_heads=self.config.num_attention_heads,
+            eps=self.config.rms_norm_eps,
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (N, C) -> (N, vocab_size), in the model's dtype."""

@@ -1,0 +1,161 @@
+"""One native call for all layers gives the bits of the layers called one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vtts_rt.config import LanguageConfig
+from vtts_rt.models import language as module
+from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
+from vtts_rt.models.quantize import quantize_language
+
+_C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+
+CONFIG = LanguageConfig(
+    vocab_size=97,
+    hidden_size=60,
+    intermediate_size=37,
+    num_hidden_layers=3,
+    num_attention_heads=5,
+    num_key_value_heads=1,
+    rope_theta=1e4,
+    mrope_section=(2, 1, 1),
+)
+PAGE = 4
+
+
+class Calls:
+    """How often the one call was taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._run = module.decode_step
+        monkeypatch.setattr(module, "decode_step", self)
+
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
+        self.count += 1
+        return self._run(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def make(config: LanguageConfig) -> LanguageModel:
+    torch.manual_seed(0)
+    model = LanguageModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def run(
+    model: LanguageModel, news: list[int], keys: list[int], rows: list[int] | None
+) -> tuple[Tensor, Tensor]:
+    """(hidden states, pages) of `news` new tokens of sequences that have `keys` keys then."""
+    config = model.config
+    random = torch.Generator().manual_seed(sum(keys))
+    wide = max(-(-k // PAGE) for k in keys)
+    num_pages = wide * len(keys) + 2
+    pages = torch.randn(
+        (config.num_hidden_layers, 2, num_pages, PAGE, config.num_key_value_heads, config.head_dim),
+        generator=random,
+    )
+    table = torch.randperm(num_pages, generator=random)[: wide * len(keys)].view(len(keys), wide)
+    slots = []
+    for place, (num_new, num_keys) in enumerate(zip(news, keys, strict=True)):
+        index = torch.arange(num_keys - num_new, num_keys)
+        slots.append(table[place, index // PAGE] * PAGE + index % PAGE)
+    total = sum(news)
+    batch = ForwardBatch(
+        model.embed(torch.randint(0, 97, (total,), generator=random)),
+        torch.randint(0, 50, (3, total), generator=random),
+        [0, *torch.tensor(news).cumsum(0).tolist()],
+        PagedKV(pages, table, torch.cat(slots), keys),
+        None if rows is None else torch.tensor(rows, dtype=torch.int64),
+    )
+    return model(batch), pages
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("news", "keys", "rows"),
+    [
+        ([1], [1], None),
+        ([1], [23], [0]),
+        ([3, 1, 2], [17, 5, 30], None),
+        ([3, 1, 2], [17, 5, 30], [2, 3, 5]),
+        ([16], [16], [15]),
+        ([0, 2], [4, 2], None),
+        ([4], [9], []),
+    ],
+)
+@pytest.mark.parametrize("heads", [(5, 1), (3, 3), (6, 2)])
+@torch.inference_mode()
+def test_the_bits_are_those_of_the_layers(
+    threads: int,
+    news: list[int],
+    keys: list[int],
+    rows: list[int] | None,
+    heads: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sizes = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1]}
+        config = replace(CONFIG, hidden_size=8 * heads[0], mrope_section=(2, 1, 1), **sizes)
+        model = make(config)
+        calls = Calls(monkeypatch)
+        together, written = run(model, news, keys, rows)
+        assert calls.count == 1
+        monkeypatch.setattr(module, "usable", lambda x, head_dim: False)
+        one_by_one, expected = run(model, news, keys, rows)
+        assert calls.count == 1
+        assert torch.equal(together, one_by_one) and torch.equal(written, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def test_what_it_cannot_do_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+    model = make(replace(CONFIG, hidden_size=40))
+    run(model, [17], [17], None)  # more rows
+    monkeypatch.setenv("VTTS_RT_BACKEND", "rmsnorm=reference")
+    run(model, [1], [9], None)
+    monkeypatch.delenv("VTTS_RT_BACKEND")
+    assert calls.count == 0
+    run(model, [1], [9], None)
+    assert calls.count == 1
+    quantize_language(model, "int8")
+    run(model, [1], [9], None)
+    assert calls.count == 1
+
+
+def test_replaced_weights_count_at_once() -> None:
+    model = make(replace(CONFIG, hidden_size=40))
+    with torch.inference_mode():
+        before, _ = run(model, [1], [9], None)
+    with torch.no_grad():
+        down = model.layers[1].mlp.down_proj
+        down.weight = torch.nn.Parameter(down.weight * 2)
+    with torch.inference_mode():
+        after, _ = run(model, [1], [9], None)
+    assert not torch.equal(before, after)
+
+
+def test_the_native_call_refuses_slots_outside_the_pool_and_too_many_rows() -> None:
+    ints = torch.tensor([8, 0, 1])
+    floats = torch.zeros(64)
+    at, numbers = floats.data_ptr(), ints.data_ptr()
+
+    def call(num_rows: int) -> None:
+        sizes, pool = (8, 8, 1, 1, 8), (2, 4)
+        places = (at, num_rows, at, at, numbers, numbers, 1, numbers, numbers, 1)
+        _C.decode_step([], at, sizes, 1e-6, 1.0, *places, pool, at, 1)
+
+    with pytest.raises(ValueError, match="slots must be inside the pool of 8, got 8"):
+        call(1)
+    with pytest.raises(ValueError, match="num_rows must be at most 16, got 17"):
+        call(17)
