@@ -52,6 +52,35 @@ def test_rounds_tower_and_prefill_are_compared(tmp_path: Path) -> None:
     assert all(len(run["rounds"]) == 2 for run in result["contenders"].values())
 
 
+# A site-packages without PyAV and Qwen's ranks: find_spec says so too, as transformers asks it.
+HIDING = """
+import importlib.machinery
+
+whole = importlib.machinery.PathFinder.find_spec
+
+def find_spec(name, path=None, target=None):
+    return None if name in ("av", "dashscope") else whole(name, path, target)
+
+importlib.machinery.PathFinder.find_spec = find_spec
+"""
+
+
+def test_rounds_of_an_array_need_neither_pyav_nor_qwens_ranks(tmp_path: Path) -> None:
+    """The machines with a GPU have neither."""
+    (tmp_path / "sitecustomize.py").write_text(HIDING)
+    script = "import sys; from vtts_rt.bench import main; assert 'av' not in sys.modules; "
+    script += f"sys.exit(main({['device', *TINY, '--rounds', '1']!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.slow
 def test_the_script_rehearses_and_leaves_json(tmp_path: Path) -> None:
     env = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
