@@ -97,7 +97,7 @@ def test_the_script_rehearses_and_leaves_json(tmp_path: Path) -> None:
     for theme in ("errors", "ops", "device1m", "processor"):
         (path,) = tmp_path.glob(f"{theme}_*.json")
         assert json.loads(path.read_text())["results" if theme != "device1m" else "parts"]
-    for step in ("env", "check rmsnorm", "errors", "ops", "processor", "device 1m"):
+    for step in ("env", "errors", "ops", "processor", "device 1m"):
         assert f"== {step}: " in done.stdout
 
 
@@ -113,3 +113,12 @@ def test_a_failed_step_fails_the_script_and_stops_no_other(tmp_path: Path) -> No
     assert done.returncode == 1
     for step in ("env", "errors", "ops", "device 1m"):
         assert f"== FAILED: {step}" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_step_for_which_no_time_is_left_has_failed(tmp_path: Path) -> None:
+    env = {**os.environ, "OUT": str(tmp_path), "PYTHON": sys.executable, "SECONDS_IN_ALL": "0"}
+    command = [str(ROOT / "bench" / "gpu.sh"), "--rehearse"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "== ops: no time left" in done.stdout and "== FAILED: ops" in done.stdout
