@@ -39,6 +39,16 @@ def ask(clip: str, checkpoint: str, *more: str) -> list[str]:
     return ["ask", clip, "which?", "--model", checkpoint, *SMALL, "--max-tokens", "4", *more]
 
 
+def test_weights_are_quantized_on_request(
+    clip: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("int8", "fp8"):
+        assert main(ask(clip, checkpoint, "--rounds", "1", "--quantization", name)) == 0
+    bad = ask(clip, checkpoint, "--quantization", "int8", "--dtype", "bfloat16")
+    assert main(bad) == 2
+    assert "model must be float32 on cpu for int8" in capsys.readouterr().err
+
+
 def test_json_is_the_contract(
     clip: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

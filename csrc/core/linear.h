@@ -31,7 +31,7 @@ struct LinearArgs {
   // `num_channels` channels from `channel` on, packed, to `to`. Called by several threads.
   std::function<void(int64_t output, int64_t count, int64_t channel, int64_t num_channels,
                      float* to)>
-      read_weight;
+      read_weight = nullptr;
 };
 
 void linear(const LinearArgs& args, Isa isa, int num_threads);

@@ -66,8 +66,9 @@ def quantize_language(language: LanguageModel, quantization: str) -> None:
     _replace(language.layers, quantization)
     if quantization == "int8":
         head = language.embed_tokens if language.lm_head is None else language.lm_head
-        assert isinstance(head.weight, Tensor)
-        language.lm_head = QuantizedLinear(quantization, head.weight)
+        weight = head.weight
+        assert isinstance(weight, Tensor)
+        language.lm_head = QuantizedLinear(quantization, weight)
 
 
 def _replace(module: nn.Module, quantization: str) -> None:

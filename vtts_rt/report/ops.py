@@ -142,6 +142,59 @@ def _quantization(result: Result) -> str:
     )
 
 
+def _processor(result: Result) -> str:
+    """patchify and patch_embed where the frames are, against the first of their group."""
+    rows = [
+        [
+            row["name"],
+            f"{row['median_ms']:,.2f}",
+            f"{row['speedup']:,.1f}",
+            f"{row['gb_per_second']:,.0f}",
+            f"{100 * row['share_of_copy']:.0f} %",
+            f"{100 * row['share_of_product_rate']:.0f} %" if row["share_of_product_rate"] else "",
+        ]
+        for row in result.data["results"]
+    ]
+    header = ["ms", "median", "times as fast", "GB/s", "of a copy", "of a product's rate"]
+    return markdown(header, rows)
+
+
+def _device(result: Result) -> str:
+    """Rounds, tower and prefill against transformers, one line each."""
+    data = result.data
+    rows = [
+        [f"{name}, {part['tokens']:,} tokens", *_pair(part["median_ms"]), f"{part['speedup']:.2f}"]
+        for name, part in data["parts"].items()
+    ]
+    loop, *ours = data["contenders"].items()
+    speedups = {entry["name"]: entry["speedup"] for entry in data["comparisons"]}
+    for name, contender in ours:
+        times = {"transformers": loop[1], "vtts_rt": contender}
+        ms = {side: 1e3 * found["median_latency"] for side, found in times.items()}
+        rows.append([f"all rounds, `{name}`", *_pair(ms), f"{speedups[name]:.2f}"])
+    table = markdown(["ms", "transformers", "vtts_rt", "times as fast"], rows)
+    return f"{table}\n{data['model_id']}, {data['dtype']}.\n"
+
+
+def _pair(ms: dict[str, float]) -> tuple[str, str]:
+    return f"{ms['transformers']:,.1f}", f"{ms['vtts_rt']:,.1f}"
+
+
+def _decode(result: Result) -> str:
+    """Milliseconds of a decoding step and shares of the floor."""
+    rows = [
+        [
+            f"{row['sequences']} x {row['keys']:,} keys, {row['way']}",
+            f"{row['ms_per_step']:.2f}",
+            f"{row['floor_ms']:.2f}",
+            f"{100 * row['share_of_floor']:.0f} %",
+            f"{100 * row['share_of_floor_with_kv']:.0f} %",
+        ]
+        for row in result.data["results"]
+    ]
+    return markdown(["step", "ms", "floor, ms", "of the floor", "with keys and values"], rows)
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "patchify": ("patchify", _patchify),
@@ -150,4 +203,9 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "errors": ("errors", _errors),
     "kernels": ("kernels", _kernels),
     "ops": ("ops", _ops),
+    "processor": ("processor", _processor),
+    "device7b": ("device7b", _device),
+    "device3b": ("device3b", _device),
+    "decode7b": ("decode7b", _decode),
+    "decode3b": ("decode3b", _decode),
 }
