@@ -11,7 +11,8 @@
 set -u
 cd "$(dirname "$0")/.."
 root=$PWD
-python=${PYTHON:-python3}
+python=$(command -v "${PYTHON:-python3}") || { echo "no ${PYTHON:-python3}" >&2; exit 2; }
+[[ $python = /* ]] || python=$root/$python  # commands run elsewhere
 out=${OUT:-$root/bench/results}
 mkdir -p "$out"
 log=$out/gpu.log
