@@ -7,25 +7,21 @@ arithmetic is then numpy's, in the same order and the same types.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from vtts_rt.bench.ops import CASES, check
-from vtts_rt.bench.ops.case import Error
+from vtts_rt.bench.ops.case import Error, Scale
+from vtts_rt.bench.ops.isolated import Row, outcomes, serve
 from vtts_rt.bench.setting import add_output_flags, heading
 from vtts_rt.ops.dispatch import interpreted
+from vtts_rt.types import require
 
-_INTERPRETED = """
-import json, sys
-from vtts_rt.bench.errors import rows
-json.dump(rows(sys.argv[1].split(","), "cpu", "triton"), sys.stdout)
-"""
+SCALES: tuple[Scale, ...] = ("check", "bench")
+_CHILD = "from vtts_rt.bench.errors import child; child()"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +29,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--op", default=",".join(CASES), help="comma-separated")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--scale", default="check", help=f"of {', '.join(SCALES)}: small shapes, real ones")
+    add("--jobs", type=int, default=1, help="processes at a time")
+    add("--timeout-seconds", type=float, default=600.0, help="of one case")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add_output_flags(parser)
 
@@ -41,72 +40,94 @@ def theme(args: argparse.Namespace) -> str:
     return "errors"
 
 
-def rows(ops: list[str], device: str, only: str | None = None) -> list[dict[str, Any]]:
-    """One row for each op, backend and storage type: the case nearest to its bound, or beyond it.
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The result's JSON; "failures": a sentence for each op that did not end or errs too much."""
+    ops, scales = args.op.split(","), args.scale.split(",")
+    for name in ops:
+        require("bench", "op", name, name in CASES, f"one of {', '.join(CASES)}")
+    for name in scales:
+        require("bench", "scale", name, name in SCALES, f"of {', '.join(SCALES)}")
+    args.model = None
+    found: list[Row] = []
+    failures: list[str] = []
+    for interpret in (False, True) if args.device == "cpu" else (False,):
+        # In the interpreter only Triton's, on small shapes.
+        where = ("check",) if interpret else scales
+        for outcome in outcomes(
+            _CHILD,
+            [args.device, ",".join(where), str(args.threads)],
+            ops,
+            seconds=args.timeout_seconds,
+            interpret=interpret,
+            jobs=args.jobs,
+        ):
+            rows = worst(outcome.rows)
+            found += rows
+            if outcome.failure is not None:
+                failures.append(f"{outcome.op}: {outcome.failure}")
+            failures += [
+                f"{row['op']}, {row['backend']}, {row['dtype']}, {row['case']}: error "
+                f"{row['found']:.3g}, allowed {row['allowed']:.3g}"
+                for row in rows
+                if not row["within"]
+            ]
+    found.sort(key=lambda row: (list(CASES).index(row["op"]), row["backend"]))
+    flags = ("op", "device", "scale", "threads")
+    return {**heading("errors", args, flags), "results": found, "failures": failures}
 
-    only: a backend; None for all that run here.
-    """
-    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for op in ops:
-        for case, backend, error in check(op, device):
-            if only not in (None, backend):
-                continue
-            name = f"{backend}, interpreted" if interpreted() else backend
-            key = (op, name, str(case.dtype).removeprefix("torch."))
-            known = worst.get(key)
-            row = {
-                **dict(zip(("op", "backend", "dtype"), key, strict=True)),
-                "cases": 1 + (known["cases"] if known else 0),
-                "within": error.within and (known is None or known["within"]),
-            }
-            if known is None or _nearness(error) > known["nearness"]:
-                row |= {"nearness": _nearness(error), "case": case.name, **error._asdict()}
-            worst[key] = {**(known or {}), **row}
-    return list(worst.values())
+
+def worst(rows: Iterable[Row]) -> list[Row]:
+    """One row for each op, backend and storage type: the case nearest to its bound, or beyond."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in rows:
+        key = (row["op"], row["backend"], row["dtype"])
+        error = Error(row["found"], row["eager"], row["allowed"])
+        row = {**row, "within": error.within, "nearness": _nearness(error), "cases": 1}
+        if (known := found.get(key)) is not None:
+            nearer = row if row["nearness"] > known["nearness"] else known
+            row = {**nearer, "cases": known["cases"] + 1}
+        found[key] = row
+    return list(found.values())
 
 
 def _nearness(error: Error) -> float:
     """1 at the bound; what is not a number is farthest beyond it."""
-    if not error.found <= error.allowed:
+    if not error.within:
         return float("inf")
     return error.found / error.allowed if error.allowed else 0.0
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """The result's JSON; status 1 is the caller's to give for rows that are not `within`."""
-    torch.set_num_threads(args.threads)
-    args.model = None
-    ops = args.op.split(",")
-    found = rows(ops, args.device)
-    if args.device == "cpu" and not interpreted():
-        found += _interpreted_rows(ops)
-    found.sort(key=lambda row: (list(CASES).index(row["op"]), row["backend"]))
-    return {**heading("errors", args, ("op", "device", "threads")), "results": found}
-
-
-def _interpreted_rows(ops: list[str]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-c", _INTERPRETED, ",".join(ops)]
-    with tempfile.TemporaryDirectory() as folder:  # `-c` looks for modules where it runs
-        done = subprocess.run(
-            command,
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    return found
 
 
 def print_table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("op", "backend", "type", "cases", "error", "torch's", "allowed", "", box=None)
+    table = Table("op", "backend", "type", "cases", "error", "torch's", "allowed", box=None)
     for row in result["results"]:
         errors = (f"{row[name]:.2e}" for name in ("found", "eager", "allowed"))
-        said = "" if row["within"] else f"TOO LARGE: {row['case']}"
-        names = (row["op"], row["backend"], row["dtype"], str(row["cases"]))
-        table.add_row(*names, *errors, said)
+        table.add_row(row["op"], row["backend"], row["dtype"], str(row["cases"]), *errors)
     Console().print(table)
+
+
+# -- the child ----------------------------------------------------------------------------------
+
+
+def _rows(op: str, device: str, scales: Iterable[Scale]) -> Iterator[Row]:
+    for scale in scales:
+        for case, backend, error in check(op, device, scale):
+            if interpreted() and backend != "triton":
+                continue
+            yield {
+                "op": op,
+                "backend": f"{backend}, interpreted" if interpreted() else backend,
+                "dtype": str(case.dtype).removeprefix("torch."),
+                "case": case.name,
+                **error._asdict(),
+            }
+
+
+def child() -> None:
+    """Called by `measure` with device, scales, threads and ops."""
+    device, scales, threads, ops = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    chosen = [scale for scale in SCALES if scale in scales.split(",")]
+    serve(ops.split(","), lambda op: _rows(op, device, chosen))

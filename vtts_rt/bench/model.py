@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS
-from vtts_rt.video.writer import write_video
 
 SEED = 0
 VIDEO_SECONDS, VIDEO_FPS, VIDEO_HW = 60, 30, (360, 640)
@@ -168,6 +167,8 @@ def synthetic_video(cache: Path) -> Path:
     every second; encoded once into `cache`."""
     path = cache / f"synthetic-{VIDEO_SECONDS}s-{VIDEO_HW[1]}x{VIDEO_HW[0]}.mp4"
     if not path.is_file():
+        from vtts_rt.video.writer import write_video  # other benches need no PyAV
+
         cache.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".part.mp4")
         frames = moving_frames(VIDEO_SECONDS * VIDEO_FPS, VIDEO_HW)

@@ -25,7 +25,6 @@ from vtts_rt.bench.setting import add_output_flags, heading
 from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
-from vtts_rt.video.writer import write_video
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
 
@@ -163,6 +162,8 @@ def slope(samples: list[tuple[int, float]]) -> float:
 
 def _videos(folder: Path) -> list[dict[str, Any]]:
     """What can be asked about, as arguments of `ask`: files, bytes and arrays."""
+    from vtts_rt.video.writer import write_video  # other benches need no PyAV
+
     videos: list[dict[str, Any]] = []
     for number, (num_frames, height, width) in enumerate(CLIPS):
         path = folder / f"{number}.mp4"

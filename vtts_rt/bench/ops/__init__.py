@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,9 +27,10 @@ from vtts_rt.bench.ops import (
     swiglu,
 )
 from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
+from vtts_rt.bench.ops.isolated import Row, outcomes, serve
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.setting import add_output_flags, heading
-from vtts_rt.ops.dispatch import backends
+from vtts_rt.ops.dispatch import backends, interpreted
 from vtts_rt.types import require
 
 # Every op of vtts_rt.ops; the file of an op's cases has its name.
@@ -48,6 +50,7 @@ CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
     "segment_attention": segment_attention.cases,
     "swiglu": swiglu.cases,
 }
+_CHILD = "from vtts_rt.bench.ops import child; child()"
 
 
 def cases(op: str, device: str, scale: Scale) -> Iterator[Case]:
@@ -74,6 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--runs", type=int, default=25, help="timed runs of each contender, alternating")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add("--timeout-seconds", type=float, default=600.0, help="of one case")
     add_output_flags(parser)
 
 
@@ -92,22 +96,35 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         str(dtype): matmul_rate(args.device, dtype)
         for dtype in ((torch.float32,) if args.device == "cpu" else (torch.bfloat16,))
     }
-    rows = []
-    for op in args.op.split(","):
-        for case in cases(op, args.device, "bench"):
-            rows.append(_row(op, case, args, bandwidth))
+    told = [args.device, str(args.threads), str(args.runs), str(bandwidth)]
+    ops = args.op.split(",")
+    found = outcomes(_CHILD, told, ops, seconds=args.timeout_seconds, interpret=interpreted())
     return {
         **heading("ops", args, ("op", "device", "runs", "threads")),
         "copy_gb_per_second": bandwidth / 1e9,
         "matmul_gflops": {dtype: rate / 1e9 for dtype, rate in rates.items()},
-        "results": rows,
+        "results": [row for outcome in found for row in outcome.rows],
+        "failures": [f"{outcome.op}: {outcome.failure}" for outcome in found if outcome.failure],
     }
 
 
-def _row(op: str, case: Case, args: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
+def child() -> None:
+    """Called by `measure` with device, threads, runs, bandwidth and ops."""
+    device, threads, runs, bandwidth, ops = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+
+    def rows(op: str) -> Iterator[Row]:
+        for case in cases(op, device, "bench"):
+            yield _row(op, case, device, int(runs), float(bandwidth))
+
+    with torch.inference_mode():
+        serve(ops.split(","), rows)
+
+
+def _row(op: str, case: Case, device: str, runs: int, bandwidth: float) -> Row:
     # The reference is for small shapes; what torch can do stands in as eager.
     slow = ("reference",) if case.eager is not None else ()
-    names = [n for n in backends(op, args.device) if case.takes(n) and n not in slow]
+    names = [n for n in backends(op, device) if case.takes(n) and n not in slow]
     errors = {name: error_of(case, name) for name in names}
     for name, error in errors.items():
         assert error.within or name in ("torch", "reference"), f"{op}, {case.name}, {name}: {error}"
@@ -118,7 +135,7 @@ def _row(op: str, case: Case, args: argparse.Namespace, bandwidth: float) -> dic
     contenders: dict[str, Callable[[], object]] = {name: runner(name) for name in names}
     if case.eager is not None:
         contenders["eager"] = case.eager
-    seconds = median_seconds(contenders, args.device, args.runs)
+    seconds = median_seconds(contenders, device, runs)
     return {
         "op": op,
         "case": case.name,
