@@ -1,8 +1,8 @@
 """decode_step: all layers of a language model for a few rows in one native call.
 
-What lies between kernels, some ten calls a layer, took 0.87 of the 1.02 ms of a step of `tiny` and a
-tenth of the 118 M model's; in one call 0.24 of 0.35 ms, and a hundredth. The same kernels run in
-the same order: the bits are those of calling them one by one.
+What lies between kernels, some ten calls a layer, took 0.87 of the 1.02 ms of a step of `tiny`
+and a tenth of the 118 M model's; in one call 0.24 of 0.35 ms, and a hundredth. The same kernels
+run in the same order: the bits are those of calling them one by one.
 
 Legend: N rows, C channels, H query heads, K key/value heads, D head dim, I hidden channels.
 """
