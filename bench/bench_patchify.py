@@ -92,7 +92,7 @@ def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
         return rows
 
     found: dict[str, Callable[[int], torch.Tensor]] = {"transformers": transformers_rows}
-    for isa in ("scalar", "avx2", "avx512", "neon"):
+    for isa in ("scalar", "avx2", "neon"):
         if _C.isa_supported(isa):
             found[f"patchify {isa}"] = on(isa)
     found["patchify, out= reused"] = lambda n: patchify(

@@ -268,8 +268,6 @@ const RowKernels& row_kernels(const char* what, Isa isa) {
   switch (resolve_isa(what, isa)) {
     case Isa::kScalar:
       return scalar_row_kernels();
-    case Isa::kAvx512:
-      return *avx512_row_kernels();
     case Isa::kNeon:
       return *neon_row_kernels();
     default:

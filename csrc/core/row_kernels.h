@@ -44,7 +44,6 @@ struct RowKernels {
 const RowKernels& scalar_row_kernels();
 // nullptr where the compiler cannot target the instruction set.
 const RowKernels* avx2_row_kernels();
-const RowKernels* avx512_row_kernels();
 const RowKernels* neon_row_kernels();
 
 }  // namespace vtts

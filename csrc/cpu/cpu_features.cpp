@@ -12,8 +12,7 @@ Isa best_isa() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (!avx2) return Isa::kScalar;
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-    return avx512 ? Isa::kAvx512 : Isa::kAvx2;
+    return __builtin_cpu_supports("avx512f") ? Isa::kAvx512 : Isa::kAvx2;
   }();
   return best;
 #elif defined(__aarch64__) && defined(__GNUC__)
