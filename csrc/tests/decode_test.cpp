@@ -8,8 +8,10 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "core/decode_step.h"
 #include "core/linear.h"
 #include "core/linear_int8.h"
 #include "core/paged_attention.h"
@@ -271,6 +273,108 @@ void test_threads_that_are_kept() {
   }
 }
 
+// Two layers for rows of `num_sequences` sequences of one new token each; sequence s has its own
+// page. Odd sizes: vector tails run too.
+struct StepCase {
+  static constexpr int64_t kChannels = 19, kHidden = 37, kPageSize = 4, kPages = 16;
+  static constexpr int kHeads = 3, kKvHeads = 1, kHeadDim = 8, kLayers = 2;
+  static constexpr int64_t kQkv = (kHeads + 2 * kKvHeads) * kHeadDim;
+  std::vector<std::vector<float>> matrices;
+  std::vector<float> embeds, cos, sin, pool;
+
+  explicit StepCase(std::mt19937& random) {
+    const int64_t sizes[] = {kChannels,
+                             kQkv * kChannels,
+                             kQkv,
+                             kChannels * kHeads * kHeadDim,
+                             kChannels,
+                             2 * kHidden * kChannels,
+                             kChannels * kHidden};
+    for (int i = 0; i < kLayers; ++i) {
+      for (const int64_t size : sizes) matrices.push_back(noise(size, random));
+    }
+    matrices.push_back(noise(kChannels, random));
+    embeds = noise(kPages * kChannels, random);
+    cos = noise(kPages * kHeadDim / 2, random);
+    sin = noise(kPages * kHeadDim / 2, random);
+    pool = noise(kLayers * 2 * kPages * kPageSize * kKvHeads * kHeadDim, random);
+  }
+
+  // Rows first .. first + count - 1: (hidden states, pool after the step).
+  std::pair<std::vector<float>, std::vector<float>> run(int64_t first, int64_t count, vtts::Isa isa,
+                                                        int num_threads) const {
+    std::vector<float> pages = pool, out(count * kChannels, NAN);
+    std::vector<vtts::DecodeLayer> layers(kLayers);
+    const int64_t half = kPages * kPageSize * kKvHeads * kHeadDim;
+    for (int i = 0; i < kLayers; ++i) {
+      const auto* m = &matrices[7 * i];
+      layers[i] = {m[0].data(),
+                   m[1].data(),
+                   m[2].data(),
+                   m[3].data(),
+                   m[4].data(),
+                   m[5].data(),
+                   m[6].data(),
+                   pages.data() + 2 * i * half,
+                   pages.data() + (2 * i + 1) * half};
+    }
+    std::vector<int64_t> slots, table, row_starts = {0}, num_keys;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t keys = 1 + (first + n) % kPageSize;
+      table.push_back(first + n);
+      slots.push_back((first + n) * kPageSize + keys - 1);
+      row_starts.push_back(n + 1);
+      num_keys.push_back(keys);
+    }
+    vtts::DecodeStepArgs args;
+    args.layers = layers.data();
+    args.num_layers = kLayers;
+    args.final_norm = matrices.back().data();
+    args.num_channels = kChannels;
+    args.num_hidden = kHidden;
+    args.num_heads = kHeads;
+    args.num_kv_heads = kKvHeads;
+    args.head_dim = kHeadDim;
+    args.eps = 1e-6f;
+    args.embeds = embeds.data() + first * kChannels;
+    args.num_rows = args.num_sequences = count;
+    args.cos = cos.data() + first * kHeadDim / 2;
+    args.sin = sin.data() + first * kHeadDim / 2;
+    args.slots = slots.data();
+    args.page_table = table.data();
+    args.table_stride = 1;
+    args.row_starts = row_starts.data();
+    args.num_keys = num_keys.data();
+    args.num_pages = kPages;
+    args.page_size = kPageSize;
+    args.out = out.data();
+    vtts::decode_step(args, isa, num_threads);
+    return {out, pages};
+  }
+};
+
+// Neither threads nor the rows beside a row change its bits, nor what is written to the pages.
+void test_decode_step(std::mt19937& random) {
+  const StepCase step(random);
+  constexpr int64_t kRows = 16, kChannels = StepCase::kChannels;
+  for (const vtts::Isa isa : isas()) {
+    const std::string name = vtts::isa_name(isa);
+    const auto [out, pages] = step.run(0, kRows, isa, 1);
+    check(std::none_of(out.begin(), out.end(), [](float v) { return std::isnan(v); }),
+          "decode_step writes every row, " + name);
+    check(pages != step.pool, "decode_step writes the pages, " + name);
+    check(step.run(0, kRows, isa, 3) == std::make_pair(out, pages),
+          "threads change decode_step, " + name);
+    for (const int64_t part : {1, 5}) {
+      for (int64_t n = 0; n + part <= kRows; n += part) {
+        const auto alone = step.run(n, part, isa, 2).first;
+        check(std::equal(alone.begin(), alone.end(), out.begin() + n * kChannels),
+              "companions change decode_step, " + name);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -284,6 +388,7 @@ int main() {
   test_attention(40, random);
   test_row_ops(random);
   test_greedy(random);
+  test_decode_step(random);
   test_threads_that_are_kept();
   std::printf("%s (best: %s)\n", num_failures == 0 ? "all passed" : "failed",
               vtts::isa_name(vtts::resolve_isa("test", vtts::Isa::kAuto)));

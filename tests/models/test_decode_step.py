@@ -133,6 +133,45 @@ def test_what_it_cannot_do_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -
     assert calls.count == 1
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    ["weights", "a weight's shape", "x", "page dtype", "KV heads", "layers", "slots", "slot dtype"],
+)
+@torch.inference_mode()
+def test_what_does_not_fit_is_left_to_the_ops_which_check(
+    mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Addresses alone would read and write past the ends."""
+    calls = Calls(monkeypatch)
+    model = make(replace(CONFIG, hidden_size=40))
+    x, pages, slots = torch.ones(2, 40), torch.zeros(3, 2, 6, PAGE, 1, 8), torch.tensor([4, 12])
+    if mistake == "weights":
+        model = model.bfloat16()
+    elif mistake == "a weight's shape":
+        mlp = model.layers[2].mlp
+        mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :-1].contiguous())
+    elif mistake == "x":
+        x = torch.ones(2, 56)
+    elif mistake == "page dtype":
+        pages = pages.bfloat16()
+    elif mistake == "KV heads":
+        pages = torch.zeros(3, 2, 6, PAGE, 2, 8)
+    elif mistake == "layers":
+        pages = pages[:2]
+    elif mistake == "slots":
+        slots = slots[:1]
+    else:
+        slots = slots.int()
+    kv = PagedKV(pages, torch.tensor([[0, 1], [2, 3]]), slots, [5, 5])
+    batch = ForwardBatch(x, torch.zeros(3, 2, dtype=torch.int64), [0, 1, 2], kv)
+    if mistake == "page dtype":
+        assert torch.isfinite(model(batch)).all()  # rounds, as ever
+    else:
+        with pytest.raises((ValueError, RuntimeError, IndexError)):
+            model(batch)
+    assert calls.count == 0
+
+
 def test_replaced_weights_count_at_once() -> None:
     model = make(replace(CONFIG, hidden_size=40))
     with torch.inference_mode():

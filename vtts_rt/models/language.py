@@ -91,6 +91,15 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
+def _plain(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether an address and a shape say all of a weight."""
+    return weight.dtype is dtype and weight.is_cpu and weight.is_contiguous()
+
+
+def _alike(layer: LayerWeights, first: LayerWeights, dtype: torch.dtype) -> bool:
+    return all(_plain(w, dtype) and w.shape == v.shape for w, v in zip(layer, first, strict=True))
+
+
 class LanguageModel(nn.Module):
     """Qwen2.5's decoder with multimodal rotary positions; head tied to the embedding or not."""
 
@@ -172,8 +181,8 @@ class LanguageModel(nn.Module):
         """Few rows on the CPU: the same bits from one native call. None where that cannot be."""
         ours = attend.ours
         alone = ours is not None and ours.rows is None and not attend.others
-        if not alone or not usable(x, self.config.head_dim) or not kv.pages.is_contiguous():
-            return None  # a prefill, other types, or a backend that was asked for
+        if not alone or not usable(x, self.config.head_dim) or not self._fits(x, kv):
+            return None  # a prefill, other types, a backend that was asked for, or a mistake
         assert ours is not None
         layers = []
         for layer in self.layers:
@@ -186,7 +195,9 @@ class LanguageModel(nn.Module):
             norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
             bias = attention.qkv_proj.bias
             layers.append(LayerWeights(norms[0], qkv, bias, output, norms[1], gate_up, down))
-        if not all(weight.is_contiguous() for weights in layers for weight in weights):
+        if not all(_alike(layer, layers[0], x.dtype) for layer in layers):
+            return None
+        if not _plain(self.norm.weight, x.dtype):
             return None
         return decode_step(
             x.contiguous(),
@@ -201,6 +212,22 @@ class LanguageModel(nn.Module):
             seqlens_k=ours.seqlens_k,
             num_heads=self.config.num_attention_heads,
             eps=self.config.rms_norm_eps,
+        )
+
+    def _fits(self, x: Tensor, kv: PagedKV) -> bool:
+        """Whether addresses are enough: what does not fit goes to ops that say what is wrong."""
+        config, pages, slots = self.config, kv.pages, kv.slot_mapping
+        sides = pages.dim() == 6 and (*pages.shape[:2], *pages.shape[4:])
+        return (
+            x.shape == (x.shape[0], config.hidden_size)
+            and sides == (config.num_hidden_layers, 2, config.num_key_value_heads, config.head_dim)
+            and pages.dtype is x.dtype
+            and pages.is_cpu
+            and pages.is_contiguous()
+            and slots.dtype is torch.int64
+            and slots.is_cpu
+            and slots.shape == x.shape[:1]
+            and kv.page_table.dtype is torch.int64
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
