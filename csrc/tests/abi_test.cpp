@@ -7,17 +7,13 @@
 
 #include "abi/structs.h"
 #include "core/page_hash.h"
+#include "tests/check.h"
 #include "vtts/vtts.h"
 
 namespace {
 
-int num_failures = 0;
-
-void check(bool ok, const std::string& what) {
-  if (ok) return;
-  ++num_failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
+using testing::check;
+using testing::num_failures;
 
 // A structure of three releases; the library that runs is of the second.
 struct First {

@@ -13,6 +13,7 @@
 
 #include "core/low_precision.h"
 #include "cuda/cuda_ops.h"
+#include "tests/check.h"
 #include "tests/cuda_emulation.h"
 
 namespace {
@@ -21,25 +22,9 @@ using vtts::DType;
 using vtts::PatchifyJob;
 using vtts::Rounding;
 
-int num_failures = 0;
-
-void check(bool ok, const std::string& what) {
-  if (ok) return;
-  ++num_failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-template <typename Error>
-void check_refused(const std::string& message, const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    check(std::string(error.what()).find(message) != std::string::npos,
-          "message '" + std::string(error.what()) + "' holds '" + message + "'");
-    return;
-  }
-  check(false, "refused: " + message);
-}
+using testing::check;
+using testing::check_refused;
+using testing::num_failures;
 
 vtts::PatchifyOptions options(Rounding rounding) {
   vtts::PatchifyOptions result;

@@ -17,16 +17,12 @@
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/row_ops.h"
+#include "tests/check.h"
 
 namespace {
 
-int num_failures = 0;
-
-void check(bool ok, const std::string& what) {
-  if (ok) return;
-  ++num_failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
+using testing::check;
+using testing::num_failures;
 
 std::vector<vtts::Isa> isas() {
   std::vector<vtts::Isa> result = {vtts::Isa::kScalar};

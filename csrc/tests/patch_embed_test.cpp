@@ -13,27 +13,13 @@
 
 #include "core/linear.h"
 #include "core/low_precision.h"
+#include "tests/check.h"
 
 namespace {
 
-int num_failures = 0;
-
-void check(bool ok, const std::string& what) {
-  if (ok) return;
-  ++num_failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-void check_refused(const std::string& message, const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    check(std::string(error.what()).find(message) != std::string::npos,
-          "message '" + std::string(error.what()) + "' holds '" + message + "'");
-    return;
-  }
-  check(false, "refused: " + message);
-}
+using testing::check;
+using testing::check_refused;
+using testing::num_failures;
 
 vtts::PatchifyOptions options(vtts::Rounding rounding, int num_threads) {
   vtts::PatchifyOptions result;

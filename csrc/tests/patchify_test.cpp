@@ -15,28 +15,15 @@
 
 #include "core/filter.h"
 #include "core/parallel.h"
+#include "tests/check.h"
 
 namespace {
 
-int num_failures = 0;
+using testing::check;
+using testing::check_refused;
+using testing::num_failures;
+
 const vtts::Isa kVectorIsas[] = {vtts::Isa::kAvx2, vtts::Isa::kAvx512, vtts::Isa::kNeon};
-
-void check(bool ok, const std::string& what) {
-  if (ok) return;
-  ++num_failures;
-  std::fprintf(stderr, "FAILED: %s\n", what.c_str());
-}
-
-void check_refused(const std::string& message, const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    check(std::string(error.what()).find(message) != std::string::npos,
-          "message '" + std::string(error.what()) + "' holds '" + message + "'");
-    return;
-  }
-  check(false, "refused: " + message);
-}
 
 struct Image {
   std::vector<uint8_t> bytes;
