@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from vtts_rt.bench import errors, main
 from vtts_rt.bench.ops import isolated
@@ -78,3 +79,16 @@ def test_wrong_names_are_named() -> None:
         main(["errors", "--op", "nothing"])
     with pytest.raises(ValueError, match="scale must be of check, bench, got 'large'"):
         main(["errors", "--scale", "large"])
+
+
+@pytest.mark.parametrize("bench", ["ops", "errors"])
+def test_an_op_that_there_is_not_is_refused_before_anything_runs(bench: str) -> None:
+    with pytest.raises(ValueError, match="bench: op must be one of .*, got 'abacus'"):
+        main([bench, "--op", "rmsnorm,abacus", "--device", "cpu"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("bench", ["ops", "errors", "device"])
+def test_a_device_that_is_not_there_is_one_sentence(bench: str) -> None:
+    with pytest.raises(RuntimeError, match="no CUDA device is available; use --device cpu"):
+        main([bench, "--device", "cuda"])

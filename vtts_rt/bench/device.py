@@ -21,7 +21,15 @@ from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.ops.timing import median_seconds
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.bench.rounds import PEERS, Run
-from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting, add_output_flags, heading
+from vtts_rt.bench.setting import (
+    OPTIONS,
+    QUESTIONS,
+    Setting,
+    add_device_flag,
+    add_output_flags,
+    check_device,
+    heading,
+)
 from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
 from vtts_rt.bench.summary import comparisons, summary
 from vtts_rt.config import STRATEGIES, EngineConfig
@@ -36,7 +44,7 @@ DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench device`."""
     add = parser.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     add("--shape", default="7b", help=f"one of {', '.join(SHAPES)}")
     add("--strategy", default="official,append", help="ours, comma-separated")
     add("--rounds", type=int, default=3)
@@ -60,6 +68,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     for name in args.strategy.split(","):
         require("bench", "strategy", name, name in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+    check_device(args.device)
     torch.set_num_threads(args.threads)
     args.model = None
     dtype = DTYPES[args.device]

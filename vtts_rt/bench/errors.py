@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from vtts_rt.bench.ops import CASES, check
+from vtts_rt.bench.ops import CASES, check, op_names
 from vtts_rt.bench.ops.case import Error, Scale
 from vtts_rt.bench.ops.isolated import Row, outcomes, serve
-from vtts_rt.bench.setting import add_output_flags, heading
+from vtts_rt.bench.setting import add_device_flag, add_output_flags, check_device, heading
 from vtts_rt.ops.dispatch import interpreted
 from vtts_rt.types import require
 
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench errors`."""
     add = parser.add_argument
     add("--op", default=",".join(CASES), help="comma-separated")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     add("--scale", default="check", help=f"of {', '.join(SCALES)}: small shapes, real ones")
     add("--jobs", type=int, default=1, help="processes at a time")
     add("--timeout-seconds", type=float, default=600.0, help="of one case")
@@ -42,9 +42,8 @@ def theme(args: argparse.Namespace) -> str:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The result's JSON; "failures": a sentence for each op that did not end or errs too much."""
-    ops, scales = args.op.split(","), args.scale.split(",")
-    for name in ops:
-        require("bench", "op", name, name in CASES, f"one of {', '.join(CASES)}")
+    ops, scales = op_names(args.op), args.scale.split(",")
+    check_device(args.device)
     for name in scales:
         require("bench", "scale", name, name in SCALES, f"of {', '.join(SCALES)}")
     args.model = None

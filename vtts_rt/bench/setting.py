@@ -134,6 +134,18 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--result-dir", type=Path, help="folder to file it in, named by theme, machine and month")
 
 
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """--device, for benches that run on either; `check_device` says whether it is there."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=here, choices=("cpu", "cuda"))
+
+
+def check_device(device: str) -> None:
+    """RuntimeError where there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("bench: no CUDA device is available; use --device cpu")
+
+
 def strategies_of(args: argparse.Namespace) -> list[Strategy]:
     """--strategy, checked. Also checks --rounds; ValueError names what is wrong."""
     names = [name for name in args.strategy.split(",") if name]

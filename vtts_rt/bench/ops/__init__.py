@@ -29,7 +29,7 @@ from vtts_rt.bench.ops import (
 from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
 from vtts_rt.bench.ops.isolated import Row, outcomes, serve
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
-from vtts_rt.bench.setting import add_output_flags, heading
+from vtts_rt.bench.setting import add_device_flag, add_output_flags, check_device, heading
 from vtts_rt.ops.dispatch import backends, interpreted
 from vtts_rt.types import require
 
@@ -53,9 +53,16 @@ CASES: dict[str, Callable[[str, Scale], Iterator[Case]]] = {
 _CHILD = "from vtts_rt.bench.ops import child; child()"
 
 
+def op_names(text: str) -> list[str]:
+    """The ops of a comma-separated list. ValueError names one that there is not."""
+    names = text.split(",")
+    for name in names:
+        require("bench", "op", name, name in CASES, f"one of {', '.join(CASES)}")
+    return names
+
+
 def cases(op: str, device: str, scale: Scale) -> Iterator[Case]:
     """The cases of an op; device: "cpu" or "cuda"."""
-    require("bench", "op", op, op in CASES, f"one of {', '.join(CASES)}")
     return CASES[op](device, scale)
 
 
@@ -74,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench ops`."""
     add = parser.add_argument
     add("--op", default=",".join(CASES), help="comma-separated")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     add("--runs", type=int, default=25, help="timed runs of each contender, alternating")
     add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
     add("--timeout-seconds", type=float, default=600.0, help="of one case")
@@ -89,6 +96,8 @@ def theme(args: argparse.Namespace) -> str:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row for each case: errors and medians of all backends, GB/s, GFLOP/s and shares."""
     require("bench", "runs", args.runs, args.runs >= 1, ">= 1")
+    ops = op_names(args.op)
+    check_device(args.device)
     torch.set_num_threads(args.threads)
     args.model = None
     bandwidth = copy_bandwidth(args.device)
@@ -97,7 +106,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for dtype in ((torch.float32,) if args.device == "cpu" else (torch.bfloat16,))
     }
     told = [args.device, str(args.threads), str(args.runs), str(bandwidth)]
-    ops = args.op.split(",")
     found = outcomes(_CHILD, told, ops, seconds=args.timeout_seconds, interpret=interpreted())
     return {
         **heading("ops", args, ("op", "device", "runs", "threads")),
