@@ -30,6 +30,7 @@ from torch import Tensor
 
 from vtts_rt.video.container import av_errors
 from vtts_rt.video.dali_pipeline import MAX_SAMPLES, Sample, decode, muxed, num_threads
+from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS
 from vtts_rt.video.index import PacketIndex, decode_tagged
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.pixels import turns
@@ -39,9 +40,6 @@ from vtts_rt.video.source import derive_id, distinct_indices
 logger = logging.getLogger(__name__)
 
 DECODER = "dali"
-# What `nvidia.dali.fn.decoders.video` 2.4 decodes (its documentation, and seen on the CPU).
-CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
-NVDEC_CODECS = CPU_CODECS | {"h264", "hevc", "av1", "mpeg4"}
 # NVDEC's surfaces of other formats would be read as if they were these.
 NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12"})
 # Frames of natural content against PyAV's, absolute, of 255: the most a value may be off, and the
@@ -244,7 +242,7 @@ class DaliSource:
         reader.start_at(0)
         stream, taken = reader.stream, reader.take()
         codec = stream.codec_context.codec.canonical_name
-        known = CPU_CODECS if self._device is None else NVDEC_CODECS
+        known = DALI_CPU_CODECS if self._device is None else DALI_NVDEC_CODECS
         _refuse(codec not in known, f"codec {codec}")
         _refuse(index.num_frames < index.num_packets, "it has packets that show no frame")
         _refuse(taken is None, "its first packet cannot be read")

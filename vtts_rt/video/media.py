@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from ctypes import CDLL
 from pathlib import Path
 
 from vtts_rt.types import Decoder
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.container import Media, av_errors, require_video, video_stream
+from vtts_rt.video.decoders import chosen_decoder
 from vtts_rt.video.index import demuxed
 from vtts_rt.video.pixels import display_matrix, to_rgb
 from vtts_rt.video.pyav import CONVERSION, PyavSource
@@ -31,11 +30,7 @@ def open_media(
 
     Raises ValueError for what cannot be opened, with one sentence that says why.
     """
-    # On the CPU DALI decodes no faster than PyAV, and three codecs only.
-    if decoder == "auto" and (device is None or dali_refusal(device) is not None):
-        decoder = "pyav"
-    if decoder != "pyav" and (refusal := dali_refusal(device)) is not None:
-        raise RuntimeError(f"open_video: decoder dali cannot be used: {refusal}")
+    decoder = chosen_decoder(decoder, device)
     media = Media(data)
     with media.open() as container:
         if not container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
@@ -50,22 +45,6 @@ def open_media(
     pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)
     content_id = derive_id(media.content_id(), "image", CONVERSION)
     return ArraySource(pixels, decoder="image", content_id=content_id)
-
-
-def dali_refusal(device: int | None) -> str | None:
-    """Why DALI cannot decode here, or None. device: a CUDA ordinal for NVDEC, None for the CPU."""
-    if (
-        importlib.util.find_spec("nvidia") is None
-        or importlib.util.find_spec("nvidia.dali") is None
-    ):
-        return "nvidia-dali is not installed: pip install 'vtts_rt[dali]'"
-    if device is None:
-        return None
-    try:
-        CDLL("libnvcuvid.so.1")
-    except OSError:
-        return "libnvcuvid.so.1, the video part of NVIDIA's driver (NVDEC), is not there"
-    return None
 
 
 def _through_dali(source: PyavSource, device: int | None) -> FrameSource:
