@@ -172,16 +172,18 @@ class DaliSource:
                     self._packets.close()
         decoded = decode(samples, self._device)
         self._num_fed += sum(sample.num_packets for sample in samples)
-        if not all([self._passes(frames) for frames in decoded]):
-            raise RuntimeError("a packet gave no frame of its own")
+        passed = all([self._passes(frames) for frames in decoded])
         found = [
             (i, self._finished(frames[k]))
             for sample, frames in zip(samples, decoded, strict=True)
             for k, i in enumerate(sample.frames, 1)
+            if passed
         ]
         if self._device is not None:
-            # Whoever gets a frame may use it on any stream.
+            # Whoever gets a frame may use it on any stream, and DALI may use its memory again.
             torch.cuda.current_stream(self._device).synchronize()
+        if not passed:
+            raise RuntimeError("a packet gave no frame of its own")
         return found
 
     def _passes(self, frames: Tensor) -> bool:
