@@ -67,7 +67,9 @@ class Runtime:
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(self._rounds)
-        self._store = FrameStore(self.config.frame_store_bytes)
+        self._store = FrameStore(
+            self.config.frame_store_bytes, self.config.device_frame_store_bytes
+        )
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
@@ -351,13 +353,7 @@ class Runtime:
 
     def stats(self) -> dict[str, Any]:
         """Counters of the scheduler and of every cache."""
-        return {
-            **self._engine.stats(),
-            "frame_store": {
-                **self._store.stats(),
-                "frames_speculated": self._rounds.frames_speculated,
-            },
-        }
+        return {**self._engine.stats(), "frame_store": self._store.stats()}
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
