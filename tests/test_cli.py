@@ -91,9 +91,9 @@ def test_json_is_the_contract(
         assert len(result["timestamps_seconds"]) == len(result["frame_indices"])
         assert result["prompt"].count("<|video_pad|>") == len(result["segments"])
         assert set(result["reuse"]) == {
-            "frames_decoded", "frames_codec_decoded", "frames_reused", "pairs_encoded",
-            "pairs_reused", "tokens_prefilled", "tokens_reused", "text_tokens_prefilled",
-            "tokens_drafted", "tokens_accepted",
+            "frames_decoded", "frames_codec_decoded", "frames_reused", "frames_guessed",
+            "frames_guessed_used", "pairs_encoded", "pairs_reused", "tokens_prefilled",
+            "tokens_reused", "text_tokens_prefilled", "tokens_drafted", "tokens_accepted",
         }  # fmt: skip
         assert set(result["timings_ms"]) == {
             "decode", "preprocess", "vision", "prefill", "generate", "total",

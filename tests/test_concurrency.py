@@ -300,7 +300,7 @@ def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
         arguments = request(clips[0], assume_clues=None, sampling=SamplingParams())
         answer = runtime.ask(**arguments)
         assert (decoded_at[0] > first) == ahead
-        assert (runtime.stats()["frame_store"]["frames_speculated"] > 0) == ahead
+        assert (runtime.stats()["frame_store"]["frames_guessed"] > 0) == ahead
         # They count in the round that shows them.
         shown = set(answer.rounds[1].frames) - set(answer.rounds[0].frames)
         assert answer.rounds[0].reuse.frames_decoded == first

@@ -123,7 +123,9 @@ class EngineConfig:
         that is free once the model is loaded (`engine/memory.py`).
     vision_cache_bytes, vision_host_bytes, vision_disk_bytes: budgets of the tiers of the vision
         cache: where the model runs, in host memory behind an accelerator, in files under
-        `vision_disk_path`. frame_store_bytes: budget of decoded frames.
+        `vision_disk_path`. frame_store_bytes: budget of decoded frames in host memory.
+    device_frame_store_bytes: budget of those that a decoder leaves on an accelerator; the default
+        holds 97 frames of 1280x720.
     max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks,
         between which others decode. max_sequences: most requests in work at once.
     max_wait_steps: forward passes after which the oldest waiting request gets the place of the
@@ -131,7 +133,8 @@ class EngineConfig:
     draft_tokens: most tokens drafted from earlier rounds and verified in one forward pass, 0
         for none; never changes what is generated. With the one that is certain 15 are the rows
         that the CPU's decoding kernels take at once. prefix_cache: reuse KV between requests.
-    speculative_fetch: fetch the frames of a clue while the answer that holds it goes on.
+    speculative_fetch: fetch the frames of a clue while the answer that holds it goes on, and keep
+        those that lie beside frames decoded anyway.
     cuda_graphs: decode as CUDA graphs, the next step launched before the tokens of the last are
         seen; None where the model runs on CUDA. Never changes what is generated.
     threads: CPU threads for torch and patchify (0: leave as they are).
@@ -146,6 +149,7 @@ class EngineConfig:
     vision_disk_bytes: int = 0
     vision_disk_path: str = ""
     frame_store_bytes: int = 1 << 30
+    device_frame_store_bytes: int = 256 << 20
     max_batch_tokens: int = 4096
     max_sequences: int = 64
     max_wait_steps: int = 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vtts_rt.config import PerceptionConfig
@@ -38,7 +38,7 @@ from vtts_rt.results import (
     RoundStarted,
     TokenGenerated,
 )
-from vtts_rt.types import SamplingParams, StopReason, VideoMetadata
+from vtts_rt.types import PairRef, SamplingParams, StopReason, VideoMetadata
 from vtts_rt.video.store import FrameCounts, StoreProvider
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,6 @@ class RoundScheduler:
         self._waiting_on: dict[int, int] = {}  # engine request -> task
         self._ready: list[tuple[int, Output]] = []
         self._next_id = 0
-        self.frames_speculated = 0
         self._grammar: ClueGrammar | None = None
 
     def add(self, request: RoundRequest | GenerationRequest) -> int:
@@ -118,7 +117,9 @@ class RoundScheduler:
 
     def abort(self, request_id: int) -> None:
         """Forget a request; what it has computed stays in the caches."""
-        self._tasks.pop(request_id, None)
+        task = self._tasks.pop(request_id, None)
+        if task is not None:
+            task.close()
         for engine_id in [e for e, task_id in self._waiting_on.items() if task_id == request_id]:
             del self._waiting_on[engine_id]
             self._engine.abort(engine_id)
@@ -165,6 +166,13 @@ class RoundScheduler:
     # -- one question -----------------------------------------------------------------------
 
     def _rounds(self, request: RoundRequest) -> _Task:
+        """The rounds of a question; however they end, nothing is fetched for it after that."""
+        try:
+            yield from self._looks(request)
+        finally:
+            request.provider.cancel()
+
+    def _looks(self, request: RoundRequest) -> _Task:
         config = request.perception
         assert config.strategy is not None
         conversation: EncodedPrompt | None = None
@@ -176,6 +184,7 @@ class RoundScheduler:
                 stop = "timeout"
                 break
             plan = plan_round(config.strategy, config, request.videos, request.history, index)
+            upcoming.keep_guesses(_frames_by_video(p for s in plan.segments for p in s.pairs))
             # A forced clue always gets its round, even if that shows nothing new.
             if plan.empty and not request.history[-1].forced:
                 stop = "no_clue"
@@ -287,14 +296,11 @@ class RoundScheduler:
         look = RoundHistory(plan, Clue(spans=spans, boxes=boxes))  # type: ignore[arg-type]
         history = [*request.history, look]
         ahead = plan_round(config.strategy, config, request.videos, history, len(history))
-        wanted: dict[int, list[int]] = {}
-        for segment in ahead.segments:
-            for pair in segment.pairs:
-                if not self._engine.has_features(segment, pair):
-                    wanted.setdefault(pair.video, []).extend((pair.frame_a, pair.frame_b))
-        for video, frames in wanted.items():
-            self.frames_speculated += len(set(frames))
-            provider.prefetch(video, frames)
+        # Frames whose features are cached are not asked for.
+        pairs = [(segment, pair) for segment in ahead.segments for pair in segment.pairs]
+        wanted = _frames_by_video(p for s, p in pairs if not self._engine.has_features(s, p))
+        for video in range(len(request.videos)):
+            provider.guess(video, wanted.get(video, []))
 
     def _clue_grammar(self) -> ClueGrammar:
         if self._grammar is None:
@@ -355,6 +361,14 @@ def _expired(deadline_seconds: float | None) -> bool:
     return deadline_seconds is not None and time.monotonic() >= deadline_seconds
 
 
+def _frames_by_video(pairs: Iterable[PairRef]) -> dict[int, list[int]]:
+    """Video -> frame indices, repeats included."""
+    wanted: dict[int, list[int]] = {}
+    for pair in pairs:
+        wanted.setdefault(pair.video, []).extend((pair.frame_a, pair.frame_b))
+    return wanted
+
+
 def _result(
     index: int,
     prompt: str,
@@ -368,6 +382,8 @@ def _result(
     reuse.frames_decoded = counts.frames_decoded
     reuse.frames_codec_decoded = counts.frames_codec_decoded
     reuse.frames_reused = counts.frames_reused
+    reuse.frames_guessed = counts.frames_guessed
+    reuse.frames_guessed_used = counts.frames_guessed_used
     return RoundResult(
         index=index,
         prompt=prompt,

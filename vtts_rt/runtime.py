@@ -67,7 +67,9 @@ class Runtime:
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(self._rounds)
-        self._store = FrameStore(self.config.frame_store_bytes)
+        self._store = FrameStore(
+            self.config.frame_store_bytes, self.config.device_frame_store_bytes
+        )
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
         self._decoding = {"decoder": self.config.decoder, "device": ordinal}
@@ -356,13 +358,7 @@ class Runtime:
 
     def stats(self) -> dict[str, Any]:
         """Counters of the scheduler and of every cache."""
-        return {
-            **self._engine.stats(),
-            "frame_store": {
-                **self._store.stats(),
-                "frames_speculated": self._rounds.frames_speculated,
-            },
-        }
+        return {**self._engine.stats(), "frame_store": self._store.stats()}
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""

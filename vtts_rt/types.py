@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+# Pixels of one frame: (H, W, 3) uint8 RGB; a tensor where the decoder left them on a device.
+Frame: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 # Geometry of the Qwen2-VL / Qwen2.5-VL vision input (transformers, Qwen2VLImageProcessor).
 PATCH_SIZE = 14  # px a side
@@ -235,8 +239,9 @@ class ReuseStats:
 
     frames_decoded: frames delivered to the store by a decoder (each at most once);
     frames_codec_decoded: frames the codec had to decode to get there (keyframe seeks);
-    frames_reused: frames served by the store. pairs_encoded: frame pairs through the ViT;
-    pairs_reused: pairs of the prompt whose features or KV were found. tokens_prefilled,
+    frames_reused: frames served by the store; frames_guessed: frames fetched on a guess before the
+    round began; frames_guessed_used: those of them that it asked for. pairs_encoded: frame pairs
+    through the ViT; pairs_reused: pairs whose features or KV were found. tokens_prefilled,
     tokens_reused: prompt tokens whose KV was computed, found. text_tokens_prefilled: prefilled
     tokens outside vision segments and time labels. tokens_drafted, tokens_accepted: tokens that
     were guessed from earlier answers, and those of them that turned out right.
@@ -245,6 +250,8 @@ class ReuseStats:
     frames_decoded: int = 0
     frames_codec_decoded: int = 0
     frames_reused: int = 0
+    frames_guessed: int = 0
+    frames_guessed_used: int = 0
     pairs_encoded: int = 0
     pairs_reused: int = 0
     tokens_prefilled: int = 0
@@ -292,7 +299,7 @@ class FrameProvider(Protocol):
         """Whether none of the frames is still on its way from a `prefetch`."""
         ...
 
-    def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
+    def frames(self, video: int, frame_indices: Sequence[int]) -> list[Frame]:
         """Frames in the order asked for, each (H, W, 3) uint8 RGB; repeated indices allowed."""
         ...
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,10 +65,19 @@ def test_each_frame_is_decoded_once_and_read_only() -> None:
         "frames": 3,
         "bytes": 3 * FRAME_BYTES,
         "byte_budget": 10**6,
+        "evictions": 0,
+        "device_frames": 0,
+        "device_bytes": 0,
+        "device_byte_budget": 0,
+        "device_evictions": 0,
         "frames_decoded": 3,
         "frames_passing": 0,
         "frames_reused": 2,
-        "evictions": 0,
+        "frames_guessed": 0,
+        "frames_guessed_used": 0,
+        "frames_guessed_late": 0,
+        "frames_cancelled": 0,
+        "frames_dropped": 0,
     }
     store.check_integrity()
     with pytest.raises(ValueError, match="0..15"):
@@ -88,7 +98,7 @@ def test_least_recently_used_goes_first() -> None:
     store.frames(source, [3])  # 1 is the oldest now
     source.reads.clear()
     store.frames(source, [0, 2, 3])
-    assert source.reads == [] and store.evictions == 1
+    assert source.reads == [] and store.host.evictions == 1
     store.frames(source, [1])
     assert source.reads == [1]
     store.check_integrity()
@@ -99,7 +109,7 @@ def test_small_budgets_still_deliver(budget: int) -> None:
     store, source = FrameStore(budget), CountedSource()
     for i, frame in enumerate(store.frames(source, range(16))):
         np.testing.assert_array_equal(frame, source.pixels[i])
-    assert store.bytes == (FRAME_BYTES if budget >= FRAME_BYTES else 0)
+    assert store.host.bytes == (FRAME_BYTES if budget >= FRAME_BYTES else 0)
     store.check_integrity()
 
 
@@ -160,32 +170,35 @@ def test_an_error_reaches_every_asker_and_leaves_nothing_behind() -> None:
 
 def test_prefetch_returns_at_once_and_is_found() -> None:
     store, source = FrameStore(10**6), CountedSource()
+    provider = store.provider([source])
     source.gate.clear()
-    store.prefetch(source, range(12))  # would block here if it were not in the background
+    provider.prefetch(0, range(12))  # would block here if it were not in the background
     assert source.reads == []
     source.gate.set()
     wait_for(lambda: len(store) == 12)
-    store.frames(source, range(12))
+    provider.frames(0, range(12))
     assert sorted(source.reads) == list(range(12))
     store.close()
     store.close()
-    store.prefetch(source, [15])
-    assert 15 not in source.reads
+    provider.prefetch(0, [15])
+    assert 15 not in source.reads and provider.ready(0, [15])
 
 
 def test_prefetch_keeps_to_the_budget_and_swallows_errors() -> None:
     store, source = FrameStore(4 * FRAME_BYTES), CountedSource()
-    store.prefetch(source, range(16))
+    store.provider([source]).prefetch(0, range(16))
     wait_for(lambda: len(store) == 4)
     store.close()
     assert sorted(source.reads) == [0, 1, 2, 3]
     store, source = FrameStore(10**6), CountedSource()
+    provider = store.provider([source])
     source.broken = {2}
-    store.prefetch(source, [2])
-    store.prefetch(source, [9])
+    provider.prefetch(0, [2])
+    wait_for(lambda: provider.ready(0, [2]))
+    provider.prefetch(0, [9])
     wait_for(lambda: len(store) == 1)
     with pytest.raises(RuntimeError, match="broken frame"):
-        store.frames(source, [2])
+        provider.frames(0, [2])
     store.close()
 
 
@@ -204,7 +217,7 @@ def test_provider_counts_by_round() -> None:
     provider.frames(0, [0, 1, 2])
     counts = provider.take_counts()
     assert (counts.frames_decoded, counts.frames_reused) == (1, 2)
-    assert provider.take_counts() == (0, 0, 0, 0.0)
+    assert provider.take_counts() == (0, 0, 0, 0.0, 0, 0)
     other = store.provider([a])
     other.frames(0, [0, 1])
     assert other.take_counts()[:3] == (0, 0, 2)
@@ -258,12 +271,95 @@ def test_by_products_take_only_room_that_is_left_and_go_first() -> None:
     store, source = FrameStore(4 * FRAME_BYTES), CountedSource()
     store.frames(source, [0])
     store.frames(source, [15], passing=[5, 6, 7, 8])  # room for two beside frame 15
-    assert sorted(source.reads) == [0, 5, 6, 15] and store.evictions == 0
+    assert sorted(source.reads) == [0, 5, 6, 15] and store.host.evictions == 0
     store.frames(source, [14], passing=[9])
-    assert store.evictions == 1 and 9 not in source.reads
+    assert store.host.evictions == 1 and 9 not in source.reads
     store.frames(source, [13])
-    assert store.evictions == 2
+    assert store.host.evictions == 2
     source.reads.clear()
     store.frames(source, [0, 13, 14, 15])
     assert source.reads == []
     store.check_integrity()
+
+
+# -- frames that stay on a device -------------------------------------------------------------
+
+
+class TensorSource(CountedSource):
+    """Hands frames out as tensors: of the host, or of a device that this machine need not have
+    ("meta" tensors have sizes and no pixels)."""
+
+    def __init__(self, device: str, seed: int = 0, whole_batch: bool = False) -> None:
+        super().__init__(seed)
+        self.device, self.whole_batch = device, whole_batch
+
+    def read(  # type: ignore[override]
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        for i, frame in super().read(frame_indices, passing):
+            tensor = torch.from_numpy(frame).to(self.device, copy=True)
+            yield i, torch.stack([tensor, tensor])[0] if self.whole_batch else tensor
+
+
+def test_frames_of_a_device_have_a_budget_of_their_own() -> None:
+    store = FrameStore(2 * FRAME_BYTES, 3 * FRAME_BYTES)
+    there, host = TensorSource("meta"), CountedSource(1)
+    store.frames(host, [0, 1])
+    for frame in store.frames(there, [0, 1, 2, 3]):
+        assert isinstance(frame, torch.Tensor) and frame.device.type == "meta"
+    store.check_integrity()
+    stats = store.stats()
+    assert (stats["frames"], stats["bytes"], stats["evictions"]) == (2, 2 * FRAME_BYTES, 0)
+    assert (stats["device_frames"], stats["device_bytes"]) == (3, 3 * FRAME_BYTES)
+    assert (stats["device_byte_budget"], stats["device_evictions"]) == (3 * FRAME_BYTES, 1)
+    store.frames(host, [2, 3])
+    store.frames(there, [1, 2, 3])
+    assert there.reads == [0, 1, 2, 3] and store.stats()["evictions"] == 2
+    store.frames(there, [0])  # it was dropped, not moved to the host
+    assert there.reads == [0, 1, 2, 3, 0] and len(store.host) == 2
+    store.clear()
+    assert len(store) == 0 and store.stats()["device_evictions"] == 2 + 3
+
+
+def test_tensors_of_the_host_are_frames_of_the_host() -> None:
+    store, source = FrameStore(2 * FRAME_BYTES, 10**6), TensorSource("cpu")
+    frames = store.frames(source, [3, 4])
+    for i, frame in zip([3, 4], frames, strict=True):
+        np.testing.assert_array_equal(frame, source.pixels[i])
+    assert store.frames(source, [4])[0] is frames[1] and source.reads == [3, 4]
+    assert len(store.host) == 2 and len(store.device) == 0
+    store.check_integrity()
+
+
+def test_a_device_without_a_budget_still_delivers() -> None:
+    store, source = FrameStore(10**6), TensorSource("meta")
+    assert len(store.frames(source, [0, 1])) == 2 and len(store) == 0
+    store.check_integrity()
+
+
+def test_what_is_fetched_ahead_fits_the_tier_of_its_source() -> None:
+    store, source = FrameStore(10**6, 3 * FRAME_BYTES), TensorSource("meta")
+    provider = store.provider([source])
+    provider.frames(0, [15])
+    provider.passing(0, range(8))
+    provider.prefetch(0, range(1, 12))
+    wait_for(lambda: provider.ready(0, range(12)))
+    assert sorted(source.reads) == [1, 2, 3, 15] and len(store.device) == 3
+    store.frames(source, [14])
+    store.clear()
+    provider.frames(0, [10])  # two by-products fit beside it
+    assert sorted(source.reads[5:]) == [0, 1, 10] and store.frames_passing == 2
+    store.check_integrity()
+    store.close()
+
+
+def test_a_frame_that_keeps_a_whole_batch_alive_is_found_out() -> None:
+    store = FrameStore(10**6, 10**6)
+    store.frames(TensorSource("meta", whole_batch=True), [0])
+    with pytest.raises(AssertionError):
+        store.check_integrity()
+
+
+def test_bad_device_budget() -> None:
+    with pytest.raises(ValueError, match="device_byte_budget must be >= 0"):
+        FrameStore(0, -1)

@@ -18,9 +18,9 @@ from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
 from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.vision import ROWS_AT_ONCE
-from vtts_rt.ops.patch_jobs import MERGE_UNIT, Frame
+from vtts_rt.ops.patch_jobs import MERGE_UNIT
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
-from vtts_rt.types import PATCH_SIZE, PairRef, Segment
+from vtts_rt.types import PATCH_SIZE, Frame, PairRef, Segment
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vtts_rt.ops.bicubic import tap_table
 from vtts_rt.ops.upload import stream_of, upload
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX, PixelBox, require
+from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX, Frame, PixelBox, require
 
 # OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, the values in every Qwen2-VL and
 # Qwen2.5-VL preprocessor_config.json.
@@ -27,7 +27,6 @@ MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of a merged token
 MAX_EXTENT = 1 << 20  # px a side, source and target; the limit of the native core
 MAX_UNITS = (1 << 31) - 1  # of the Triton kernel: tokens of single frames
 Rounding = Literal["cpu", "cuda"]
-Frame: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vtts_rt.types import VideoMetadata, require
+from vtts_rt.types import Frame, VideoMetadata, require
 
 # Clip bounds and timestamps are both rounded decimals of rational times: below a microsecond
 # apart they are the same instant (containers count in 1/90000 s or coarser).
@@ -40,12 +40,15 @@ class FrameSource(Protocol):
 
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    ) -> Iterator[tuple[int, Frame]]:
         """Each distinct index of `frame_indices` once, in any order, with its frame.
 
         passing: frames that are delivered too where the decoder passes them on its way; it
         neither seeks nor reads on for them.
-        Frames are (H, W, 3) uint8 RGB, C-contiguous, owned by the caller.
+        Frames are (H, W, 3) uint8 RGB, C-contiguous, owned by the caller: no view of memory that
+        holds more than the frame. Arrays, or tensors on the device where they were decoded. Those
+        are handed over complete: `read` has waited for the stream that writes them, so that any
+        stream may read them, and that stream had waited for whoever used their memory before.
         Raises ValueError for an index outside 0 .. num_frames-1, at the call.
         """
         ...
@@ -130,7 +133,7 @@ class ClippedSource:
 
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    ) -> Iterator[tuple[int, Frame]]:
         first, num = self._first, self._metadata.num_frames
         indices, by_products = (distinct_indices(x, num) for x in (frame_indices, passing))
         frames = self._source.read([first + i for i in indices], [first + i for i in by_products])

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import queue
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from vtts_rt.types import VideoMetadata, require
+from vtts_rt.types import Frame
+from vtts_rt.video.frame_tiers import FrameKey, FrameTier, device_type
+from vtts_rt.video.prefetch import Observer, PrefetchQueue, Wanted
 from vtts_rt.video.source import FrameSource, distinct_indices
-
-logger = logging.getLogger(__name__)
-
-# (video id, decoder, frame index). The colour conversion is part of the video id.
-FrameKey = tuple[str, str, int]
-# Frames a prefetch takes at a time, so that a blocking read never waits for more than these.
-PREFETCH_BATCH = 8
 
 
 class FrameCounts(NamedTuple):
@@ -31,16 +23,16 @@ class FrameCounts(NamedTuple):
         included. frames_codec_decoded: frames the codec had to decode for that.
     frames_reused: distinct frames asked for that were in the store without the provider having
         had them decoded since the last take. decode_ms: wall-clock ms that `frames` blocked.
+    frames_guessed: frames fetched on a guess before the round began; frames_guessed_used: those
+        of them that it asked for.
     """
 
     frames_decoded: int = 0
     frames_codec_decoded: int = 0
     frames_reused: int = 0
     decode_ms: float = 0.0
-
-
-# Told about every batch: the keys delivered, and the frames the codec decoded for them.
-Observer = Callable[[Sequence[FrameKey], int], None]
+    frames_guessed: int = 0
+    frames_guessed_used: int = 0
 
 
 class _Flight:
@@ -50,41 +42,50 @@ class _Flight:
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.frame: np.ndarray | None = None
+        self.frame: Frame | None = None
+
+
+class _Decoder:
+    """What the store knows of a source. turn: one batch at a time from one source, as two would
+    send its decoder to and fro. tier: where its frames are kept, the host's until one came."""
+
+    __slots__ = ("tier", "turn")
+
+    def __init__(self, tier: FrameTier) -> None:
+        self.turn = threading.Lock()
+        self.tier = tier
 
 
 class FrameStore:
     """Decoded (H, W, 3) uint8 frames by (video id, decoder, frame index), LRU by bytes.
 
-    byte_budget: bytes of frames kept, >= 0. Frames handed out stay valid after eviction; one
-        larger than the budget is handed out and not kept.
+    byte_budget: bytes of frames kept in host memory, >= 0. Frames handed out stay valid after
+    eviction; one larger than the budget is handed out and not kept.
+    device_byte_budget: the same of frames that a decoder leaves on an accelerator. They are a
+    tier of their own and never copied down: decoding one again there costs less than the way.
     Thread-safe. Two threads that ask for the same frame decode it once.
     By-products (`passing`: frames that a decoder passes on its way to those asked for) are kept
     while there is room: they evict nothing, and are the first to go.
     Counters: queries, frames_decoded (frames asked for), frames_passing (by-products),
-    frames_reused, evictions, bytes.
+    frames_reused; evictions and bytes are those of `host` and `device`, what is fetched ahead is
+    counted by `PrefetchQueue`.
     """
 
-    def __init__(self, byte_budget: int) -> None:
-        require("FrameStore", "byte_budget", byte_budget, byte_budget >= 0, ">= 0")
-        self.byte_budget = int(byte_budget)
-        self.bytes = 0
+    def __init__(self, byte_budget: int, device_byte_budget: int = 0) -> None:
+        self.host = FrameTier("byte_budget", byte_budget)
+        self.device = FrameTier("device_byte_budget", device_byte_budget)
         self.queries = 0
         self.frames_decoded = 0
         self.frames_passing = 0
         self.frames_reused = 0
-        self.evictions = 0
-        self._entries: OrderedDict[FrameKey, np.ndarray] = OrderedDict()
         self._flights: dict[FrameKey, _Flight] = {}
         self._lock = threading.Lock()
-        # One batch at a time from one source: two would send its decoder to and fro.
-        self._turns: WeakKeyDictionary[FrameSource, threading.Lock] = WeakKeyDictionary()
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
-        self._worker: threading.Thread | None = None
-        self._closed = False
+        self._decoders: WeakKeyDictionary[FrameSource, _Decoder] = WeakKeyDictionary()
+        # Guesses that wait would, once decoded, take at most a quarter of what is kept.
+        self.ahead = PrefetchQueue(self._fetch, (byte_budget + device_byte_budget) // 4)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.host) + len(self.device)
 
     def frames(
         self,
@@ -92,10 +93,10 @@ class FrameStore:
         frame_indices: Sequence[int],
         observer: Observer | None = None,
         passing: Collection[int] = (),
-    ) -> list[np.ndarray]:
+    ) -> list[Frame]:
         """Read-only frames in the order asked for; only what is not stored is decoded.
 
-        Errors of the source are raised here.
+        observer: told of every batch decoded for this call. Errors of the source are raised here.
         """
         indices = distinct_indices(frame_indices, source.metadata.num_frames)
         with self._lock:
@@ -103,27 +104,13 @@ class FrameStore:
         found = self._collect(source, indices, observer, passing)
         return [found[int(i)] for i in frame_indices]
 
-    def prefetch(
-        self,
-        source: FrameSource,
-        frame_indices: Sequence[int],
-        observer: Observer | None = None,
-        done: Callable[[Sequence[int]], None] | None = None,
-        passing: Collection[int] = (),
-    ) -> list[int]:
-        """Has frames decoded by a background thread and returns at once: which frames.
-
-        At most as many as fit the budget. Errors are left to the `frames` call that asks for
-        the same frames. done: called by that thread with indices that are no longer on their
-        way, decoded or not.
-        """
+    def absent(self, source: FrameSource, frame_indices: Sequence[int]) -> list[int]:
+        """The frames worth fetching ahead, ascending: not stored, and no more than fit."""
         meta = source.metadata
         indices = distinct_indices(frame_indices, meta.num_frames)
-        room = self.byte_budget // (meta.height * meta.width * 3)
-        indices = indices[:room]
-        for at in range(0, len(indices), PREFETCH_BATCH):
-            self._enqueue(source, indices[at : at + PREFETCH_BATCH], observer, done, passing)
-        return indices
+        with self._lock:
+            room = self._decoder(source).tier.byte_budget // (meta.height * meta.width * 3)
+            return [i for i in indices[:room] if not self._holds((*_video(source), i))]
 
     def provider(self, sources: Sequence[FrameSource]) -> StoreProvider:
         """A FrameProvider over a request's videos, in their order, with counters of its own."""
@@ -132,47 +119,51 @@ class FrameStore:
     def clear(self) -> None:
         """Forgets every frame (counted as evictions)."""
         with self._lock:
-            self.evictions += len(self._entries)
-            self._entries.clear()
-            self.bytes = 0
+            self.host.clear()
+            self.device.clear()
 
     def close(self) -> None:
-        """Ends the background thread (what it was told to prefetch is dropped) and forgets all."""
-        with self._lock:
-            self._closed = True
-            worker = self._worker
-        if worker is not None:
-            self._queue.put(None)
-            worker.join()
+        """Ends fetching ahead (what waits for it is cancelled) and forgets all."""
+        self.ahead.close()
         self.clear()
 
     def stats(self) -> dict[str, int]:
-        """The counters, with the number of frames held and the budget. queries, hits: frames
-        asked for, and those that were there."""
+        """The counters, with the number of frames held and the budgets; those of the device tier
+        begin with `device_`. queries, hits: frames asked for, and those that were there."""
         with self._lock:
-            return {
+            counts = {
                 "queries": self.queries,
                 "hits": self.frames_reused,
-                "frames": len(self._entries),
-                "bytes": self.bytes,
-                "byte_budget": self.byte_budget,
+                **self.host.stats(),
+                **{f"device_{name}": value for name, value in self.device.stats().items()},
                 "frames_decoded": self.frames_decoded,
                 "frames_passing": self.frames_passing,
                 "frames_reused": self.frames_reused,
-                "evictions": self.evictions,
             }
+        return counts | self.ahead.stats()
 
     def check_integrity(self) -> None:
         """AssertionError when the books do not balance."""
         with self._lock:
-            assert self.bytes == sum(f.nbytes for f in self._entries.values()), "bytes"
-            assert self.bytes <= self.byte_budget, "over budget"
-            assert not self._entries.keys() & self._flights.keys(), "stored and in flight"
-            for key, frame in self._entries.items():
-                assert frame.dtype == np.uint8 and frame.ndim == 3, key
-                assert not frame.flags.writeable and frame.base is None, key
+            self.host.check_integrity()
+            self.device.check_integrity()
+            stored = [*self.host.keys(), *self.device.keys()]
+            assert len(set(stored)) == len(stored), "in both tiers"
+            assert not self._flights.keys() & set(stored), "stored and in flight"
+        self.ahead.check_integrity()
 
     # -- internals --------------------------------------------------------------------------
+
+    def _decoder(self, source: FrameSource) -> _Decoder:
+        if source not in self._decoders:
+            self._decoders[source] = _Decoder(self.host)
+        return self._decoders[source]
+
+    def _holds(self, key: FrameKey) -> bool:
+        return key in self.host or key in self.device
+
+    def _is_taken(self, key: FrameKey) -> bool:
+        return self._holds(key) or key in self._flights
 
     def _collect(
         self,
@@ -180,29 +171,30 @@ class FrameStore:
         indices: Sequence[int],
         observer: Observer | None,
         passing: Collection[int],
-    ) -> dict[int, np.ndarray]:
+    ) -> dict[int, Frame]:
         """Every index with its frame: stored, decoded here, or waited for."""
-        meta = source.metadata
-        found: dict[int, np.ndarray] = {}
+        found: dict[int, Frame] = {}
         missing, first = list(indices), True
         while missing:
             mine: dict[int, _Flight] = {}
             others: dict[int, _Flight] = {}
             with self._lock:
                 for i in missing:
-                    key = (meta.video_id, meta.decoder, i)
-                    if key in self._entries:
-                        self._entries.move_to_end(key)
-                        found[i] = self._entries[key]
+                    key = (*_video(source), i)
+                    frame = self.host.get(key)
+                    if frame is None:
+                        frame = self.device.get(key)
+                    if frame is not None:
+                        found[i] = frame
                         self.frames_reused += first
                     elif key in self._flights:
                         others[i] = self._flights[key]
                     else:
                         mine[i] = self._flights[key] = _Flight()
-                turn = self._turns.setdefault(source, threading.Lock())
+                decoder = self._decoder(source)
             if mine:
-                with turn:
-                    found.update(self._decode(source, mine, observer, passing))
+                with decoder.turn:
+                    found.update(self._decode(source, decoder, mine, observer, passing))
             for i, flight in others.items():
                 flight.done.wait()
                 if flight.frame is not None:
@@ -214,113 +206,74 @@ class FrameStore:
     def _decode(
         self,
         source: FrameSource,
+        decoder: _Decoder,
         mine: dict[int, _Flight],
         observer: Observer | None,
         passing: Collection[int],
-    ) -> dict[int, np.ndarray]:
-        meta = source.metadata
-        found: dict[int, np.ndarray] = {}
+    ) -> dict[int, Frame]:
+        video = _video(source)
+        found: dict[int, Frame] = {}
+        passed: list[int] = []
         codec_before = source.frames_codec_decoded
         try:
-            for i, frame in source.read(list(mine), self._with_room(meta, passing, len(mine))):
-                frame.flags.writeable = False
-                key = (meta.video_id, meta.decoder, i)
+            by_products = self._with_room(source, decoder.tier, passing, len(mine))
+            for i, frame in source.read(list(mine), by_products):
+                decoder.tier = self.host if device_type(frame) == "cpu" else self.device
+                if isinstance(frame, np.ndarray):
+                    frame.flags.writeable = False
                 if i in mine:
                     found[i] = frame
-                    self._insert(key, frame, mine[i])
-                else:
-                    self._insert_passing(key, frame)
+                    self._insert((*video, i), frame, decoder.tier, mine[i])
+                elif self._insert_passing((*video, i), frame, decoder.tier):
+                    passed.append(i)
         finally:
             # On an error, whoever waits for the rest wakes up and tries by itself.
             with self._lock:
                 for i, flight in mine.items():
                     if flight.frame is None:
-                        self._flights.pop((meta.video_id, meta.decoder, i), None)
+                        self._flights.pop((*video, i), None)
                         flight.done.set()
+            self.ahead.arrived(video, [*found, *passed])
             if observer is not None:
-                keys = [(meta.video_id, meta.decoder, i) for i in found]
-                observer(keys, source.frames_codec_decoded - codec_before)
+                observer(list(found), source.frames_codec_decoded - codec_before)
         return found
 
-    def _insert(self, key: FrameKey, frame: np.ndarray, flight: _Flight) -> None:
+    def _insert(self, key: FrameKey, frame: Frame, tier: FrameTier, flight: _Flight) -> None:
         with self._lock:
             self.frames_decoded += 1
             del self._flights[key]
-            if frame.nbytes <= self.byte_budget:
-                self._entries[key] = frame
-                self.bytes += frame.nbytes
-                while self.bytes > self.byte_budget:
-                    _, evicted = self._entries.popitem(last=False)
-                    self.bytes -= evicted.nbytes
-                    self.evictions += 1
+            tier.put(key, frame)
             flight.frame = frame
             flight.done.set()
 
     def _with_room(
-        self, meta: VideoMetadata, passing: Collection[int], num_wanted: int
+        self, source: FrameSource, tier: FrameTier, passing: Collection[int], num_wanted: int
     ) -> list[int]:
         """The first by-products that are not there yet, as many as fit beside the wanted."""
-        with self._lock:
-            taken = self._entries.keys() | self._flights.keys()
-            free = self.byte_budget - self.bytes
-        room = max(0, free // (meta.height * meta.width * 3) - num_wanted)
-        return [i for i in passing if (meta.video_id, meta.decoder, i) not in taken][:room]
-
-    def _insert_passing(self, key: FrameKey, frame: np.ndarray) -> None:
-        with self._lock:
-            taken = key in self._entries or key in self._flights
-            if not taken and self.bytes + frame.nbytes <= self.byte_budget:
-                self._entries[key] = frame
-                self._entries.move_to_end(key, last=False)
-                self.bytes += frame.nbytes
-                self.frames_passing += 1
-
-    def _enqueue(
-        self,
-        source: FrameSource,
-        indices: list[int],
-        observer: Observer | None,
-        done: Callable[[Sequence[int]], None] | None,
-        passing: Collection[int],
-    ) -> None:
-        def work() -> None:
-            try:
-                if not self._closed:
-                    self._collect_absent(source, indices, observer, passing)
-            except Exception as error:
-                logger.debug("prefetch of frames %s failed: %s", indices, error)
-            finally:
-                if done is not None:
-                    done(indices)
-
-        with self._lock:
-            if not self._closed:
-                if self._worker is None:
-                    worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
-                    worker.start()
-                    self._worker = worker
-                self._queue.put(work)
-                return
-        if done is not None:
-            done(indices)
-
-    def _collect_absent(
-        self,
-        source: FrameSource,
-        indices: list[int],
-        observer: Observer | None,
-        passing: Collection[int],
-    ) -> None:
-        """Decodes what is neither stored nor in flight; a prefetch neither waits nor counts."""
         meta = source.metadata
+        video = _video(source)
         with self._lock:
-            taken = self._entries.keys() | self._flights.keys()
-        absent = [i for i in indices if (meta.video_id, meta.decoder, i) not in taken]
-        self._collect(source, absent, observer, passing)
+            free = tier.byte_budget - tier.bytes
+            room = max(0, free // (meta.height * meta.width * 3) - num_wanted)
+            return [i for i in passing if not self._is_taken((*video, i))][:room]
 
-    def _work(self) -> None:
-        while (work := self._queue.get()) is not None:
-            work()
+    def _insert_passing(self, key: FrameKey, frame: Frame, tier: FrameTier) -> bool:
+        """Whether the frame is there now."""
+        with self._lock:
+            if not self._is_taken(key):
+                self.frames_passing += tier.put_beside(key, frame)
+            return self._holds(key)
+
+    def _fetch(self, wanted: Wanted, indices: list[int]) -> None:
+        """Decodes what is neither stored nor in flight; a prefetch neither waits nor counts."""
+        video = _video(wanted.source)
+        with self._lock:
+            absent = [i for i in indices if not self._is_taken((*video, i))]
+        self._collect(wanted.source, absent, wanted.observer, wanted.passing)
+
+
+def _video(source: FrameSource) -> tuple[str, str]:
+    return source.metadata.video_id, source.metadata.decoder
 
 
 class StoreProvider:
@@ -332,9 +285,9 @@ class StoreProvider:
     def __init__(self, store: FrameStore, sources: Sequence[FrameSource]) -> None:
         self._store = store
         self._sources = list(sources)
-        self._lock = threading.RLock()  # a closed store is done with a prefetch at once
-        self._on_their_way: list[Counter[int]] = [Counter() for _ in sources]
-        self._passing: list[Collection[int]] = [()] * len(sources)
+        self._lock = threading.Lock()
+        self._wanted = [Wanted(source, self._observer(source)) for source in sources]
+        self._rounds = [self]
         self._delivered: set[FrameKey] = set()
         self._asked: set[FrameKey] = set()
         self._num_decoded = 0
@@ -343,59 +296,82 @@ class StoreProvider:
 
     def fresh(self) -> StoreProvider:
         """Another provider of the same frames, with counters of its own: one a round."""
-        return StoreProvider(self._store, self._sources)
+        other = StoreProvider(self._store, self._sources)
+        other._rounds = self._rounds
+        self._rounds.append(other)
+        return other
 
     def passing(self, video: int, frame_indices: Collection[int]) -> None:
         """Name frames worth keeping where a decoder passes them, the likeliest first."""
-        self._passing[video] = frame_indices
+        self._wanted[video].passing = frame_indices
 
     def prefetch(self, video: int, frame_indices: Sequence[int]) -> None:
-        coming = self._on_their_way[video]
+        wanted = self._wanted[video]
+        self._store.ahead.asked(wanted, frame_indices)
+        self._store.ahead.need(wanted, self._store.absent(wanted.source, frame_indices))
 
-        def done(indices: Sequence[int]) -> None:
-            with self._lock:
-                coming.subtract(indices)
+    def guess(self, video: int, frame_indices: Sequence[int]) -> None:
+        """Fetch frames that the round of this provider is likely to ask for; returns at once.
 
-        source = self._sources[video]
-        with self._lock:
-            # Noted before the first of them can be done, so that a count never ends below zero.
-            passing = self._passing[video]
-            coming.update(self._store.prefetch(source, frame_indices, self._observe, done, passing))
+        What an earlier guess named beyond these is cancelled if nobody decodes it yet.
+        """
+        wanted = self._wanted[video]
+        self._store.ahead.guess(wanted, self._store.absent(wanted.source, frame_indices))
+
+    def keep_guesses(self, frames: Mapping[int, Collection[int]]) -> None:
+        """What the round will show is known, video -> frame indices: cancel the other guesses."""
+        for video, wanted in enumerate(self._wanted):
+            self._store.ahead.cancel(wanted, keep=frames.get(video, ()))
+
+    def cancel(self) -> None:
+        """The request has ended: what this provider and those of its other rounds still wait
+        for is left to others that want it."""
+        for provider in self._rounds:
+            for wanted in provider._wanted:
+                self._store.ahead.cancel(wanted)
 
     def ready(self, video: int, frame_indices: Sequence[int]) -> bool:
-        with self._lock:
-            coming = self._on_their_way[video]
-            return all(coming[index] <= 0 for index in frame_indices)
+        return not self._store.ahead.on_their_way(self._wanted[video], frame_indices)
 
-    def frames(self, video: int, frame_indices: Sequence[int]) -> list[np.ndarray]:
+    def frames(self, video: int, frame_indices: Sequence[int]) -> list[Frame]:
         began = time.perf_counter()
-        source = self._sources[video]
+        wanted = self._wanted[video]
+        self._store.ahead.asked(wanted, frame_indices)
         try:
-            found = self._store.frames(source, frame_indices, self._observe, self._passing[video])
+            found = self._store.frames(
+                wanted.source, frame_indices, wanted.observer, wanted.passing
+            )
         finally:
             with self._lock:
                 self._blocked_seconds += time.perf_counter() - began
-        meta = source.metadata
         with self._lock:
-            self._asked.update((meta.video_id, meta.decoder, int(i)) for i in frame_indices)
+            self._asked.update((*wanted.video, int(i)) for i in frame_indices)
         return found
 
     def take_counts(self) -> FrameCounts:
         """The counts since the last take, and a fresh start."""
+        guessed, used = self._store.ahead.take_counts(self._wanted)
         with self._lock:
             counts = FrameCounts(
                 frames_decoded=self._num_decoded,
                 frames_codec_decoded=self._num_codec_decoded,
                 frames_reused=len(self._asked - self._delivered),
                 decode_ms=self._blocked_seconds * 1e3,
+                frames_guessed=guessed,
+                frames_guessed_used=used,
             )
             self._num_decoded = self._num_codec_decoded = 0
             self._blocked_seconds = 0.0
             self._asked, self._delivered = set(), set()
             return counts
 
-    def _observe(self, keys: Sequence[FrameKey], num_codec_decoded: int) -> None:
-        with self._lock:
-            self._num_decoded += len(keys)
-            self._num_codec_decoded += num_codec_decoded
-            self._delivered.update(keys)
+    def _observer(self, source: FrameSource) -> Observer:
+        video = _video(source)
+
+        def observe(indices: Sequence[int], num_codec_decoded: int) -> None:
+            with self._lock:
+                self._num_decoded += len(indices)
+                self._num_codec_decoded += num_codec_decoded
+                self._delivered.update((*video, i) for i in indices)
+
+        return observe

@@ -1,0 +1,278 @@
+"""PrefetchQueue: frames that will be wanted, decoded by a few threads before anybody asks.
+
+Two kinds wait: frames that a prompt needs, which are never dropped, and guesses, which are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from vtts_rt.video.source import FrameSource
+
+logger = logging.getLogger(__name__)
+
+# Frames a thread takes at a time, so that a blocking read never waits for more than these.
+PREFETCH_BATCH = 8
+# Each decodes another video. A decoder has threads of its own (half of the cores, at most 8), so
+# more than one pays where there are cores left: on 2 cores a second one is 0 to 6 % slower.
+PREFETCH_WORKERS = max(1, min(4, (os.cpu_count() or 1) // 2))
+
+# Told about every batch: the indices delivered, and the frames the codec decoded for them.
+Observer = Callable[[Sequence[int], int], None]
+
+
+class Wanted:
+    """What one request wants of one video and does not have yet.
+
+    source: the request's own; observer: told what was decoded for it; passing: by-products worth
+    keeping. The rest belongs to the queue. needed, guessed: frames that wait, in order;
+    decoding: those that a thread is at. unproven: frames guessed, neither taken out of the queue
+    nor asked for so far.
+    """
+
+    def __init__(self, source: FrameSource, observer: Observer) -> None:
+        meta = source.metadata
+        self.source = source
+        self.observer = observer
+        self.passing: Collection[int] = ()
+        self.video = (meta.video_id, meta.decoder)
+        self.frame_bytes = meta.height * meta.width * 3
+        self.needed: dict[int, None] = {}
+        self.guessed: dict[int, None] = {}
+        self.decoding: Sequence[int] = ()
+        self.unproven: set[int] = set()
+        self.since = 0  # number of the last `need` or `guess`
+        self.frames_guessed = 0
+        self.frames_guessed_used = 0
+
+
+class PrefetchQueue:
+    """Frames of many requests, by request: what one gives up another may still want.
+
+    decode(wanted, indices): decodes those of the frames that are not there, and says what it
+        delivered through `arrived`. Its errors are logged and end these frames' stay here: who
+        asks for them decodes them again and is told.
+    most_guessed_bytes: of pixels that may wait as guesses; beyond that the oldest guesses are
+        dropped, of one guess the last frames. Needed frames have no bound but that of the
+        requests in work.
+    num_workers: threads, started as videos come; 0 for none (`serve` is then called by hand).
+    Needed frames go first, the oldest first; then guesses, the newest first. One thread at a time
+    decodes for one video: two would decode the same stream twice.
+    Counters: frames_guessed: frames fetched ahead on a guess. frames_guessed_used: those that
+    their request then asked for; frames_guessed_late: of these, still waiting or being decoded at
+    that time. frames_cancelled: frames, needed or guessed, taken out before anybody began to
+    decode them because their request ended or guessed anew. frames_dropped: guesses that gave way
+    to newer ones.
+    Thread-safe; `decode` is called without the lock.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[Wanted, list[int]], None],
+        most_guessed_bytes: int,
+        num_workers: int = PREFETCH_WORKERS,
+    ) -> None:
+        self.frames_guessed = 0
+        self.frames_guessed_used = 0
+        self.frames_guessed_late = 0
+        self.frames_cancelled = 0
+        self.frames_dropped = 0
+        self._decode = decode
+        self._most_guessed_bytes = most_guessed_bytes
+        self._num_workers = num_workers
+        self._guessed_bytes = 0
+        self._waiting: dict[Wanted, None] = {}
+        self._busy: set[tuple[str, str]] = set()
+        self._since = 0
+        self._workers: list[threading.Thread] = []
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def need(self, wanted: Wanted, indices: Sequence[int]) -> None:
+        """Frames that a prompt needs, in order; those that were guessed wait as guesses no more."""
+        with self._changed:
+            for index in indices:
+                self._take_back(wanted, index)
+                if index not in wanted.decoding:
+                    wanted.needed[index] = None
+            self._enqueue(wanted)
+
+    def guess(self, wanted: Wanted, indices: Sequence[int]) -> None:
+        """Frames that the request is likely to want, in order. Its earlier guesses that are not
+        among them, and wait, are cancelled."""
+        with self._changed:
+            self._cancel(wanted, wanted.guessed.keys() - set(indices))
+            for index in indices:
+                there = index in wanted.guessed or index in wanted.needed
+                if self._closed or there or index in wanted.decoding:
+                    continue
+                if index not in wanted.unproven:  # else decoded, not asked for and evicted
+                    wanted.unproven.add(index)
+                    wanted.frames_guessed += 1
+                    self.frames_guessed += 1
+                wanted.guessed[index] = None
+                self._guessed_bytes += wanted.frame_bytes
+            self._enqueue(wanted)
+            self._drop_excess()
+
+    def asked(self, wanted: Wanted, indices: Collection[int]) -> None:
+        """The request asks for frames: those that were guessed were guessed right."""
+        with self._changed:
+            used = wanted.unproven.intersection(indices)
+            late = [i for i in used if i in wanted.guessed or i in wanted.decoding]
+            wanted.unproven -= used
+            wanted.frames_guessed_used += len(used)
+            self.frames_guessed_used += len(used)
+            self.frames_guessed_late += len(late)
+
+    def cancel(self, wanted: Wanted, keep: Collection[int] = ()) -> None:
+        """Takes out what waits, but for `keep`."""
+        with self._changed:
+            self._cancel(wanted, {*wanted.needed, *wanted.guessed} - set(keep))
+
+    def arrived(self, video: tuple[str, str], indices: Collection[int]) -> None:
+        """Frames that are there now: nobody waits for them any more."""
+        with self._changed:
+            for wanted in [w for w in self._waiting if w.video == video]:
+                for index in indices:
+                    wanted.needed.pop(index, None)
+                    self._take_back(wanted, index)
+                self._leave_if_done(wanted)
+
+    def on_their_way(self, wanted: Wanted, indices: Collection[int]) -> bool:
+        """Whether any of the frames waits or is being decoded for this request."""
+        with self._changed:
+            return any(
+                index in wanted.needed or index in wanted.guessed or index in wanted.decoding
+                for index in indices
+            )
+
+    def take_counts(self, all_wanted: Iterable[Wanted]) -> tuple[int, int]:
+        """Frames guessed and guessed frames used since the last take, and a fresh start."""
+        guessed = used = 0
+        with self._changed:
+            for wanted in all_wanted:
+                guessed += wanted.frames_guessed
+                used += wanted.frames_guessed_used
+                wanted.frames_guessed = wanted.frames_guessed_used = 0
+        return guessed, used
+
+    def close(self) -> None:
+        """Cancels all that waits and ends the threads."""
+        with self._changed:
+            self._closed = True
+            for wanted in list(self._waiting):
+                self._cancel(wanted, {*wanted.needed, *wanted.guessed})
+            self._changed.notify_all()
+        for worker in self._workers:
+            worker.join()
+
+    def stats(self) -> dict[str, int]:
+        with self._changed:
+            return {
+                "frames_guessed": self.frames_guessed,
+                "frames_guessed_used": self.frames_guessed_used,
+                "frames_guessed_late": self.frames_guessed_late,
+                "frames_cancelled": self.frames_cancelled,
+                "frames_dropped": self.frames_dropped,
+            }
+
+    def serve(self, *, wait: bool = False) -> bool:
+        """Decode the next batch; False if there is none, which with `wait` is when it closed."""
+        with self._changed:
+            while (wanted := self._next()) is None:
+                if self._closed or not wait:
+                    return False
+                self._changed.wait()
+            kind = wanted.needed or wanted.guessed
+            batch = list(kind)[:PREFETCH_BATCH]
+            for index in batch:
+                wanted.needed.pop(index, None)
+                self._take_back(wanted, index)
+            wanted.decoding = batch
+            self._leave_if_done(wanted)
+            self._busy.add(wanted.video)
+        try:
+            self._decode(wanted, batch)
+        except Exception as error:
+            logger.debug("prefetch of frames %s failed: %s", batch, error)
+        finally:
+            with self._changed:
+                wanted.decoding = ()
+                self._busy.remove(wanted.video)
+                self._changed.notify_all()
+        return True
+
+    def check_integrity(self) -> None:
+        """AssertionError when the books do not balance."""
+        with self._changed:
+            waiting = list(self._waiting)
+            assert all(w.needed or w.guessed for w in waiting), "nothing waits"
+            assert not any(w.needed.keys() & w.guessed.keys() for w in waiting), "both kinds"
+            assert all(w.guessed.keys() <= w.unproven for w in waiting), "guessed, asked for"
+            held = sum(len(w.guessed) * w.frame_bytes for w in waiting)
+            assert self._guessed_bytes == held <= self._most_guessed_bytes, "bytes of guesses"
+            settled = self.frames_guessed_used + self.frames_dropped
+            assert self.frames_guessed_late <= self.frames_guessed_used, "late"
+            assert settled <= self.frames_guessed, "guesses"
+
+    # -- internals, under the lock ----------------------------------------------------------
+
+    def _next(self) -> Wanted | None:
+        free = [w for w in self._waiting if w.video not in self._busy]
+        needed = [w for w in free if w.needed]
+        if needed:
+            return min(needed, key=lambda w: w.since)
+        return max(free, key=lambda w: w.since, default=None)
+
+    def _enqueue(self, wanted: Wanted) -> None:
+        if self._closed:
+            wanted.needed.clear()
+        if not (wanted.needed or wanted.guessed):
+            return
+        self._since += 1
+        wanted.since = self._since
+        self._waiting[wanted] = None
+        videos = self._busy.union(w.video for w in self._waiting)
+        if len(self._workers) < min(self._num_workers, len(videos)):
+            worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
+            self._workers.append(worker)
+            worker.start()
+        self._changed.notify_all()
+
+    def _take_back(self, wanted: Wanted, index: int) -> bool:
+        """No longer a guess that waits, if it was; whether it was."""
+        if index not in wanted.guessed:
+            return False
+        del wanted.guessed[index]
+        self._guessed_bytes -= wanted.frame_bytes
+        return True
+
+    def _cancel(self, wanted: Wanted, indices: Collection[int]) -> None:
+        for index in indices:
+            if self._take_back(wanted, index):
+                wanted.unproven.discard(index)
+            else:
+                del wanted.needed[index]
+        self.frames_cancelled += len(indices)
+        self._leave_if_done(wanted)
+
+    def _drop_excess(self) -> None:
+        while self._guessed_bytes > self._most_guessed_bytes:
+            oldest = min((w for w in self._waiting if w.guessed), key=lambda w: w.since)
+            index = next(reversed(oldest.guessed))
+            self._take_back(oldest, index)
+            oldest.unproven.discard(index)
+            self.frames_dropped += 1
+            self._leave_if_done(oldest)
+
+    def _leave_if_done(self, wanted: Wanted) -> None:
+        if not (wanted.needed or wanted.guessed):
+            self._waiting.pop(wanted, None)
+
+    def _work(self) -> None:
+        while self.serve(wait=True):
+            pass
