@@ -15,7 +15,7 @@ from vtts_rt.data.rows import DataSet, Row, write_manifest, write_rows
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.writer import write_video
 
-SIDE = 32
+SIDE = 36
 
 
 def make_manifest(folder: Path, rows: Sequence[Row], name: str = "set") -> Path:
