@@ -77,6 +77,8 @@ def test_an_item_holds_what_a_rollout_needs(manifest: Path) -> None:
             "question": item.row.question,
             "options": (),
             "num_answers": 4,
+            "decoder": "auto",
+            "device": None,
         }
 
 
@@ -391,6 +393,7 @@ def test_a_runtime_that_shares_the_store_decodes_nothing_again(
         ({"shard": (2, 2)}, "shard must be .* rank < world size, got"),
         ({"shard": 3}, "shard must be"),
         ({"remainder": "cut"}, "remainder must be one of keep, drop, pad, got 'cut'"),
+        ({"decoder": "decord"}, "decoder must be one of auto, pyav, dali, got 'decord'"),
         ({"frame_store": 5}, "frame_store must be a FrameStore or None, got 5"),
         ({"remainder": "pad", "shard": (0, 9)}, "manifest must be whole videos enough for a batch"),
         ({"remainder": "drop", "batch_size": 11}, "manifest must be whole videos enough"),

@@ -17,7 +17,7 @@ from vtts_rt.data.ahead import Ahead
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
 from vtts_rt.data.rows import DataSet, Row, read_manifest
 from vtts_rt.data.visit import COUNTED, Look, Looker, RolloutItem
-from vtts_rt.types import require
+from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video import FrameStore, open_video
 
 __all__ = ["RolloutDataFeed", "RolloutItem"]
@@ -76,7 +76,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         prefetch: int = 8,
         prefetch_bytes: int = 256 << 20,
         frame_store: FrameStore | None = None,
-        decoder: str = "auto",
+        decoder: Decoder = "auto",
         device: int | None = None,
     ) -> None:
         _check_frames(frames)
@@ -95,6 +95,8 @@ class RolloutDataFeed(IterableDataset[Any]):
         _require("remainder", remainder, remainder in REMAINDERS, f"one of {', '.join(REMAINDERS)}")
         ok = frame_store is None or isinstance(frame_store, FrameStore)
         _require("frame_store", frame_store, ok, "a FrameStore or None")
+        names = ", ".join(DECODERS)
+        _require("decoder", decoder, decoder in DECODERS, f"one of {names}")
         self.group_size = group_size
         self.batch_size = batch_size
         self.epoch = 0
@@ -103,8 +105,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         self._remainder = remainder
         self._ahead = {"num_threads": num_workers, "max_jobs": prefetch}
         self._ahead["max_bytes"] = prefetch_bytes
-        opening: dict[str, Any] = {"decoder": decoder, "device": device}
-        self._opening = {k: v for k, v in opening.items() if v not in ("auto", None)}
+        self._opening: dict[str, Any] = {"decoder": decoder, "device": device}
         self._looker = Looker(frames, frame_store, self._opening)
         self._rows = _rows(manifest)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)

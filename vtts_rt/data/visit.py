@@ -142,7 +142,7 @@ class RolloutItem:
     frame_indices, timestamps_seconds: of the frames, ascending, seconds from the first frame.
     frames: (H, W, 3) uint8 RGB each, read-only, shared with the other rows of the video.
     epoch, index: where the item stands: the index counts rows of the shard, skipped ones too.
-    group_size: answers to be sampled for it.
+    group_size: answers to be sampled for it. opening: arguments that `open_video` had.
     """
 
     row: Row
@@ -160,7 +160,8 @@ class RolloutItem:
 
     @property
     def request(self) -> dict[str, Any]:
-        """The arguments of `Runtime.ask_group` that the item knows."""
+        """The arguments of `Runtime.ask_group` that the item knows; the video is opened as here,
+        so that a store holds the same frames for both."""
         return {
             "video": str(self.media),
             "question": self.row.question,
