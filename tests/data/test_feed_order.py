@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -217,13 +218,16 @@ def test_another_epoch_is_another_order_of_the_same_rows() -> None:
     assert numbers(list(other)) != orders[0]
 
 
-def test_what_is_prefetched_is_not_what_was_delivered() -> None:
+def test_what_is_prefetched_is_not_what_was_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    videos, far = use(monkeypatch, FakeVideos()), threading.Event()
+    videos.before_open = lambda number: far.set() if number == 10 else None
     feed = RolloutDataFeed(data_sets([1] * 30), prefetch=8)
     items = iter(feed)
     given = [next(items).row_number for _ in range(3)]
+    assert far.wait(timeout=30)
     assert feed.state_dict()["rows_gone"] == 3
     items.close()
-    assert feed.stats()["videos_opened"] > 3
+    assert sum(videos.opened.values()) == 11  # three, and eight ahead
     assert given + numbers(list(feed)) == list(range(30))
 
 
