@@ -18,6 +18,8 @@ _HOMES = {
     "Box": "vtts_rt.types",
     "TimeSpan": "vtts_rt.types",
     "Clue": "vtts_rt.perception.clue",
+    "FrameStore": "vtts_rt.video",
+    "RolloutDataFeed": "vtts_rt.data.feed",
     "open_video": "vtts_rt.video",
     "get_cmake_dir": "vtts_rt.sdk",
     "get_include_dir": "vtts_rt.sdk",
@@ -29,8 +31,10 @@ __all__ = [
     "Box",
     "Clue",
     "EngineConfig",
+    "FrameStore",
     "PerceptionConfig",
     "Region",
+    "RolloutDataFeed",
     "Runtime",
     "SamplingParams",
     "TimeSpan",
@@ -45,6 +49,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vtts_rt.config import EngineConfig, PerceptionConfig
+    from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.perception.clue import Clue
     from vtts_rt.runtime import Runtime
     from vtts_rt.sdk import (
@@ -55,7 +60,7 @@ if TYPE_CHECKING:
         get_pkgconfig_dir,
     )
     from vtts_rt.types import Box, Region, SamplingParams, TimeSpan
-    from vtts_rt.video import open_video
+    from vtts_rt.video import FrameStore, open_video
 
 
 def __getattr__(name: str) -> Any:

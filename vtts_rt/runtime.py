@@ -57,6 +57,7 @@ class Runtime:
         name: str = "model",
         templates: PromptTemplates | None = None,
         engine: EngineConfig | None = None,
+        frame_store: FrameStore | None = None,
     ) -> None:
         began = time.perf_counter()
         self.name = name
@@ -67,9 +68,11 @@ class Runtime:
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(self._rounds)
-        self._store = FrameStore(
-            self.config.frame_store_bytes, self.config.device_frame_store_bytes
-        )
+        self._own_store = frame_store is None
+        if frame_store is None:
+            settings = self.config
+            frame_store = FrameStore(settings.frame_store_bytes, settings.device_frame_store_bytes)
+        self._store = frame_store
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
         self._decoding = {"decoder": self.config.decoder, "device": ordinal}
@@ -84,6 +87,7 @@ class Runtime:
         device: str = "auto",
         quantization: str | None = None,
         engine: EngineConfig | None = None,
+        frame_store: FrameStore | None = None,
     ) -> Runtime:
         """Load a Qwen2.5-VL-family checkpoint.
 
@@ -92,6 +96,8 @@ class Runtime:
         slower; or "float32", "bfloat16", "float16". device: "auto" is cuda where there is one.
         quantization: None, "int8" (a float32 model on the CPU) or "fp8": 8-bit weights of the
         language tower, see `models.quantize`; such a runtime takes no `update_weights`.
+        frame_store: decoded frames shared with whoever else has it (a `RolloutDataFeed`, another
+        runtime); it keeps its own budget and is not closed with the runtime.
         Raises ValueError for a checkpoint or a quantization that does not fit, RuntimeError for
         a checkpoint that cannot be had.
         """
@@ -114,6 +120,7 @@ class Runtime:
             name=str(model),
             templates=prompts_from_dict(extras.get("prompts", {})),
             engine=engine,
+            frame_store=frame_store,
         )
         runtime.load_ms = 1e3 * (time.perf_counter() - began)
         logger.info("loaded %s on %s in %.0f ms", model, place, runtime.load_ms)
@@ -369,7 +376,8 @@ class Runtime:
         """Fail what is in work and give memory back."""
         self._driver.close()
         self._engine.close()
-        self._store.close()
+        if self._own_store:
+            self._store.close()
 
     def __enter__(self) -> Runtime:
         return self

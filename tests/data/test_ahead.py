@@ -1,0 +1,101 @@
+"""Ahead: order, bounds, errors, and an end without leftovers."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vtts_rt.data.ahead import Ahead, Stopped, Ticket
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    sizes=st.lists(st.integers(0, 30), max_size=30),
+    num_threads=st.integers(1, 4),
+    max_jobs=st.integers(1, 6),
+    max_bytes=st.integers(1, 50),
+)
+def test_results_come_in_order_within_bounds(
+    sizes: list[int], num_threads: int, max_jobs: int, max_bytes: int
+) -> None:
+    made = threading.Event()
+
+    def work(job: int, ticket: Ticket) -> int:
+        made.wait()
+        ticket.reserve(sizes[job])
+        with ahead._changed:
+            assert ahead._held[job] == sizes[job]
+            filled = [size for size in ahead._held.values() if size]
+            assert sum(filled) <= max_bytes or len(filled) == 1
+            assert ahead._num_begun - ahead._num_taken <= max_jobs
+        return job
+
+    ahead = Ahead(
+        iter(range(len(sizes))), work, num_threads=num_threads, max_jobs=max_jobs,
+        max_bytes=max_bytes,
+    )  # fmt: skip
+    made.set()
+    assert list(ahead) == [(job, job) for job in range(len(sizes))]
+    assert ahead.close() == [] and not ahead._held
+
+
+def test_two_threads_work_at_once() -> None:
+    together = threading.Barrier(2, timeout=30)
+    ahead = Ahead(
+        iter(range(2)), lambda job, _: (together.wait(), job)[1], num_threads=2, max_jobs=2,
+        max_bytes=1,
+    )  # fmt: skip
+    assert [result for _, result in ahead] == [0, 1]
+    ahead.close()
+
+
+def test_nothing_is_begun_beyond_what_may_wait() -> None:
+    begun = threading.Semaphore(0)
+    ahead = Ahead(
+        iter(range(100)), lambda job, _: (begun.release(), job)[1], num_threads=4, max_jobs=3,
+        max_bytes=1,
+    )  # fmt: skip
+    assert all(begun.acquire(timeout=30) for _ in range(3))
+    assert not begun.acquire(timeout=0.1)
+    assert next(ahead) == (0, 0)
+    assert begun.acquire(timeout=30)
+    assert not begun.acquire(timeout=0.1)
+    assert ahead.close() == [1, 2, 3]
+    assert not begun.acquire(blocking=False)
+
+
+def test_an_error_is_raised_in_its_turn() -> None:
+    def work(job: int, ticket: Ticket) -> int:
+        if job == 1:
+            raise KeyError("one")
+        return job
+
+    ahead = Ahead(iter(range(3)), work, num_threads=3, max_jobs=3, max_bytes=1)
+    assert next(ahead) == (0, 0)
+    with pytest.raises(KeyError, match="one"):
+        next(ahead)
+    ahead.close()
+
+
+def test_closing_ends_threads_that_wait_for_room() -> None:
+    waiting = threading.Semaphore(0)
+    stopped: list[int] = []
+
+    def work(job: int, ticket: Ticket) -> int:
+        waiting.release()
+        try:
+            ticket.reserve(10)
+        except Stopped:
+            stopped.append(job)
+            raise
+        return job
+
+    before = threading.active_count()
+    ahead = Ahead(iter(range(9)), work, num_threads=3, max_jobs=9, max_bytes=10)
+    assert all(waiting.acquire(timeout=30) for _ in range(4))  # one done, three wait
+    assert ahead.close() == [0]
+    assert sorted(stopped) == [1, 2, 3]
+    assert threading.active_count() == before

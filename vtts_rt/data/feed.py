@@ -1,0 +1,377 @@
+"""RolloutDataFeed: rows of a manifest with their frames, decoded ahead, for RL rollouts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.data.ahead import Ahead
+from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
+from vtts_rt.data.rows import DataSet, Row, read_manifest
+from vtts_rt.data.visit import COUNTED, Look, Looker, RolloutItem
+from vtts_rt.types import DECODERS, Decoder, require
+from vtts_rt.video import FrameStore, open_video
+
+__all__ = ["RolloutDataFeed", "RolloutItem"]
+
+logger = logging.getLogger(__name__)
+
+STATE_VERSION = 1
+POSITION = ("epoch", "rows_gone", "delivered")
+# One white pixel: whatever fails to open this is no fault of a file.
+ONE_PIXEL = b"P6\n1 1\n255\n\xff\xff\xff"
+
+
+class RolloutDataFeed(IterableDataset[Any]):
+    """An iterator over the rows of a manifest, each with the decoded frames of a first look.
+
+    Rows of one video come one after another, so that it is opened and decoded once an epoch, for
+    all of them and for the whole rollout group of each. An iteration gives what is left of the
+    epoch; once that is all given, the next one is the next epoch. One iteration at a time.
+
+    manifest: path of a manifest (`data/rows.py`), or its data sets.
+    frames: number of frames a video, evenly spread (all where it has fewer), or a
+        PerceptionConfig with a strategy: the frames of its first round. An image is one frame.
+    group_size: answers that will be sampled for each row (GRPO's G); items carry it.
+    batch_size: items in a list; None gives single items.
+    shuffle_seed: order of videos, and of the rows of each, anew every epoch; None keeps the
+        manifest's. The order depends on seed and epoch alone.
+    shard: (rank, world size). Whole videos are dealt to the ranks, as even in rows as that allows,
+        and stay with their rank, so that what its caches hold comes back.
+    remainder: "keep" gives every row once; ranks may then differ in length, and a last batch may
+        be short. "drop" and "pad" give the same number of whole batches on every rank: as many as
+        the smallest shard fills, or as many as the largest needs, a shard beginning again where
+        it is through. In both, the rows that follow stand in for skipped ones.
+    num_workers: decoding threads. prefetch: most videos decoded ahead; prefetch_bytes: most
+        bytes of their frames (a video that alone is larger is decoded alone).
+    frame_store: where frames are looked up and kept; a Runtime that shares it finds them.
+    decoder, device: as `open_video`.
+
+    A file that is missing, broken or replaced while it is read is skipped with its rows, logged
+    once, counted, and listed in `skipped`. In worker processes of a DataLoader (with
+    `batch_size=None` there where there is one here) each takes a part of the shard.
+    Raises ValueError for a bad argument; iterating raises RuntimeError where no decoder is
+    installed or not one row can be read.
+    """
+
+    def __init__(
+        self,
+        manifest: str | Path | Sequence[DataSet],
+        *,
+        frames: int | PerceptionConfig = 16,
+        group_size: int = 1,
+        batch_size: int | None = None,
+        shuffle_seed: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+        remainder: Remainder = "keep",
+        num_workers: int = 2,
+        prefetch: int = 8,
+        prefetch_bytes: int = 256 << 20,
+        frame_store: FrameStore | None = None,
+        decoder: Decoder = "auto",
+        device: int | None = None,
+    ) -> None:
+        _check_frames(frames)
+        counts = {"group_size": group_size, "num_workers": num_workers, "prefetch": prefetch}
+        counts |= {
+            "prefetch_bytes": prefetch_bytes,
+            "batch_size": 1 if batch_size is None else batch_size,
+        }
+        for name, count in counts.items():
+            _require(name, count, _is_int(count) and count >= 1, "an integer >= 1")
+        ok = shuffle_seed is None or _is_int(shuffle_seed)
+        _require("shuffle_seed", shuffle_seed, ok, "an integer or None")
+        ok = isinstance(shard, (tuple, list)) and len(shard) == 2 and all(map(_is_int, shard))
+        ok = ok and 0 <= shard[0] < shard[1]
+        _require("shard", shard, ok, "(rank, world size) with 0 <= rank < world size")
+        _require("remainder", remainder, remainder in REMAINDERS, f"one of {', '.join(REMAINDERS)}")
+        ok = frame_store is None or isinstance(frame_store, FrameStore)
+        _require("frame_store", frame_store, ok, "a FrameStore or None")
+        names = ", ".join(DECODERS)
+        _require("decoder", decoder, decoder in DECODERS, f"one of {names}")
+        self.group_size = group_size
+        self.batch_size = batch_size
+        self.epoch = 0
+        self._seed = shuffle_seed
+        self._shard: Part = (shard[0], shard[1])
+        self._remainder = remainder
+        self._ahead = {"num_threads": num_workers, "max_jobs": prefetch}
+        self._ahead["max_bytes"] = prefetch_bytes
+        self._opening: dict[str, Any] = {"decoder": decoder, "device": device}
+        self._looker = Looker(frames, frame_store, self._opening)
+        self._rows = _rows(manifest)
+        self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
+        self._fingerprint = self._order.fingerprint()
+        self._goal(self._shard)
+        # The position: rows of the epoch gone by up to the last that was delivered, and items
+        # delivered. `_part` is what it counts in.
+        self._gone = self._delivered = 0
+        self._part = self._shard
+        self._turn = 0  # a new one ends an iteration in work
+        self._counts: Counter[str] = Counter()
+        self._rows_skipped: Counter[str] = Counter()
+        self._skipped: dict[int, str] = {}
+        self._files_skipped: set[Path] = set()
+        self._wait_seconds = 0.0
+
+    # -- iteration --------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Any]:
+        part, size = self._current_part(), self.batch_size or 1
+        moved = self._gone > 0 and part != self._part
+        _require("shard", part, not moved, f"{self._part}, with which the epoch was begun")
+        open_video(ONE_PIXEL, **self._opening).close()  # a missing decoder is told here
+        order, goal = self._order.epoch(part, self.epoch), self._goal(part)
+        self._part = part
+        self._turn += 1
+        turn, skipped_before = self._turn, self._rows_skipped.copy()
+        batch: list[RolloutItem] = []
+        try:
+            with closing(self._items(order, goal)) as items:
+                for item in items:
+                    batch.append(item)
+                    if len(batch) == size:
+                        self._deliver(batch)
+                        yield batch if self.batch_size else item
+                        batch = []
+                    if self._turn != turn:
+                        raise RuntimeError(
+                            "RolloutDataFeed: this iteration is over, the feed was iterated or set "
+                            "elsewhere since: one at a time"
+                        )
+            if batch:
+                self._deliver(batch)
+                yield batch
+            if self._remainder == "keep":
+                self._gone = goal  # whatever was skipped at the end
+        finally:
+            # Run to its end, or left with all of the epoch given.
+            if self._turn == turn and self._done() >= goal:
+                self._report(self._rows_skipped - skipped_before)
+                self._start(self.epoch + 1)
+
+    def __len__(self) -> int:
+        """Batches of an epoch (items without a batch size), rows that will be skipped included."""
+        return -(-self._goal(self._shard) // (self.batch_size or 1))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; the one that the feed is in goes on where it is."""
+        _require("epoch", epoch, _is_int(epoch) and epoch >= 0, "an integer >= 0")
+        if epoch != self.epoch:
+            self._start(epoch)
+
+    def _items(self, order: list[int], goal: int) -> Generator[RolloutItem, None, None]:
+        """The items from where the feed is to the end of the epoch."""
+        gone, missing, idle = self._gone, goal - self._done(), 0
+        while missing > 0:
+            # Just the rows that are missing; those that make up for skipped ones come after.
+            stop = gone + missing
+            with closing(self._looks(order, gone, stop)) as looks:
+                for number, look in looks:
+                    if look.failure is None:
+                        yield self._item(number, look, gone)
+                        missing, idle = missing - 1, 0
+                    else:
+                        self._skip(number, *look.failure)
+                        idle += 1
+                    gone += 1
+            if idle >= len(order):
+                number, sentence = next(iter(self._skipped.items()))
+                raise RuntimeError(
+                    f"RolloutDataFeed: none of {len(order)} rows can be read: check the paths of "
+                    f"the manifest ({self._rows[number].media}: {sentence})"
+                )
+            if self._remainder == "keep":
+                return
+
+    def _looks(
+        self, order: list[int], start: int, stop: int
+    ) -> Generator[tuple[int, Look], None, None]:
+        """(row number, what its file gave) for the places start .. stop-1 of an order."""
+        ahead = Ahead(self._order.visits(order, start, stop), self._looker, **self._ahead)
+        try:
+            while True:
+                began = time.perf_counter()
+                entry = next(ahead, None)
+                self._wait_seconds += time.perf_counter() - began
+                if entry is None:
+                    return
+                visit, look = entry
+                self._count(look)
+                yield from ((number, look) for number in visit.rows)
+                del entry, look  # not held while the next one is waited for
+        finally:
+            for look in ahead.close():
+                self._count(look)
+
+    def _item(self, number: int, look: Look, index: int) -> RolloutItem:
+        data_set, media, row = self._rows[number]
+        assert look.metadata is not None
+        return RolloutItem(
+            row=row,
+            data_set=data_set,
+            media=media,
+            row_number=number,
+            metadata=look.metadata,
+            frame_indices=look.frame_indices,
+            timestamps_seconds=look.timestamps_seconds,
+            frames=look.frames,
+            epoch=self.epoch,
+            index=index,
+            group_size=self.group_size,
+            opening=self._opening,
+        )
+
+    def _deliver(self, batch: list[RolloutItem]) -> None:
+        """Just before the consumer has it: from here on it counts as delivered."""
+        self._gone = batch[-1].index + 1
+        self._delivered += len(batch)
+        self._counts["items_delivered"] += len(batch)
+        self._counts["frames_delivered"] += sum(len(item.frames) for item in batch)
+
+    def _done(self) -> int:
+        """How much of the epoch's goal has been reached."""
+        return self._gone if self._remainder == "keep" else self._delivered
+
+    def _start(self, epoch: int) -> None:
+        self.epoch, self._gone, self._delivered = epoch, 0, 0
+        self._turn += 1
+
+    def _goal(self, part: Part) -> int:
+        """Items of an epoch; ValueError where not every rank would have a batch."""
+        goal = self._order.length(part)
+        rule = f"whole videos enough for a batch on each of {part[1]} shards"
+        ok = goal > 0 or self._remainder == "keep"
+        _require("manifest", f"{len(self._rows)} rows", ok, rule)
+        return goal
+
+    def _current_part(self) -> Part:
+        """The shard, or what a worker process of a DataLoader takes of it."""
+        rank, world = self._shard
+        if (worker := get_worker_info()) is None:
+            return rank, world
+        self._check_alone()
+        return rank * worker.num_workers + worker.id, world * worker.num_workers
+
+    # -- state ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the feed is, for JSON: after the last item delivered, whatever is prefetched."""
+        part = self._part if self._gone else self._current_part()
+        position = (self.epoch, self._gone, self._delivered)
+        return {**self._made_with(part), **dict(zip(POSITION, position, strict=True))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where the feed was that gave `state`.
+
+        ValueError where its manifest, seed, shard, remainder or batch size was another.
+        """
+        part = self._current_part()
+        ours = self._made_with(part)
+        ok = isinstance(state, Mapping) and set(state) == {*ours, *POSITION}
+        _require("state", state, ok, "what `state_dict` gave")
+        for name, value in ours.items():
+            _require(f"{name} of the state", state[name], state[name] == value, f"{value!r}")
+        position = [state[name] for name in POSITION]
+        ok = all(_is_int(value) and value >= 0 for value in position)
+        _require(f"{', '.join(POSITION)} of the state", position, ok, "integers >= 0")
+        self._start(position[0])
+        self._part, self._gone, self._delivered = part, position[1], position[2]
+
+    def _made_with(self, part: Part) -> dict[str, Any]:
+        """What the meaning of a position depends on."""
+        return {
+            "version": STATE_VERSION,
+            "manifest": self._fingerprint,
+            "shuffle_seed": self._seed,
+            "shard": list(part),
+            "remainder": self._remainder,
+            "batch_size": self.batch_size,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_alone()
+        return self.__dict__
+
+    def _check_alone(self) -> None:
+        rule = "None where the feed goes to another process"
+        _require("frame_store", self._looker.store, self._looker.store is None, rule)
+
+    # -- what happened ----------------------------------------------------------------------
+
+    @property
+    def skipped(self) -> list[tuple[Row, str]]:
+        """Every row that was skipped so far, once, and the sentence that says why."""
+        return [(self._rows[number].row, why) for number, why in self._skipped.items()]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the feed was made, over all epochs.
+
+        items_delivered, frames_delivered: to the consumer, a video's frames once for every row.
+        videos_opened, frames_decoded, frames_codec_decoded, frames_reused, frames_substituted:
+        as `Look`, once for all rows of a video; what is prefetched counts when it is its turn or
+        the iteration ends. rows_skipped: by reason. wait_ms: wall-clock ms waited for frames.
+        """
+        names = (*COUNTED, "items_delivered", "frames_delivered")
+        return {
+            **{name: self._counts[name] for name in names},
+            "rows_skipped": dict(self._rows_skipped),
+            "wait_ms": 1e3 * self._wait_seconds,
+        }
+
+    def _count(self, look: Look) -> None:
+        for name in COUNTED:
+            self._counts[name] += getattr(look, name)
+
+    def _skip(self, number: int, reason: str, sentence: str) -> None:
+        media = self._rows[number].media
+        if media not in self._files_skipped:
+            logger.warning("%s is skipped with its rows, %s: %s", media, reason, sentence)
+            self._files_skipped.add(media)
+        self._rows_skipped[reason] += 1
+        self._skipped[number] = sentence
+
+    def _report(self, skipped: Counter[str]) -> None:
+        if skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
+            logger.warning("epoch %d: rows skipped: %s", self.epoch, reasons)
+
+
+def _require(argument: str, got: object, ok: bool, rule: str) -> None:
+    require("RolloutDataFeed", argument, got, ok, rule)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_frames(frames: object) -> None:
+    if isinstance(frames, PerceptionConfig):
+        # A feed has no model that would know a default.
+        rule = "set (`Runtime.perception` fills in a model's own)"
+        _require("strategy of frames", frames.strategy, frames.strategy is not None, rule)
+        return
+    ok = isinstance(frames, int) and not isinstance(frames, bool) and frames >= 1
+    _require("frames", frames, ok, "an integer >= 1 or a PerceptionConfig")
+
+
+def _rows(manifest: str | Path | Sequence[DataSet]) -> list[PlacedRow]:
+    try:
+        sets = read_manifest(manifest) if isinstance(manifest, (str, Path)) else manifest
+        ok = isinstance(sets, Sequence) and all(isinstance(entry, DataSet) for entry in sets)
+        _require("manifest", manifest, ok, "a path or a list of DataSet")
+        rows = [PlacedRow(entry.name, *placed) for entry in sets for placed in entry.rows()]
+    except OSError as error:
+        got = f"{error.filename} ({error.strerror})"
+        rule = "and its rows must be in files that can be read"
+        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from None
+    _require("manifest", manifest, bool(rows), "a manifest of at least one row")
+    return rows

@@ -1,0 +1,189 @@
+"""A visit: one file opened once, the frames of a first look at it decoded once, for all its rows.
+
+Shape letters: H height, W width (px).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.data.ahead import Stopped, Ticket
+from vtts_rt.data.order import Visit
+from vtts_rt.data.rows import Row
+from vtts_rt.perception.plan import frame_times
+from vtts_rt.perception.policy import plan_round
+from vtts_rt.perception.policy_official import uniform_indices
+from vtts_rt.types import VideoMetadata
+from vtts_rt.video import FrameSource, FrameStore, open_video
+from vtts_rt.video.store import FrameKey
+
+# Why a file is skipped: it is not there, it cannot be opened, it cannot be decoded, it was
+# replaced or removed between the two.
+SKIP_REASONS = ("missing", "unreadable", "undecodable", "changed")
+# The counts of a Look.
+COUNTED = (
+    "videos_opened",
+    "frames_decoded",
+    "frames_codec_decoded",
+    "frames_reused",
+    "frames_substituted",
+)
+
+
+@dataclass(slots=True)
+class Look:
+    """What came of a visit: frames, or the failure (reason, sentence) that left none.
+
+    frame_indices: distinct and ascending; frames: as many, (H, W, 3) uint8 RGB, read-only.
+    The rest are counts: frames_decoded were delivered by the decoder, frames_codec_decoded had
+    to be decoded for that, frames_reused came from the store, frames_substituted are copies of a
+    neighbour.
+    """
+
+    metadata: VideoMetadata | None = None
+    frame_indices: tuple[int, ...] = ()
+    timestamps_seconds: tuple[float, ...] = ()
+    frames: tuple[np.ndarray, ...] = ()
+    failure: tuple[str, str] | None = None
+    videos_opened: int = 0
+    frames_decoded: int = 0
+    frames_codec_decoded: int = 0
+    frames_reused: int = 0
+    frames_substituted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Looker:
+    """Carries visits out; safe to call from several threads.
+
+    frames: how many, evenly spread, or the settings whose first look they are. store: where the
+    frames are looked up and kept, if anywhere. opening: further arguments of `open_video`.
+    """
+
+    frames: int | PerceptionConfig
+    store: FrameStore | None = None
+    opening: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, visit: Visit, ticket: Ticket) -> Look:
+        """Errors of the file are in the result; `Stopped` is raised."""
+        look = Look()
+        before = _identity(visit.media)
+        try:
+            with open_video(visit.media, **self.opening) as source:
+                look.videos_opened = 1
+                self._read(source, visit.media_type, look, ticket)
+        except Stopped:
+            raise
+        except Exception as error:  # whatever a file does to a decoder, the next file is another
+            look.frames = ()
+            look.failure = (_reason(visit.media, before, look), str(error) or repr(error))
+        return look
+
+    def first_look(self, metadata: VideoMetadata, media_type: str = "video") -> list[int]:
+        """The distinct frame indices of a first look, ascending."""
+        if metadata.is_image or media_type == "image":
+            return [0]
+        if isinstance(self.frames, int):
+            num_samples = min(self.frames, metadata.num_frames)
+            return sorted(set(uniform_indices(metadata.num_frames, num_samples)))
+        assert self.frames.strategy is not None
+        plan = plan_round(self.frames.strategy, self.frames, [metadata], [], 0)
+        return sorted(set(plan.frame_indices))
+
+    def _read(self, source: FrameSource, media_type: str, look: Look, ticket: Ticket) -> None:
+        metadata = source.metadata
+        indices = self.first_look(metadata, media_type)
+        ticket.reserve(len(indices) * metadata.height * metadata.width * 3)
+        try:
+            if self.store is None:
+                found = {}
+                for index, frame in source.read(indices):
+                    ticket.check()
+                    if isinstance(frame, np.ndarray):
+                        frame.flags.writeable = False  # rows of one file share it
+                    found[index] = frame
+                    look.frames_decoded += 1
+                frames = [found[index] for index in indices]
+            else:
+                frames = self._stored(self.store, source, indices, look)
+        finally:
+            look.frames_codec_decoded = source.frames_codec_decoded
+            look.frames_substituted = source.frames_substituted
+        look.metadata = metadata
+        look.frame_indices = tuple(indices)
+        look.timestamps_seconds = tuple(frame_times(metadata)[indices].tolist())
+        look.frames = tuple(frames)
+
+    @staticmethod
+    def _stored(
+        store: FrameStore, source: FrameSource, indices: Sequence[int], look: Look
+    ) -> list[np.ndarray]:
+        def observe(keys: Sequence[FrameKey], _: int) -> None:
+            look.frames_decoded += len(keys)
+
+        frames = store.frames(source, indices, observe)
+        look.frames_reused = len(indices) - look.frames_decoded
+        return frames
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RolloutItem:
+    """One rollout group's question, with the frames that its first round looks at.
+
+    row, data_set, media: the question, the manifest's entry it is from, and its file.
+    row_number: of the row among all rows of the manifest, from 0, the same in every epoch.
+    metadata: of the opened video; `metadata.video_id` names its content.
+    frame_indices, timestamps_seconds: of the frames, ascending, seconds from the first frame.
+    frames: (H, W, 3) uint8 RGB each, read-only, shared with the other rows of the video.
+    epoch, index: where the item stands: the index counts rows of the shard, skipped ones too.
+    group_size: answers to be sampled for it. opening: arguments that `open_video` had.
+    """
+
+    row: Row
+    data_set: str
+    media: Path
+    row_number: int
+    metadata: VideoMetadata
+    frame_indices: tuple[int, ...]
+    timestamps_seconds: tuple[float, ...]
+    frames: tuple[np.ndarray, ...]
+    epoch: int
+    index: int
+    group_size: int
+    opening: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The arguments of `Runtime.ask_group` that the item knows; the video is opened as here,
+        so that a store holds the same frames for both."""
+        return {
+            "video": str(self.media),
+            "question": self.row.question,
+            "options": self.row.options,
+            "num_answers": self.group_size,
+            **self.opening,
+        }
+
+
+def _identity(media: Path) -> object:
+    from vtts_rt.video.container import file_identity
+
+    try:
+        return file_identity(media)
+    except (OSError, ValueError):
+        return None
+
+
+def _reason(media: Path, before: object, look: Look) -> str:
+    """Which of SKIP_REASONS a failure is."""
+    if before is None:
+        return "missing"
+    if _identity(media) != before:
+        return "changed"
+    return "undecodable" if look.videos_opened else "unreadable"
