@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.container import Media, av_errors, require_video, video_stream
+from vtts_rt.video.facts import learn_facts
 from vtts_rt.video.index import demuxed
+from vtts_rt.video.index_cache import known_facts, remember_facts
 from vtts_rt.video.pixels import display_matrix, to_rgb
 from vtts_rt.video.pyav import CONVERSION, PyavSource
 from vtts_rt.video.source import FrameSource, derive_id
@@ -21,13 +24,21 @@ def open_media(data: Path | bytes, source_fps: float | None) -> FrameSource:
     Raises ValueError for what cannot be opened, with one sentence that says why.
     """
     media = Media(data)
-    with media.open() as container:
-        if not container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
-            return PyavSource(media, source_fps=source_fps)
-        stream = video_stream(container, media.name)
-        with av_errors(media.name):
-            frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
-            frames += stream.decode(None)
+    facts = known_facts(media, source_fps)
+    if facts is None:
+        with media.open() as container:
+            if container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
+                return _picture(media, container)
+            facts = learn_facts(media, container, source_fps)
+        remember_facts(media, source_fps, facts)
+    return PyavSource(media, facts)
+
+
+def _picture(media: Media, container: Any) -> ArraySource:
+    stream = video_stream(container, media.name)
+    with av_errors(media.name):
+        frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
+        frames += stream.decode(None)
     require_video(bool(frames), "be an image that can be decoded", media.name)
     first = frames[0]
     pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)
