@@ -184,8 +184,9 @@ class IndexCache:
 def _connect(path: Path) -> Any:
     """A connection to the database at `path`, which is made where there is none.
 
-    Write-ahead logging: readers never wait. Without fsync: a killed process harms nothing, a
-    machine that loses power at most the cache.
+    With a rollback journal: for connections of one call, a write-ahead log takes twice as long
+    (0.30 ms a read for 0.13 ms). Without fsync: a killed process harms nothing, a machine that
+    loses power at most the cache.
     """
     import sqlite3  # some builds of Python lack it
 
@@ -202,31 +203,14 @@ def _connect(path: Path) -> Any:
 
 
 def _create(db: Any) -> None:
-    import sqlite3
-
-    _require_empty(db)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:  # SQLite does not wait for this lock by itself
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            break
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
     db.execute("BEGIN IMMEDIATE")
     if _pragma(db, "application_id") != APPLICATION_ID:  # another process may have been faster
-        _require_empty(db)
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise ValueError("it is another program's database")
         db.execute("CREATE TABLE entries (name TEXT PRIMARY KEY, value BLOB, used INTEGER)")
         db.execute("CREATE INDEX entries_used ON entries (used)")
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute("COMMIT")
-
-
-def _require_empty(db: Any) -> None:
-    ours = _pragma(db, "application_id") == APPLICATION_ID
-    if not ours and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise ValueError("it is another program's database")
 
 
 def _pragma(db: Any, name: str) -> int:
