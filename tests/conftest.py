@@ -20,6 +20,14 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 sys.path.append(str(ROOT / "tests"))  # for `utils` and `torchvision_shim`
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that the user's cache knows, and nothing left in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VTTS_RT_CACHE_DIR", str(tmp_path_factory.mktemp("index_cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)

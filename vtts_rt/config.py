@@ -19,6 +19,7 @@ MROPE_MODES: tuple[MropeMode, ...] = ("qwen", "hf5")
 # name -> what it does; the whole list of variables the installed package reads.
 ENVIRONMENT_VARIABLES = {
     "VTTS_RT_BACKEND": "op=backend[,op=backend]: force an op's backend, e.g. patchify=reference",
+    "VTTS_RT_CACHE_DIR": "folder of the video index cache (~/.cache/vtts_rt), or `off`",
     "VTTS_RT_LOG": "log level of the `vtts_rt` logger (debug, info, warning, error)",
 }
 

@@ -19,9 +19,8 @@ from vtts_rt.data.rows import Row
 from vtts_rt.perception.plan import frame_times
 from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.policy_official import uniform_indices
-from vtts_rt.types import VideoMetadata
+from vtts_rt.types import Frame, VideoMetadata
 from vtts_rt.video import FrameSource, FrameStore, open_video
-from vtts_rt.video.store import FrameKey
 
 # Why a file is skipped: it is not there, it cannot be opened, it cannot be decoded, it was
 # replaced or removed between the two.
@@ -49,7 +48,7 @@ class Look:
     metadata: VideoMetadata | None = None
     frame_indices: tuple[int, ...] = ()
     timestamps_seconds: tuple[float, ...] = ()
-    frames: tuple[np.ndarray, ...] = ()
+    frames: tuple[Frame, ...] = ()
     failure: tuple[str, str] | None = None
     videos_opened: int = 0
     frames_decoded: int = 0
@@ -102,7 +101,7 @@ class Looker:
         ticket.reserve(len(indices) * metadata.height * metadata.width * 3)
         try:
             if self.store is None:
-                found = {}
+                found: dict[int, Frame] = {}
                 for index, frame in source.read(indices):
                     ticket.check()
                     if isinstance(frame, np.ndarray):
@@ -123,9 +122,9 @@ class Looker:
     @staticmethod
     def _stored(
         store: FrameStore, source: FrameSource, indices: Sequence[int], look: Look
-    ) -> list[np.ndarray]:
-        def observe(keys: Sequence[FrameKey], _: int) -> None:
-            look.frames_decoded += len(keys)
+    ) -> list[Frame]:
+        def observe(delivered: Sequence[int], _: int) -> None:
+            look.frames_decoded += len(delivered)
 
         frames = store.frames(source, indices, observe)
         look.frames_reused = len(indices) - look.frames_decoded
@@ -152,7 +151,7 @@ class RolloutItem:
     metadata: VideoMetadata
     frame_indices: tuple[int, ...]
     timestamps_seconds: tuple[float, ...]
-    frames: tuple[np.ndarray, ...]
+    frames: tuple[Frame, ...]
     epoch: int
     index: int
     group_size: int

@@ -5,9 +5,9 @@ Everything PyAV raises leaves here as a ValueError about the input; nothing reac
 
 from __future__ import annotations
 
-import hashlib
 import io
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +16,16 @@ from typing import Any
 
 import av
 
+from vtts_rt.video.content_hash import hash_bytes, hash_file
+
 # Demuxers that read other files than the one they are given: their content hash would not
 # cover the pixels, and they reach where the caller did not point.
 NESTED_FORMATS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "rtp"})
 READ_BYTES = 1 << 18  # every read of PyAV's is a call into Python: few and large
-HASH_CHUNK_BYTES = 1 << 20
 HASH_MEMO_ENTRIES = 1024
+# File systems round times by up to this much: a file written so shortly ago can be written again
+# without another change time, so nothing is remembered of it.
+SETTLE_SECONDS = 2.0
 
 # (device, inode, size, mtime_ns, ctime_ns): a write, a rename over it or a restore of the
 # modification time all change at least one of them.
@@ -43,7 +47,8 @@ def require_video(ok: bool, rule: str, got: str) -> None:
 class Media:
     """One media content, a path or bytes, that can be opened any number of times.
 
-    name: how messages call it. A path must be a readable, non-empty regular file.
+    name: how messages call it. num_bytes: its size. A path must be a readable, non-empty
+    regular file. settled: what is learned of the content may be remembered for the identity.
     Raises ValueError otherwise.
     """
 
@@ -51,8 +56,10 @@ class Media:
         self.path: Path | None = None
         self.data = b""
         self.identity: FileIdentity | None = None
+        self.settled = True
+        self._id: str | None = None
         if isinstance(content, bytes):
-            self.name = f"{len(content)} bytes"
+            self.name, self.num_bytes = f"{len(content)} bytes", len(content)
             require_video(len(content) > 0, "not be empty", "0 bytes")
             self.data = content
             return
@@ -61,8 +68,9 @@ class Media:
         try:
             self.identity = file_identity(content)
             require_video(content.is_file(), f"be {rule}", self.name)
-            with content.open("rb") as file:
-                require_video(file.read(1) != b"", "not be empty", self.name)
+            self.num_bytes = self.identity[2]
+            require_video(self.num_bytes > 0, "not be empty", self.name)
+            content.open("rb", buffering=0).close()  # whether it may be read
         except (OSError, ValueError) as error:
             if str(error).startswith("open_video:"):
                 raise
@@ -71,6 +79,7 @@ class Media:
             raise ValueError(
                 f"open_video: video must be {rule}, got {str(content)!r} ({reason})"
             ) from None
+        self.settled = time.time() - self.identity[4] / 1e9 >= SETTLE_SECONDS
 
     def check_unchanged(self) -> None:
         """RuntimeError when the file is no longer the one that was opened."""
@@ -86,24 +95,26 @@ class Media:
             )
 
     def content_id(self) -> str:
-        """blake2b of the whole content; for a file memoised by its identity.
+        """Hash of the whole content, 32 hex digits; computed unless it is known."""
+        known = self.known_id()
+        if known is None and self.path is not None:
+            known = hash_file(self.path, self.num_bytes)
+            self.check_unchanged()
+        elif known is None:
+            known = hash_bytes(self.data)
+        self.remember_id(known)
+        return known
 
-        The file is read once in order, in 1 MiB pieces; the packet pass that follows then finds
-        it in the page cache.
-        """
-        if self.path is None:
-            return hashlib.blake2b(self.data, digest_size=16).hexdigest()
-        assert self.identity is not None
-        known = _hash_memo.get(self.identity)
-        if known is not None:
-            return known
-        digest = hashlib.blake2b(digest_size=16)
-        with self.path.open("rb") as file:
-            while chunk := file.read(HASH_CHUNK_BYTES):
-                digest.update(chunk)
-        self.check_unchanged()
-        _hash_memo.put(self.identity, digest.hexdigest())
-        return digest.hexdigest()
+    def known_id(self) -> str | None:
+        """`content_id` where it takes no reading: known here, or to this process by identity."""
+        if self._id is None and self.identity is not None:
+            return _hash_memo.get(self.identity)
+        return self._id
+
+    def remember_id(self, content_id: str) -> None:
+        self._id = content_id
+        if self.identity is not None and self.settled:
+            _hash_memo.put(self.identity, content_id)
 
     def open(self) -> Any:
         """A new av input container on the content; ValueError when it is no usable media.

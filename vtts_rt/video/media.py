@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from vtts_rt.types import Decoder
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.container import Media, av_errors, require_video, video_stream
 from vtts_rt.video.decoders import chosen_decoder
+from vtts_rt.video.facts import learn_facts
 from vtts_rt.video.index import demuxed
+from vtts_rt.video.index_cache import known_facts, remember_facts
 from vtts_rt.video.pixels import display_matrix, to_rgb
 from vtts_rt.video.pyav import CONVERSION, PyavSource
 from vtts_rt.video.source import FrameSource, derive_id
@@ -32,14 +35,22 @@ def open_media(
     """
     decoder = chosen_decoder(decoder, device)
     media = Media(data)
-    with media.open() as container:
-        if not container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
-            source = PyavSource(media, source_fps=source_fps)
-            return source if decoder == "pyav" else _through_dali(source, device)
-        stream = video_stream(container, media.name)
-        with av_errors(media.name):
-            frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
-            frames += stream.decode(None)
+    facts = known_facts(media, source_fps)
+    if facts is None:
+        with media.open() as container:
+            if container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
+                return _picture(media, container)
+            facts = learn_facts(media, container, source_fps)
+        remember_facts(media, source_fps, facts)
+    source = PyavSource(media, facts)
+    return source if decoder == "pyav" else _through_dali(source, device)
+
+
+def _picture(media: Media, container: Any) -> ArraySource:
+    stream = video_stream(container, media.name)
+    with av_errors(media.name):
+        frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
+        frames += stream.decode(None)
     require_video(bool(frames), "be an image that can be decoded", media.name)
     first = frames[0]
     pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)

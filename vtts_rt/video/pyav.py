@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.types import VideoMetadata
-from vtts_rt.video.container import Media, av_errors, require_video
-from vtts_rt.video.index import build_index, decode_tagged, demuxed
-from vtts_rt.video.packets import PacketReader, open_stream
-from vtts_rt.video.pixels import display_matrix, orient, to_rgb
+from vtts_rt.video.container import Media
+from vtts_rt.video.facts import VideoFacts
+from vtts_rt.video.index import decode_tagged
+from vtts_rt.video.packets import PacketReader
+from vtts_rt.video.pixels import orient, to_rgb
 from vtts_rt.video.source import derive_id, distinct_indices
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,6 @@ CONVERSION = "swscale rgb24"
 SEEK_GAP_PACKETS = 8
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
 REORDER_FRAMES = 16
-# Packets that may fail to decode before a file counts as holding no frame at all.
-PROBE_PACKETS = 512
 
 
 @dataclass(slots=True, eq=False)
@@ -62,15 +61,14 @@ class _Cursor:
 class PyavSource:
     """The first video stream of a file or of bytes (cover art is not video).
 
-    media: what to open; source_fps: rate of a stream that has no timestamps of its own.
+    media: what to open; facts: what is known of its content.
     A packet of which no frame can be decoded (a corrupt file) is served by the nearest earlier
     frame that can be, else by the next later one, counted in `frames_substituted` and logged
     once per source. index, matrix: the packet index, and the display matrix of the first frame.
-    Raises ValueError when the content is no video or none of its frames decodes. `read` raises
-    RuntimeError when the file changed since, or after `close`.
+    `read` raises RuntimeError when the file changed since, or after `close`.
     """
 
-    def __init__(self, media: Media, *, source_fps: float | None = None) -> None:
+    def __init__(self, media: Media, facts: VideoFacts) -> None:
         self.media = media
         self._lock = threading.Lock()
         self._holder = 0  # the thread that holds it
@@ -79,23 +77,12 @@ class PyavSource:
         self._stand_ins: dict[int, int] = {}
         self.frames_codec_decoded = 0
         self.frames_substituted = 0
-        content_id = media.content_id()
-        container, stream = open_stream(media)
-        with container, av_errors(media.name):
-            index = build_index(container, stream, lambda: open_stream(media), source_fps)
-        rule = "hold at least one frame that can be decoded"
-        require_video(index is not None, rule, media.name)
-        assert index is not None
-        self.index = index
+        self.index = index = facts.index
         self._packets = PacketReader(media, index)
-        first = self._probe()
-        require_video(first is not None, rule, media.name)
-        assert first is not None
-        self.matrix = display_matrix(first)
-        self._stored_hw = (first.height, first.width)
+        self.matrix, self._stored_hw = facts.matrix, facts.stored_hw
         height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self.matrix).shape[:2]
         self.metadata = VideoMetadata(
-            video_id=derive_id(content_id, DECODER, CONVERSION),
+            video_id=derive_id(facts.content_id, DECODER, CONVERSION),
             num_frames=index.num_frames,
             source_fps=index.source_fps,
             duration_seconds=index.duration_seconds,
@@ -312,18 +299,6 @@ class PyavSource:
         if self._closed:
             raise RuntimeError(f"the video {self.media.name} was closed: open it again")
         self.media.check_unchanged()
-
-    def _probe(self) -> Any | None:
-        """The first frame that decodes, for what only a decoder knows (size, display matrix)."""
-        container, stream = open_stream(self.media)
-        stream.thread_count = 1  # one frame: threads would only read ahead
-        with container:
-            for ordinal, packet in enumerate(demuxed(container, stream)):
-                frames = decode_tagged(stream, packet, ordinal)
-                if frames or ordinal > PROBE_PACKETS:
-                    return frames[0] if frames else None
-            frames = decode_tagged(stream, None, 0)
-            return frames[0] if frames else None
 
     def _pixels(self, frame: Any) -> np.ndarray:
         height, width = self._stored_hw
