@@ -18,7 +18,6 @@ frame's.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.types import VideoMetadata
-from vtts_rt.video.container import Media, av_errors, require_video, video_stream
+from vtts_rt.video.container import Media, av_errors, require_video
 from vtts_rt.video.index import build_index, decode_tagged, demuxed
+from vtts_rt.video.packets import PacketReader, open_stream
 from vtts_rt.video.pixels import display_matrix, orient, to_rgb
 from vtts_rt.video.source import derive_id, distinct_indices
 
@@ -37,11 +37,6 @@ logger = logging.getLogger(__name__)
 DECODER = "pyav"
 # Part of the video id, as caches of features hold what this conversion made.
 CONVERSION = "swscale rgb24"
-# Half of the cores at most: a model computes meanwhile, and threads cost time of their own. 30 of
-# 1,800 frames of 640x360 H.264 on two cores: one thread 0.50 s, two 0.62 s and 0.77 s of CPU time
-# (1920x1080: 0.56 s; 0.42 s and 0.60 s). Beyond 8 they mostly add delay: each holds back one frame
-# after a seek.
-MAX_DECODER_THREADS = 8
 # Decoding on costs less than a seek over so few packets.
 SEEK_GAP_PACKETS = 8
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
@@ -52,19 +47,13 @@ PROBE_PACKETS = 512
 
 @dataclass(slots=True, eq=False)
 class _Cursor:
-    """A running decoder.
+    """What a running decoder was given and gave since the reader's last start.
 
-    start: ordinal decoding began at; next: ordinal of the packet to feed next.
     latest: (frame index, av frame) of the last frame that came out.
     expected: wanted frames whose packet was fed and that have not come out.
     ended: the decoder was drained, so only a seek revives it.
     """
 
-    container: Any
-    stream: Any
-    packets: Any
-    start: int = 0
-    next: int = 0
     latest: tuple[int, Any] | None = None
     expected: set[int] = field(default_factory=set)
     ended: bool = False
@@ -76,13 +65,13 @@ class PyavSource:
     media: what to open; source_fps: rate of a stream that has no timestamps of its own.
     A packet of which no frame can be decoded (a corrupt file) is served by the nearest earlier
     frame that can be, else by the next later one, counted in `frames_substituted` and logged
-    once per source.
+    once per source. index, matrix: the packet index, and the display matrix of the first frame.
     Raises ValueError when the content is no video or none of its frames decodes. `read` raises
     RuntimeError when the file changed since, or after `close`.
     """
 
     def __init__(self, media: Media, *, source_fps: float | None = None) -> None:
-        self._media = media
+        self.media = media
         self._lock = threading.Lock()
         self._holder = 0  # the thread that holds it
         self._closed = False
@@ -91,19 +80,20 @@ class PyavSource:
         self.frames_codec_decoded = 0
         self.frames_substituted = 0
         content_id = media.content_id()
-        container, stream = self._open()
+        container, stream = open_stream(media)
         with container, av_errors(media.name):
-            index = build_index(container, stream, self._open, source_fps)
+            index = build_index(container, stream, lambda: open_stream(media), source_fps)
         rule = "hold at least one frame that can be decoded"
         require_video(index is not None, rule, media.name)
         assert index is not None
-        self._index = index
+        self.index = index
+        self._packets = PacketReader(media, index)
         first = self._probe()
         require_video(first is not None, rule, media.name)
         assert first is not None
-        self._matrix = display_matrix(first)
+        self.matrix = display_matrix(first)
         self._stored_hw = (first.height, first.width)
-        height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self._matrix).shape[:2]
+        height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self.matrix).shape[:2]
         self.metadata = VideoMetadata(
             video_id=derive_id(content_id, DECODER, CONVERSION),
             num_frames=index.num_frames,
@@ -118,8 +108,8 @@ class PyavSource:
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
     ) -> Iterator[tuple[int, np.ndarray]]:
-        indices = distinct_indices(frame_indices, self._index.num_frames)
-        by_products = set(distinct_indices(passing, self._index.num_frames))
+        indices = distinct_indices(frame_indices, self.index.num_frames)
+        by_products = set(distinct_indices(passing, self.index.num_frames))
         self._check_usable()
         return self._deliver(indices, by_products.difference(indices, self._stand_ins))
 
@@ -166,10 +156,10 @@ class PyavSource:
         runs: list[list[int]] = []
         fed = 0
         for i in indices:
-            if not runs or self._index.start_for(i) > fed + SEEK_GAP_PACKETS:
+            if not runs or self.index.start_for(i) > fed + SEEK_GAP_PACKETS:
                 runs.append([])
             runs[-1].append(i)
-            fed = max(fed, int(self._index.packet_of[i]) + 1)
+            fed = max(fed, int(self.index.packet_of[i]) + 1)
         return runs
 
     def _step(
@@ -179,14 +169,18 @@ class PyavSource:
         target = next(iter(pending))
         if target in self._stand_ins:
             return self._stand_in(target)
-        start = self._index.start_for(target)
-        if not self._reaches(target, start):
+        start = self.index.start_for(target)
+        runs_on = self._reaches(target, start)
+        if not runs_on:
             self._start_at(start)
         found, before, after = self._decode_until(target, pending, passing, drain)
-        earlier = self._index.keyframe_before(start)
-        if not found and earlier is not None:
-            # What a broken or wrongly marked keyframe spoils, the one before it may still give.
-            self._start_at(earlier)
+        # What a broken or wrongly marked keyframe spoils, the one before it may still give; and a
+        # decoder that ran past a broken packet knows nothing of the frames around it.
+        again = self.index.keyframe_before(start)
+        if again is None and runs_on:
+            again = start
+        if not found and again is not None:
+            self._start_at(again)
             found, before, after = self._decode_until(target, pending, passing, drain)
         if found:
             return found
@@ -196,12 +190,12 @@ class PyavSource:
     def _reaches(self, target: int, start: int) -> bool:
         """Whether the running decoder gets to `target` without a seek."""
         cursor = self._cursor
-        if cursor is None or cursor.ended or cursor.start > start:
+        if cursor is None or cursor.ended or self._packets.start > start:
             return False
         if target in cursor.expected:
             return True
-        ahead = int(self._index.packet_of[target]) >= cursor.next
-        return ahead and start <= cursor.next + SEEK_GAP_PACKETS
+        ahead = int(self.index.packet_of[target]) >= self._packets.next
+        return ahead and start <= self._packets.next + SEEK_GAP_PACKETS
 
     def _decode_until(
         self, target: int, pending: dict[int, None], passing: set[int], drain: bool
@@ -213,18 +207,20 @@ class PyavSource:
         """
         cursor = self._cursor
         assert cursor is not None
-        last = max(int(self._index.packet_of[i]) for i in pending)
+        last = max(int(self.index.packet_of[i]) for i in pending)
         before = cursor.latest[0] if cursor.latest and cursor.latest[0] < target else None
         after: int | None = None
         delivered: list[tuple[int, np.ndarray]] = []
         while not cursor.ended:
-            frames = self._feed(cursor, pending, passing, end=drain and cursor.next > last)
+            frames = self._feed(cursor, pending, passing, end=drain and self._packets.next > last)
             found = False
             for i, frame in frames:
                 cursor.latest = (i, frame)
                 cursor.expected.discard(i)
                 self.frames_codec_decoded += 1
-                if i in pending or (i in passing and cursor.start <= self._index.start_for(i)):
+                if i in pending or (
+                    i in passing and self._packets.start <= self.index.start_for(i)
+                ):
                     delivered.append((i, self._pixels(frame)))
                     found = found or i in pending
                 if i < target:
@@ -241,16 +237,13 @@ class PyavSource:
         self, cursor: _Cursor, pending: dict[int, None], passing: set[int], end: bool
     ) -> list[tuple[int, Any]]:
         """Gives the decoder its next packet (or the end); what came out, by frame index."""
-        packet = None if end else next(cursor.packets, None)
-        index = self._index
-        if packet is None or cursor.next >= index.num_packets:
+        taken = None if end else self._packets.take()
+        index, stream = self.index, self._packets.stream
+        if taken is None:
             cursor.ended = True
-            frames = decode_tagged(cursor.stream, None, 0)
+            frames = decode_tagged(stream, None, 0)
         else:
-            ordinal = cursor.next
-            if index.keys is not None and index.key_of(packet) != index.keys[ordinal]:
-                raise RuntimeError(f"the video {self._media.name} changed while it was open")
-            cursor.next += 1
+            ordinal, packet = taken
             shown = int(index.frame_of[ordinal])
             wanted = shown in pending
             if wanted:
@@ -258,8 +251,8 @@ class PyavSource:
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
             kept = wanted or shown in passing
-            cursor.stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
-            frames = decode_tagged(cursor.stream, packet, ordinal)
+            stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
+            frames = decode_tagged(stream, packet, ordinal)
         known = [(int(index.frame_of[f.pts]), f) for f in frames if 0 <= f.pts < index.num_packets]
         return [(i, f) for i, f in known if i >= 0]
 
@@ -273,31 +266,31 @@ class PyavSource:
         if nearest is None:
             self._check_usable()
             raise RuntimeError(
-                f"no frame near frame {target} of the video {self._media.name} can be decoded: "
+                f"no frame near frame {target} of the video {self.media.name} can be decoded: "
                 "repair or re-encode the file"
             )
         if not self._stand_ins:
             logger.warning(
                 "%s: frame %d cannot be decoded, frame %d stands in for it (the count of such "
                 "frames is in frames_substituted)",
-                self._media.name,
+                self.media.name,
                 target,
                 nearest,
             )
-        gap_ends = after if after is not None else self._index.num_frames
+        gap_ends = after if after is not None else self.index.num_frames
         for i in pending:
             if target <= i < gap_ends:
                 self._stand_ins[i] = nearest
 
     def _stand_in(self, target: int) -> list[tuple[int, np.ndarray]]:
         nearest = self._stand_ins[target]
-        start = self._index.start_for(nearest)
+        start = self.index.start_for(nearest)
         if not self._reaches(nearest, start):
             self._start_at(start)
         found, _, _ = self._decode_until(nearest, {nearest: None}, set(), drain=True)
         if not found:
             raise RuntimeError(
-                f"frame {target} of the video {self._media.name} cannot be decoded, nor frame "
+                f"frame {target} of the video {self.media.name} cannot be decoded, nor frame "
                 f"{nearest} beside it: repair or re-encode the file"
             )
         self.frames_substituted += 1
@@ -305,79 +298,24 @@ class PyavSource:
 
     # -- the decoder ------------------------------------------------------------------------
 
-    def _open(self) -> tuple[Any, Any]:
-        container = self._media.open()
-        try:
-            stream = video_stream(container, self._media.name)
-            # Frame or slice threads, whichever the codec has.
-            stream.thread_type = "AUTO"
-            stream.thread_count = max(1, min((os.cpu_count() or 1) // 2, MAX_DECODER_THREADS))
-        except Exception:
-            container.close()
-            raise
-        return container, stream
-
     def _start_at(self, ordinal: int) -> None:
-        """Puts the cursor at a keyframe packet: by seeking, or from the start of the file."""
-        goal: int | None = ordinal
-        # A seek may land late (a demuxer's index is of decode times): aim at earlier ones then.
-        for _ in range(2):
-            if goal is None or goal <= 0:
-                break
-            if self._seek(goal, ordinal):
-                return
-            goal = self._index.keyframe_before(goal)
-        self._drop_cursor()
-        container, stream = self._open()
-        self._cursor = _Cursor(container, stream, demuxed(container, stream))
-        self._skip_to(ordinal)
-
-    def _seek(self, goal: int, ordinal: int) -> bool:
-        cursor = self._cursor
-        if self._index.keys is None:
-            return False
-        if cursor is None:
-            container, stream = self._open()
-        else:
-            container, stream = cursor.container, cursor.stream
-        try:
-            container.seek(int(self._index.seek_times[goal]), stream=stream)
-        except (OSError, ValueError, OverflowError):
-            self._cursor = None
-            container.close()
-            return False
-        packets = demuxed(container, stream)
-        first = next(packets, None)
-        at = None if first is None else self._index.ordinal_of(first)
-        self._cursor = _Cursor(container, stream, packets)
-        if at is None or at > ordinal:
-            return False
-        self._cursor.packets = _chain(first, packets)
-        self._cursor.next = at
-        return self._skip_to(ordinal)
-
-    def _skip_to(self, ordinal: int) -> bool:
-        """Drops packets up to `ordinal` undecoded."""
-        cursor = self._cursor
-        assert cursor is not None
-        while cursor.next < ordinal and next(cursor.packets, None) is not None:
-            cursor.next += 1
-        cursor.start = cursor.next
-        return cursor.next == ordinal
+        """Puts the decoder at a keyframe packet."""
+        self._cursor = None
+        self._packets.start_at(ordinal)
+        self._cursor = _Cursor()
 
     def _drop_cursor(self) -> None:
-        if self._cursor is not None:
-            self._cursor.container.close()
-            self._cursor = None
+        self._packets.close()
+        self._cursor = None
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RuntimeError(f"the video {self._media.name} was closed: open it again")
-        self._media.check_unchanged()
+            raise RuntimeError(f"the video {self.media.name} was closed: open it again")
+        self.media.check_unchanged()
 
     def _probe(self) -> Any | None:
         """The first frame that decodes, for what only a decoder knows (size, display matrix)."""
-        container, stream = self._open()
+        container, stream = open_stream(self.media)
         stream.thread_count = 1  # one frame: threads would only read ahead
         with container:
             for ordinal, packet in enumerate(demuxed(container, stream)):
@@ -389,9 +327,4 @@ class PyavSource:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         height, width = self._stored_hw
-        return to_rgb(frame, height, width, self._matrix, self._media.name)
-
-
-def _chain(first: Any, rest: Any) -> Iterator[Any]:
-    yield first
-    yield from rest
+        return to_rgb(frame, height, width, self.matrix, self.media.name)
