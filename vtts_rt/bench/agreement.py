@@ -117,7 +117,9 @@ def _first_difference(a: Answer, b: Answer) -> dict[str, Any] | None:
     """Where the texts of two answers part: in a clue, an answer, or other words of a round."""
     for number, (x, y) in enumerate(zip(a.rounds, b.rounds, strict=False), 1):
         if x.text != y.text:
-            first = "clue" if x.regions != y.regions else "answer" if x.answer != y.answer else "text"
+            first = (
+                "clue" if x.regions != y.regions else "answer" if x.answer != y.answer else "text"
+            )
             return {"first": first, "round": number}
     if len(a.rounds) != len(b.rounds):
         return {"first": "rounds", "round": min(len(a.rounds), len(b.rounds)) + 1}

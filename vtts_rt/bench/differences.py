@@ -8,18 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from vtts_rt.bench.encodings import ENCODINGS, encode
 from vtts_rt.data.needle import make_scene
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
 from vtts_rt.video.decoders import dali_refusal
-from vtts_rt.video.writer import write_video
 
-# Codec, encoder, suffix, pixel format, crf: of needle's own clips.
-FILES = (
-    ("h264", "libx264", ".mp4", "yuv420p", 20),
-    ("vp9", "libvpx-vp9", ".webm", "yuv420p", 24),
-    ("mjpeg", "mjpeg", ".avi", "yuvj420p", None),
-)
 FRAMES_PER_CLIP = 8
 STEP_SECONDS = 1.7  # between them in the scene: other cards and another background
 
@@ -38,14 +32,12 @@ def measured(num_clips: int, folder: Path) -> list[dict[str, Any]]:
     """
     others = [("dali-cpu", None), ("dali-nvdec", 0)]
     there = [(name, device) for name, device in others if dali_refusal(device) is None]
-    counts = {(name, codec): np.zeros(256, np.int64) for codec, *_ in FILES for name, _ in there}
+    counts = {(name, codec): np.zeros(256, np.int64) for codec in ENCODINGS for name, _ in there}
     frames = dict.fromkeys(counts, 0)
-    for codec, encoder, suffix, pixels, crf in FILES:
+    for codec, encoding in ENCODINGS.items():
         for seed in range(num_clips):
-            path = folder / f"pixels-{seed}{suffix}"
-            write_video(
-                path, _scene(seed), source_fps=12, codec=encoder, pixel_format=pixels, crf=crf
-            )
+            path = folder / f"pixels-{seed}"
+            path = encode(path, _scene(seed), codec, source_fps=12, crf=encoding.crf)
             expected = _read(path, "pyav", None)
             for name, device in there:
                 for a, b in zip(expected, _read(path, "dali", device), strict=False):
@@ -70,10 +62,13 @@ def _read(path: Path, decoder: Decoder, device: int | None) -> list[np.ndarray]:
     with open_video(path, decoder=decoder, device=device) as source:
         if source.metadata.decoder != decoder:
             return []
-        frames = dict(source.read(range(source.metadata.num_frames)))
-    return [
-        np.asarray(frames[k].cpu() if device is not None else frames[k]) for k in sorted(frames)
-    ]
+        frames: dict[int, Any] = dict(source.read(range(source.metadata.num_frames)))
+    return [host(frames[k]) for k in sorted(frames)]
+
+
+def host(frame: Any) -> np.ndarray:
+    """A frame as numpy, from a GPU too."""
+    return np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
 
 
 def _summary(counts: np.ndarray) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from vtts_rt.types import Decoder
@@ -30,8 +29,9 @@ OPENCV_GRABS = 32
 class Reader(Protocol):
     """An opened file."""
 
-    def frames(self, indices: Sequence[int]) -> Sequence[Any]:
-        """(H, W, 3) uint8 RGB of each index, in their order: numpy, or torch on a GPU."""
+    def frames(self, indices: Sequence[int]) -> Any:
+        """A sequence of (H, W, 3) uint8 RGB of each index, in their order: numpy, or torch on
+        a GPU."""
         ...
 
     def close(self) -> None: ...
@@ -114,7 +114,7 @@ class _Ours:
             raise NotHere(f"{decodes} decodes such files in its place")
         self._store = FrameStore(STORE_BYTES)
 
-    def frames(self, indices: Sequence[int]) -> Sequence[Any]:
+    def frames(self, indices: Sequence[int]) -> Any:
         return self._store.frames(self._source, indices)
 
     def close(self) -> None:
@@ -134,9 +134,8 @@ class _Decord:
 
         self._reader = decord.VideoReader(str(path))
 
-    def frames(self, indices: Sequence[int]) -> Sequence[Any]:
-        batch: np.ndarray = self._reader.get_batch(list(indices)).asnumpy()
-        return batch
+    def frames(self, indices: Sequence[int]) -> Any:
+        return self._reader.get_batch(list(indices)).asnumpy()
 
     def close(self) -> None:
         del self._reader
@@ -154,10 +153,10 @@ class _OpenCv:
         self._capture = cv2.VideoCapture(str(path))
         self._next = 0
 
-    def frames(self, indices: Sequence[int]) -> Sequence[Any]:
+    def frames(self, indices: Sequence[int]) -> Any:
         return [self._frame(index) for index in indices]
 
-    def _frame(self, index: int) -> np.ndarray:
+    def _frame(self, index: int) -> Any:
         if not 0 <= index - self._next <= OPENCV_GRABS:
             self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, index)
             self._next = index
@@ -168,8 +167,7 @@ class _OpenCv:
         self._next += 1
         if not ok:
             raise NotHere(f"frame {index} cannot be read")
-        rgb: np.ndarray = self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB)
-        return rgb
+        return self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB)
 
     def close(self) -> None:
         self._capture.release()
@@ -185,9 +183,8 @@ class _TorchCodec:
 
         self._decoder = VideoDecoder(str(path), dimension_order="NHWC")
 
-    def frames(self, indices: Sequence[int]) -> Sequence[Any]:
-        batch: np.ndarray = self._decoder.get_frames_at(list(indices)).data.numpy()
-        return batch
+    def frames(self, indices: Sequence[int]) -> Any:
+        return self._decoder.get_frames_at(list(indices)).data.numpy()
 
     def close(self) -> None:
         del self._decoder

@@ -22,25 +22,19 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.bench import differences
+from vtts_rt.bench.encodings import ENCODINGS, codec_names, encode
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.readers import Contender, NotHere, Reader, contenders
 from vtts_rt.bench.setting import add_output_flags, heading
 from vtts_rt.types import require
 from vtts_rt.video.packets import num_decoder_threads
-from vtts_rt.video.writer import write_video
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
 
 SOURCE_FPS = 30
 LONG, SMALL = (60, 720, 1280), (2, 120, 160)  # seconds, height, width
-# (codec as the results call it, encoder, suffix, pixel format, most frames from key to key)
-FILES = (
-    ("h264", "libx264", ".mp4", "yuv420p", 12),
-    ("h264", "libx264", ".mp4", "yuv420p", 250),
-    ("vp9", "libvpx-vp9", ".webm", "yuv420p", 12),
-    ("vp9", "libvpx-vp9", ".webm", "yuv420p", 250),
-    ("mjpeg", "mjpeg", ".avi", "yuvj420p", 1),
-)
+# Codec and most frames from keyframe to keyframe.
+FILES = (("h264", 12), ("h264", 250), ("vp9", 12), ("vp9", 250), ("mjpeg", 1))
 NUM_UNIFORM, NUM_SPANS, SPAN_FRAMES = 64, 8, 8
 # Mean absolute difference of a frame from PyAV's, of 255, that is still the same frame: DALI
 # interpolates chroma, which this clip's hard colour edges show more than a camera's would; the
@@ -87,10 +81,7 @@ class _Case:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row for each case and contender; the files are made on first use."""
     require("bench", "repeats", args.repeats, args.repeats >= 1, ">= 1")
-    codecs = [name for name in args.codec.split(",") if name]
-    known = {codec for codec, *_ in FILES}
-    for name in codecs:
-        require("bench", "codec", name, name in known, f"one of {', '.join(sorted(known))}")
+    codecs = codec_names(args.codec)
     rows, skipped, failures = [], [], []
     args.threads, args.model = num_decoder_threads(), None
     with tempfile.TemporaryDirectory() as folder:
@@ -140,19 +131,15 @@ def _cases(args: argparse.Namespace, codecs: Sequence[str]) -> list[_Case]:
     spans = tuple(tuple(range(k * SPAN_FRAMES, (k + 1) * SPAN_FRAMES)) for k in slots)
     patterns = {"uniform": (tuple(spread.tolist()),), "spans": spans}
     found = []
-    for codec, encoder, suffix, pixels, gop in FILES:
+    for codec, gop in FILES:
         if codec not in codecs:
             continue
-        path = args.cache_dir / f"decode-{codec}-gop{gop}-{seconds}s-{width}x{height}{suffix}"
+        name = f"decode-{codec}-gop{gop}-{seconds}s-{width}x{height}{ENCODINGS[codec].suffix}"
+        path = args.cache_dir / name
         if not path.is_file():
-            print(f"encoding {path.name}", file=sys.stderr)
-            args.cache_dir.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f"part-{path.name}")
+            print(f"encoding {name}", file=sys.stderr)
             frames = moving_frames(num_frames, (height, width))
-            write_video(
-                aside, frames, source_fps=SOURCE_FPS, codec=encoder, pixel_format=pixels, gop=gop
-            )
-            aside.rename(path)
+            encode(path, frames, codec, source_fps=SOURCE_FPS, gop=gop)
         found += [_Case(codec, gop, name, path, asked) for name, asked in patterns.items()]
     return found
 
@@ -170,7 +157,9 @@ def _checked(
         try:
             reader = contender.open(case.path)
             try:
-                frames = [_host(f) for asked in case.requests for f in reader.frames(asked)]
+                frames = [
+                    differences.host(f) for asked in case.requests for f in reader.frames(asked)
+                ]
             finally:
                 reader.close()
         except NotHere as reason:
@@ -186,10 +175,6 @@ def _checked(
         else:
             wrong[contender.name] = f"a frame is {off:.1f} levels off PyAV's"
     return here, why_not, wrong
-
-
-def _host(frame: Any) -> np.ndarray:
-    return np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
 
 
 # -- times ------------------------------------------------------------------------------------
