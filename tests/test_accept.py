@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +21,17 @@ def accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("accept", ROOT / "bench" / "accept.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, "accept", module)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys.modules["evidence"], "ROOT", tmp_path)
     (tmp_path / "bench" / "results").mkdir(parents=True)
     return module
+
+
+@pytest.fixture
+def evidence(accept: ModuleType) -> ModuleType:
+    """bench/evidence.py, looking at the same."""
+    return sys.modules["evidence"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,7 @@ def accept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ],
 )
 def test_tests_are_evidence_only_if_they_ran(
-    accept: ModuleType,
+    evidence: ModuleType,
     returncode: int,
     num: int,
     failures: int,
@@ -50,15 +57,15 @@ def test_tests_are_evidence_only_if_they_ran(
     status: str,
 ) -> None:
     counts = {"tests": num, "failures": failures, "errors": errors, "skipped": skipped}
-    assert accept.tests_verdict(returncode, counts, "test_x.py").status == status
+    assert evidence.tests_verdict(returncode, counts, "test_x.py").status == status
 
 
-def test_tests_are_run(accept: ModuleType, tmp_path: Path) -> None:
-    assert accept.tests("test_gone.py")(ARGS).status == "NOT RUN"
+def test_tests_are_run(evidence: ModuleType, tmp_path: Path) -> None:
+    assert evidence.tests("test_gone.py")(ARGS).status == "NOT RUN"
     path = tmp_path / "test_x.py"
     path.write_text("def test_a(): pass\ndef test_b(): assert False")
-    assert accept.tests("test_x.py::test_a")(ARGS) == ("PASS", "1 tests")
-    assert accept.tests("test_x.py")(ARGS).status == "FAIL"
+    assert evidence.tests("test_x.py::test_a")(ARGS) == ("PASS", "1 tests")
+    assert evidence.tests("test_x.py")(ARGS).status == "FAIL"
 
 
 def test_every_line_without_evidence_is_not_run(
@@ -74,21 +81,21 @@ def test_every_line_without_evidence_is_not_run(
     ("ratio", "status"), [(0.5, "PASS"), (0.51, "FAIL"), (float("nan"), "FAIL")]
 )
 def test_numbers_are_read_from_results(
-    accept: ModuleType, tmp_path: Path, ratio: float, status: str
+    evidence: ModuleType, tmp_path: Path, ratio: float, status: str
 ) -> None:
     data = {"comparisons": [{"name": "append", "time_ratio": ratio}]}
     (tmp_path / "bench" / "results" / "rounds_cpu_202611.json").write_text(json.dumps(data))
-    assert accept.measured("rounds", accept.targets.append_time)(ARGS).status == status
+    assert evidence.measured("rounds", evidence.targets.append_time)(ARGS).status == status
 
 
-def test_a_result_that_lacks_the_number_is_not_run(accept: ModuleType, tmp_path: Path) -> None:
+def test_a_result_that_lacks_the_number_is_not_run(evidence: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "bench" / "results" / "rounds_cpu_202611.json").write_text("{}")
-    assert accept.measured("rounds", accept.targets.append_time)(ARGS).status == "NOT RUN"
+    assert evidence.measured("rounds", evidence.targets.append_time)(ARGS).status == "NOT RUN"
 
 
 @pytest.mark.parametrize(("two_threads", "ok"), [(3.0, True), (2.9, False)])
 def test_patchify_counts_with_two_threads_and_fresh_memory(
-    accept: ModuleType, two_threads: float, ok: bool
+    evidence: ModuleType, two_threads: float, ok: bool
 ) -> None:
     results = [
         {"name": "patchify avx2", "num_threads": 1, "speedup": 9.0},
@@ -96,7 +103,7 @@ def test_patchify_counts_with_two_threads_and_fresh_memory(
         {"name": "patchify avx2", "num_threads": 2, "speedup": two_threads},
         {"name": "transformers", "num_threads": 2, "speedup": 1.0},
     ]
-    assert accept.targets.patchify_speed({"results": results})[0] is ok
+    assert evidence.targets.patchify_speed({"results": results})[0] is ok
 
 
 @pytest.mark.parametrize(
@@ -108,24 +115,24 @@ def test_patchify_counts_with_two_threads_and_fresh_memory(
         (0.40, 0.75, 499, False),
     ],
 )
-def test_the_needle_bar(accept: ModuleType, one: float, three: float, num: int, ok: bool) -> None:
+def test_the_needle_bar(evidence: ModuleType, one: float, three: float, num: int, ok: bool) -> None:
     looks = [{"rounds": 1, "accuracy": one}, {"rounds": 3, "accuracy": three}]
-    assert accept.targets.needle_bar({"rounds": looks, "num": num})[0] is ok
+    assert evidence.targets.needle_bar({"rounds": looks, "num": num})[0] is ok
 
 
-def test_one_failing_check_fails_the_line(accept: ModuleType) -> None:
-    verdicts = {name: accept.Verdict(name, name) for name in ("PASS", "FAIL", "NOT RUN")}
+def test_one_failing_check_fails_the_line(accept: ModuleType, evidence: ModuleType) -> None:
+    verdicts = {name: evidence.Verdict(name, name) for name in ("PASS", "FAIL", "NOT RUN")}
 
     def judged(*names: str) -> str:
         checks = tuple((lambda _, n=name: verdicts[n]) for name in names)
-        return str(accept.judge(accept.Line(2, "text", checks), ARGS).status)
+        return str(accept.judge(evidence.Line(2, "text", checks), ARGS).status)
 
     assert judged("PASS", "NOT RUN", "FAIL") == "FAIL"
     assert judged("PASS", "NOT RUN") == "NOT RUN"
     assert judged("PASS", "PASS") == "PASS"
 
 
-def test_gpu_lines_read_results_of_gpus_only(accept: ModuleType, tmp_path: Path) -> None:
+def test_gpu_lines_read_results_of_gpus_only(evidence: ModuleType, tmp_path: Path) -> None:
     def said(gpu: str | None, share: float) -> str:
         row = {
             "op": "patchify",
@@ -135,14 +142,14 @@ def test_gpu_lines_read_results_of_gpus_only(accept: ModuleType, tmp_path: Path)
         data = {"hardware": {"gpu": gpu}, "results": [row]}
         path = tmp_path / "bench" / "results" / "ops_card_202611.json"
         path.write_text(json.dumps(data))
-        check = accept.measured("ops", accept.targets.gpu_patchify, gpu=True)
+        check = evidence.measured("ops", evidence.targets.gpu_patchify, gpu=True)
         return str(check(ARGS).status)
 
     assert said(None, 0.9) == "NOT RUN"
     assert said("a card", 0.61) == "PASS" and said("a card", 0.59) == "FAIL"
 
 
-def test_patchify_is_judged_by_fresh_memory(accept: ModuleType) -> None:
+def test_patchify_is_judged_by_fresh_memory(evidence: ModuleType) -> None:
     def judge(speedup: float, scalar: float) -> bool:
         names = {"scalar": scalar, "avx2": 10.0, "avx2, out= reused": 1.0}
         rows = [
@@ -154,6 +161,6 @@ def test_patchify_is_judged_by_fresh_memory(accept: ModuleType) -> None:
             }
             for name, ms in names.items()
         ]
-        return bool(accept.targets.patchify_targets({"results": rows})[0])
+        return bool(evidence.targets.patchify_targets({"results": rows})[0])
 
     assert judge(4.1, 41.0) and not judge(3.9, 41.0) and not judge(4.1, 39.0)
