@@ -43,7 +43,7 @@ $(STAMP).base: $(VENV)/pyvenv.cfg $(INPUTS)
 # torchvision, without its dependencies, is a peer that tests compare with; the package never
 # imports it.
 $(STAMP).dev: $(STAMP).base
-	$(PIP) --no-build-isolation -e ".[test,lint,triton]"
+	$(PIP) --no-build-isolation -e ".[test,lint,triton,dali]"
 	$(PIP) --no-deps torchvision==0.28.0
 	@mkdir -p $(@D) && touch $@
 

@@ -80,6 +80,7 @@ class DaliSource:
         self._num_fed = 0
         self.frames_by_pyav = 0
         self._correction: Tensor | None = None
+        self._skips_hidden = False
         try:
             self._guard_packet, first = self._first_picture()
             self._guard = self._checked_guard(first)
@@ -170,17 +171,19 @@ class DaliSource:
                 if self._closed:
                     self._packets.close()
         decoded = decode(samples, self._device)
-        self._num_fed += sum(sample.num_packets + 1 for sample in samples)
-        if not all([self._passes(frames) for frames in decoded]):
-            raise RuntimeError("a packet gave no frame of its own")
+        self._num_fed += sum(sample.num_packets for sample in samples)
+        passed = all([self._passes(frames) for frames in decoded])
         found = [
             (i, self._finished(frames[k]))
             for sample, frames in zip(samples, decoded, strict=True)
             for k, i in enumerate(sample.frames, 1)
+            if passed
         ]
         if self._device is not None:
-            # Whoever gets a frame may use it on any stream.
+            # Whoever gets a frame may use it on any stream, and DALI may use its memory again.
             torch.cuda.current_stream(self._device).synchronize()
+        if not passed:
+            raise RuntimeError("a packet gave no frame of its own")
         return found
 
     def _passes(self, frames: Tensor) -> bool:
@@ -206,45 +209,56 @@ class DaliSource:
         index, reader = self._index, self._packets
         packets: list[Any] = []
         ranks: list[int] = []
-        frames: dict[int, int] = {}
+        numbers: dict[int, int] = {}
+        num_shown = 0
         for run in runs:
-            start = index.start_for(run[0])
-            last = max(int(index.packet_of[i]) for i in run)
-            if reader.next != start:
-                reader.start_at(start)
-            ordinals = []
-            while reader.next <= last:
-                taken = reader.take()
-                if taken is None:
-                    raise RuntimeError("packets are missing")
-                ordinal, packet = taken
-                # What follows a keyframe in the file but shows before it needs the group before.
-                if ordinal >= start and index.order[ordinal] >= index.order[start]:
-                    ordinals.append(ordinal)
-                    packets.append(packet)
-            rank_of = len(ranks) + np.argsort(np.argsort(index.order[ordinals]))
-            for ordinal, rank in zip(ordinals, rank_of.tolist(), strict=True):
-                ranks.append(rank)
-                i = int(index.frame_of[ordinal])
+            ordinals = np.array(self._take(run, packets))
+            orders = index.order[ordinals]
+            ranks += (len(ranks) + np.argsort(np.argsort(orders))).tolist()
+            shown = ordinals[np.argsort(orders)]
+            if self._skips_hidden:
+                shown = shown[index.frame_of[shown] >= 0]
+            for number, i in enumerate(index.frame_of[shown].tolist(), num_shown):
                 if i in passing or i in run:
-                    frames[i] = rank
+                    numbers[i] = number
+            num_shown += len(shown)
         packets.append(av.Packet(self._guard_packet))
         ranks.append(len(ranks))
         encoded = muxed(packets, ranks, reader.stream)
-        return Sample(encoded, len(ranks) - 1, list(frames), list(frames.values()))
+        return Sample(encoded, len(packets), num_shown, list(numbers), list(numbers.values()))
+
+    def _take(self, run: list[int], packets: list[Any]) -> list[int]:
+        """Adds the packets that a run of frames needs; their ordinals."""
+        index, reader = self._index, self._packets
+        start = index.start_for(run[0])
+        last = max(int(index.packet_of[i]) for i in run)
+        if reader.next != start:
+            reader.start_at(start)
+        ordinals = []
+        while reader.next <= last:
+            taken = reader.take()
+            if taken is None:
+                raise RuntimeError("packets are missing")
+            ordinal, packet = taken
+            # What follows a keyframe in the file but shows before it needs the group before.
+            if ordinal >= start and index.order[ordinal] >= index.order[start]:
+                ordinals.append(ordinal)
+                packets.append(packet)
+        return ordinals
 
     # -- opening ----------------------------------------------------------------------------
 
     def _first_picture(self) -> tuple[bytes, Any]:
         """The first packet, and the frame that PyAV decodes from it alone. `Refused` for what
         DALI cannot decode, or would show in other colours."""
-        reader, index = self._packets, self._index
+        reader = self._packets
         reader.start_at(0)
         stream, taken = reader.stream, reader.take()
         codec = stream.codec_context.codec.canonical_name
         known = DALI_CPU_CODECS if self._device is None else DALI_NVDEC_CODECS
         _refuse(codec not in known, f"codec {codec}")
-        _refuse(index.num_frames < index.num_packets, "it has packets that show no frame")
+        # FFmpeg's decoders give nothing for a packet that is not shown, NVDEC counts pictures.
+        self._skips_hidden = codec == "vp8" and self._device is None
         _refuse(taken is None, "its first packet cannot be read")
         assert taken is not None
         _, packet = taken
@@ -269,7 +283,7 @@ class DaliSource:
         self._packets.start_at(0)
         encoded = muxed(packets, [0], self._packets.stream)
         try:
-            (frames,) = decode([Sample(encoded, 0, [], [])], self._device)
+            (frames,) = decode([Sample(encoded, 1, 0, [], [])], self._device)
         except RuntimeError as error:
             raise Refused(f"DALI: {str(error).strip().splitlines()[-1]}") from None
         self._num_fed += 1

@@ -19,15 +19,17 @@ TICK = Fraction(1, 1000)  # Matroska's own unit: one a frame
 
 
 class Sample(NamedTuple):
-    """One encoded stream for DALI: frames in the order asked for, at `ranks` of what it shows.
+    """One encoded stream for DALI, and what is wanted of it.
 
-    The guard is the last thing it shows, at rank `num_packets`.
+    encoded: (N,) uint8, `num_packets` packets in Matroska. guard, numbers: which of the frames it
+    shows are the guard, its last one, and the `frames` (indices in the video) asked for.
     """
 
     encoded: np.ndarray
     num_packets: int
+    guard: int
     frames: list[int]
-    ranks: list[int]
+    numbers: list[int]
 
 
 def muxed(packets: list[Any], ranks: list[int], template: Any) -> np.ndarray:
@@ -53,7 +55,7 @@ def decode(samples: list[Sample], device: int | None) -> list[Tensor]:
     pipeline = _take_pipeline(device)
     try:
         pipeline.feed_input("encoded", [sample.encoded for sample in samples])
-        wanted = [np.array([s.num_packets, *s.ranks], np.int32) for s in samples]
+        wanted = [np.array([s.guard, *s.numbers], np.int32) for s in samples]
         pipeline.feed_input("frames", wanted)
         (batch,) = pipeline.run()
         frames = [torch.utils.dlpack.from_dlpack(batch[k]) for k in range(len(samples))]
