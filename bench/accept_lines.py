@@ -171,4 +171,66 @@ LINES = (
             ("three rounds 5x the loop at 7B shapes", "device7b", targets.gpu_rounds),
         )
     ),
+    Line(
+        5,
+        "decoders agree within the stated pixel tolerance; equal pixels give equal tokens",
+        (
+            tests(
+                "tests/video/test_dali.py::test_pixels_within_the_stated_tolerance_of_pyav",
+                "tests/video/test_dali.py::test_equal_pixels_give_equal_tokens",
+            ),
+            measured("video", targets.pixels_agree),
+        ),
+    ),
+    Line(
+        5,
+        "the same needle answer through PyAV and DALI on at least 98 % of 200 clips",
+        (measured("agreement", targets.answers_agree),),
+    ),
+    Line(
+        5,
+        "the robustness list is a parametrised test over generated files",
+        (tests("tests/video/test_robust.py"),),
+    ),
+    Line(5, "DALI's tests run without a GPU", (tests("tests/video/test_dali.py"),)),
+    Line(
+        5,
+        "without DALI all else works, and who asks for it hears what to install",
+        (tests("tests/video/test_dali_absent.py"),),
+    ),
+    Line(
+        5,
+        "64 frames of a 60 s 720p file no slower than with the best peer",
+        (measured("video", targets.best_peer),),
+    ),
+    Line(
+        5,
+        "seen frames again at least 50 times faster than decoding them",
+        (measured("video", targets.seen_again),),
+    ),
+    Line(
+        5,
+        "feed: resumable, sharded, decodes a video once; its consumer is busy 95 % of the time",
+        (tests("tests/data/test_feed.py"), measured("feed", targets.feed_busy)),
+    ),
+    Line(
+        5,
+        "frames asked for by the last clue are fetched ahead, counted and cancelled",
+        (tests("tests/video/test_prefetch.py"),),
+    ),
+    Line(
+        5,
+        "the index cache is invalidated by content and safe under processes",
+        (tests("tests/video/test_index_cache.py"),),
+    ),
+    Line(
+        5,
+        "2 h of video open in one sequential read; a look into them decodes its groups",
+        (tests("tests/video/test_long.py"),),
+    ),
+    Line(
+        5,
+        "GPU: frames reach patchify with no copy to the host and back",
+        (measured("nvdec", targets.no_host_copies, gpu=True),),
+    ),
 )

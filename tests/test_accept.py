@@ -164,3 +164,59 @@ def test_patchify_is_judged_by_fresh_memory(evidence: ModuleType) -> None:
         return bool(evidence.targets.patchify_targets({"results": rows})[0])
 
     assert judge(4.1, 41.0) and not judge(3.9, 41.0) and not judge(4.1, 39.0)
+
+
+SHARES = [("h264", 12, 0.9), ("h264", 250, 1.0), ("vp9", 12, 1.2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "ok"), [({}, True), ({"h264": 1.01}, False), ({"vp9": 9.0}, True)]
+)
+def test_h264_is_judged_against_the_best_peer(
+    evidence: ModuleType, change: dict[str, float], ok: bool
+) -> None:
+    comparisons = [
+        {"codec": c, "gop": g, "pattern": "uniform", "time_ratio": change.get(c, ratio)}
+        for c, g, ratio in SHARES
+    ]
+    comparisons.append({"codec": "h264", "gop": 12, "pattern": "spans", "time_ratio": 2.0})
+    setting = {"duration_seconds": 60, "height": 720, "width": 1280}
+    data = {"setting": setting, "comparisons": comparisons}
+    assert evidence.targets.best_peer(data)[0] is ok
+    with pytest.raises(ValueError, match="a file of 60 s"):
+        evidence.targets.best_peer({**data, "setting": {**setting, "height": 120}})
+    with pytest.raises(ValueError, match="a peer"):
+        evidence.targets.best_peer({**data, "comparisons": []})
+
+
+def test_seeing_again_is_judged_by_the_slowest_case_of_pyav(evidence: ModuleType) -> None:
+    def judge(*speedups: float) -> bool:
+        rows = [{"name": "pyav", "again_speedup": speedup} for speedup in speedups]
+        rows.append({"name": "decord", "again_speedup": 1.0})
+        return bool(evidence.targets.seen_again({"results": rows})[0])
+
+    assert judge(50.0, 900.0) and not judge(900.0, 49.0)
+
+
+@pytest.mark.parametrize(("num", "same", "ok"), [(200, 0.98, True), (200, 0.975, False)])
+def test_decoders_must_agree_on_enough_clips(
+    evidence: ModuleType, num: int, same: float, ok: bool
+) -> None:
+    def judge(num: int) -> bool:
+        good = {"codec": "mjpeg", "num": 200, "same_answer": 1.0}
+        rows = [good, {"codec": "vp9", "num": num, "same_answer": same}]
+        return bool(evidence.targets.answers_agree({"results": rows})[0])
+
+    assert judge(num) is ok and not judge(199)
+    assert not evidence.targets.answers_agree({"results": []})[0]
+
+
+def test_pixels_are_judged_by_the_worst_mean(evidence: ModuleType) -> None:
+    def judge(*means: float) -> bool:
+        rows = [{"decoder": "dali-cpu", "codec": "vp9", "mean": mean} for mean in means]
+        return bool(evidence.targets.pixels_agree({"differences": rows})[0])
+
+    allowed = evidence.targets.MEAN_DIFFERENCE
+    assert judge(0.1, allowed) and not judge(allowed + 0.1, 0.1)
+    with pytest.raises(ValueError, match="a second decoder"):
+        judge()
