@@ -74,6 +74,7 @@ step ops 150 bash -c 'bench ops "$@"' _ --op "$ops" --device "$device" --runs 11
   --timeout-seconds 40 --result-dir "$out"
 step processor 60 "$python" "$root/bench/bench_processor.py" --device "$device" \
   --result-dir "$out" "${frames[@]}"
+step nvdec 60 "$python" "$root/bench/bench_nvdec.py" --result-dir "$out"
 for shape in $shapes; do
   if [ "$device" = cuda ]; then
     step "decode $shape" 90 "$python" "$root/bench/bench_decode.py" --device cuda \
@@ -94,7 +95,7 @@ elif [ "$device" = cuda ]; then
 fi
 
 echo "== all: $(($(date +%s) - began)) s" | tee -a "$log"
-"$python" "$root/bench/accept.py" --issue 4 --only GPU: --results "$out" | tee -a "$log"
+"$python" "$root/bench/accept.py" --only GPU: --results "$out" | tee -a "$log"
 if [ "${#failed[@]}" -gt 0 ]; then
   printf '== FAILED: %s\n' "${failed[@]}" | tee -a "$log"
   exit 1

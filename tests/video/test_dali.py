@@ -19,6 +19,7 @@ from vtts_rt.data.backgrounds import ProceduralBackground
 from vtts_rt.types import PixelBox
 from vtts_rt.video import FrameStore, dali_pipeline, open_video
 from vtts_rt.video.dali import MAX_DIFFERENCE, MEAN_DIFFERENCE, DaliSource
+from vtts_rt.video.decoders import dali_refusal
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.writer import write_video
 
@@ -121,6 +122,23 @@ def test_rotated_files_are_upright(degrees: int, tmp_path: Path) -> None:
         meta = source.metadata
         assert (meta.height, meta.width) == ((90, 160) if degrees == 180 else (160, 90))
     assert differences(path) == (0, 0.0)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(dali_refusal(0) is not None, reason=str(dali_refusal(0)))
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "mjpeg"])
+def test_nvdec_s_frames_stay_on_the_gpu(codec: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.mkv"
+    options = {"pixel_format": "yuvj420p"} if codec == "mjpeg" else {"gop": 12}
+    write_video(path, natural(30, 180, 320), source_fps=10, codec=codec, **options)
+    indices = [0, 7, 13, 14, 29]
+    with open_video(path, decoder="dali", device=0) as source, open_video(path) as plain:
+        assert source.metadata.decoder == "dali"
+        expected = dict(plain.read(indices))
+        for i, frame in source.read(indices):
+            assert frame.is_cuda and frame.dtype == torch.uint8
+            off = np.abs(frame.cpu().numpy().astype(int) - expected[i])
+            assert off.max() <= MAX_DIFFERENCE and off.mean() <= MEAN_DIFFERENCE
 
 
 # -- which frame is which ---------------------------------------------------------------------
