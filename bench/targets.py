@@ -185,5 +185,10 @@ def feed_busy(result: dict[str, Any]) -> tuple[bool, str]:
 
 
 def no_host_copies(result: dict[str, Any]) -> tuple[bool, str]:
-    copied, frames = result["host_copy_bytes"], result["frame_bytes"]
-    return copied == 0, f"{copied:,} bytes copied to the host and back of {frames:,} of frames"
+    """Not a copy between the host and the GPU, in either direction, that could hold a frame."""
+    if result["refusal"]:
+        raise ValueError(result["refusal"])
+    sizes = [result["copies"].get(kind, {"largest": 0})["largest"] for kind in ("HtoD", "DtoH")]
+    frame = result["frame_bytes"]
+    said = f"largest copies to and from the GPU {sizes} bytes, a frame has {frame:,}"
+    return result["on_device"] and not result["frames_by_pyav"] and max(sizes) < frame, said

@@ -220,3 +220,26 @@ def test_pixels_are_judged_by_the_worst_mean(evidence: ModuleType) -> None:
     assert judge(0.1, allowed) and not judge(allowed + 0.1, 0.1)
     with pytest.raises(ValueError, match="a second decoder"):
         judge()
+
+
+@pytest.mark.parametrize(
+    ("copies", "ok"),
+    [
+        ({}, True),
+        ({"DtoD": {"largest": 900}, "HtoD": {"largest": 299}}, True),
+        ({"DtoH": {"largest": 300}}, False),
+    ],
+)
+def test_a_copy_that_could_hold_a_frame_fails(
+    evidence: ModuleType, copies: dict[str, dict[str, int]], ok: bool
+) -> None:
+    data = {
+        **{"refusal": None, "frame_bytes": 300, "on_device": True, "frames_by_pyav": 0},
+        "copies": copies,
+    }
+    judge = evidence.targets.no_host_copies
+    assert judge(data)[0] is ok
+    assert not judge({**data, "on_device": False})[0]
+    assert not judge({**data, "frames_by_pyav": 1})[0]
+    with pytest.raises(ValueError, match="no NVDEC"):
+        judge({"refusal": "no NVDEC"})
