@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.bench.encodings import ENCODINGS, encode
+from vtts_rt.bench.readers import dali_devices
 from vtts_rt.data.needle import make_scene
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
-from vtts_rt.video.decoders import dali_refusal
 
 FRAMES_PER_CLIP = 8
 STEP_SECONDS = 1.7  # between them in the scene: other cards and another background
@@ -30,16 +30,15 @@ def measured(num_clips: int, folder: Path) -> list[dict[str, Any]]:
 
     A decoder that leaves a codec to PyAV has no row for it.
     """
-    others = [("dali-cpu", None), ("dali-nvdec", 0)]
-    there = [(name, device) for name, device in others if dali_refusal(device) is None]
-    counts = {(name, codec): np.zeros(256, np.int64) for codec in ENCODINGS for name, _ in there}
+    there, _ = dali_devices()
+    counts = {(name, codec): np.zeros(256, np.int64) for codec in ENCODINGS for name in there}
     frames = dict.fromkeys(counts, 0)
     for codec, encoding in ENCODINGS.items():
         for seed in range(num_clips):
             path = folder / f"pixels-{seed}"
             path = encode(path, _scene(seed), codec, source_fps=12, crf=encoding.crf)
             expected = _read(path, "pyav", None)
-            for name, device in there:
+            for name, device in there.items():
                 for a, b in zip(expected, _read(path, "dali", device), strict=False):
                     counts[name, codec] += np.bincount(absolute(a, b).ravel(), minlength=256)
                     frames[name, codec] += 1

@@ -70,15 +70,8 @@ def contenders(index_cache: Path) -> tuple[list[Contender], dict[str, str]]:
         return Contender(name, opened, ours=True, index_cache=cache is not None)
 
     found = [ours("pyav", "pyav"), ours("pyav, indexed before", "pyav", cache=index_cache)]
-    absent: dict[str, str] = {}
-    for name, device in (("dali-cpu", None), ("dali-nvdec", 0)):
-        reason = dali_refusal(device)
-        if reason is None and device is not None and not torch.cuda.is_available():
-            reason = "no CUDA device visible to torch"
-        if reason is None:
-            found.append(ours(name, "dali", device))
-        else:
-            absent[name] = reason
+    devices, absent = dali_devices()
+    found += [ours(name, "dali", device) for name, device in devices.items()]
     for name, peer in (("decord", _Decord), ("opencv", _OpenCv), ("torchcodec", _TorchCodec)):
         try:
             peer.load()
@@ -88,6 +81,21 @@ def contenders(index_cache: Path) -> tuple[list[Contender], dict[str, str]]:
         else:
             found.append(Contender(name, peer))
     return found, absent
+
+
+def dali_devices() -> tuple[dict[str, int | None], dict[str, str]]:
+    """Where DALI decodes on this machine: name -> device of open_video; and why not elsewhere."""
+    there: dict[str, int | None] = {}
+    absent: dict[str, str] = {}
+    for name, device in (("dali-cpu", None), ("dali-nvdec", 0)):
+        reason = dali_refusal(device)
+        if reason is None and device is not None and not torch.cuda.is_available():
+            reason = "no CUDA device visible to torch"
+        if reason is None:
+            there[name] = device
+        else:
+            absent[name] = reason
+    return there, absent
 
 
 @contextmanager
