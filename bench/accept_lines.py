@@ -199,7 +199,9 @@ LINES = (
         "the robustness list is a parametrised test over generated files",
         (tests(*_files("tests/video/test_robust*.py")),),
     ),
-    Line(5, "DALI's tests run without a GPU", (tests("tests/video/test_dali.py"),)),
+    Line(
+        5, "DALI's tests run without a GPU", (tests("tests/video/test_dali.py", marks="not cuda"),)
+    ),
     Line(
         5,
         "without DALI all else works, and who asks for it hears what to install",

@@ -47,10 +47,10 @@ class Line:
 # -- kinds of evidence ------------------------------------------------------------------------
 
 
-def tests(*selected: str) -> Check:
+def tests(*selected: str, marks: str = "") -> Check:
     """Passes if every one of the pytest files or node ids exists, runs and passes.
 
-    A skipped test is evidence for nothing, so a selection that skips is NOT RUN.
+    marks: as pytest's -m, for tests that are no part of the line. A skipped test is evidence for nothing, so a selection that skips is NOT RUN.
     """
 
     def check(_: argparse.Namespace) -> Verdict:
@@ -59,7 +59,7 @@ def tests(*selected: str) -> Check:
             return Verdict(NOT_RUN, f"no such test: {', '.join(missing)}")
         with tempfile.TemporaryDirectory() as folder:
             xml = Path(folder) / "tests.xml"
-            done = _run([_script("pytest"), *selected, f"--junitxml={xml}"])
+            done = _run([_script("pytest"), *selected, "-m", marks, f"--junitxml={xml}"])
             return tests_verdict(done.returncode, _count(xml), " ".join(selected))
 
     return check

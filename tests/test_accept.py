@@ -66,6 +66,9 @@ def test_tests_are_run(evidence: ModuleType, tmp_path: Path) -> None:
     path.write_text("def test_a(): pass\ndef test_b(): assert False")
     assert evidence.tests("test_x.py::test_a")(ARGS) == ("PASS", "1 tests")
     assert evidence.tests("test_x.py")(ARGS).status == "FAIL"
+    path.write_text("import pytest\ndef test_a(): pass\n@pytest.mark.cuda\ndef test_b(): pass\n")
+    assert evidence.tests("test_x.py")(ARGS) == ("PASS", "2 tests")
+    assert evidence.tests("test_x.py", marks="not cuda")(ARGS) == ("PASS", "1 tests")
 
 
 def test_every_line_without_evidence_is_not_run(
