@@ -50,7 +50,8 @@ class Line:
 def tests(*selected: str, marks: str = "") -> Check:
     """Passes if every one of the pytest files or node ids exists, runs and passes.
 
-    marks: as pytest's -m, for tests that are no part of the line. A skipped test is evidence for nothing, so a selection that skips is NOT RUN.
+    marks: as pytest's -m, where some of them are no part of the line. A skipped test is evidence
+    for nothing, so a selection that skips is NOT RUN.
     """
 
     def check(_: argparse.Namespace) -> Verdict:
