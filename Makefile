@@ -118,8 +118,9 @@ test-python: $(STAMP).dev build/triton-3.6/triton
 	OMP_NUM_THREADS=$(THREADS) VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) $(BIN)/pytest
 
 # dashscope is a package that carries the ranks of Qwen's tokenizer; nothing of it is imported.
+# decord and OpenCV are peers of the decoders; torchcodec joins where somebody made it load.
 bench: $(STAMP).dev
-	$(PIP) --no-deps dashscope
+	$(PIP) --no-deps dashscope decord opencv-python-headless
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_linear.py
 	$(BIN)/python bench/bench_rounds.py
@@ -129,6 +130,8 @@ bench: $(STAMP).dev
 	$(BIN)/vtts-rt bench serve --max-concurrency none --strategy append,official \
 	  --result-dir bench/results
 	$(BIN)/vtts-rt bench soak --result-dir bench/results
+	$(BIN)/vtts-rt bench decode --result-dir bench/results
+	$(BIN)/python bench/bench_agreement.py
 	$(BIN)/python bench/bench_decode.py
 	$(BIN)/python bench/bench_vision.py
 	$(BIN)/python bench/bench_strategies.py

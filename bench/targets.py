@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vtts_rt.video.dali import MEAN_DIFFERENCE
+
 
 def append_time(result: dict[str, Any]) -> tuple[bool, str]:
     ratios = {c["name"]: c["time_ratio"] for c in result["comparisons"]}
@@ -136,3 +138,57 @@ def gpu_rounds(result: dict[str, Any]) -> tuple[bool, str]:
     speedups = {entry["name"]: entry["speedup"] for entry in result["comparisons"]}
     said = ", ".join(f"{name} {speedup:.2f}" for name, speedup in speedups.items())
     return max(speedups.values()) >= 5.0, f"times the transformers loop: {said}"
+
+
+def pixels_agree(result: dict[str, Any]) -> tuple[bool, str]:
+    rows = result["differences"]
+    if not rows:
+        raise ValueError("a second decoder")
+    worst = max(rows, key=lambda row: row["mean"])
+    said = ", ".join(f"{row['decoder']} {row['codec']} {row['mean']:.2f}" for row in rows)
+    return worst["mean"] <= MEAN_DIFFERENCE, f"mean differences from pyav: {said}"
+
+
+def answers_agree(result: dict[str, Any]) -> tuple[bool, str]:
+    rows = result["results"]
+    said = ", ".join(f"{r['same_answer']:.1%} of {r['num']} {r['codec']} clips" for r in rows)
+    enough = all(row["num"] >= 200 and row["same_answer"] >= 0.98 for row in rows)
+    return enough and bool(rows), f"same answer on {said}"
+
+
+def best_peer(result: dict[str, Any]) -> tuple[bool, str]:
+    """H.264, which most files are; the other codecs are told too."""
+    setting = result["setting"]
+    size = [setting[name] for name in ("duration_seconds", "height", "width")]
+    if size != [60, 720, 1280]:
+        raise ValueError("a file of 60 s and 1280x720")
+    ratios = {
+        f"{entry['codec']} GOP {entry['gop']}": entry["time_ratio"]
+        for entry in result["comparisons"]
+        if entry["pattern"] == "uniform"
+    }
+    judged = [ratio for name, ratio in ratios.items() if name.startswith("h264")]
+    if not judged:
+        raise ValueError("H.264 or a peer")
+    said = ", ".join(f"{ratio:.2f} for {name}" for name, ratio in ratios.items())
+    return max(judged) <= 1.0, f"of the best peer's time {said}"
+
+
+def seen_again(result: dict[str, Any]) -> tuple[bool, str]:
+    least = min(row["again_speedup"] for row in result["results"] if row["name"] == "pyav")
+    return least >= 50.0, f"seen frames at least {least:,.0f} times as fast as decoding"
+
+
+def feed_busy(result: dict[str, Any]) -> tuple[bool, str]:
+    busy = result["busy"]
+    return busy >= 0.95, f"busy {busy:.1%} of the time"
+
+
+def no_host_copies(result: dict[str, Any]) -> tuple[bool, str]:
+    """Not a copy between the host and the GPU, in either direction, that could hold a frame."""
+    if result["refusal"]:
+        raise ValueError(result["refusal"])
+    sizes = [result["copies"].get(kind, {"largest": 0})["largest"] for kind in ("HtoD", "DtoH")]
+    frame = result["frame_bytes"]
+    said = f"largest copies to and from the GPU {sizes} bytes, a frame has {frame:,}"
+    return result["on_device"] and not result["frames_by_pyav"] and max(sizes) < frame, said

@@ -204,6 +204,59 @@ def test_strategies_are_compared_by_what_they_keep_and_by_accuracy(checkout: Pat
     assert "tiny, 9 clips from seed 3, split held_out." in accuracy
 
 
+def video_row(name: str, pattern: str, ms: float) -> dict[str, object]:
+    case = {"codec": "h264", "gop": 250, "pattern": pattern, "name": name}
+    return {**case, "median_ms": ms, "cpu_ms": ms / 2, "again_speedup": 1234.4}
+
+
+def test_decoders_stand_beside_each_other(checkout: Path) -> None:
+    rows = [video_row("pyav", "uniform", 1400.4), video_row("opencv", "uniform", 1600)]
+    data = {
+        "setting": {"duration_seconds": 60, "width": 1280, "height": 720},
+        "results": [*rows, video_row("pyav", "spans", 800)],
+        "comparisons": [
+            {
+                "codec": "h264",
+                "gop": 250,
+                "pattern": "uniform",
+                "peer": "opencv",
+                "time_ratio": 0.875,
+            }
+        ],
+        "peers": {"opencv": "5.0.0"},
+        "absent": {"torchcodec": "it does not load"},
+        "differences": [
+            {
+                "decoder": "dali-cpu",
+                "codec": "vp9",
+                "num_frames": 2048,
+                "max": 77,
+                "p999": 15,
+                "mean": 1.302,
+            }
+        ],
+    }
+    text = file(checkout, "video", data)
+    assert (
+        "| H.264, GOP 250, uniform | 1,400 / 700 | 1,600 / 800 | 0.88 of opencv | 1,234 |" in text
+    )
+    assert "| H.264, GOP 250, spans | 800 / 400 |  |  | 1,234 |" in text
+    assert "Files of 60 s of 1280x720 px. Peers: opencv 5.0.0." in text
+    assert "torchcodec took no part: it does not load." in text
+    pixels = report.table("differences", checkout)
+    assert "| dali-cpu, VP9 | 2,048 | 77 | 15 | 1.30 |" in pixels
+
+
+def test_agreement_has_a_line_for_each_codec(checkout: Path) -> None:
+    row = {
+        **{"codec": "vp9", "seed": 7, "num": 200, "accuracy": {"pyav": 0.8, "dali": 0.805}},
+        **{"same_answer": 0.985, "same_clues": 0.9, "same_text": 0.89},
+    }
+    text = file(checkout, "agreement", {"model": "tiny", "results": [row]})
+    assert "| VP9 | 98.5 % | 90.0 % | 89.0 % | 80.0 % | 80.5 % |" in text
+    assert "tiny, 200 clips of each codec from seed 7." in text
+
+
 def test_modules_are_listed_with_their_first_sentence(checkout: Path) -> None:
     (checkout / "vtts_rt" / "ops").mkdir(parents=True)
     (checkout / "vtts_rt" / "ops" / "fold.py").write_text('"""Folds a | b\nin two. More."""\n')

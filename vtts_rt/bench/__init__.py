@@ -1,4 +1,4 @@
-"""`vtts-rt bench KIND`: what rounds, askers, time and kernels cost, and how far kernels err."""
+"""`vtts-rt bench KIND`: what rounds, askers, time, kernels and decoders cost, and how they err."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt bench`; argv without the program's name. Returns the exit code."""
-    from vtts_rt.bench import device, errors, ops, rounds, serve, soak
+    from vtts_rt.bench import device, errors, ops, rounds, serve, soak, video
     from vtts_rt.bench.setting import results_name
 
     benches = {
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ops": ops,
         "errors": errors,
         "device": device,
+        "decode": video,
     }
     parser = argparse.ArgumentParser(prog="vtts-rt bench", description=__doc__)
     kinds = parser.add_subparsers(dest="bench", required=True)

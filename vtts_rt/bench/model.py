@@ -187,8 +187,8 @@ def moving_frames(num_frames: int, hw: tuple[int, int]) -> Iterator[np.ndarray]:
         fine = coarse.repeat(cell, 0).repeat(cell, 1)
         texture += fine[: 2 * height, : 2 * width] * (16 if cell == 8 else 28)
     texture = np.clip(texture + 128, 0, 255).astype(np.uint8)
-    y, x = np.mgrid[:height, :width]
     colours = rng.integers(0, 256, (3, 3))
+    radius = height / 8
     for index in range(num_frames):
         turn = 2 * np.pi * index / 400  # frames of one lap of the pan
         top = int(height / 2 * (1 + np.sin(turn)))
@@ -197,5 +197,8 @@ def moving_frames(num_frames: int, hw: tuple[int, int]) -> Iterator[np.ndarray]:
         for disc, colour in enumerate(colours):
             angle = 2 * np.pi * index / (90 + 50 * disc)
             row, column = height * (0.5 + 0.3 * np.sin(angle)), width * (0.5 + 0.3 * np.cos(angle))
-            frame[(y - row) ** 2 + (x - column) ** 2 < (height / 8) ** 2] = colour
+            y0, x0 = (max(0, int(centre - radius)) for centre in (row, column))
+            around = frame[y0 : int(row + radius) + 2, x0 : int(column + radius) + 2]
+            y, x = np.ogrid[y0 : y0 + around.shape[0], x0 : x0 + around.shape[1]]
+            around[(y - row) ** 2 + (x - column) ** 2 < radius**2] = colour
         yield frame

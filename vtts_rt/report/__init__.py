@@ -13,13 +13,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtts_rt.report import answers, ops
+from vtts_rt.report import answers, ops, videos
 from vtts_rt.report.results import Result, load_results, markdown
 
 __all__ = ["load_results", "main"]
 
 _BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-_TABLES = {**answers.TABLES, **ops.TABLES}
+_TABLES = {**answers.TABLES, **ops.TABLES, **videos.TABLES}
 
 
 def modules(root: Path) -> str:

@@ -15,7 +15,9 @@ def to_rgb(
     """An av frame as (H, W, 3) uint8 RGB, C-contiguous, scaled to (height, width) and oriented."""
     with av_errors(name):
         size = {} if (frame.height, frame.width) == (height, width) else _size(height, width)
-        pixels = frame.to_ndarray(format="rgb24", **size)
+        # More threads, swscale's default, are started and ended for every frame: 0.8 ms of CPU
+        # time instead of 0.4 ms for 1280x720 on two cores.
+        pixels = frame.to_ndarray(format="rgb24", threads=1, **size)
     return np.ascontiguousarray(orient(pixels, matrix))
 
 

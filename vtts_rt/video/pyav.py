@@ -31,6 +31,7 @@ from vtts_rt.video.facts import VideoFacts
 from vtts_rt.video.index import decode_tagged
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.pixels import orient, to_rgb
+from vtts_rt.video.references import is_disposable
 from vtts_rt.video.source import derive_id, distinct_indices
 
 logger = logging.getLogger(__name__)
@@ -238,6 +239,8 @@ class PyavSource:
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
             kept = wanted or shown in passing
+            if not kept and is_disposable(stream.codec_context, packet):
+                return []
             stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
             frames = decode_tagged(stream, packet, ordinal)
         known = [(int(index.frame_of[f.pts]), f) for f in frames if 0 <= f.pts < index.num_packets]
