@@ -117,8 +117,8 @@ def test_passed_frames_are_by_products(kind: str, make_clip: Make) -> None:
             got = dict(source.read(wanted, range(40)))
             # For their sake nothing is sought, and no packet fed that was not fed anyway (a
             # decoder told to skip frames may hold the last one back for a packet more).
-            assert source._cursor.start == plain._cursor.start
-            assert source._cursor.next <= plain._cursor.next
+            assert source._packets.start == plain._packets.start
+            assert source._packets.next <= plain._packets.next
         assert set(wanted) <= set(got)
         for i, frame in got.items():
             np.testing.assert_array_equal(frame, whole[i])

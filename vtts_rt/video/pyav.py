@@ -18,7 +18,6 @@ frame's.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.types import VideoMetadata
-from vtts_rt.video.container import Media, av_errors, require_video, video_stream
+from vtts_rt.video.container import Media, av_errors, require_video
 from vtts_rt.video.index import build_index, decode_tagged, demuxed
+from vtts_rt.video.packets import PacketReader, open_stream
 from vtts_rt.video.pixels import display_matrix, orient, to_rgb
 from vtts_rt.video.source import derive_id, distinct_indices
 
@@ -37,11 +37,6 @@ logger = logging.getLogger(__name__)
 DECODER = "pyav"
 # Part of the video id, as caches of features hold what this conversion made.
 CONVERSION = "swscale rgb24"
-# Half of the cores at most: a model computes meanwhile, and threads cost time of their own. 30 of
-# 1,800 frames of 640x360 H.264 on two cores: one thread 0.50 s, two 0.62 s and 0.77 s of CPU time
-# (1920x1080: 0.56 s; 0.42 s and 0.60 s). Beyond 8 they mostly add delay: each holds back one frame
-# after a seek.
-MAX_DECODER_THREADS = 8
 # Decoding on costs less than a seek over so few packets.
 SEEK_GAP_PACKETS = 8
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
@@ -52,19 +47,13 @@ PROBE_PACKETS = 512
 
 @dataclass(slots=True, eq=False)
 class _Cursor:
-    """A running decoder.
+    """What a running decoder was given and gave since the reader's last start.
 
-    start: ordinal decoding began at; next: ordinal of the packet to feed next.
     latest: (frame index, av frame) of the last frame that came out.
     expected: wanted frames whose packet was fed and that have not come out.
     ended: the decoder was drained, so only a seek revives it.
     """
 
-    container: Any
-    stream: Any
-    packets: Any
-    start: int = 0
-    next: int = 0
     latest: tuple[int, Any] | None = None
     expected: set[int] = field(default_factory=set)
     ended: bool = False
@@ -91,13 +80,14 @@ class PyavSource:
         self.frames_codec_decoded = 0
         self.frames_substituted = 0
         content_id = media.content_id()
-        container, stream = self._open()
+        container, stream = open_stream(media)
         with container, av_errors(media.name):
-            index = build_index(container, stream, self._open, source_fps)
+            index = build_index(container, stream, lambda: open_stream(media), source_fps)
         rule = "hold at least one frame that can be decoded"
         require_video(index is not None, rule, media.name)
         assert index is not None
         self._index = index
+        self._packets = PacketReader(media, index)
         first = self._probe()
         require_video(first is not None, rule, media.name)
         assert first is not None
@@ -196,12 +186,12 @@ class PyavSource:
     def _reaches(self, target: int, start: int) -> bool:
         """Whether the running decoder gets to `target` without a seek."""
         cursor = self._cursor
-        if cursor is None or cursor.ended or cursor.start > start:
+        if cursor is None or cursor.ended or self._packets.start > start:
             return False
         if target in cursor.expected:
             return True
-        ahead = int(self._index.packet_of[target]) >= cursor.next
-        return ahead and start <= cursor.next + SEEK_GAP_PACKETS
+        ahead = int(self._index.packet_of[target]) >= self._packets.next
+        return ahead and start <= self._packets.next + SEEK_GAP_PACKETS
 
     def _decode_until(
         self, target: int, pending: dict[int, None], passing: set[int], drain: bool
@@ -218,13 +208,15 @@ class PyavSource:
         after: int | None = None
         delivered: list[tuple[int, np.ndarray]] = []
         while not cursor.ended:
-            frames = self._feed(cursor, pending, passing, end=drain and cursor.next > last)
+            frames = self._feed(cursor, pending, passing, end=drain and self._packets.next > last)
             found = False
             for i, frame in frames:
                 cursor.latest = (i, frame)
                 cursor.expected.discard(i)
                 self.frames_codec_decoded += 1
-                if i in pending or (i in passing and cursor.start <= self._index.start_for(i)):
+                if i in pending or (
+                    i in passing and self._packets.start <= self._index.start_for(i)
+                ):
                     delivered.append((i, self._pixels(frame)))
                     found = found or i in pending
                 if i < target:
@@ -241,16 +233,13 @@ class PyavSource:
         self, cursor: _Cursor, pending: dict[int, None], passing: set[int], end: bool
     ) -> list[tuple[int, Any]]:
         """Gives the decoder its next packet (or the end); what came out, by frame index."""
-        packet = None if end else next(cursor.packets, None)
-        index = self._index
-        if packet is None or cursor.next >= index.num_packets:
+        taken = None if end else self._packets.take()
+        index, stream = self._index, self._packets.stream
+        if taken is None:
             cursor.ended = True
-            frames = decode_tagged(cursor.stream, None, 0)
+            frames = decode_tagged(stream, None, 0)
         else:
-            ordinal = cursor.next
-            if index.keys is not None and index.key_of(packet) != index.keys[ordinal]:
-                raise RuntimeError(f"the video {self._media.name} changed while it was open")
-            cursor.next += 1
+            ordinal, packet = taken
             shown = int(index.frame_of[ordinal])
             wanted = shown in pending
             if wanted:
@@ -258,8 +247,8 @@ class PyavSource:
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
             kept = wanted or shown in passing
-            cursor.stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
-            frames = decode_tagged(cursor.stream, packet, ordinal)
+            stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
+            frames = decode_tagged(stream, packet, ordinal)
         known = [(int(index.frame_of[f.pts]), f) for f in frames if 0 <= f.pts < index.num_packets]
         return [(i, f) for i, f in known if i >= 0]
 
@@ -305,70 +294,15 @@ class PyavSource:
 
     # -- the decoder ------------------------------------------------------------------------
 
-    def _open(self) -> tuple[Any, Any]:
-        container = self._media.open()
-        try:
-            stream = video_stream(container, self._media.name)
-            # Frame or slice threads, whichever the codec has.
-            stream.thread_type = "AUTO"
-            stream.thread_count = max(1, min((os.cpu_count() or 1) // 2, MAX_DECODER_THREADS))
-        except Exception:
-            container.close()
-            raise
-        return container, stream
-
     def _start_at(self, ordinal: int) -> None:
-        """Puts the cursor at a keyframe packet: by seeking, or from the start of the file."""
-        goal: int | None = ordinal
-        # A seek may land late (a demuxer's index is of decode times): aim at earlier ones then.
-        for _ in range(2):
-            if goal is None or goal <= 0:
-                break
-            if self._seek(goal, ordinal):
-                return
-            goal = self._index.keyframe_before(goal)
-        self._drop_cursor()
-        container, stream = self._open()
-        self._cursor = _Cursor(container, stream, demuxed(container, stream))
-        self._skip_to(ordinal)
-
-    def _seek(self, goal: int, ordinal: int) -> bool:
-        cursor = self._cursor
-        if self._index.keys is None:
-            return False
-        if cursor is None:
-            container, stream = self._open()
-        else:
-            container, stream = cursor.container, cursor.stream
-        try:
-            container.seek(int(self._index.seek_times[goal]), stream=stream)
-        except (OSError, ValueError, OverflowError):
-            self._cursor = None
-            container.close()
-            return False
-        packets = demuxed(container, stream)
-        first = next(packets, None)
-        at = None if first is None else self._index.ordinal_of(first)
-        self._cursor = _Cursor(container, stream, packets)
-        if at is None or at > ordinal:
-            return False
-        self._cursor.packets = _chain(first, packets)
-        self._cursor.next = at
-        return self._skip_to(ordinal)
-
-    def _skip_to(self, ordinal: int) -> bool:
-        """Drops packets up to `ordinal` undecoded."""
-        cursor = self._cursor
-        assert cursor is not None
-        while cursor.next < ordinal and next(cursor.packets, None) is not None:
-            cursor.next += 1
-        cursor.start = cursor.next
-        return cursor.next == ordinal
+        """Puts the decoder at a keyframe packet."""
+        self._cursor = None
+        self._packets.start_at(ordinal)
+        self._cursor = _Cursor()
 
     def _drop_cursor(self) -> None:
-        if self._cursor is not None:
-            self._cursor.container.close()
-            self._cursor = None
+        self._packets.close()
+        self._cursor = None
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -377,7 +311,7 @@ class PyavSource:
 
     def _probe(self) -> Any | None:
         """The first frame that decodes, for what only a decoder knows (size, display matrix)."""
-        container, stream = self._open()
+        container, stream = open_stream(self._media)
         stream.thread_count = 1  # one frame: threads would only read ahead
         with container:
             for ordinal, packet in enumerate(demuxed(container, stream)):
@@ -390,8 +324,3 @@ class PyavSource:
     def _pixels(self, frame: Any) -> np.ndarray:
         height, width = self._stored_hw
         return to_rgb(frame, height, width, self._matrix, self._media.name)
-
-
-def _chain(first: Any, rest: Any) -> Iterator[Any]:
-    yield first
-    yield from rest
