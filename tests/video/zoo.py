@@ -85,13 +85,14 @@ class Packet(NamedTuple):
     pts: int
     dts: int
     key: bool
+    duration: int
 
 
 def packets_of(content: Path | bytes) -> list[Packet]:
     file: Any = io.BytesIO(content) if isinstance(content, bytes) else str(content)
     with av.open(file) as source:
         return [
-            Packet(bytes(p), p.pts, p.pts if p.dts is None else p.dts, p.is_keyframe)
+            Packet(bytes(p), p.pts, p.pts if p.dts is None else p.dts, p.is_keyframe, p.duration)
             for p in source.demux(source.streams.video[0])
             if p.size
         ]
@@ -112,16 +113,18 @@ def remux(
         av.open(target, "w", format=container, options=options or {}) as made,
     ):
         stream = source.streams.video[0]
-        copy = made.add_stream_from_template(stream)
-        for data, pts, dts, key in change(packets_of(content)):
-            made.mux(packet_for(copy, data, pts, dts, key, stream.time_base))
+        # Opaque: without asking for an encoder, which some decoders have not got.
+        copy = made.add_stream_from_template(stream, opaque=True)
+        for packet in change(packets_of(content)):
+            made.mux(av_packet(packet, copy, stream.time_base))
 
 
-def packet_for(stream: Any, data: bytes, pts: int, dts: int, key: bool, time_base: Any) -> Any:
-    packet = av.Packet(data)
-    packet.stream, packet.time_base = stream, time_base
-    packet.pts, packet.dts, packet.is_keyframe = pts, dts, key
-    return packet
+def av_packet(packet: Packet, stream: Any, time_base: Any) -> Any:
+    made = av.Packet(packet.data)
+    made.stream, made.time_base = stream, time_base
+    made.pts, made.dts, made.duration = packet.pts, packet.dts, packet.duration
+    made.is_keyframe = packet.key
+    return made
 
 
 def encoded(container: str = "matroska", count: int = FRAMES, **options: Any) -> bytes:
@@ -237,8 +240,8 @@ def together(path: Path, contents: Sequence[bytes]) -> None:
         made.mux(sound.encode(frame))
         made.mux(sound.encode(None))
         for content, source, copy in zip(contents, opened, copies, strict=True):
-            for p in packets_of(content):
-                made.mux(packet_for(copy, *p, source.streams.video[0].time_base))
+            for packet in packets_of(content):
+                made.mux(av_packet(packet, copy, source.streams.video[0].time_base))
             source.close()
 
 
