@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtts_rt import __version__
 from vtts_rt.config import MROPE_MODES, QUANTIZATIONS, STRATEGIES
+from vtts_rt.types import DECODERS
 
 if TYPE_CHECKING:
     from vtts_rt.results import Answer
@@ -125,6 +126,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
     parser.add_argument("--end-seconds", type=float, help="the video ends here")
+    parser.add_argument("--decoder", choices=DECODERS, help="of video files (auto: see env)")
     parser.add_argument("--allow-urls", action="store_true", help="VIDEO may be a URL")
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="per round")
 
@@ -176,7 +178,11 @@ def _runtime(args: argparse.Namespace) -> Runtime:
     from vtts_rt.config import EngineConfig
     from vtts_rt.runtime import Runtime
 
-    settings = {"threads": args.threads, "draft_tokens": getattr(args, "draft_tokens", None)}
+    settings = {
+        "threads": args.threads,
+        "decoder": args.decoder,
+        "draft_tokens": getattr(args, "draft_tokens", None),
+    }
     return Runtime.from_pretrained(
         args.model,
         dtype=args.dtype,

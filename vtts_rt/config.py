@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vtts_rt.types import MropeMode, Strategy, require
+from vtts_rt.types import DECODERS, Decoder, MropeMode, Strategy, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
@@ -135,6 +135,8 @@ class EngineConfig:
     cuda_graphs: decode as CUDA graphs, the next step launched before the tokens of the last are
         seen; None where the model runs on CUDA. Never changes what is generated.
     threads: CPU threads for torch and patchify (0: leave as they are).
+    decoder: of video files, as `open_video`: "auto" is DALI where the model's GPU has NVDEC and
+        DALI is installed, else PyAV; "pyav"; "dali".
     """
 
     page_size: int = 16
@@ -152,6 +154,7 @@ class EngineConfig:
     speculative_fetch: bool = True
     cuda_graphs: bool | None = None
     threads: int = 0
+    decoder: Decoder = "auto"
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -166,6 +169,10 @@ class EngineConfig:
         graphs = self.cuda_graphs
         known = graphs is None or isinstance(graphs, bool)
         require("EngineConfig", "cuda_graphs", graphs, known, "True, False or None")
+        names = ", ".join(DECODERS)
+        require(
+            "EngineConfig", "decoder", self.decoder, self.decoder in DECODERS, f"one of {names}"
+        )
         path, disk = self.vision_disk_path, self.vision_disk_bytes
         require("EngineConfig", "vision_disk_path", path, bool(path) or not disk, "a folder")
 

@@ -13,6 +13,7 @@ from vtts_rt.config import ENVIRONMENT_VARIABLES
 from vtts_rt.engine.graphs import graphs_refusal
 from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import explain, interpreted
+from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS, dali_refusal
 
 _REQUIRED = ("torch", "transformers", "safetensors", "numpy", "av", "rich")
 _OPTIONAL = {
@@ -24,8 +25,10 @@ _OPTIONAL = {
 
 
 def environment() -> dict[str, dict[str, str]]:
-    """What `vtts-rt env` prints, by section: versions, optional, build, device, ops, environment.
+    """What `vtts-rt env` prints, by section: versions, optional, build, device, ops, video,
+    environment.
 
+    "video" has a line for each decoder and device, and what "auto" comes to.
     "ops" has a line for each op and device there is, `<backend> (<reason>)`, "none" where a wish
     (VTTS_RT_BACKEND) cannot be met, and lines about choices inside and above ops.
     """
@@ -51,6 +54,7 @@ def environment() -> dict[str, dict[str, str]]:
             "triton kernels": _triton(cuda),
             "decoding as CUDA graphs": "yes" if cuda else f"no ({graphs_refusal('cpu')})",
         },
+        "video": _video(),
         "environment": {
             name: f"{os.environ.get(name, 'unset')} ({purpose})"
             for name, purpose in ENVIRONMENT_VARIABLES.items()
@@ -81,6 +85,23 @@ def _native() -> dict[str, str]:
         f"more than {native.MAX_ROWS} rows by native linear and attention": (
             "yes" if why is None else f"no, by torch ({why})"
         ),
+    }
+
+
+def _video() -> dict[str, str]:
+    """Which decoder takes which files."""
+    cpu, gpu = dali_refusal(None), dali_refusal(0)
+    if gpu is None and not torch.cuda.is_available():
+        gpu = "no CUDA device visible to torch"
+    return {
+        "pyav on cpu": "every codec of FFmpeg",
+        "dali on cpu": f"{', '.join(DALI_CPU_CODECS)}; PyAV for the rest"
+        if cpu is None
+        else f"no ({cpu})",
+        "dali on cuda": f"{', '.join(DALI_NVDEC_CODECS)}; PyAV for the rest"
+        if gpu is None
+        else f"no ({gpu})",
+        "auto": "pyav" if gpu else "dali where the model is on a GPU, else pyav",
     }
 
 

@@ -68,6 +68,9 @@ class Runtime:
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(self._rounds)
         self._store = FrameStore(self.config.frame_store_bytes)
+        place = model.device
+        ordinal = place.index or 0 if place.type == "cuda" else None
+        self._decoding = {"decoder": self.config.decoder, "device": ordinal}
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
@@ -179,7 +182,8 @@ class Runtime:
         that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
         "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
         the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
-        video that exists. timeout_seconds: stop with what there is. allow_urls: video may be a
+        video that exists. timeout_seconds: stop with what there is. decoder: as `open_video`, in
+        place of EngineConfig's. allow_urls: video may be a
         URL. member: index in a rollout group, part of the sampling noise.
         """
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
@@ -240,7 +244,7 @@ class Runtime:
             templates=self._prompts(config),
             model=self.name,
             load_ms=self.load_ms,
-            **options,
+            **{**self._decoding, **options},
         )
 
     def plan(
@@ -256,7 +260,8 @@ class Runtime:
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; `opening`: source_fps, start_seconds, end_seconds, allow_urls.
+        Arguments as `ask`; `opening`: source_fps, start_seconds, end_seconds, allow_urls,
+        decoder.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views
@@ -266,7 +271,7 @@ class Runtime:
         config = self.perception(perception)
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
         with ExitStack() as stack:
-            sources = open_videos(stack, video, **opening)
+            sources = open_videos(stack, video, **{**self._decoding, **opening})
             videos = [source.metadata for source in sources]
         return plan_cost(
             self._engine,

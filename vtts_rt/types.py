@@ -22,6 +22,8 @@ PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a p
 
 MropeMode = Literal["qwen", "hf5"]
 Strategy = Literal["official", "grid", "refresh", "append"]
+Decoder = Literal["auto", "pyav", "dali"]
+DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")
 StopReason = Literal["max_rounds", "answer_stable", "no_clue", "token_budget", "timeout", "aborted"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vtts_rt.types import require
+from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.source import ClippedSource, FrameSource
 
@@ -28,6 +28,8 @@ def open_video(
     start_seconds: float | None = None,
     end_seconds: float | None = None,
     allow_urls: bool = False,
+    decoder: Decoder = "auto",
+    device: int | None = None,
 ) -> FrameSource:
     """Opens a video or an image.
 
@@ -41,8 +43,13 @@ def open_video(
         time and are left whole.
     allow_urls: take http://, https:// and file:// URLs; a download is held in memory, at most
         1 GiB.
-    Raises ValueError for anything that cannot be opened, with one sentence that says why.
+    decoder: of files and encoded bytes. "pyav"; "dali", with PyAV for what DALI does not decode
+        (`metadata.decoder` says which); "auto" is DALI where it has NVDEC on `device`, else PyAV.
+    device: CUDA ordinal of the GPU that decodes and keeps the frames, as torch tensors; None: CPU.
+    Raises ValueError for anything that cannot be opened, with one sentence that says why;
+    RuntimeError where the decoder asked for cannot be used.
     """
+    require("open_video", "decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
     fps_ok = source_fps is None or 0.0 < float(source_fps) <= 1e4
     require("open_video", "source_fps", source_fps, fps_ok, "a number in (0, 10000]")
     for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
@@ -51,7 +58,7 @@ def open_video(
     if start_seconds is not None and end_seconds is not None:
         rule = f"greater than start_seconds ({start_seconds})"
         require("open_video", "end_seconds", end_seconds, end_seconds > start_seconds, rule)
-    source = _open_whole(video, source_fps, allow_urls)
+    source = _open_whole(video, source_fps, allow_urls, decoder, device)
     if source.metadata.is_image or (start_seconds is None and end_seconds is None):
         return source
     try:
@@ -61,15 +68,21 @@ def open_video(
         raise
 
 
-def _open_whole(video: Any, source_fps: float | None, allow_urls: bool) -> FrameSource:
+def _open_whole(
+    video: Any,
+    source_fps: float | None,
+    allow_urls: bool,
+    decoder: Decoder,
+    device: int | None,
+) -> FrameSource:
     if isinstance(video, str) and (url := URL.match(video)):
         got = video if len(video) <= 200 else video[:200] + "..."
         require("open_video", "video", got, allow_urls, "a local path unless URLs are allowed")
         video = _fetch(video, (url[1] or url[2]).lower())
     if isinstance(video, str | os.PathLike):
-        return _open_media(Path(os.fspath(video)), source_fps)
+        return _open_media(Path(os.fspath(video)), source_fps, decoder, device)
     if isinstance(video, bytes | bytearray | memoryview):
-        return _open_media(bytes(video), source_fps)
+        return _open_media(bytes(video), source_fps, decoder, device)
     if isinstance(video, np.ndarray):
         return _open_array(video, source_fps)
     if hasattr(video, "detach"):  # a torch tensor, told without importing torch
@@ -87,13 +100,15 @@ def _open_array(array: np.ndarray, source_fps: float | None) -> FrameSource:
     return ArraySource(array, source_fps=None if array.ndim == 3 else source_fps)
 
 
-def _open_media(media: Path | bytes, source_fps: float | None) -> FrameSource:
+def _open_media(
+    media: Path | bytes, source_fps: float | None, decoder: Decoder, device: int | None
+) -> FrameSource:
     try:
         from vtts_rt.video.media import open_media  # arrays need no decoder
     except ImportError as error:
         remedy = "pip install av"
         raise RuntimeError(f"open_video: files are decoded by PyAV: {remedy} ({error})") from None
-    return open_media(media, source_fps)
+    return open_media(media, source_fps, decoder, device)
 
 
 def _fetch(url: str, scheme: str) -> Path | bytes:

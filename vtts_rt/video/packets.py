@@ -16,6 +16,10 @@ from vtts_rt.video.index import PacketIndex, demuxed
 MAX_DECODER_THREADS = 8
 
 
+def num_decoder_threads() -> int:
+    return max(1, min((os.cpu_count() or 1) // 2, MAX_DECODER_THREADS))
+
+
 def open_stream(media: Media) -> tuple[Any, Any]:
     """A new (container, stream) of the first video stream, its decoder's threads set."""
     container = media.open()
@@ -23,7 +27,7 @@ def open_stream(media: Media) -> tuple[Any, Any]:
         stream = video_stream(container, media.name)
         # Frame or slice threads, whichever the codec has.
         stream.thread_type = "AUTO"
-        stream.thread_count = max(1, min((os.cpu_count() or 1) // 2, MAX_DECODER_THREADS))
+        stream.thread_count = num_decoder_threads()
     except Exception:
         container.close()
         raise
@@ -33,7 +37,8 @@ def open_stream(media: Media) -> tuple[Any, Any]:
 class PacketReader:
     """Packets by their ordinals in the file. Not thread-safe; opens the file when it must.
 
-    start: ordinal of the last `start_at` that took; next: ordinal of the packet to come.
+    start: ordinal that the last `start_at` came to; next: ordinal of the packet to come, -1 when
+    nothing is open.
     """
 
     def __init__(self, media: Media, index: PacketIndex) -> None:
@@ -43,7 +48,7 @@ class PacketReader:
         self._packets: Iterator[Any] = iter(())
         self.stream: Any = None
         self.start = 0
-        self.next = 0
+        self.next = -1
 
     def start_at(self, ordinal: int) -> None:
         """Go to a keyframe packet: by seeking, which flushes the decoder, or from the file's
@@ -79,7 +84,7 @@ class PacketReader:
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
-            self._container, self._packets = None, iter(())
+            self._container, self._packets, self.next = None, iter(()), -1
 
     def _open(self) -> None:
         self._container, self.stream = open_stream(self._media)

@@ -40,12 +40,18 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int]:
     return int(m[0]), int(m[1]), int(m[3]), int(m[4])
 
 
-def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """(H, W, C) turned and mirrored by the nearest multiple of 90 degrees; a view."""
+def turns(matrix: tuple[int, int, int, int]) -> tuple[bool, bool, bool]:
+    """(swap the sides, then mirror top to bottom, mirror left to right): the nearest multiple of
+    90 degrees to a display matrix."""
     a, b, c, d = matrix
     if abs(a) + abs(d) >= abs(b) + abs(c):
-        flip_x, flip_y = a < 0, d < 0
-    else:
+        return False, d < 0, a < 0
+    return True, b < 0, c < 0
+
+
+def orient(pixels: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    """(H, W, C) turned and mirrored by the nearest multiple of 90 degrees; a view."""
+    swap, flip_y, flip_x = turns(matrix)
+    if swap:
         pixels = pixels.transpose(1, 0, 2)
-        flip_x, flip_y = c < 0, b < 0
     return pixels[:: -1 if flip_y else 1, :: -1 if flip_x else 1]

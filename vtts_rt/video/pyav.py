@@ -65,13 +65,13 @@ class PyavSource:
     media: what to open; source_fps: rate of a stream that has no timestamps of its own.
     A packet of which no frame can be decoded (a corrupt file) is served by the nearest earlier
     frame that can be, else by the next later one, counted in `frames_substituted` and logged
-    once per source.
+    once per source. index, matrix: the packet index, and the display matrix of the first frame.
     Raises ValueError when the content is no video or none of its frames decodes. `read` raises
     RuntimeError when the file changed since, or after `close`.
     """
 
     def __init__(self, media: Media, *, source_fps: float | None = None) -> None:
-        self._media = media
+        self.media = media
         self._lock = threading.Lock()
         self._holder = 0  # the thread that holds it
         self._closed = False
@@ -86,14 +86,14 @@ class PyavSource:
         rule = "hold at least one frame that can be decoded"
         require_video(index is not None, rule, media.name)
         assert index is not None
-        self._index = index
+        self.index = index
         self._packets = PacketReader(media, index)
         first = self._probe()
         require_video(first is not None, rule, media.name)
         assert first is not None
-        self._matrix = display_matrix(first)
+        self.matrix = display_matrix(first)
         self._stored_hw = (first.height, first.width)
-        height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self._matrix).shape[:2]
+        height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self.matrix).shape[:2]
         self.metadata = VideoMetadata(
             video_id=derive_id(content_id, DECODER, CONVERSION),
             num_frames=index.num_frames,
@@ -108,8 +108,8 @@ class PyavSource:
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
     ) -> Iterator[tuple[int, np.ndarray]]:
-        indices = distinct_indices(frame_indices, self._index.num_frames)
-        by_products = set(distinct_indices(passing, self._index.num_frames))
+        indices = distinct_indices(frame_indices, self.index.num_frames)
+        by_products = set(distinct_indices(passing, self.index.num_frames))
         self._check_usable()
         return self._deliver(indices, by_products.difference(indices, self._stand_ins))
 
@@ -156,10 +156,10 @@ class PyavSource:
         runs: list[list[int]] = []
         fed = 0
         for i in indices:
-            if not runs or self._index.start_for(i) > fed + SEEK_GAP_PACKETS:
+            if not runs or self.index.start_for(i) > fed + SEEK_GAP_PACKETS:
                 runs.append([])
             runs[-1].append(i)
-            fed = max(fed, int(self._index.packet_of[i]) + 1)
+            fed = max(fed, int(self.index.packet_of[i]) + 1)
         return runs
 
     def _step(
@@ -169,14 +169,18 @@ class PyavSource:
         target = next(iter(pending))
         if target in self._stand_ins:
             return self._stand_in(target)
-        start = self._index.start_for(target)
-        if not self._reaches(target, start):
+        start = self.index.start_for(target)
+        runs_on = self._reaches(target, start)
+        if not runs_on:
             self._start_at(start)
         found, before, after = self._decode_until(target, pending, passing, drain)
-        earlier = self._index.keyframe_before(start)
-        if not found and earlier is not None:
-            # What a broken or wrongly marked keyframe spoils, the one before it may still give.
-            self._start_at(earlier)
+        # What a broken or wrongly marked keyframe spoils, the one before it may still give; and a
+        # decoder that ran past a broken packet knows nothing of the frames around it.
+        again = self.index.keyframe_before(start)
+        if again is None and runs_on:
+            again = start
+        if not found and again is not None:
+            self._start_at(again)
             found, before, after = self._decode_until(target, pending, passing, drain)
         if found:
             return found
@@ -190,7 +194,7 @@ class PyavSource:
             return False
         if target in cursor.expected:
             return True
-        ahead = int(self._index.packet_of[target]) >= self._packets.next
+        ahead = int(self.index.packet_of[target]) >= self._packets.next
         return ahead and start <= self._packets.next + SEEK_GAP_PACKETS
 
     def _decode_until(
@@ -203,7 +207,7 @@ class PyavSource:
         """
         cursor = self._cursor
         assert cursor is not None
-        last = max(int(self._index.packet_of[i]) for i in pending)
+        last = max(int(self.index.packet_of[i]) for i in pending)
         before = cursor.latest[0] if cursor.latest and cursor.latest[0] < target else None
         after: int | None = None
         delivered: list[tuple[int, np.ndarray]] = []
@@ -215,7 +219,7 @@ class PyavSource:
                 cursor.expected.discard(i)
                 self.frames_codec_decoded += 1
                 if i in pending or (
-                    i in passing and self._packets.start <= self._index.start_for(i)
+                    i in passing and self._packets.start <= self.index.start_for(i)
                 ):
                     delivered.append((i, self._pixels(frame)))
                     found = found or i in pending
@@ -234,7 +238,7 @@ class PyavSource:
     ) -> list[tuple[int, Any]]:
         """Gives the decoder its next packet (or the end); what came out, by frame index."""
         taken = None if end else self._packets.take()
-        index, stream = self._index, self._packets.stream
+        index, stream = self.index, self._packets.stream
         if taken is None:
             cursor.ended = True
             frames = decode_tagged(stream, None, 0)
@@ -262,31 +266,31 @@ class PyavSource:
         if nearest is None:
             self._check_usable()
             raise RuntimeError(
-                f"no frame near frame {target} of the video {self._media.name} can be decoded: "
+                f"no frame near frame {target} of the video {self.media.name} can be decoded: "
                 "repair or re-encode the file"
             )
         if not self._stand_ins:
             logger.warning(
                 "%s: frame %d cannot be decoded, frame %d stands in for it (the count of such "
                 "frames is in frames_substituted)",
-                self._media.name,
+                self.media.name,
                 target,
                 nearest,
             )
-        gap_ends = after if after is not None else self._index.num_frames
+        gap_ends = after if after is not None else self.index.num_frames
         for i in pending:
             if target <= i < gap_ends:
                 self._stand_ins[i] = nearest
 
     def _stand_in(self, target: int) -> list[tuple[int, np.ndarray]]:
         nearest = self._stand_ins[target]
-        start = self._index.start_for(nearest)
+        start = self.index.start_for(nearest)
         if not self._reaches(nearest, start):
             self._start_at(start)
         found, _, _ = self._decode_until(nearest, {nearest: None}, set(), drain=True)
         if not found:
             raise RuntimeError(
-                f"frame {target} of the video {self._media.name} cannot be decoded, nor frame "
+                f"frame {target} of the video {self.media.name} cannot be decoded, nor frame "
                 f"{nearest} beside it: repair or re-encode the file"
             )
         self.frames_substituted += 1
@@ -306,12 +310,12 @@ class PyavSource:
 
     def _check_usable(self) -> None:
         if self._closed:
-            raise RuntimeError(f"the video {self._media.name} was closed: open it again")
-        self._media.check_unchanged()
+            raise RuntimeError(f"the video {self.media.name} was closed: open it again")
+        self.media.check_unchanged()
 
     def _probe(self) -> Any | None:
         """The first frame that decodes, for what only a decoder knows (size, display matrix)."""
-        container, stream = open_stream(self._media)
+        container, stream = open_stream(self.media)
         stream.thread_count = 1  # one frame: threads would only read ahead
         with container:
             for ordinal, packet in enumerate(demuxed(container, stream)):
@@ -323,4 +327,4 @@ class PyavSource:
 
     def _pixels(self, frame: Any) -> np.ndarray:
         height, width = self._stored_hw
-        return to_rgb(frame, height, width, self._matrix, self._media.name)
+        return to_rgb(frame, height, width, self.matrix, self.media.name)

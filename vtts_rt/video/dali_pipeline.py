@@ -1,0 +1,103 @@
+"""DALI's side of DaliSource: encoded streams in, decoded frames out."""
+
+from __future__ import annotations
+
+import io
+import os
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtts_rt.video.packets import num_decoder_threads
+
+MAX_SAMPLES = 8  # streams decoded in one go
+TICK = Fraction(1, 1000)  # Matroska's own unit: one a frame
+
+
+class Sample(NamedTuple):
+    """One encoded stream for DALI: frames in the order asked for, at `ranks` of what it shows.
+
+    The guard is the last thing it shows, at rank `num_packets`.
+    """
+
+    encoded: np.ndarray
+    num_packets: int
+    frames: list[int]
+    ranks: list[int]
+
+
+def muxed(packets: list[Any], ranks: list[int], template: Any) -> np.ndarray:
+    """Packets as a Matroska stream, (N,) uint8: `ranks` say when each shows.
+
+    Only the first is marked as a keyframe, or DALI would seek and what it skips go uncounted.
+    """
+    delay = max(position - rank for position, rank in enumerate(ranks))
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream_from_template(template)
+        for position, (packet, rank) in enumerate(zip(packets, ranks, strict=True)):
+            packet.stream, packet.time_base = stream, TICK
+            packet.dts, packet.pts = position, rank + delay
+            packet.is_keyframe = position == 0
+            container.mux(packet)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+def decode(samples: list[Sample], device: int | None) -> list[Tensor]:
+    """Of each sample its guard and its frames, (1 + F, H, W, 3) uint8 on the device: DALI's own
+    memory, handed over by DLPack. RuntimeError where it fails."""
+    pipeline = _take_pipeline(device)
+    try:
+        pipeline.feed_input("encoded", [sample.encoded for sample in samples])
+        wanted = [np.array([s.num_packets, *s.ranks], np.int32) for s in samples]
+        pipeline.feed_input("frames", wanted)
+        (batch,) = pipeline.run()
+        frames = [torch.utils.dlpack.from_dlpack(batch[k]) for k in range(len(samples))]
+    except Exception as error:  # the pipeline is of no use any more
+        raise RuntimeError(str(error)) from None
+    _give_back(device, pipeline)
+    return frames
+
+
+# Pipelines that nobody uses, by (process, device): building one takes 15 ms, and each serves one
+# thread at a time. A forked process makes its own.
+_idle: dict[tuple[int, int | None], list[Any]] = {}
+
+
+def _take_pipeline(device: int | None) -> Any:
+    try:
+        return _idle[os.getpid(), device].pop()
+    except (KeyError, IndexError):
+        return _build_pipeline(device)
+
+
+def _give_back(device: int | None, pipeline: Any) -> None:
+    _idle.setdefault((os.getpid(), device), []).append(pipeline)
+
+
+def _build_pipeline(device: int | None) -> Any:
+    from nvidia.dali import Pipeline, fn, types
+
+    pipeline = Pipeline(
+        batch_size=MAX_SAMPLES,
+        num_threads=num_threads(device),
+        device_id=device,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,
+    )
+    with pipeline:
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        frames = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
+        kind = "cpu" if device is None else "mixed"
+        pipeline.set_outputs(fn.decoders.video(encoded, frames=frames, device=kind))
+    pipeline.build()
+    return pipeline
+
+
+def num_threads(device: int | None) -> int:
+    """Streams decoded at once; a GPU has several decoders, each fed by a thread of its own."""
+    return num_decoder_threads() if device is None else MAX_SAMPLES
