@@ -6,9 +6,10 @@ the middle of a long file costs its groups of pictures, and frames are found by 
 
 A packet that gives no frame would shift all later ones, and DALI leaves what it did not reach
 unwritten: old memory, maybe of another file. So every stream ends in a guard, a copy of the file's
-first packet, and a batch counts only if its guard shows what the first packet shows. What does not
-pass is decoded by PyAV; whether a frame passes depends on its own packets alone, never on what else
-is asked for.
+first packet, and a batch counts only if its guard shows what the first packet shows. A frame larger
+than the first it writes past the end of its memory: on the CPU no packet reaches it whose header
+says so. What does not pass is decoded by PyAV; whether a frame passes depends on its own packets
+alone, never on what else is asked for.
 
 Pixels: chroma is interpolated, where PyAV's conversion repeats it, and the matrix is BT.601's:
 files of BT.709 and BT.2020 are corrected after decoding. docs/video.md has measured differences.
@@ -31,6 +32,7 @@ from torch import Tensor
 from vtts_rt.video.container import av_errors
 from vtts_rt.video.dali_pipeline import MAX_SAMPLES, Sample, decode, muxed, num_threads
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS
+from vtts_rt.video.frame_headers import frame_header
 from vtts_rt.video.index import PacketIndex, decode_tagged
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.pixels import turns
@@ -220,6 +222,8 @@ class DaliSource:
                 ordinal, packet = taken
                 # What follows a keyframe in the file but shows before it needs the group before.
                 if ordinal >= start and index.order[ordinal] >= index.order[start]:
+                    if not self._fits(packet):
+                        raise RuntimeError("a packet does not hold one frame like the first")
                     ordinals.append(ordinal)
                     packets.append(packet)
             rank_of = len(ranks) + np.argsort(np.argsort(index.order[ordinals]))
@@ -232,6 +236,22 @@ class DaliSource:
         ranks.append(len(ranks))
         encoded = muxed(packets, ranks, reader.stream)
         return Sample(encoded, len(ranks) - 1, list(frames), list(frames.values()))
+
+    def _fits(self, packet: Any) -> bool:
+        """Whether a packet's header says: one frame that shows, of the first one's size and
+        layout. Headers of the codecs that the CPU does not decode are not read."""
+        first = self._header
+        if first is None:
+            return True
+        header = frame_header(
+            self._packets.stream.codec_context.codec.canonical_name, bytes(packet)
+        )
+        return (
+            header is not None
+            and header.shown == 1
+            and header.sizes <= first.sizes
+            and header.layouts <= first.layouts
+        )
 
     # -- opening ----------------------------------------------------------------------------
 
@@ -248,7 +268,11 @@ class DaliSource:
         _refuse(taken is None, "its first packet cannot be read")
         assert taken is not None
         _, packet = taken
-        encoded = bytes(packet)
+        encoded, declared = bytes(packet), (stream.height, stream.width)
+        self._header = frame_header(codec, encoded) if codec in DALI_CPU_CODECS else None
+        if codec in DALI_CPU_CODECS:
+            fits = self._header is not None and self._header.sizes == {declared}
+            _refuse(not fits, "its first packet is not of the size that the file says")
         frames = decode_tagged(stream, packet, 0) + decode_tagged(stream, None, 0)
         reader.close()  # its decoder was drained
         _refuse(len(frames) != 1, "its first packet does not decode alone")

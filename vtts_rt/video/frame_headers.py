@@ -9,6 +9,7 @@ Formats: VP8 RFC 6386, 9.1; VP9 bitstream specification 0.6, 6.2 and annex B; JP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})
 # Baseline, extended and progressive frames; C4, C8 and CC are no frame headers.
 FRAME_MARKERS = frozenset({0xC0, 0xC1, 0xC2})
 ANY_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Behind the first scan: a second field, or a stray header, whose size a decoder would take.
+ANOTHER_IMAGE = re.compile(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xd8]")
 VP9_SYNC_CODE = 0x498342
 VP9_RGB = 7  # color_space of RGB, which carries no subsampling
 
@@ -176,18 +179,9 @@ def _mjpeg(packet: bytes) -> FrameHeader | None:
             sampling = (packet[at + 9 + 3 * n] for n in range(components))
             layout = (packet[at + 2], *sampling)
         at += length
-    if size is None or layout is None or _more_images(packet, at):
+    if size is None or layout is None or ANOTHER_IMAGE.search(packet, at):
         return None
     return FrameHeader(1, frozenset({size}), frozenset({layout}))
-
-
-def _more_images(packet: bytes, at: int) -> bool:
-    """Whether another image or frame header lies behind `at` (a field, a stray marker)."""
-    while (at := packet.find(b"\xff", at)) >= 0 and at + 1 < len(packet):
-        if packet[at + 1] == SOI or packet[at + 1] in ANY_FRAME_MARKERS:
-            return True
-        at += 1
-    return False
 
 
 _PARSERS: dict[str, Callable[[bytes], FrameHeader | None]] = {
