@@ -6,9 +6,10 @@ the middle of a long file costs its groups of pictures, and frames are found by 
 
 A packet that gives no frame would shift all later ones, and DALI leaves what it did not reach
 unwritten: old memory, maybe of another file. So every stream ends in a guard, a copy of the file's
-first packet, and a batch counts only if its guard shows what the first packet shows. What does not
-pass is decoded by PyAV; whether a frame passes depends on its own packets alone, never on what else
-is asked for.
+first packet, and a batch counts only if its guard shows what the first packet shows. A frame larger
+than the first it writes past the end of its memory: on the CPU no packet reaches it whose header
+says so. What does not pass is decoded by PyAV; whether a frame passes depends on its own packets
+alone, never on what else is asked for.
 
 Pixels: chroma is interpolated, where PyAV's conversion repeats it, and the matrix is BT.601's:
 files of BT.709 and BT.2020 are corrected after decoding. docs/video.md has measured differences.
@@ -31,6 +32,7 @@ from torch import Tensor
 from vtts_rt.video.container import av_errors
 from vtts_rt.video.dali_pipeline import MAX_SAMPLES, Sample, decode, muxed, num_threads
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS
+from vtts_rt.video.frame_headers import frame_header
 from vtts_rt.video.index import PacketIndex, decode_tagged
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.pixels import turns
@@ -242,9 +244,26 @@ class DaliSource:
             ordinal, packet = taken
             # What follows a keyframe in the file but shows before it needs the group before.
             if ordinal >= start and index.order[ordinal] >= index.order[start]:
+                if not self._fits(ordinal, packet):
+                    raise RuntimeError("a packet does not hold one frame like the first")
                 ordinals.append(ordinal)
                 packets.append(packet)
         return ordinals
+
+    def _fits(self, ordinal: int, packet: Any) -> bool:
+        """Whether a packet's header tells of a frame of the first one's size and layout, shown if
+        the index says so. Headers of codecs that only NVDEC decodes are not read."""
+        first = self._header
+        if first is None:
+            return True
+        header = frame_header(self._codec, bytes(packet))
+        hidden = self._skips_hidden and self._index.frame_of[ordinal] < 0
+        return (
+            header is not None
+            and header.shown == (0 if hidden else 1)
+            and header.sizes <= first.sizes
+            and header.layouts <= first.layouts
+        )
 
     # -- opening ----------------------------------------------------------------------------
 
@@ -254,7 +273,7 @@ class DaliSource:
         reader = self._packets
         reader.start_at(0)
         stream, taken = reader.stream, reader.take()
-        codec = stream.codec_context.codec.canonical_name
+        self._codec = codec = stream.codec_context.codec.canonical_name
         known = DALI_CPU_CODECS if self._device is None else DALI_NVDEC_CODECS
         _refuse(codec not in known, f"codec {codec}")
         # FFmpeg's decoders give nothing for a packet that is not shown, NVDEC counts pictures.
@@ -262,7 +281,11 @@ class DaliSource:
         _refuse(taken is None, "its first packet cannot be read")
         assert taken is not None
         _, packet = taken
-        encoded = bytes(packet)
+        encoded, declared = bytes(packet), (stream.height, stream.width)
+        self._header = frame_header(codec, encoded) if codec in DALI_CPU_CODECS else None
+        if codec in DALI_CPU_CODECS:
+            fits = self._header is not None and self._header.sizes == {declared}
+            _refuse(not fits, "its first packet is not of the size that the file says")
         frames = decode_tagged(stream, packet, 0) + decode_tagged(stream, None, 0)
         reader.close()  # its decoder was drained
         _refuse(len(frames) != 1, "its first packet does not decode alone")
