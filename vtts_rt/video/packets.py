@@ -25,8 +25,9 @@ def open_stream(media: Media) -> tuple[Any, Any]:
     container = media.open()
     try:
         stream = video_stream(container, media.name)
-        # Frame or slice threads, whichever the codec has.
-        stream.thread_type = "AUTO"
+        # Frame threads where the codec has them. Those of VP9 carry what a broken packet leaves
+        # behind to one or another of the next frames, by the order in which they are read.
+        stream.thread_type = "SLICE" if stream.codec_context.name == "vp9" else "AUTO"
         stream.thread_count = num_decoder_threads()
     except Exception:
         container.close()
