@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,3 +43,11 @@ def test_what_follows_a_broken_packet_is_the_same_in_any_order(
         for wanted in ([16, 17], [18], [19], [10, 20, 30], [21, 22], [18, 23]):
             for i, frame in source.read(wanted):
                 np.testing.assert_array_equal(frame, whole[i], err_msg=f"{i} of {wanted}")
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 2), (4, 2), (64, 8)])
+def test_half_of_the_cores_decode_and_two_where_there_are_two(
+    cores: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert packets.num_decoder_threads() == threads
