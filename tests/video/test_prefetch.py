@@ -86,7 +86,7 @@ def test_a_closed_queue_takes_nothing_and_has_nothing() -> None:
     log.queue.close()
     log.queue.need(a, [3])
     log.queue.guess(a, [4])
-    assert not log.queue.on_their_way(a, range(NUM_FRAMES)) and not log.queue.serve(wait=True)
+    assert not log.queue.on_their_way(a, range(NUM_FRAMES)) and not log.queue.serve()
     assert (log.queue.frames_cancelled, log.queue.frames_guessed) == (2, 1)
     log.queue.check_integrity()
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
-from prefetch_tools import FRAME_BYTES, NUM_FRAMES, FaultySource, by_hand, pixels
+from prefetch_tools import (
+    FRAME_BYTES,
+    NUM_FRAMES,
+    PATIENCE_SECONDS,
+    FaultySource,
+    by_hand,
+    pixels,
+)
 
 from vtts_rt.video import FrameStore
 
@@ -78,7 +91,53 @@ def test_by_products_end_the_wait_for_them() -> None:
 def test_guesses_wait_for_a_quarter_of_the_budgets_and_fit_the_store() -> None:
     store = FrameStore(8 * FRAME_BYTES, 4 * FRAME_BYTES)
     provider = store.provider([FaultySource(0, [])])
-    with store.ahead._changed:  # no thread takes anything meanwhile
-        provider.guess(0, range(NUM_FRAMES))
-        assert store.ahead.frames_guessed == 8 and store.ahead.frames_dropped == 5
+    store.ahead._num_workers = 0  # nobody takes anything meanwhile
+    provider.guess(0, range(NUM_FRAMES))
+    assert store.ahead.frames_guessed == 8 and store.ahead.frames_dropped == 5
     store.close()
+
+
+def test_a_store_that_nobody_closed_is_dropped_with_its_frames_and_threads() -> None:
+    store, reads = FrameStore(10**6), list[int]()
+    provider = store.provider([FaultySource(0, reads)])
+    provider.prefetch(0, range(NUM_FRAMES))
+    for worker in list(store.ahead._workers):
+        worker.join(PATIENCE_SECONDS)
+    assert sorted(reads) == [*range(NUM_FRAMES)] and store.ahead._workers == set()
+    provider.guess(0, [1])  # there already: nobody starts for it
+    assert store.ahead._workers == set()
+    dropped = weakref.ref(store)
+    del store, provider
+    gc.collect()
+    assert dropped() is None
+
+
+def test_a_thread_that_cannot_start_leaves_frames_to_who_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = FrameStore(10**6)
+    provider = store.provider([FaultySource(0, [])])
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            provider.prefetch(0, [1, 2])
+    np.testing.assert_array_equal(provider.frames(0, [1])[0], pixels(0)[1])
+    assert provider.ready(0, [1])
+    provider.prefetch(0, [3])  # the next one starts, and serves what was left
+    store.close()
+
+
+def test_a_source_that_leaves_a_frame_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(self: FaultySource, indices: Sequence[int], passing: object) -> Any:
+        return iter([(i, pixels(0)[i].copy()) for i in indices if i != 2])
+
+    monkeypatch.setattr(FaultySource, "read", forgetful)
+    store = by_hand(FrameStore(10**6))
+    provider = store.provider([FaultySource(0, [])])
+    with pytest.raises(AssertionError, match="2"):
+        provider.frames(0, [1, 2, 3])
+    np.testing.assert_array_equal(provider.frames(0, [3])[0], pixels(0)[3])
+    store.check_integrity()

@@ -226,6 +226,9 @@ class FrameStore:
                     self._insert((*video, i), frame, decoder.tier, mine[i])
                 elif self._insert_passing((*video, i), frame, decoder.tier):
                     passed.append(i)
+            # Who waits for a frame that never comes would ask for it for ever.
+            left_out = mine.keys() - found.keys()
+            assert not left_out, f"the source leaves out frames {sorted(left_out)}"
         finally:
             # On an error, whoever waits for the rest wakes up and tries by itself.
             with self._lock:
