@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from utils import request, tokens
+from utils import request
 
 from vtts_rt import EngineConfig, Runtime, SamplingParams
 
