@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from vtts_rt import cli
+from vtts_rt.data.needle import write_needle
+from vtts_rt.data.rows import DataSet, write_manifest, write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,3 +66,24 @@ def test_the_examples_on_the_first_page_run() -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.strip().splitlines()) == 5, done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_of_the_feed_runs(tmp_path: Path) -> None:
+    rows = write_needle(tmp_path, seed=0, num=1)
+    write_rows(tmp_path / "rows.json", rows[:2])
+    write_manifest(
+        tmp_path / "manifest.json", [DataSet("needle", "video", "mc", Path(), Path("rows.json"))]
+    )
+    page = (ROOT / "docs" / "feed.md").read_text(encoding="utf-8")
+    (example,) = code_blocks(page, "python")
+    check = "\nassert len(group) == 8 and set(rewards) <= {0.0, 1.0}"
+    check += "\nassert all(answer.rounds[0].reuse.frames_decoded == 0 for answer in group)"
+    done = subprocess.run(
+        [sys.executable, "-c", example + check],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

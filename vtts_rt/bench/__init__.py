@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt bench`; argv without the program's name. Returns the exit code."""
-    from vtts_rt.bench import device, errors, ops, rounds, serve, soak, video
+    from vtts_rt.bench import device, errors, feed, ops, rounds, serve, soak, video
     from vtts_rt.bench.setting import results_name
 
     benches = {
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "errors": errors,
         "device": device,
         "decode": video,
+        "feed": feed,
     }
     parser = argparse.ArgumentParser(prog="vtts-rt bench", description=__doc__)
     kinds = parser.add_subparsers(dest="bench", required=True)

@@ -77,9 +77,28 @@ def _agreement(result: Result) -> str:
     return f"{markdown(header, rows)}\n{result.data['model']}, {clips}.\n"
 
 
+def _feed(result: Result) -> str:
+    """Of every contender: how busy its consumer is, and what it gives to one that takes no time."""
+    data = result.data
+    rows = [
+        [
+            row["name"],
+            f"{100 * row['busy']:.1f} %",
+            f"{row['first_wait_ms']:,.0f}",
+            f"{row['samples_per_second']:,.1f}",
+            str(row["decodes_per_sample"]),
+        ]
+        for row in data["results"]
+    ]
+    header = ["samples from", "consumer busy", "ms to the first", "samples/s", "decodes a sample"]
+    left_out = "".join(f" {name} took no part: {why}." for name, why in data["absent"].items())
+    return f"{markdown(header, rows)}\n`{data['command']}`.{left_out}\n"
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "video": ("video", _video),
     "differences": ("video", _differences),
     "agreement": ("agreement", _agreement),
+    "feed": ("feed", _feed),
 }
