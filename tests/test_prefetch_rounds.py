@@ -184,14 +184,14 @@ def test_frames_that_came_in_time_are_read_by_nobody_else(
     slow.open.set()
     num_tokens = len(expected.rounds[0].token_ids)
     ahead = runtime._store.ahead
-    at_token(monkeypatch, num_tokens - 1, lambda: wait_for(lambda: not ahead._workers))
+    at_token(monkeypatch, num_tokens - 1, lambda: wait_for(lambda: not ahead._working))
     answer = runtime.ask(**question())
     assert tokens(answer) == tokens(expected)
     new = expected.rounds[1].reuse.frames_decoded
     counts = runtime.stats()["frame_store"]
     assert (counts["frames_guessed_used"], counts["frames_guessed_late"]) == (new, 0)
     later = [(name, i) for name, i in slow.read if i not in slow.at_once]
-    assert len(later) == new and {name for name, _ in later} == {"prefetch"}
+    assert len(later) == new and all(name.startswith("prefetch") for name, _ in later)
 
 
 def test_a_group_guesses_alike_and_reads_once(
@@ -321,7 +321,7 @@ def test_however_a_question_ends_what_waits_is_cancelled(
     slow.open.set()
     if end == "closed runtime":
         closer.join(PATIENCE_SECONDS)
-        assert not closer.is_alive() and not ahead._workers
+        assert not closer.is_alive() and not ahead._working
         with pytest.raises(RuntimeError, match="closed"):
             list(stream)
         return

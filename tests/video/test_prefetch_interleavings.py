@@ -222,4 +222,4 @@ def test_threads_in_any_order_end_and_see_right_pixels(seed: int) -> None:
     if budget >= 2 * NUM_FRAMES * FRAME_BYTES and not seed % 2:  # nothing evicted, nothing broken
         assert all(len(set(found)) == len(found) for found in reads), "decoded twice"
     store.close()
-    assert len(store) == 0 and not any(worker.is_alive() for worker in store.ahead._workers)
+    assert len(store) == 0 and not any(thread.is_alive() for thread in store.ahead._pool._threads)

@@ -43,6 +43,29 @@ def test_what_one_gives_up_another_still_gets_and_once() -> None:
     assert sorted(p.take_counts()[:3] for p in (b, c)) == [(0, 0, 1), (3, 0, 0)]
 
 
+def test_frames_that_come_while_they_are_guessed_again_are_not_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = by_hand(FrameStore(10**6))
+    a, b = (store.provider([FaultySource(0, [])]) for _ in range(2))
+    for provider in (b, a):  # the newest is served first
+        provider.guess(0, [1, 2, 3])
+    read = FaultySource.read
+
+    def interrupted(self: FaultySource, indices: Sequence[int], passing: Any = ()) -> Any:
+        for item in read(self, indices, passing):
+            yield item
+            if item[0] == 2:  # 1 and 2 are stored, and nobody has heard of it
+                b.guess(0, [2, 3, 4])
+
+    monkeypatch.setattr(FaultySource, "read", interrupted)
+    assert store.ahead.serve()
+    assert store.ahead.frames_cancelled == 1  # frame 1, which b names no more
+    b.frames(0, [2, 3])
+    assert store.ahead.frames_guessed_used == 2 and store.ahead.frames_guessed == 3 + 4
+    store.check_integrity()
+
+
 def test_a_closed_source_costs_only_its_own_request() -> None:
     store, reads = by_hand(FrameStore(10**6)), list[int]()
     sources = [FaultySource(0, reads) for _ in range(2)]
@@ -101,15 +124,17 @@ def test_a_store_that_nobody_closed_is_dropped_with_its_frames_and_threads() -> 
     store, reads = FrameStore(10**6), list[int]()
     provider = store.provider([FaultySource(0, reads)])
     provider.prefetch(0, range(NUM_FRAMES))
-    for worker in list(store.ahead._workers):
-        worker.join(PATIENCE_SECONDS)
-    assert sorted(reads) == [*range(NUM_FRAMES)] and store.ahead._workers == set()
+    while not provider.ready(0, range(NUM_FRAMES)) or store.ahead._working:
+        assert not threading.Event().wait(0.001)
+    assert sorted(reads) == [*range(NUM_FRAMES)]
     provider.guess(0, [1])  # there already: nobody starts for it
-    assert store.ahead._workers == set()
+    assert store.ahead._working == 0
+    (worker,) = store.ahead._pool._threads
     dropped = weakref.ref(store)
     del store, provider
     gc.collect()
-    assert dropped() is None
+    worker.join(PATIENCE_SECONDS)
+    assert dropped() is None and not worker.is_alive()
 
 
 def test_a_thread_that_cannot_start_leaves_frames_to_who_asks(

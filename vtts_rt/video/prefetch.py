@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from vtts_rt.video.source import FrameSource
 
@@ -58,8 +59,8 @@ class PrefetchQueue:
     most_guessed_bytes: of pixels that may wait as guesses; beyond that the oldest guesses are
         dropped, of one guess the last frames. Needed frames have no bound but that of the
         requests in work.
-    num_workers: most threads, 0 for none (`serve` is then called by hand). They start as frames
-        come and end when none wait, so that a store that is dropped takes its frames with it.
+    num_workers: most threads, 0 for none (`serve` is then called by hand). They start as videos
+        come; while nothing waits they hold nothing, so a store that is dropped ends them.
     Needed frames go first, the oldest first; then guesses, the newest first. One thread at a time
     decodes for one video: two would decode the same stream twice.
     Counters: frames_guessed: frames fetched ahead on a guess. frames_guessed_used: those that
@@ -88,7 +89,8 @@ class PrefetchQueue:
         self._waiting: dict[Wanted, None] = {}
         self._busy: set[tuple[str, str]] = set()
         self._since = 0
-        self._workers: set[threading.Thread] = set()
+        self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="prefetch")
+        self._working = 0  # threads that are at it
         self._closed = False
         self._lock = threading.Lock()
 
@@ -101,12 +103,17 @@ class PrefetchQueue:
                     wanted.needed[index] = None
             self._enqueue(wanted)
 
-    def guess(self, wanted: Wanted, indices: Sequence[int]) -> None:
-        """Frames that the request is likely to want, in order. Its earlier guesses that are not
-        among them, and wait, are cancelled."""
+    def guess(
+        self, wanted: Wanted, indices: Sequence[int], absent: Sequence[int] | None = None
+    ) -> None:
+        """Frames that the request is likely to want; absent: those to fetch, in order (None: all).
+
+        Its earlier guesses that are not among `indices`, and wait, are cancelled. One that is, and
+        is absent no more, has just come: `arrived` will say so.
+        """
         with self._lock:
             self._cancel(wanted, wanted.guessed.keys() - set(indices))
-            for index in indices:
+            for index in indices if absent is None else absent:
                 there = index in wanted.guessed or index in wanted.needed
                 if self._closed or there or index in wanted.decoding:
                     continue
@@ -167,9 +174,7 @@ class PrefetchQueue:
             self._closed = True
             for wanted in list(self._waiting):
                 self._cancel(wanted, {*wanted.needed, *wanted.guessed})
-            workers = list(self._workers)
-        for worker in workers:
-            worker.join()
+        self._pool.shutdown()
 
     def stats(self) -> dict[str, int]:
         with self._lock:
@@ -234,10 +239,9 @@ class PrefetchQueue:
         wanted.since = self._since
         self._waiting[wanted] = None
         videos = self._busy.union(w.video for w in self._waiting)
-        if len(self._workers) < min(self._num_workers, len(videos)):
-            worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
-            worker.start()  # it waits for the lock
-            self._workers.add(worker)
+        if self._working < min(self._num_workers, len(videos)):
+            self._pool.submit(self._work)
+            self._working += 1
 
     def _take_back(self, wanted: Wanted, index: int) -> bool:
         """No longer a guess that waits, if it was; whether it was."""
@@ -276,7 +280,7 @@ class PrefetchQueue:
             with self._lock:
                 batch = self._take_batch()
                 if batch is None:  # whoever is at a video comes back for the rest of it
-                    self._workers.remove(threading.current_thread())
+                    self._working -= 1
                     return
             self._decode_batch(*batch)
 

@@ -319,7 +319,8 @@ class StoreProvider:
         What an earlier guess named beyond these is cancelled if nobody decodes it yet.
         """
         wanted = self._wanted[video]
-        self._store.ahead.guess(wanted, self._store.absent(wanted.source, frame_indices))
+        absent = self._store.absent(wanted.source, frame_indices)
+        self._store.ahead.guess(wanted, frame_indices, absent)
 
     def keep_guesses(self, frames: Mapping[int, Collection[int]]) -> None:
         """What the round will show is known, video -> frame indices: cancel the other guesses."""
