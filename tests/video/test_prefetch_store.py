@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,27 +43,41 @@ def test_what_one_gives_up_another_still_gets_and_once() -> None:
     assert sorted(p.take_counts()[:3] for p in (b, c)) == [(0, 0, 1), (3, 0, 0)]
 
 
-def test_frames_that_come_while_they_are_guessed_again_are_not_cancelled(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_frame_that_comes_while_it_is_guessed_again_is_not_cancelled() -> None:
     store = by_hand(FrameStore(10**6))
     a, b = (store.provider([FaultySource(0, [])]) for _ in range(2))
     for provider in (b, a):  # the newest is served first
         provider.guess(0, [1, 2, 3])
-    read = FaultySource.read
+    arrived = store.ahead.arrived
 
-    def interrupted(self: FaultySource, indices: Sequence[int], passing: Any = ()) -> Any:
-        for item in read(self, indices, passing):
-            yield item
-            if item[0] == 2:  # 1 and 2 are stored, and nobody has heard of it
-                b.guess(0, [2, 3, 4])
+    def late(video: tuple[str, str], indices: Collection[int]) -> None:
+        if 2 in indices:  # it is stored, and nobody has heard of it
+            b.guess(0, [2, 4])
+        arrived(video, indices)
 
-    monkeypatch.setattr(FaultySource, "read", interrupted)
+    store.ahead.arrived = late  # type: ignore[method-assign]
     assert store.ahead.serve()
-    assert store.ahead.frames_cancelled == 1  # frame 1, which b names no more
+    assert store.ahead.frames_cancelled == 1  # frame 3, which b names no more
     b.frames(0, [2, 3])
-    assert store.ahead.frames_guessed_used == 2 and store.ahead.frames_guessed == 3 + 4
+    assert store.ahead.frames_guessed_used == 1 and store.ahead.frames_guessed == 3 + 4
     store.check_integrity()
+
+
+def test_a_frame_is_ready_before_the_rest_of_its_batch() -> None:
+    store = by_hand(FrameStore(10**6))
+    a, b = (store.provider([FaultySource(0, [])]) for _ in range(2))
+    for provider in (b, a):
+        provider.prefetch(0, [1, 2])
+    ready: list[tuple[bool, bool]] = []
+    arrived = store.ahead.arrived
+
+    def noted(video: tuple[str, str], indices: Collection[int]) -> None:
+        arrived(video, indices)
+        ready.extend((p.ready(0, [1]), p.ready(0, [2])) for p in (a, b))
+
+    store.ahead.arrived = noted  # type: ignore[method-assign]
+    assert store.ahead.serve() and not store.ahead.serve()
+    assert ready == [(True, False)] * 2 + [(True, True)] * 2
 
 
 def test_a_closed_source_costs_only_its_own_request() -> None:

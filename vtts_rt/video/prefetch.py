@@ -87,7 +87,7 @@ class PrefetchQueue:
         self._num_workers = num_workers
         self._guessed_bytes = 0
         self._waiting: dict[Wanted, None] = {}
-        self._busy: set[tuple[str, str]] = set()
+        self._busy: dict[tuple[str, str], Wanted] = {}
         self._since = 0
         self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="prefetch")
         self._working = 0  # threads that are at it
@@ -144,6 +144,9 @@ class PrefetchQueue:
     def arrived(self, video: tuple[str, str], indices: Collection[int]) -> None:
         """Frames that are there now: nobody waits for them any more."""
         with self._lock:
+            if video in self._busy:
+                busy = self._busy[video]
+                busy.decoding = [i for i in busy.decoding if i not in indices]
             for wanted in [w for w in self._waiting if w.video == video]:
                 for index in indices:
                     wanted.needed.pop(index, None)
@@ -220,7 +223,7 @@ class PrefetchQueue:
             self._take_back(wanted, index)
         wanted.decoding = batch
         self._leave_if_done(wanted)
-        self._busy.add(wanted.video)
+        self._busy[wanted.video] = wanted
         return wanted, batch
 
     def _next(self) -> Wanted | None:
@@ -238,7 +241,7 @@ class PrefetchQueue:
         self._since += 1
         wanted.since = self._since
         self._waiting[wanted] = None
-        videos = self._busy.union(w.video for w in self._waiting)
+        videos = self._busy.keys() | {w.video for w in self._waiting}
         if self._working < min(self._num_workers, len(videos)):
             self._pool.submit(self._work)
             self._working += 1
@@ -292,4 +295,4 @@ class PrefetchQueue:
         finally:
             with self._lock:
                 wanted.decoding = ()
-                self._busy.remove(wanted.video)
+                del self._busy[wanted.video]

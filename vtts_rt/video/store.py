@@ -213,7 +213,6 @@ class FrameStore:
     ) -> dict[int, Frame]:
         video = _video(source)
         found: dict[int, Frame] = {}
-        passed: list[int] = []
         codec_before = source.frames_codec_decoded
         try:
             by_products = self._with_room(source, decoder.tier, passing, len(mine))
@@ -224,8 +223,9 @@ class FrameStore:
                 if i in mine:
                     found[i] = frame
                     self._insert((*video, i), frame, decoder.tier, mine[i])
+                    self.ahead.arrived(video, [i])
                 elif self._insert_passing((*video, i), frame, decoder.tier):
-                    passed.append(i)
+                    self.ahead.arrived(video, [i])
             # Who waits for a frame that never comes would ask for it for ever.
             left_out = mine.keys() - found.keys()
             assert not left_out, f"the source leaves out frames {sorted(left_out)}"
@@ -236,7 +236,6 @@ class FrameStore:
                     if flight.frame is None:
                         self._flights.pop((*video, i), None)
                         flight.done.set()
-            self.ahead.arrived(video, [*found, *passed])
             if observer is not None:
                 observer(list(found), source.frames_codec_decoded - codec_before)
         return found
