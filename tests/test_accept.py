@@ -214,6 +214,11 @@ def test_decoders_must_agree_on_enough_clips(
     assert not evidence.targets.answers_agree({"results": []})[0]
 
 
+@pytest.mark.parametrize(("busy", "ok"), [(0.95, True), (0.949, False)])
+def test_a_feed_must_keep_its_consumer_busy(evidence: ModuleType, busy: float, ok: bool) -> None:
+    assert evidence.targets.feed_busy({"busy": busy})[0] is ok
+
+
 def test_pixels_are_judged_by_the_worst_mean(evidence: ModuleType) -> None:
     def judge(*means: float) -> bool:
         rows = [{"decoder": "dali-cpu", "codec": "vp9", "mean": mean} for mean in means]

@@ -38,19 +38,6 @@ CLIPS: dict[str, tuple[str, dict[str, Any]]] = {
     "hevc": ("c.mp4", {"codec": "libx265", "gop": 12, "b_frames": 3}),
     "vp9": ("c.webm", {"codec": "libvpx-vp9", "gop": 12}),
     "vp8": ("c.webm", {"codec": "libvpx", "gop": 12}),
-    "vp8 hidden frames": (
-        "c.webm",
-        {
-            "codec": "libvpx",
-            "gop": 30,
-            "encoder_options": {
-                "auto-alt-ref": "1",
-                "lag-in-frames": "16",
-                "deadline": "good",
-                "cpu-used": "4",
-            },
-        },
-    ),
     "mjpeg": ("c.avi", {"codec": "mjpeg", "pixel_format": "yuvj420p"}),
     "mjpeg without container": ("c.mjpeg", {"codec": "mjpeg", "pixel_format": "yuvj420p"}),
     "mpeg4": ("c.avi", {"codec": "mpeg4", "gop": 12, "b_frames": 2}),

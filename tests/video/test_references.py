@@ -53,3 +53,15 @@ def test_pixels_are_those_of_a_whole_decode(make_clip: Make) -> None:
         frames = dict(source.read(range(0, 60, 7)))
         assert source.frames_codec_decoded < 50
     assert all(np.array_equal(frame, whole[index]) for index, frame in frames.items())
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "mpeg4"])
+def test_a_frame_read_alone_is_the_frame_of_the_whole(codec: str, make_clip: Make) -> None:
+    path = make_clip("c.mp4", 30, codec=codec, gop=12)
+    with open_video(path) as source:
+        whole = dict(source.read(range(30)))
+    for index in range(30):
+        with open_video(path) as source:
+            ((_, frame),) = source.read([index])
+            assert source.frames_substituted == 0, index
+        np.testing.assert_array_equal(frame, whole[index])

@@ -5,6 +5,8 @@ Frames carry their number as eight blocks, black or white, one per bit (`paint`,
 
 from __future__ import annotations
 
+import ast
+import functools
 import io
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -127,10 +129,16 @@ def av_packet(packet: Packet, stream: Any, time_base: Any) -> Any:
     return made
 
 
-def encoded(container: str = "matroska", count: int = FRAMES, **options: Any) -> bytes:
+@functools.cache
+def _encoded(container: str, count: int, options: str) -> bytes:
     file = io.BytesIO()
-    clip(file, count, container_format=container, **options)
+    clip(file, count, container_format=container, **ast.literal_eval(options))
     return file.getvalue()
+
+
+def encoded(container: str = "matroska", count: int = FRAMES, **options: Any) -> bytes:
+    """A painted clip in memory; the same arguments are encoded once."""
+    return _encoded(container, count, repr(options))
 
 
 class Pipe:

@@ -14,6 +14,7 @@ from video.zoo import (
     GOP,
     Case,
     H,
+    Packet,
     W,
     clip,
     encoded,
@@ -31,6 +32,7 @@ from video.zoo import (
     with_edits,
 )
 
+from vtts_rt.video.frame_headers import vp9_frames
 from vtts_rt.video.writer import write_video
 
 VP8: dict[str, Any] = {"codec": "libvpx"}
@@ -68,6 +70,29 @@ def altref(path: Path) -> None:
     )
     # A superframe ends in its index, which begins with the byte that it ends with.
     assert any(p.data[-1] & 0xE0 == 0xC0 for p in packets_of(path)), "no frame is hidden"
+
+
+def hidden_packets(path: Path) -> None:
+    """Superframes taken apart: hidden frames are packets of their own, as NUT alone keeps them."""
+    whole = io.BytesIO()
+    write_video(
+        whole,
+        moving(60),
+        source_fps=10.0,
+        codec="libvpx-vp9",
+        gop=100,
+        encoder_options={**ALTREF, "b": "200k"},
+        container_format="matroska",
+    )
+
+    def split(packets: list[Packet]) -> Iterator[Packet]:
+        for n, packet in enumerate(packets):
+            parts = vp9_frames(packet.data)
+            for k, part in enumerate(parts):
+                time = 100 * n - 10 * (len(parts) - 1 - k) + 100
+                yield packet._replace(data=part, pts=time, dts=time, key=packet.key and k == 0)
+
+    remux(whole.getvalue(), path, split, container="nut")
 
 
 def grown(codec: dict[str, Any], hw: tuple[int, int] = (72, 96)) -> bytes:
@@ -211,11 +236,13 @@ SOUND: dict[str, Case] = {
         codes=[n for n in range(FRAMES) if n != 12],
     ),
     "vp9 altref": Case(altref, "webm", codes=range(60)),
+    "vp9 hidden packets": Case(hidden_packets, "nut", codes=range(60)),
     "vp8 grows": Case(content(lambda: grown(VP8)), "mkv"),
     "vp9 grows": Case(content(lambda: grown(VP9)), "mkv"),
     "vp9 shrinks": Case(content(lambda: grown(VP9, (24, 32))), "mkv"),
     "mjpeg grows": Case(content(lambda: grown(MJPEG)), "mkv"),
-    "mjpeg shrinks": Case(content(lambda: grown(MJPEG, (24, 32))), "mkv"),
+    # Not to half the height: such images are taken for the two fields of one.
+    "mjpeg shrinks": Case(content(lambda: grown(MJPEG, (36, 48))), "mkv"),
     "h264 grows": Case(
         content(
             lambda: (

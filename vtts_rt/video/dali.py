@@ -277,7 +277,7 @@ class DaliSource:
         known = DALI_CPU_CODECS if self._device is None else DALI_NVDEC_CODECS
         _refuse(codec not in known, f"codec {codec}")
         # FFmpeg's decoders give nothing for a packet that is not shown, NVDEC counts pictures.
-        self._skips_hidden = codec == "vp8" and self._device is None
+        self._skips_hidden = codec in ("vp8", "vp9") and self._device is None
         _refuse(taken is None, "its first packet cannot be read")
         assert taken is not None
         _, packet = taken

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 # Codes of JPEG markers: start and end of image, start of scan, and those without a length.
 SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
@@ -50,6 +51,21 @@ def frame_header(codec_name: str, packet: bytes) -> FrameHeader | None:
         return None
 
 
+def shows_nothing(codec_name: str, packet: Any) -> bool:
+    """Whether a packet (anything with a buffer, not empty) is one of VP8 or VP9 whose frames are
+    only for others to refer to. Made for millions of packets: mostly one byte is looked at."""
+    if codec_name == "vp8":
+        return not memoryview(packet)[0] & 0x10
+    # Shown frames have one of these bits; in profile 3 they stand a place further.
+    if codec_name != "vp9":
+        return False
+    first = memoryview(packet)[0]
+    if first & 0x0A and first & 0x30 != 0x30:
+        return False
+    header = frame_header(codec_name, bytes(packet))
+    return header is not None and header.shown == 0
+
+
 def _vp8(packet: bytes) -> FrameHeader | None:
     tag = packet[0]
     shown = tag >> 4 & 1
@@ -64,7 +80,7 @@ def _vp8(packet: bytes) -> FrameHeader | None:
 
 
 def _vp9(packet: bytes) -> FrameHeader | None:
-    frames = _vp9_frames(packet)
+    frames = vp9_frames(packet)
     headers = [_vp9_frame(frame) for frame in frames]
     known = [h for h in headers if h is not None]
     if not known or len(known) < len(headers):
@@ -76,7 +92,7 @@ def _vp9(packet: bytes) -> FrameHeader | None:
     )
 
 
-def _vp9_frames(packet: bytes) -> list[bytes]:
+def vp9_frames(packet: bytes) -> list[bytes]:
     """The frames of a superframe; a packet without an index at its end is one frame."""
     marker = packet[-1]
     if marker & 0xE0 != 0xC0:

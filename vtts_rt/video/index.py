@@ -14,6 +14,8 @@ from typing import Any
 import av
 import numpy as np
 
+from vtts_rt.video.frame_headers import shows_nothing
+
 MISSING = -(1 << 62)  # a pts, dts or position that the container does not have
 FALLBACK_FPS = 25.0  # ffmpeg's own rate for streams that carry neither times nor a rate
 # A container's average rate is believed within this factor of what the timestamps say: beyond
@@ -114,7 +116,7 @@ def build_index(
     """
     pts, dts, pos = array("q"), array("q"), array("q")
     hidden, keyframes = bytearray(), array("q")
-    is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
+    codec = stream.codec_context.codec.canonical_name
     reorders = bool(stream.codec_context.has_b_frames)
     first: list[Any] = []
     probing = True
@@ -128,8 +130,8 @@ def build_index(
         dts.append(MISSING if time is None else time)
         place = packet.pos
         pos.append(MISSING if place is None or place < 0 else place)
-        # Edit lists mark what they cut; a VP8 frame header says "not shown" in bit 4 (RFC 6386).
-        hidden.append(packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10))
+        # Edit lists mark what they cut.
+        hidden.append(packet.is_discard or shows_nothing(codec, packet))
         if probing:
             first = decode_tagged(stream, packet, len(pts) - 1)  # overwrites the packet's times
             probing = not first and len(pts) <= PROBE_PACKETS

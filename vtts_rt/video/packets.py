@@ -9,15 +9,16 @@ from typing import Any
 from vtts_rt.video.container import Media, video_stream
 from vtts_rt.video.index import PacketIndex, demuxed
 
-# Half of the cores at most: a model computes meanwhile, and threads cost time of their own. 30 of
-# 1,800 frames of 640x360 H.264 on two cores: one thread 0.50 s, two 0.62 s and 0.77 s of CPU time
-# (1920x1080: 0.56 s; 0.42 s and 0.60 s). Beyond 8 they mostly add delay: each holds back one frame
-# after a seek.
+# Half of the cores, as a model computes meanwhile, but two where there are two: 64 of 1,800 frames
+# of 1280x720 H.264 take 1.4 s with two threads, 1.9 s with one, for 7 % more CPU time (30 frames of
+# 640x360: 19 %, of 1920x1080: 5 %; VP9: 5 %). Beyond 8 they mostly add delay: each holds back one
+# frame after a seek.
 MAX_DECODER_THREADS = 8
 
 
 def num_decoder_threads() -> int:
-    return max(1, min((os.cpu_count() or 1) // 2, MAX_DECODER_THREADS))
+    cores = os.cpu_count() or 1
+    return min(cores, max(2, cores // 2), MAX_DECODER_THREADS)
 
 
 def open_stream(media: Media) -> tuple[Any, Any]:
@@ -25,8 +26,10 @@ def open_stream(media: Media) -> tuple[Any, Any]:
     container = media.open()
     try:
         stream = video_stream(container, media.name)
-        # Frame or slice threads, whichever the codec has.
-        stream.thread_type = "AUTO"
+        # Frame threads of other codecs (seen of VP9 and FFV1) carry what a broken packet leaves
+        # behind to one or another of the next frames, by the order of reading.
+        by_frames = stream.codec_context.name in ("h264", "hevc")
+        stream.thread_type = "AUTO" if by_frames else "SLICE"
         stream.thread_count = num_decoder_threads()
     except Exception:
         container.close()

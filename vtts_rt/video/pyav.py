@@ -41,6 +41,8 @@ DECODER = "pyav"
 CONVERSION = "swscale rgb24"
 # Decoding on costs less than a seek over so few packets.
 SEEK_GAP_PACKETS = 8
+# This decoder looks at skip_frame only when it is opened, and would never give such frames again.
+SKIPS_FOR_GOOD = "libdav1d"
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
 REORDER_FRAMES = 16
 
@@ -170,6 +172,10 @@ class PyavSource:
         if not found and again is not None:
             self._start_at(again)
             found, before, after = self._decode_until(target, pending, passing, drain)
+        if not found:
+            # A broken packet behind it may have thrown it out of a decoder that still held it.
+            self._start_at(start)
+            found, _, _ = self._decode_until(target, {target: None}, set(), drain=True)
         if found:
             return found
         self._lose(target, pending, before, after)
@@ -238,7 +244,7 @@ class PyavSource:
                 cursor.expected.add(shown)
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
-            kept = wanted or shown in passing
+            kept = wanted or shown in passing or stream.codec_context.name == SKIPS_FOR_GOOD
             if not kept and is_disposable(stream.codec_context, packet):
                 return []
             stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
