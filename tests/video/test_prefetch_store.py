@@ -63,21 +63,23 @@ def test_a_frame_that_comes_while_it_is_guessed_again_is_not_cancelled() -> None
     store.check_integrity()
 
 
-def test_a_frame_is_ready_before_the_rest_of_its_batch() -> None:
+def test_a_frame_is_ready_and_counted_before_the_rest_of_its_batch() -> None:
     store = by_hand(FrameStore(10**6))
     a, b = (store.provider([FaultySource(0, [])]) for _ in range(2))
     for provider in (b, a):
         provider.prefetch(0, [1, 2])
     ready: list[tuple[bool, bool]] = []
+    decoded: list[int] = []
     arrived = store.ahead.arrived
 
     def noted(video: tuple[str, str], indices: Collection[int]) -> None:
         arrived(video, indices)
         ready.extend((p.ready(0, [1]), p.ready(0, [2])) for p in (a, b))
+        decoded.append(sum(p.take_counts().frames_decoded for p in (a, b)))
 
     store.ahead.arrived = noted  # type: ignore[method-assign]
     assert store.ahead.serve() and not store.ahead.serve()
-    assert ready == [(True, False)] * 2 + [(True, True)] * 2
+    assert ready == [(True, False)] * 2 + [(True, True)] * 2 and decoded == [1, 1]
 
 
 def test_a_closed_source_costs_only_its_own_request() -> None:

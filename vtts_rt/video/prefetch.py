@@ -21,7 +21,7 @@ PREFETCH_BATCH = 8
 # more than one pays where there are cores left: on 2 cores a second one is 0 to 6 % slower.
 PREFETCH_WORKERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 
-# Told about every batch: the indices delivered, and the frames the codec decoded for them.
+# Told of frames delivered, before anybody finds them, and after a batch how many the codec decoded.
 Observer = Callable[[Sequence[int], int], None]
 
 

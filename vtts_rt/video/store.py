@@ -96,7 +96,7 @@ class FrameStore:
     ) -> list[Frame]:
         """Read-only frames in the order asked for; only what is not stored is decoded.
 
-        observer: told of every batch decoded for this call. Errors of the source are raised here.
+        observer: told what is decoded for this call. Errors of the source are raised here.
         """
         indices = distinct_indices(frame_indices, source.metadata.num_frames)
         with self._lock:
@@ -222,6 +222,8 @@ class FrameStore:
                     frame.flags.writeable = False
                 if i in mine:
                     found[i] = frame
+                    if observer is not None:
+                        observer([i], 0)
                     self._insert((*video, i), frame, decoder.tier, mine[i])
                     self.ahead.arrived(video, [i])
                 elif self._insert_passing((*video, i), frame, decoder.tier):
@@ -237,7 +239,7 @@ class FrameStore:
                         self._flights.pop((*video, i), None)
                         flight.done.set()
             if observer is not None:
-                observer(list(found), source.frames_codec_decoded - codec_before)
+                observer([], source.frames_codec_decoded - codec_before)
         return found
 
     def _insert(self, key: FrameKey, frame: Frame, tier: FrameTier, flight: _Flight) -> None:
