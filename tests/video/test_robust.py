@@ -1,9 +1,9 @@
 """Awkward and broken files, through PyAV and through DALI: right frames, or one clear sentence.
 
 The zoo holds, by name: corrupt packets in the middle and at the start ("..., packet 17 zeroed"), a
-missing index ("without cues", "without index", "fragmented"), B-frames and open groups ("h264", "hevc
-open gop"), edit lists ("edits ..."), varying rates, odd sizes, alpha, 10 bits and more, interlaced,
-turned, late or jumping or standing clocks, hidden frames, sizes that change, several streams, covers.
+missing index ("without cues", "without index", "fragmented"), B-frames and open groups ("h264",
+"hevc open gop"), edit lists ("edits ..."), varying rates, odd sizes, alpha, 10 bits, interlaced,
+turned, clocks that start late, jump or stand, hidden frames, sizes that change, several streams.
 Files without a duration are those written to a pipe ("without cues").
 """
 
@@ -107,9 +107,8 @@ def test_broken_packets_spoil_no_other_frames(name: str, decoder: Decoder, write
         whole = read(source, range(count))
         for i in set(range(count)) - case.lost - case.spoilt:
             assert code(whole[i], case) == case.codes[i], i
-        for i in case.lost:  # a frame of the same file stands in, near it where there is one
-            near = [j for j in (i - 1, i + 1) if j in whole]
-            assert any(np.array_equal(whole[i], whole[j]) for j in near), i
+        for i in case.lost:  # the frame before stands in, or the next one
+            assert code(whole[i], case) in case.codes[max(i - 1, 0) : i + 2], i
         assert source.frames_substituted >= len(case.lost)
         for i in shuffled(count, name):
             np.testing.assert_array_equal(read(source, [i])[i], whole[i], err_msg=str(i))

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from video.zoo import FRAMES, GOP, Case, Packet, encoded, remux
+from video.zoo import FRAMES, GOP, Case, Packet, encoded, packets_of, remux
 from video.zoo_sound import AV1, H264, HEVC, MJPEG, MPEG4, VP8, VP9
 
 
 class Base(NamedTuple):
     """container, suffix, write options; reorders: frames refer to later ones of their group;
-    intra: they refer to none; conceals: half a frame is filled up from the one before."""
+    intra: they refer to none; conceals: half a frame is filled up from the one before; patched:
+    muxers refuse broken packets, so that they are broken in the file."""
 
     container: str
     suffix: str
@@ -21,6 +22,7 @@ class Base(NamedTuple):
     reorders: bool = False
     intra: bool = False
     conceals: bool = False
+    patched: bool = False
 
 
 # Painted frames have nothing in common: left alone, encoders would start a group at each.
@@ -33,7 +35,7 @@ BASES = {
     "mpeg4": Base("avi", "avi", MPEG4_GROUPS),
     "h264": Base("mp4", "mp4", X264, reorders=True),
     "hevc": Base("mp4", "mkv", X265, reorders=True),
-    "av1": Base("mp4", "mp4", AV1, reorders=True),
+    "av1": Base("mp4", "mp4", AV1, reorders=True, patched=True),
     "mjpeg": Base("avi", "avi", MJPEG, intra=True),
     "prores": Base("mov", "mov", {"codec": "prores_ks", "pixel_format": "yuv422p10le"}, intra=True),
     "ffv1": Base("matroska", "mkv", {"codec": "ffv1", "gop": 1}, intra=True, conceals=True),
@@ -63,7 +65,16 @@ def damaged(base: Base, damage: str, place: int) -> Callable[[Path], None]:
         packets[place] = packets[place]._replace(data=data)
         return [p for p in packets if p.data]
 
-    return lambda path: remux(encoded(base.container, **base.options), path, change)
+    def write(path: Path) -> None:
+        whole = encoded(base.container, **base.options)
+        if not base.patched or damage == "dropped":
+            remux(whole, path, change)
+            return
+        data = packets_of(whole)[place].data
+        assert whole.count(data) == 1
+        path.write_bytes(whole.replace(data, DAMAGES[damage](data).ljust(len(data), b"\0")))
+
+    return write
 
 
 def truth(base: Base, damage: str, place: int) -> Case:

@@ -90,6 +90,8 @@ class FrameTier:
         for key, frame in self._frames.items():
             assert frame.ndim == 3 and str(frame.dtype).endswith("uint8"), key
             if isinstance(frame, np.ndarray):
-                assert not frame.flags.writeable and frame.base is None, key
+                assert not frame.flags.writeable, key
+                whole = frame.base if isinstance(frame.base, np.ndarray) else frame
+                assert whole.nbytes == frame.nbytes, key
             else:
                 assert frame.untyped_storage().nbytes() == frame.nbytes, key

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import av
+
 from vtts_rt.video.container import Media, video_stream
 from vtts_rt.video.index import PacketIndex, demuxed
 
@@ -26,9 +28,10 @@ def open_stream(media: Media) -> tuple[Any, Any]:
     container = media.open()
     try:
         stream = video_stream(container, media.name)
-        # Frame threads where the codec has them. Those of VP9 carry what a broken packet leaves
-        # behind to one or another of the next frames, by the order in which they are read.
-        stream.thread_type = "SLICE" if stream.codec_context.name == "vp9" else "AUTO"
+        # Frame threads of other codecs (seen of VP9 and FFV1) carry what a broken packet leaves
+        # behind to one or another of the next frames, by the order of reading.
+        by_frames = stream.codec_context.name in ("h264", "hevc")
+        stream.thread_type = "AUTO" if by_frames else "SLICE"
         stream.thread_count = num_decoder_threads()
     except Exception:
         container.close()
@@ -99,7 +102,7 @@ class PacketReader:
             self._open()
         try:
             self._container.seek(int(index.seek_times[goal]), stream=self.stream)
-        except (OSError, ValueError, OverflowError):
+        except (av.FFmpegError, OSError, ValueError, OverflowError):
             self.close()
             return False
         packets = demuxed(self._container, self.stream)

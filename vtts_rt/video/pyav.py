@@ -172,6 +172,10 @@ class PyavSource:
         if not found and again is not None:
             self._start_at(again)
             found, before, after = self._decode_until(target, pending, passing, drain)
+        if not found:
+            # A broken packet behind it may have thrown it out of a decoder that still held it.
+            self._start_at(start)
+            found, _, _ = self._decode_until(target, {target: None}, set(), drain=True)
         if found:
             return found
         self._lose(target, pending, before, after)
