@@ -44,6 +44,17 @@ def test_a_wish_is_told_and_one_that_cannot_be_met_says_why(
     assert ops["rotary on cpu"].startswith("none (rotary: backend must be ")
 
 
+def test_decoders_and_the_index_cache_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VTTS_RT_CACHE_DIR", "/somewhere")
+    video = environment()["video"]
+    assert video["pyav on cpu"] and video["auto"].startswith(("pyav", "dali"))
+    assert video["dali on cpu"].startswith(("vp8, vp9, mjpeg; PyAV", "no (nvidia-dali is not"))
+    assert torch.cuda.is_available() or video["dali on cuda"].startswith("no (")
+    assert video["index cache"] == "/somewhere"
+    monkeypatch.setenv("VTTS_RT_CACHE_DIR", "off")
+    assert environment()["video"]["index cache"].startswith("off")
+
+
 def test_the_build_says_what_was_left_out() -> None:
     build = environment()["build"]
     assert "cuda" in build or "extension" in build

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from vtts_rt.types import DECODERS, Decoder, MropeMode, Strategy, require
@@ -31,6 +32,17 @@ def backend_override(op: str) -> str | None:
         if name.strip() == op and backend.strip():
             return backend.strip()
     return None
+
+
+def index_cache_folder() -> Path | None:
+    """Where video indices are cached on disk: `VTTS_RT_CACHE_DIR`, None where that is "off"; by
+    default `$XDG_CACHE_HOME/vtts_rt` or `~/.cache/vtts_rt`."""
+    folder = os.environ.get("VTTS_RT_CACHE_DIR")
+    if folder == "off":
+        return None
+    if folder:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "vtts_rt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

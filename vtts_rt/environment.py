@@ -9,7 +9,7 @@ import platform
 import torch
 
 import vtts_rt
-from vtts_rt.config import ENVIRONMENT_VARIABLES
+from vtts_rt.config import ENVIRONMENT_VARIABLES, index_cache_folder
 from vtts_rt.engine.graphs import graphs_refusal
 from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import explain, interpreted
@@ -89,7 +89,7 @@ def _native() -> dict[str, str]:
 
 
 def _video() -> dict[str, str]:
-    """Which decoder takes which files."""
+    """Which decoder takes which files, and where their indices are kept."""
     cpu, gpu = dali_refusal(None), dali_refusal(0)
     if gpu is None and not torch.cuda.is_available():
         gpu = "no CUDA device visible to torch"
@@ -102,6 +102,7 @@ def _video() -> dict[str, str]:
         if gpu is None
         else f"no ({gpu})",
         "auto": "pyav" if gpu else "dali where the model is on a GPU, else pyav",
+        "index cache": str(index_cache_folder() or "off (VTTS_RT_CACHE_DIR=off)"),
     }
 
 

@@ -5,8 +5,8 @@ its content, and a content's hash -> its `VideoFacts`. Each carries a checksum o
 value, so that a damaged one is built anew. The cache never fails its user: what goes wrong is
 logged once, and the process goes on without it.
 
-`VTTS_RT_CACHE_DIR` names its folder or is "off"; by default it is `$XDG_CACHE_HOME/vtts_rt` or
-`~/.cache/vtts_rt`. A connection lives for one call, so that none crosses a fork.
+Its folder is `config.index_cache_folder`. A connection lives for one call, so that none crosses a
+fork.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 import re
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 
 import av
 
+from vtts_rt.config import index_cache_folder
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
 from vtts_rt.video.facts_bytes import facts_from_bytes, facts_to_bytes
@@ -86,18 +86,13 @@ def _facts_name(content_id: str, source_fps: float | None) -> str:
 
 def _cache() -> IndexCache | None:
     """The cache of the folder that the environment names now; None where it says "off"."""
-    folder = os.environ.get("VTTS_RT_CACHE_DIR")
-    if folder == "off":
-        return None
-    if not folder:
-        home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-        folder = str(Path(home, "vtts_rt"))
-    return _cache_in(folder)
+    folder = index_cache_folder()
+    return None if folder is None else _cache_in(folder)
 
 
 @functools.lru_cache(maxsize=16)
-def _cache_in(folder: str) -> IndexCache:
-    return IndexCache(Path(folder))
+def _cache_in(folder: Path) -> IndexCache:
+    return IndexCache(folder)
 
 
 class IndexCache:
