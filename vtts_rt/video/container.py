@@ -188,4 +188,6 @@ def video_stream(container: Any, name: str) -> Any:
     ]
     kind = "audio-only file" if container.streams.audio else "file without one"
     require_video(bool(streams), "hold a video stream", f"{kind} {name}")
+    known = streams[0].codec_context is not None
+    require_video(known, "be of a codec that can be decoded", name)
     return streams[0]

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import av
+
 from vtts_rt.video.container import Media, video_stream
 from vtts_rt.video.index import PacketIndex, demuxed
 
@@ -100,7 +102,7 @@ class PacketReader:
             self._open()
         try:
             self._container.seek(int(index.seek_times[goal]), stream=self.stream)
-        except (OSError, ValueError, OverflowError):
+        except (av.FFmpegError, OSError, ValueError, OverflowError):
             self.close()
             return False
         packets = demuxed(self._container, self.stream)
