@@ -118,11 +118,12 @@ class RoundScheduler:
     def abort(self, request_id: int) -> None:
         """Forget a request; what it has computed stays in the caches."""
         task = self._tasks.pop(request_id, None)
-        if task is not None:
-            task.close()
+        # The engine first: it fetches frames, which closing the task gives up.
         for engine_id in [e for e, task_id in self._waiting_on.items() if task_id == request_id]:
             del self._waiting_on[engine_id]
             self._engine.abort(engine_id)
+        if task is not None:
+            task.close()
 
     @property
     def has_work(self) -> bool:
@@ -234,11 +235,12 @@ class RoundScheduler:
             )
             while isinstance(event, TokenEvent):
                 yield TokenGenerated(index, event.token_id, event.logprob, event.text)
-                for clue in clues.feed(event.text):
+                new = clues.feed(event.text)
+                found += new
+                if new and looks_ahead:
+                    self._fetch_ahead(request, plan, found, upcoming)
+                for clue in new:
                     yield ClueFound(index, clue.kind, clue.value)
-                    found.append(clue)
-                    if looks_ahead:
-                        self._fetch_ahead(request, plan, found, upcoming)
                 num_fed += len(event.text)
                 event = yield None
             completion = event.completion

@@ -214,6 +214,8 @@ def test_another_epoch_is_another_order_of_the_same_rows() -> None:
     again = RolloutDataFeed(data_sets([2] * 20), shuffle_seed=7)
     again.set_epoch(2)
     assert numbers(list(again)) == orders[2]
+    of_one_video = RolloutDataFeed(data_sets([20]), shuffle_seed=7)
+    assert len({tuple(numbers(list(of_one_video))) for _ in range(3)}) == 3
     other = RolloutDataFeed(data_sets([2] * 20), shuffle_seed=8)
     assert numbers(list(other)) != orders[0]
 

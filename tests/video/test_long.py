@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 import tracemalloc
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from video.zoo import encoded, packets_of, read_code
+from video.zoo import clip, read_code
 
+from vtts_rt.bench.encodings import repeated
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
 from vtts_rt.video.decoders import dali_refusal
@@ -30,29 +28,12 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files: one short clip's packets over and over, with times that go on."""
     folder = tmp_path_factory.mktemp("long")
     for name, options in FILES.items():
-        container_name = "matroska" if name.startswith("vp8") else "mp4"  # H.264 with decode times
-        clip = encoded(
-            container_name, CYCLE, hw=(32, 48), source_fps=float(FPS), gop=GOP, **options
-        )
-        packets = packets_of(clip)
-        first = min(p.dts for p in packets)
-        with av.open(io.BytesIO(clip)) as source:
-            template = source.streams.video[0]
-            unit = template.time_base
-            with av.open(str(folder / name), "w") as container:
-                stream = container.add_stream_from_template(template)
-                for cycle in range(NUM_FRAMES // CYCLE):
-                    shift = int(Fraction(cycle * CYCLE, FPS) / unit)
-                    for packet in packets:
-                        copy = av.Packet(packet.data)
-                        copy.stream, copy.time_base = stream, unit
-                        copy.pts = packet.pts - first + shift
-                        copy.dts = packet.dts - first + shift
-                        copy.is_keyframe = packet.key
-                        container.mux(copy)
+        suffix = "mkv" if name.startswith("vp8") else "mp4"
+        short = folder / f"short.{suffix}"
+        clip(short, CYCLE, hw=(32, 48), source_fps=float(FPS), gop=GOP, **options)
+        repeated(short, folder / name, NUM_FRAMES // CYCLE)
     return folder
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from vtts_rt.video.source import FrameSource
 
@@ -20,7 +21,7 @@ PREFETCH_BATCH = 8
 # more than one pays where there are cores left: on 2 cores a second one is 0 to 6 % slower.
 PREFETCH_WORKERS = max(1, min(4, (os.cpu_count() or 1) // 2))
 
-# Told about every batch: the indices delivered, and the frames the codec decoded for them.
+# Told of frames delivered, before anybody finds them, and after a batch how many the codec decoded.
 Observer = Callable[[Sequence[int], int], None]
 
 
@@ -58,7 +59,8 @@ class PrefetchQueue:
     most_guessed_bytes: of pixels that may wait as guesses; beyond that the oldest guesses are
         dropped, of one guess the last frames. Needed frames have no bound but that of the
         requests in work.
-    num_workers: threads, started as videos come; 0 for none (`serve` is then called by hand).
+    num_workers: most threads, 0 for none (`serve` is then called by hand). They start as videos
+        come; while nothing waits they hold nothing, so a store that is dropped ends them.
     Needed frames go first, the oldest first; then guesses, the newest first. One thread at a time
     decodes for one video: two would decode the same stream twice.
     Counters: frames_guessed: frames fetched ahead on a guess. frames_guessed_used: those that
@@ -85,27 +87,33 @@ class PrefetchQueue:
         self._num_workers = num_workers
         self._guessed_bytes = 0
         self._waiting: dict[Wanted, None] = {}
-        self._busy: set[tuple[str, str]] = set()
+        self._busy: dict[tuple[str, str], Wanted] = {}
         self._since = 0
-        self._workers: list[threading.Thread] = []
+        self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="prefetch")
+        self._working = 0  # threads that are at it
         self._closed = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def need(self, wanted: Wanted, indices: Sequence[int]) -> None:
         """Frames that a prompt needs, in order; those that were guessed wait as guesses no more."""
-        with self._changed:
+        with self._lock:
             for index in indices:
                 self._take_back(wanted, index)
                 if index not in wanted.decoding:
                     wanted.needed[index] = None
             self._enqueue(wanted)
 
-    def guess(self, wanted: Wanted, indices: Sequence[int]) -> None:
-        """Frames that the request is likely to want, in order. Its earlier guesses that are not
-        among them, and wait, are cancelled."""
-        with self._changed:
+    def guess(
+        self, wanted: Wanted, indices: Sequence[int], absent: Sequence[int] | None = None
+    ) -> None:
+        """Frames that the request is likely to want; absent: those to fetch, in order (None: all).
+
+        Its earlier guesses that are not among `indices`, and wait, are cancelled. One that is, and
+        is absent no more, has just come: `arrived` will say so.
+        """
+        with self._lock:
             self._cancel(wanted, wanted.guessed.keys() - set(indices))
-            for index in indices:
+            for index in indices if absent is None else absent:
                 there = index in wanted.guessed or index in wanted.needed
                 if self._closed or there or index in wanted.decoding:
                     continue
@@ -120,7 +128,7 @@ class PrefetchQueue:
 
     def asked(self, wanted: Wanted, indices: Collection[int]) -> None:
         """The request asks for frames: those that were guessed were guessed right."""
-        with self._changed:
+        with self._lock:
             used = wanted.unproven.intersection(indices)
             late = [i for i in used if i in wanted.guessed or i in wanted.decoding]
             wanted.unproven -= used
@@ -130,12 +138,15 @@ class PrefetchQueue:
 
     def cancel(self, wanted: Wanted, keep: Collection[int] = ()) -> None:
         """Takes out what waits, but for `keep`."""
-        with self._changed:
+        with self._lock:
             self._cancel(wanted, {*wanted.needed, *wanted.guessed} - set(keep))
 
     def arrived(self, video: tuple[str, str], indices: Collection[int]) -> None:
         """Frames that are there now: nobody waits for them any more."""
-        with self._changed:
+        with self._lock:
+            if video in self._busy:
+                busy = self._busy[video]
+                busy.decoding = [i for i in busy.decoding if i not in indices]
             for wanted in [w for w in self._waiting if w.video == video]:
                 for index in indices:
                     wanted.needed.pop(index, None)
@@ -144,7 +155,7 @@ class PrefetchQueue:
 
     def on_their_way(self, wanted: Wanted, indices: Collection[int]) -> bool:
         """Whether any of the frames waits or is being decoded for this request."""
-        with self._changed:
+        with self._lock:
             return any(
                 index in wanted.needed or index in wanted.guessed or index in wanted.decoding
                 for index in indices
@@ -153,7 +164,7 @@ class PrefetchQueue:
     def take_counts(self, all_wanted: Iterable[Wanted]) -> tuple[int, int]:
         """Frames guessed and guessed frames used since the last take, and a fresh start."""
         guessed = used = 0
-        with self._changed:
+        with self._lock:
             for wanted in all_wanted:
                 guessed += wanted.frames_guessed
                 used += wanted.frames_guessed_used
@@ -162,16 +173,14 @@ class PrefetchQueue:
 
     def close(self) -> None:
         """Cancels all that waits and ends the threads."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             for wanted in list(self._waiting):
                 self._cancel(wanted, {*wanted.needed, *wanted.guessed})
-            self._changed.notify_all()
-        for worker in self._workers:
-            worker.join()
+        self._pool.shutdown()
 
     def stats(self) -> dict[str, int]:
-        with self._changed:
+        with self._lock:
             return {
                 "frames_guessed": self.frames_guessed,
                 "frames_guessed_used": self.frames_guessed_used,
@@ -180,35 +189,17 @@ class PrefetchQueue:
                 "frames_dropped": self.frames_dropped,
             }
 
-    def serve(self, *, wait: bool = False) -> bool:
-        """Decode the next batch; False if there is none, which with `wait` is when it closed."""
-        with self._changed:
-            while (wanted := self._next()) is None:
-                if self._closed or not wait:
-                    return False
-                self._changed.wait()
-            kind = wanted.needed or wanted.guessed
-            batch = list(kind)[:PREFETCH_BATCH]
-            for index in batch:
-                wanted.needed.pop(index, None)
-                self._take_back(wanted, index)
-            wanted.decoding = batch
-            self._leave_if_done(wanted)
-            self._busy.add(wanted.video)
-        try:
-            self._decode(wanted, batch)
-        except Exception as error:
-            logger.debug("prefetch of frames %s failed: %s", batch, error)
-        finally:
-            with self._changed:
-                wanted.decoding = ()
-                self._busy.remove(wanted.video)
-                self._changed.notify_all()
-        return True
+    def serve(self) -> bool:
+        """Decode the next batch; False if there is none that nobody is at."""
+        with self._lock:
+            batch = self._take_batch()
+        if batch is not None:
+            self._decode_batch(*batch)
+        return batch is not None
 
     def check_integrity(self) -> None:
         """AssertionError when the books do not balance."""
-        with self._changed:
+        with self._lock:
             waiting = list(self._waiting)
             assert all(w.needed or w.guessed for w in waiting), "nothing waits"
             assert not any(w.needed.keys() & w.guessed.keys() for w in waiting), "both kinds"
@@ -220,6 +211,20 @@ class PrefetchQueue:
             assert settled <= self.frames_guessed, "guesses"
 
     # -- internals, under the lock ----------------------------------------------------------
+
+    def _take_batch(self) -> tuple[Wanted, list[int]] | None:
+        """The next frames, of a video that is its caller's from now on."""
+        wanted = self._next()
+        if wanted is None:
+            return None
+        batch = list(wanted.needed or wanted.guessed)[:PREFETCH_BATCH]
+        for index in batch:
+            wanted.needed.pop(index, None)
+            self._take_back(wanted, index)
+        wanted.decoding = batch
+        self._leave_if_done(wanted)
+        self._busy[wanted.video] = wanted
+        return wanted, batch
 
     def _next(self) -> Wanted | None:
         free = [w for w in self._waiting if w.video not in self._busy]
@@ -236,12 +241,10 @@ class PrefetchQueue:
         self._since += 1
         wanted.since = self._since
         self._waiting[wanted] = None
-        videos = self._busy.union(w.video for w in self._waiting)
-        if len(self._workers) < min(self._num_workers, len(videos)):
-            worker = threading.Thread(target=self._work, name="prefetch", daemon=True)
-            self._workers.append(worker)
-            worker.start()
-        self._changed.notify_all()
+        videos = self._busy.keys() | {w.video for w in self._waiting}
+        if self._working < min(self._num_workers, len(videos)):
+            self._pool.submit(self._work)
+            self._working += 1
 
     def _take_back(self, wanted: Wanted, index: int) -> bool:
         """No longer a guess that waits, if it was; whether it was."""
@@ -273,6 +276,23 @@ class PrefetchQueue:
         if not (wanted.needed or wanted.guessed):
             self._waiting.pop(wanted, None)
 
+    # -- internals, without it --------------------------------------------------------------
+
     def _work(self) -> None:
-        while self.serve(wait=True):
-            pass
+        while True:
+            with self._lock:
+                batch = self._take_batch()
+                if batch is None:  # whoever is at a video comes back for the rest of it
+                    self._working -= 1
+                    return
+            self._decode_batch(*batch)
+
+    def _decode_batch(self, wanted: Wanted, batch: list[int]) -> None:
+        try:
+            self._decode(wanted, batch)
+        except Exception as error:
+            logger.debug("prefetch of frames %s failed: %s", batch, error)
+        finally:
+            with self._lock:
+                wanted.decoding = ()
+                del self._busy[wanted.video]

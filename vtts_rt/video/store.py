@@ -96,7 +96,7 @@ class FrameStore:
     ) -> list[Frame]:
         """Read-only frames in the order asked for; only what is not stored is decoded.
 
-        observer: told of every batch decoded for this call. Errors of the source are raised here.
+        observer: told what is decoded for this call. Errors of the source are raised here.
         """
         indices = distinct_indices(frame_indices, source.metadata.num_frames)
         with self._lock:
@@ -213,7 +213,6 @@ class FrameStore:
     ) -> dict[int, Frame]:
         video = _video(source)
         found: dict[int, Frame] = {}
-        passed: list[int] = []
         codec_before = source.frames_codec_decoded
         try:
             by_products = self._with_room(source, decoder.tier, passing, len(mine))
@@ -223,9 +222,15 @@ class FrameStore:
                     frame.flags.writeable = False
                 if i in mine:
                     found[i] = frame
+                    if observer is not None:
+                        observer([i], 0)
                     self._insert((*video, i), frame, decoder.tier, mine[i])
+                    self.ahead.arrived(video, [i])
                 elif self._insert_passing((*video, i), frame, decoder.tier):
-                    passed.append(i)
+                    self.ahead.arrived(video, [i])
+            # Who waits for a frame that never comes would ask for it for ever.
+            left_out = mine.keys() - found.keys()
+            assert not left_out, f"the source leaves out frames {sorted(left_out)}"
         finally:
             # On an error, whoever waits for the rest wakes up and tries by itself.
             with self._lock:
@@ -233,9 +238,8 @@ class FrameStore:
                     if flight.frame is None:
                         self._flights.pop((*video, i), None)
                         flight.done.set()
-            self.ahead.arrived(video, [*found, *passed])
             if observer is not None:
-                observer(list(found), source.frames_codec_decoded - codec_before)
+                observer([], source.frames_codec_decoded - codec_before)
         return found
 
     def _insert(self, key: FrameKey, frame: Frame, tier: FrameTier, flight: _Flight) -> None:
@@ -316,7 +320,8 @@ class StoreProvider:
         What an earlier guess named beyond these is cancelled if nobody decodes it yet.
         """
         wanted = self._wanted[video]
-        self._store.ahead.guess(wanted, self._store.absent(wanted.source, frame_indices))
+        absent = self._store.absent(wanted.source, frame_indices)
+        self._store.ahead.guess(wanted, frame_indices, absent)
 
     def keep_guesses(self, frames: Mapping[int, Collection[int]]) -> None:
         """What the round will show is known, video -> frame indices: cancel the other guesses."""

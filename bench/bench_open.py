@@ -1,0 +1,111 @@
+"""Opening a two-hour file: unknown and known, against one sequential read of it.
+
+    python bench/bench_open.py [--seconds S] [--runs N] [--cache-dir DIR] [--result-dir DIR]
+
+Every run is a process of its own, and contenders alternate: a plain loop of reads, the same through
+the hash that names a content, opening without an index cache (the hash beside the packet pass) and
+with one that knows the file. With the right to drop the page cache every run reads from the disk
+("cold"); else all are warm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from vtts_rt.bench.encodings import encode, repeated
+from vtts_rt.bench.model import moving_frames
+from vtts_rt.bench.setting import commit, hardware, results_name, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+FPS, CYCLE, HEIGHT, WIDTH = 30, 300, 360, 640
+DROP = Path("/proc/sys/vm/drop_caches")
+CONTENDERS = ("one read", "one read, hashed", "open", "open, indexed before")
+CHILD = """
+import sys, time
+from pathlib import Path
+from vtts_rt.video import content_hash, open_video, media  # loaded beforehand
+kind, path = sys.argv[1], Path(sys.argv[2])
+began, cpu = time.perf_counter(), time.process_time()
+if kind == "one read":
+    with path.open("rb", buffering=0) as file:
+        buffer = bytearray(1 << 20)
+        while file.readinto(buffer):
+            pass
+elif kind == "one read, hashed":
+    content_hash.hash_file(path, path.stat().st_size)
+else:
+    open_video(path).close()
+print(time.perf_counter() - began, time.process_time() - cpu)
+"""
+
+
+def seconds(kind: str, path: Path, cache: Path, cold: bool) -> tuple[float, float]:
+    """Of one run: wall clock and CPU."""
+    if cold:
+        os.sync()
+        DROP.write_text("3")
+    known = str(cache) if kind == "open, indexed before" else "off"
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, kind, str(path)],
+        env={**os.environ, "VTTS_RT_CACHE_DIR": known},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    wall, cpu = map(float, done.stdout.split())
+    return wall, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=int, default=7200, help="of the file")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache/vtts_rt/bench")
+    parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
+    args = parser.parse_args()
+    path = args.cache_dir / f"open-{args.seconds}s-{WIDTH}x{HEIGHT}.mp4"
+    if not path.is_file():
+        frames = moving_frames(CYCLE, (HEIGHT, WIDTH))
+        short = encode(args.cache_dir / "open-short.mp4", frames, "h264", source_fps=FPS, gop=60)
+        repeated(short, path, args.seconds * FPS // CYCLE)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        seconds("open, indexed before", path, cache, cold=False)  # from here on it is known
+        for cold in (False, *((True,) if os.access(DROP, os.W_OK) else ())):
+            runs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in CONTENDERS}
+            for _ in range(args.runs):
+                for kind, found in runs.items():
+                    found.append(seconds(kind, path, cache, cold))
+            for kind, found in runs.items():
+                wall, cpu = (statistics.median(part) for part in zip(*found, strict=True))
+                rows.append({"name": kind, "cold": cold, "seconds": wall, "cpu_seconds": cpu})
+                print(f"{'cold' if cold else 'warm'} {kind:22} {wall:7.3f} s, CPU {cpu:.3f} s")
+    report = {
+        "theme": "open",
+        "hardware": hardware(1),
+        "versions": versions(),
+        "commit": commit(),
+        "setting": {
+            "duration_seconds": args.seconds,
+            "source_fps": FPS,
+            "bytes": path.stat().st_size,
+            "runs": args.runs,
+        },
+        "results": rows,
+    }
+    args.result_dir.mkdir(parents=True, exist_ok=True)
+    output = args.result_dir / results_name("open")
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(output)
+
+
+if __name__ == "__main__":
+    main()
