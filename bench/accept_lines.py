@@ -225,7 +225,7 @@ LINES = (
     Line(
         5,
         "frames asked for by the last clue are fetched ahead, counted and cancelled",
-        (tests(*_files("tests/video/test_prefetch*.py")),),
+        (tests(*_files("tests/video/test_prefetch*.py"), "tests/test_prefetch_rounds.py"),),
     ),
     Line(
         5,
