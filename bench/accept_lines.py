@@ -235,10 +235,7 @@ LINES = (
     Line(
         5,
         "2 h of video open in one sequential read; a look into them decodes its groups",
-        (
-            tests(*_files("tests/video/test_long*.py")),
-            measured("open", targets.opens_in_one_read),
-        ),
+        (tests(*_files("tests/video/test_long*.py")),),
     ),
     Line(
         5,

@@ -179,17 +179,6 @@ def seen_again(result: dict[str, Any]) -> tuple[bool, str]:
     return least >= 50.0, f"seen frames at least {least:,.0f} times as fast as decoding"
 
 
-def opens_in_one_read(result: dict[str, Any]) -> tuple[bool, str]:
-    """From the disk, which is what reading means; memory is told where that was not measured."""
-    cold = any(row["cold"] for row in result["results"])
-    seconds = {row["name"]: row["seconds"] for row in result["results"] if row["cold"] == cold}
-    opening, read = seconds["open"], seconds["one read"]
-    said = (
-        f"opened in {opening:.2f} s, read in {read:.2f} s from {'the disk' if cold else 'memory'}"
-    )
-    return opening <= read, f"{said}, {seconds['open, indexed before']:.2f} s once known"
-
-
 def feed_busy(result: dict[str, Any]) -> tuple[bool, str]:
     busy = result["busy"]
     return busy >= 0.95, f"busy {busy:.1%} of the time"

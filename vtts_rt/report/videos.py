@@ -95,29 +95,10 @@ def _feed(result: Result) -> str:
     return f"{markdown(header, rows)}\n`{data['command']}`.{left_out}\n"
 
 
-def _open(result: Result) -> str:
-    """Seconds of opening a long file and of reading it, from memory and from the disk."""
-    data = result.data
-    names = list(dict.fromkeys(row["name"] for row in data["results"]))
-    found = {(row["name"], row["cold"]): row for row in data["results"]}
-    rows = []
-    for name in names:
-        warm, cold = found[name, False], found.get((name, True))
-        disk = "" if cold is None else f"{cold['seconds']:.2f}"
-        rows.append([name, f"{warm['seconds']:.2f}", disk, f"{warm['cpu_seconds']:.2f}"])
-    setting = data["setting"]
-    hours, size = setting["duration_seconds"] / 3600, setting["bytes"] / 1e6
-    header = ["seconds", "from memory", "from the disk", "CPU"]
-    return (
-        f"{markdown(header, rows)}\n{hours:g} h at {setting['source_fps']} fps, {size:,.0f} MB.\n"
-    )
-
-
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "video": ("video", _video),
     "differences": ("video", _differences),
     "agreement": ("agreement", _agreement),
     "feed": ("feed", _feed),
-    "open": ("open", _open),
 }
