@@ -132,6 +132,7 @@ bench: $(STAMP).dev
 	$(BIN)/vtts-rt bench soak --result-dir bench/results
 	$(BIN)/vtts-rt bench decode --result-dir bench/results
 	$(BIN)/vtts-rt bench feed --result-dir bench/results
+	$(BIN)/python bench/bench_open.py
 	$(BIN)/python bench/bench_agreement.py
 	$(BIN)/python bench/bench_decode.py
 	$(BIN)/python bench/bench_vision.py

@@ -184,6 +184,15 @@ def feed_busy(result: dict[str, Any]) -> tuple[bool, str]:
     return busy >= 0.95, f"busy {busy:.1%} of the time"
 
 
+def one_read(result: dict[str, Any]) -> tuple[bool, str]:
+    """From the disk where that could be measured, else from memory."""
+    rows = result["results"]
+    cold = any(row["cold"] for row in rows)
+    seconds = {row["name"]: row["seconds"] for row in rows if row["cold"] == cold}
+    said = f"opened in {seconds['open']:.2f} s, read in {seconds['one read']:.2f} s"
+    return seconds["open"] <= seconds["one read"], f"{said} from {'the disk' if cold else 'memory'}"
+
+
 def no_host_copies(result: dict[str, Any]) -> tuple[bool, str]:
     """Not a copy between the host and the GPU, in either direction, that could hold a frame."""
     if result["refusal"]:

@@ -247,6 +247,21 @@ def test_decoders_stand_beside_each_other(checkout: Path) -> None:
     assert "| dali-cpu, VP9 | 2,048 | 77 | 15 | 1.30 |" in pixels
 
 
+def test_opening_stands_beside_reading(checkout: Path) -> None:
+    rows = [
+        {"name": name, "cold": cold, "seconds": seconds}
+        for name, cold, seconds in (
+            ("one read", False, 0.121),
+            ("open", False, 0.5),
+            ("open", True, 2),
+        )
+    ]
+    setting = {"duration_seconds": 7200, "source_fps": 30, "bytes": 558471625}
+    text = file(checkout, "open", {"setting": setting, "results": rows})
+    assert "| one read |  | 0.12 |\n| open | 2.00 | 0.50 |" in text
+    assert "A file of 2 h at 30 fps, 558 MB." in text
+
+
 def test_agreement_has_a_line_for_each_codec(checkout: Path) -> None:
     row = {
         **{"codec": "vp9", "seed": 7, "num": 200, "accuracy": {"pyav": 0.8, "dali": 0.805}},

@@ -95,10 +95,26 @@ def _feed(result: Result) -> str:
     return f"{markdown(header, rows)}\n`{data['command']}`.{left_out}\n"
 
 
+def _open(result: Result) -> str:
+    """Opening a long file beside reading it, from the disk and from memory."""
+    by_name: dict[str, dict[bool, float]] = {}
+    for row in result.data["results"]:
+        by_name.setdefault(row["name"], {})[row["cold"]] = row["seconds"]
+    rows = [
+        [name, *(f"{times[cold]:.2f}" if cold in times else "" for cold in (True, False))]
+        for name, times in by_name.items()
+    ]
+    setting = result.data["setting"]
+    hours, megabytes = setting["duration_seconds"] / 3600, setting["bytes"] / 1e6
+    clip = f"A file of {hours:g} h at {setting['source_fps']:g} fps, {megabytes:,.0f} MB."
+    return f"{markdown(['seconds', 'from the disk', 'from memory'], rows)}\n{clip}\n"
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "video": ("video", _video),
     "differences": ("video", _differences),
     "agreement": ("agreement", _agreement),
     "feed": ("feed", _feed),
+    "open": ("open", _open),
 }
