@@ -1,11 +1,12 @@
-"""Opening a two-hour file: unknown and known, against one sequential read of it.
+"""Opening two-hour files: unknown and known, against one sequential read of them.
 
     python bench/bench_open.py [--seconds S] [--runs N] [--cache-dir DIR] [--result-dir DIR]
 
 Every run is a process of its own, and contenders alternate: a plain loop of reads, the same through
 the hash that names a content, opening without an index cache (the hash beside the packet pass) and
 with one that knows the file. With the right to drop the page cache every run reads from the disk
-("cold"); else all are warm.
+("cold"); else all are warm. Two files of as many packets: opening costs some by the packet, reading
+by the byte.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from vtts_rt.bench.encodings import encode, repeated
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.setting import commit, hardware, results_name, versions
 
 ROOT = Path(__file__).resolve().parents[1]
-FPS, CYCLE, HEIGHT, WIDTH = 30, 300, 360, 640
+FPS, CYCLE = 30, 300
+SIZES = ((720, 1280), (360, 640))  # height, width
 DROP = Path("/proc/sys/vm/drop_caches")
 CONTENDERS = ("one read", "one read, hashed", "open", "open, indexed before")
 CHILD = """
@@ -63,6 +66,25 @@ def seconds(kind: str, path: Path, cache: Path, cold: bool) -> tuple[float, floa
     return wall, cpu
 
 
+def measured(path: Path, num_runs: int) -> list[dict[str, Any]]:
+    """Medians of every contender, warm and, where that can be had, cold."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder)
+        seconds("open, indexed before", path, cache, cold=False)  # from here on it is known
+        for cold in (False, *((True,) if os.access(DROP, os.W_OK) else ())):
+            runs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in CONTENDERS}
+            for _ in range(num_runs):
+                for kind, found in runs.items():
+                    found.append(seconds(kind, path, cache, cold))
+            for kind, found in runs.items():
+                wall, cpu = (statistics.median(part) for part in zip(*found, strict=True))
+                rows.append({"name": kind, "cold": cold, "seconds": wall, "cpu_seconds": cpu})
+                temperature = "cold" if cold else "warm"
+                print(f"{path.name} {temperature} {kind:22} {wall:7.3f} s, CPU {cpu:.3f} s")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=7200, help="of the file")
@@ -70,24 +92,16 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache/vtts_rt/bench")
     parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
-    path = args.cache_dir / f"open-{args.seconds}s-{WIDTH}x{HEIGHT}.mp4"
-    if not path.is_file():
-        frames = moving_frames(CYCLE, (HEIGHT, WIDTH))
-        short = encode(args.cache_dir / "open-short.mp4", frames, "h264", source_fps=FPS, gop=60)
-        repeated(short, path, args.seconds * FPS // CYCLE)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder)
-        seconds("open, indexed before", path, cache, cold=False)  # from here on it is known
-        for cold in (False, *((True,) if os.access(DROP, os.W_OK) else ())):
-            runs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in CONTENDERS}
-            for _ in range(args.runs):
-                for kind, found in runs.items():
-                    found.append(seconds(kind, path, cache, cold))
-            for kind, found in runs.items():
-                wall, cpu = (statistics.median(part) for part in zip(*found, strict=True))
-                rows.append({"name": kind, "cold": cold, "seconds": wall, "cpu_seconds": cpu})
-                print(f"{'cold' if cold else 'warm'} {kind:22} {wall:7.3f} s, CPU {cpu:.3f} s")
+    rows, files = [], []
+    for height, width in SIZES:
+        path = args.cache_dir / f"open-{args.seconds}s-{width}x{height}.mp4"
+        if not path.is_file():
+            frames = moving_frames(CYCLE, (height, width))
+            name = f"open-short-{width}x{height}.mp4"
+            short = encode(args.cache_dir / name, frames, "h264", source_fps=FPS, gop=60)
+            repeated(short, path, args.seconds * FPS // CYCLE)
+        files.append({"height": height, "width": width, "bytes": path.stat().st_size})
+        rows += [{"height": height, **row} for row in measured(path, args.runs)]
     report = {
         "theme": "open",
         "hardware": hardware(1),
@@ -96,7 +110,7 @@ def main() -> None:
         "setting": {
             "duration_seconds": args.seconds,
             "source_fps": FPS,
-            "bytes": path.stat().st_size,
+            "files": files,
             "runs": args.runs,
         },
         "results": rows,

@@ -185,12 +185,18 @@ def feed_busy(result: dict[str, Any]) -> tuple[bool, str]:
 
 
 def one_read(result: dict[str, Any]) -> tuple[bool, str]:
-    """From the disk where that could be measured, else from memory."""
+    """From the disk where that could be measured, else from memory; of the file of 720p. The others
+    are told: opening costs some by the packet, so that files of few bytes are read faster."""
     rows = result["results"]
     cold = any(row["cold"] for row in rows)
-    seconds = {row["name"]: row["seconds"] for row in rows if row["cold"] == cold}
-    said = f"opened in {seconds['open']:.2f} s, read in {seconds['one read']:.2f} s"
-    return seconds["open"] <= seconds["one read"], f"{said} from {'the disk' if cold else 'memory'}"
+    said, ok = [], False
+    for height in dict.fromkeys(row["height"] for row in rows):
+        here = [row for row in rows if row["height"] == height and row["cold"] == cold]
+        seconds = {row["name"]: row["seconds"] for row in here}
+        opening, read = seconds["open"], seconds["one read"]
+        said.append(f"{height}p opened in {opening:.2f} s, read in {read:.2f} s")
+        ok |= height == 720 and opening <= read
+    return ok, f"{', '.join(said)} from {'the disk' if cold else 'memory'}"
 
 
 def no_host_copies(result: dict[str, Any]) -> tuple[bool, str]:

@@ -216,12 +216,14 @@ def test_decoders_must_agree_on_enough_clips(
 
 def test_opening_is_judged_from_the_disk_where_it_was_measured(evidence: ModuleType) -> None:
     def row(name: str, cold: bool, seconds: float) -> dict[str, object]:
-        return {"name": name, "cold": cold, "seconds": seconds}
+        return {"height": 720, "name": name, "cold": cold, "seconds": seconds}
 
     warm = [row("one read", False, 1.0), row("open", False, 2.0)]
     cold = [row("one read", True, 3.0), row("open", True, 3.0)]
     assert evidence.targets.one_read({"results": warm + cold})[0]
     assert not evidence.targets.one_read({"results": warm})[0]
+    small = [{**r, "height": 360} for r in cold]
+    assert not evidence.targets.one_read({"results": small})[0]
 
 
 @pytest.mark.parametrize(("busy", "ok"), [(0.95, True), (0.949, False)])

@@ -249,17 +249,19 @@ def test_decoders_stand_beside_each_other(checkout: Path) -> None:
 
 def test_opening_stands_beside_reading(checkout: Path) -> None:
     rows = [
-        {"name": name, "cold": cold, "seconds": seconds}
+        {"height": 720, "name": name, "cold": cold, "seconds": seconds}
         for name, cold, seconds in (
             ("one read", False, 0.121),
             ("open", False, 0.5),
             ("open", True, 2),
         )
     ]
-    setting = {"duration_seconds": 7200, "source_fps": 30, "bytes": 558471625}
+    files = [{"height": 720, "width": 1280, "bytes": 558471625}]
+    setting = {"duration_seconds": 7200, "source_fps": 30, "files": files}
     text = file(checkout, "open", {"setting": setting, "results": rows})
-    assert "| one read |  | 0.12 |\n| open | 2.00 | 0.50 |" in text
-    assert "A file of 2 h at 30 fps, 558 MB." in text
+    assert "| 1280x720, 558 MB: one read |  | 0.12 |" in text
+    assert "| 1280x720, 558 MB: open | 2.00 | 0.50 |" in text
+    assert "Files of 2 h at 30 fps." in text
 
 
 def test_agreement_has_a_line_for_each_codec(checkout: Path) -> None:

@@ -96,18 +96,18 @@ def _feed(result: Result) -> str:
 
 
 def _open(result: Result) -> str:
-    """Opening a long file beside reading it, from the disk and from memory."""
-    by_name: dict[str, dict[bool, float]] = {}
-    for row in result.data["results"]:
-        by_name.setdefault(row["name"], {})[row["cold"]] = row["seconds"]
-    rows = [
-        [name, *(f"{times[cold]:.2f}" if cold in times else "" for cold in (True, False))]
-        for name, times in by_name.items()
-    ]
+    """Opening long files beside reading them, from the disk and from memory."""
     setting = result.data["setting"]
-    hours, megabytes = setting["duration_seconds"] / 3600, setting["bytes"] / 1e6
-    clip = f"A file of {hours:g} h at {setting['source_fps']:g} fps, {megabytes:,.0f} MB."
-    return f"{markdown(['seconds', 'from the disk', 'from memory'], rows)}\n{clip}\n"
+    times = {(r["height"], r["name"], r["cold"]): r["seconds"] for r in result.data["results"]}
+    rows = []
+    for file in setting["files"]:
+        clip = f"{file['width']}x{file['height']}, {file['bytes'] / 1e6:,.0f} MB"
+        for name in dict.fromkeys(row["name"] for row in result.data["results"]):
+            found = (times.get((file["height"], name, cold)) for cold in (True, False))
+            rows.append([f"{clip}: {name}", *("" if t is None else f"{t:.2f}" for t in found)])
+    hours = setting["duration_seconds"] / 3600
+    table = markdown(["seconds", "from the disk", "from memory"], rows)
+    return f"{table}\nFiles of {hours:g} h at {setting['source_fps']:g} fps.\n"
 
 
 # name of the table -> theme of its results, its text
