@@ -8,31 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from video.zoo import paint, read_code
 
 from vtts_rt.video.writer import write_video
-
-H, W = 48, 64
-
-
-def paint(index: int) -> np.ndarray:
-    """(48, 64, 3): bit b of index is the block at row b // 4, column b % 4."""
-    bits = np.array([(index >> b) & 1 for b in range(8)], np.uint8).reshape(2, 4)
-    grey = 40 + 170 * np.kron(bits, np.ones((H // 2, W // 4), np.uint8))
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def read_code(frame: np.ndarray) -> int:
-    """The index painted into a frame of any size, from the middle of each block."""
-    h, w = frame.shape[:2]
-    grey = frame.astype(np.float32).mean(axis=2)
-    blocks = [
-        grey[int((r + 0.3) * h / 2) : int((r + 0.7) * h / 2) + 1][
-            :, int((c + 0.3) * w / 4) : int((c + 0.7) * w / 4) + 1
-        ].mean()
-        for r in range(2)
-        for c in range(4)
-    ]
-    return sum(int(value > 125) << b for b, value in enumerate(blocks))
 
 
 @pytest.fixture(scope="session")
