@@ -30,9 +30,11 @@ def open_stream(media: Media) -> tuple[Any, Any]:
         stream = video_stream(container, media.name)
         # Frame threads of other codecs (seen of VP9 and FFV1) carry what a broken packet leaves
         # behind to one or another of the next frames, by the order of reading.
-        by_frames = stream.codec_context.name in ("h264", "hevc")
-        stream.thread_type = "AUTO" if by_frames else "SLICE"
-        stream.thread_count = num_decoder_threads()
+        name = stream.codec_context.name
+        stream.thread_type = "AUTO" if name in ("h264", "hevc") else "SLICE"
+        # Slice threads of VP8 show damaged frames otherwise than one thread does, and by chance;
+        # files of one token partition, as libvpx writes them, gain nothing from them.
+        stream.thread_count = 1 if name == "vp8" else num_decoder_threads()
     except Exception:
         container.close()
         raise

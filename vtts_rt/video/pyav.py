@@ -41,8 +41,9 @@ DECODER = "pyav"
 CONVERSION = "swscale rgb24"
 # Decoding on costs less than a seek over so few packets.
 SEEK_GAP_PACKETS = 8
-# This decoder looks at skip_frame only when it is opened, and would never give such frames again.
-SKIPS_FOR_GOOD = "libdav1d"
+# Decoders that are not told to skip: libdav1d looks at skip_frame only when it is opened, and would
+# never give such frames again; FFmpeg's VP8 lets what it skipped show in damaged frames behind it.
+NEVER_SKIPPED = ("libdav1d", "vp8")
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
 REORDER_FRAMES = 16
 
@@ -244,7 +245,7 @@ class PyavSource:
                 cursor.expected.add(shown)
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
-            kept = wanted or shown in passing or stream.codec_context.name == SKIPS_FOR_GOOD
+            kept = wanted or shown in passing or stream.codec_context.name in NEVER_SKIPPED
             if not kept and is_disposable(stream.codec_context, packet):
                 return []
             stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
