@@ -64,6 +64,61 @@ def test_cut_and_mutated_packets_are_none_or_a_header(codec: str) -> None:
     assert understood > 100
 
 
+@pytest.mark.parametrize("codec", ["vp8", "vp9", "mjpeg"])
+def test_nothing_at_all_is_no_header(codec: str) -> None:
+    assert frame_header(codec, b"") is None
+
+
+def bits(*fields: tuple[int, int]) -> bytes:
+    """(value, number of bits) one after another, filled up with zeros."""
+    text = "".join(f"{value:0{count}b}" for value, count in fields)
+    return int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big")
+
+
+SYNC, HW = (0x498342, 24), ((101 - 1, 16), (75 - 1, 16))  # width first
+# frame_marker, profile low and high (a reserved bit behind 3), show_existing_frame 0.
+PROFILES = {n: ((2, 2), (n & 1, 1), (n >> 1, 1), *[(0, 1)] * (n == 3), (0, 1)) for n in range(4)}
+HIDDEN_INTER = ((1, 1), (0, 1), (0, 1))  # frame_type, show_frame, error_resilient_mode
+INTRA_ONLY = (*HIDDEN_INTER, (1, 1), (0, 2))
+KEYFRAME = ((0, 1), (1, 1), (0, 1))
+SHOWN_INTER = ((1, 1), (1, 1), (0, 1), (0, 2), (0, 8), (0, 12))
+SIZE = frozenset({(75, 101)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown", "sizes", "layouts"),
+    [
+        # Intra-only frames have no colour fields in profile 0, and keyframes' in the others.
+        ((*PROFILES[0], *INTRA_ONLY, SYNC, (0, 8), *HW), 0, SIZE, set()),
+        (
+            (*PROFILES[1], *INTRA_ONLY, SYNC, (2, 3), (1, 1), (4, 3), (0, 8), *HW),
+            0,
+            SIZE,
+            {(1, 0, 2, 1, 4)},
+        ),
+        ((*PROFILES[2], *KEYFRAME, SYNC, (1, 1), (2, 3), (0, 1), *HW), 1, SIZE, {(2, 1, 2, 0, 0)}),
+        ((*PROFILES[3], *KEYFRAME, SYNC, (0, 1), (7, 3), (0, 1), *HW), 1, SIZE, {(3, 0, 7, 0)}),
+        # The size of the second frame that it refers to; a size of its own.
+        ((*PROFILES[0], *SHOWN_INTER, (0, 1), (1, 1)), 1, set(), set()),
+        ((*PROFILES[0], *SHOWN_INTER, (0, 3), *HW), 1, SIZE, set()),
+        ((*PROFILES[0][:-1], (1, 1), (5, 3)), 1, set(), set()),  # shows a frame of before
+    ],
+)
+def test_headers_of_vp9_made_by_hand(
+    fields: tuple[tuple[int, int], ...],
+    shown: int,
+    sizes: set[tuple[int, int]],
+    layouts: set[tuple[int, ...]],
+) -> None:
+    packet = bits(*fields)
+    header = frame_header("vp9", packet)
+    assert header is not None
+    assert (header.shown, header.sizes, header.layouts) == (shown, sizes, layouts)
+    assert shows_nothing("vp9", packet) == (shown == 0)
+    for end in range(len(packet)):
+        assert frame_header("vp9", packet[:end]) is None
+
+
 def test_other_codecs_are_not_understood() -> None:
     assert frame_header("h264", b"\0\0\0\1\x65") is None and not shows_nothing("h264", b"\0")
     for codec in ("vp9", "mjpeg"):
