@@ -1,6 +1,9 @@
 """Mutated files through DALI, in a process of its own: it neither crashes nor hangs, and what comes
 is a frame of that file or one sentence.
 
+That a spoilt frame is not one of another file is seen by reading it again after another file was
+read: memory that was never written then holds something else.
+
     python tests/video/test_dali_fuzz.py SEED NUM    # more of it, by hand
 """
 
@@ -11,8 +14,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from video.zoo import encoded, packets_of, read_code
+from video.zoo_sound import MJPEG, VP8, VP9
+
+from vtts_rt.video import open_video
 from vtts_rt.video.decoders import dali_refusal
 
 BASES = {
@@ -24,6 +35,7 @@ BASES = {
     "mov, mjpeg": ("mov", "mjpeg"),
 }
 DEADLINE_SECONDS = 240
+NUM, GROUP = 16, 8
 
 
 def mutated(data: bytes, starts: list[int], rng: random.Random) -> bytes:
@@ -42,32 +54,77 @@ def mutated(data: bytes, starts: list[int], rng: random.Random) -> bytes:
     return bytes(out)
 
 
+def struck(data: bytes, start: int, rng: random.Random) -> bytes:
+    """Bits of one packet's header turned over: its size, whether it shows, what it refers to."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 3))):
+        out[start + rng.randrange(12)] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+def places_of(data: bytes) -> list[int]:
+    """Where the packets of a file begin; several may be the same bytes."""
+    starts, at = [], 0
+    for packet in packets_of(data):
+        starts.append(data.index(packet.data, at))
+        at = starts[-1] + len(packet.data)
+    return starts
+
+
+def frames_of(content: bytes, wanted: list[int]) -> tuple[str, int, dict[int, np.ndarray]]:
+    """(decoder, frames in all, those wanted as far as they are there)."""
+    with open_video(content, decoder="dali") as source:
+        meta = source.metadata
+        wanted = [i for i in wanted if i < meta.num_frames]
+        frames = dict(source.read(wanted))
+        assert sorted(frames) == sorted(wanted)
+        for frame in frames.values():
+            assert frame.shape == (meta.height, meta.width, 3)
+        return meta.decoder, meta.num_frames, frames
+
+
+def others_are_whole(
+    frames: dict[int, np.ndarray], count: int, sound: dict[int, np.ndarray], place: int
+) -> None:
+    """What comes before a damaged packet, and from the next group on, is as in the sound file."""
+    behind = (place // GROUP + 1) * GROUP
+    for i, frame in frames.items():
+        at = i if i < place else i + len(sound) - count  # one less where it shows no more
+        if at < place or at >= behind:
+            np.testing.assert_array_equal(frame, sound[at], err_msg=str((i, place)))
+
+
 def fuzz(seed: int, num: int) -> None:
-    from video.zoo import encoded, packets_of
-    from video.zoo_sound import MJPEG, VP8, VP9
-
-    from vtts_rt.video import open_video
-
     codecs = {"vp8": VP8, "vp9": VP9, "mjpeg": MJPEG}
     outcomes: dict[str, int] = {}
     rng = random.Random(seed)
     for name, (container, codec) in BASES.items():
-        data = encoded(container, 16, **codecs[codec], hw=(48, 64))
-        starts = [data.index(packet.data[:64]) for packet in packets_of(data)]
+        data = encoded(container, NUM, **codecs[codec], gop=GROUP)
+        another = encoded(container, NUM, **codecs[codec], gop=GROUP, first=100)
+        starts = places_of(data)
+        everything = list(range(NUM))
+        _, _, sound = frames_of(data, everything)
         for number in range(num):
-            content = mutated(data, starts, rng)
+            one = rng.random() < 0.5
+            place = rng.randrange(1, NUM)
+            content = struck(data, starts[place], rng) if one else mutated(data, starts, rng)
             print(f"{name} {seed} {number}", flush=True)  # the last line tells what killed it
+            wanted = rng.choice((everything, rng.sample(everything, 5)))
             try:
-                with open_video(content, decoder="dali") as source:
-                    meta = source.metadata
-                    wanted = rng.sample(range(meta.num_frames), min(5, meta.num_frames))
-                    frames = dict(source.read(wanted))
-                    assert sorted(frames) == sorted(wanted)
-                    for frame in frames.values():
-                        assert frame.shape == (meta.height, meta.width, 3)
-                    outcome = f"frames of {meta.decoder}"
+                decoder, count, frames = frames_of(content, wanted)
+                if one:
+                    others_are_whole(frames, count, sound, place)
+                _, _, of_another = frames_of(another, everything)
+                assert [read_code(of_another[i]) for i in everything] == [
+                    100 + i for i in everything
+                ]
+                _, _, again = frames_of(content, wanted)
+                for i, frame in frames.items():
+                    np.testing.assert_array_equal(frame, again[i], err_msg=str(i))
+                outcome = f"frames of {decoder}"
             except (ValueError, RuntimeError) as error:
                 assert type(error) in (ValueError, RuntimeError), repr(error)
+                assert "\n" not in str(error), repr(error)
                 outcome = "a sentence"
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
     print(outcomes)
@@ -88,5 +145,4 @@ def test_dali_survives_mutations() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
     fuzz(int(sys.argv[1]), int(sys.argv[2]))
