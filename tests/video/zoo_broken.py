@@ -99,9 +99,22 @@ def truth(base: Base, damage: str, place: int) -> Case:
     )
 
 
+def false_keyframe(packets: list[Packet]) -> list[Packet]:
+    """A VP8 frame that says that it needs no other, and one behind it that does not decode."""
+    false, cut = packets[14].data, packets[20].data
+    packets[14] = packets[14]._replace(data=bytes([false[0] & ~1]) + false[1:])
+    packets[20] = packets[20]._replace(data=cut[:5])
+    return packets
+
+
 BROKEN: dict[str, Case] = {
     f"{codec}, packet {place} {damage}": truth(base, damage, place)
     for codec, base in BASES.items()
     for damage in DAMAGES
     for place in PLACES
 }
+BROKEN["vp8, false keyframe"] = Case(
+    lambda path: remux(encoded(**VP8), path, false_keyframe),
+    "webm",
+    spoilt=frozenset(range(14, 24)),
+)

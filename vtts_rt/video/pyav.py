@@ -160,6 +160,16 @@ class PyavSource:
         target = next(iter(pending))
         if target in self._stand_ins:
             return self._stand_in(target)
+        found, before, after = self._decode(target, pending, passing, drain)
+        if found:
+            return found
+        self._lose(target, pending, before, after)
+        return self._stand_in(target)
+
+    def _decode(
+        self, target: int, pending: dict[int, None], passing: set[int], drain: bool
+    ) -> tuple[list[tuple[int, np.ndarray]], int | None, int | None]:
+        """As `_decode_until`, from other starts too if `target` does not come out."""
         start = self.index.start_for(target)
         runs_on = self._reaches(target, start)
         if not runs_on:
@@ -177,10 +187,7 @@ class PyavSource:
             # A broken packet behind it may have thrown it out of a decoder that still held it.
             self._start_at(start)
             found, _, _ = self._decode_until(target, {target: None}, set(), drain=True)
-        if found:
-            return found
-        self._lose(target, pending, before, after)
-        return self._stand_in(target)
+        return found, before, after
 
     def _reaches(self, target: int, start: int) -> bool:
         """Whether the running decoder gets to `target` without a seek."""
@@ -281,10 +288,7 @@ class PyavSource:
 
     def _stand_in(self, target: int) -> list[tuple[int, np.ndarray]]:
         nearest = self._stand_ins[target]
-        start = self.index.start_for(nearest)
-        if not self._reaches(nearest, start):
-            self._start_at(start)
-        found, _, _ = self._decode_until(nearest, {nearest: None}, set(), drain=True)
+        found, _, _ = self._decode(nearest, {nearest: None}, set(), drain=True)
         if not found:
             raise RuntimeError(
                 f"frame {target} of the video {self.media.name} cannot be decoded, nor frame "
