@@ -10,7 +10,6 @@ import numpy as np
 
 from vtts_rt.bench.encodings import ENCODINGS, encode
 from vtts_rt.bench.readers import dali_devices
-from vtts_rt.data.needle import make_scene
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
 
@@ -51,6 +50,8 @@ def measured(num_clips: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def _scene(seed: int) -> Iterator[np.ndarray]:
+    from vtts_rt.data.needle import make_scene  # its clips are written by PyAV
+
     scene = make_scene(seed, "held_out")
     for k in range(FRAMES_PER_CLIP):
         yield scene.render(k * STEP_SECONDS)

@@ -7,11 +7,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 
 from vtts_rt.types import require
-from vtts_rt.video.writer import write_video
 
 
 class Encoding(NamedTuple):
@@ -49,6 +47,8 @@ def encode(
 ) -> Path:
     """Write (H, W, 3) uint8 RGB frames to `path` with the codec's suffix in place of its own;
     returns where. It is there whole or not at all."""
+    from vtts_rt.video.writer import write_video  # PyAV is not everywhere that benches are
+
     encoding = ENCODINGS[codec]
     path = path.with_suffix(encoding.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,8 @@ def repeated(clip: Path, path: Path, cycles: int) -> Path:
     """A long file out of a short one: the packets of its video over and over, with times that go
     on; nothing is encoded again. The container of `clip` must store decode times where frames are
     reordered (MP4 does, Matroska does not)."""
+    import av
+
     with av.open(str(clip)) as source, av.open(str(path), "w") as container:
         template = source.streams.video[0]
         packets = [packet for packet in source.demux(template) if packet.size]

@@ -27,7 +27,6 @@ from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.readers import Contender, NotHere, Reader, contenders
 from vtts_rt.bench.setting import add_output_flags, heading
 from vtts_rt.types import require
-from vtts_rt.video.packets import num_decoder_threads
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
 
@@ -81,6 +80,8 @@ class _Case:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row for each case and contender; the files are made on first use."""
     require("bench", "repeats", args.repeats, args.repeats >= 1, ">= 1")
+    from vtts_rt.video.packets import num_decoder_threads  # PyAV is not everywhere
+
     codecs = codec_names(args.codec)
     rows, skipped, failures = [], [], []
     args.threads, args.model = num_decoder_threads(), None
