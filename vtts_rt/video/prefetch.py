@@ -136,6 +136,9 @@ class PrefetchQueue:
             wanted.frames_guessed_used += len(used)
             self.frames_guessed_used += len(used)
             self.frames_guessed_late += len(late)
+            for index in used:  # whoever asks sees to it, and hears if it cannot be decoded
+                self._take_back(wanted, index)
+            self._leave_if_done(wanted)
 
     def cancel(self, wanted: Wanted, keep: Collection[int] = ()) -> None:
         """Takes out what waits, but for `keep`."""
