@@ -134,7 +134,7 @@ def fuzz(seed: int, num: int) -> None:
 @pytest.mark.skipif(dali_refusal(None) is not None, reason=str(dali_refusal(None)))
 def test_dali_survives_mutations() -> None:
     done = subprocess.run(
-        [sys.executable, __file__, "7", "40"],
+        [sys.executable, __file__, "7", "15"],
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
