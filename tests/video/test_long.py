@@ -48,7 +48,7 @@ def test_opening_takes_bounded_memory(folder: Path) -> None:
     assert meta.num_frames == NUM_FRAMES
     assert meta.duration_seconds == pytest.approx(SECONDS, rel=1e-3)
     # Seven columns of 8 bytes a packet, some of them twice for a while; never the content.
-    assert peak < 40 * 8 * NUM_FRAMES
+    assert peak < 20 * 8 * NUM_FRAMES
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "dali"])
