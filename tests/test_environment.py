@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from vtts_rt.cli import main
 from vtts_rt.environment import environment
 from vtts_rt.ops import dispatch
+from vtts_rt.video.index_cache import FILE_NAME
 
 
 def test_every_op_has_a_line_with_backend_and_reason_for_each_device() -> None:
@@ -44,13 +46,18 @@ def test_a_wish_is_told_and_one_that_cannot_be_met_says_why(
     assert ops["rotary on cpu"].startswith("none (rotary: backend must be ")
 
 
-def test_decoders_and_the_index_cache_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VTTS_RT_CACHE_DIR", "/somewhere")
+def test_decoders_and_the_index_cache_are_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VTTS_RT_CACHE_DIR", str(tmp_path))
+    (tmp_path / FILE_NAME).write_bytes(bytes(2_500_000))
     video = environment()["video"]
     assert video["pyav on cpu"] and video["auto"].startswith(("pyav", "dali"))
     assert video["dali on cpu"].startswith(("vp8, vp9, mjpeg; PyAV", "no (nvidia-dali is not"))
     assert torch.cuda.is_available() or video["dali on cuda"].startswith("no (")
-    assert video["index cache"] == "/somewhere"
+    assert video["index cache"] == f"{tmp_path}, 2.5 MB"
+    monkeypatch.setenv("VTTS_RT_CACHE_DIR", "/not/there")
+    assert environment()["video"]["index cache"] == "/not/there, 0.0 MB"
     monkeypatch.setenv("VTTS_RT_CACHE_DIR", "off")
     assert environment()["video"]["index cache"].startswith("off")
 

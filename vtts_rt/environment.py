@@ -102,8 +102,19 @@ def _video() -> dict[str, str]:
         if gpu is None
         else f"no ({gpu})",
         "auto": "pyav" if gpu else "dali where the model is on a GPU, else pyav",
-        "index cache": str(index_cache_folder() or "off (VTTS_RT_CACHE_DIR=off)"),
+        "index cache": _index_cache(),
     }
+
+
+def _index_cache() -> str:
+    folder = index_cache_folder()
+    if folder is None:
+        return "off (VTTS_RT_CACHE_DIR=off)"
+    try:
+        num_bytes = sum(path.stat().st_size for path in folder.glob("index-*.sqlite3"))
+    except OSError as error:  # a folder that may not be read
+        return f"{folder} ({error.strerror})"
+    return f"{folder}, {num_bytes / 1e6:.1f} MB"
 
 
 def _triton(cuda: bool) -> str:

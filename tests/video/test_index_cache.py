@@ -155,6 +155,9 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     if how == "folder is a file":
         folder.write_text("")
         return None
+    if how == "unwritable":
+        monkeypatch.setenv("VTTS_RT_CACHE_DIR", "/proc/none")  # not even by root
+        return None
     folder.mkdir(exist_ok=True)
     if how == "file is a folder":
         file.mkdir()
@@ -198,6 +201,7 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     "how",
     [
         "folder is a file",
+        "unwritable",
         "file is a folder",
         "garbage",
         "text",
@@ -228,6 +232,37 @@ def test_a_cache_that_cannot_be_used_is_logged_once(
     assert before is None or (folder / FILE_NAME).read_bytes() == before
     if held is not None:
         held.close()
+
+
+@pytest.mark.parametrize("how", ["read only", "being written"])
+def test_what_is_known_is_told_where_a_use_cannot_be_noted(
+    how: str,
+    make_clip: Make,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = make_clip("c.mp4", 40, gop=12)
+    want = opened(path)
+    forget()
+    monkeypatch.setattr(index_cache, "USED_SECONDS", 0)  # every use is to be noted
+    writer = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
+    if how == "being written":
+        writer.execute("BEGIN IMMEDIATE")
+    else:
+        connect = index_cache._connect
+
+        def read_only(path: Path) -> Any:
+            db = connect(path)
+            db.execute("PRAGMA query_only = ON")
+            return db
+
+        monkeypatch.setattr(index_cache, "_connect", read_only)
+    make_unreadable(monkeypatch)
+    with caplog.at_level(logging.WARNING), open_video(path) as source:
+        assert source.metadata == want[0]
+    writer.close()
+    assert not [r for r in caplog.records if "index cache" in r.getMessage()]
 
 
 def test_the_least_recently_used_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

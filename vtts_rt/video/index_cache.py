@@ -11,6 +11,7 @@ fork.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -118,7 +119,10 @@ class IndexCache:
                 return None
             now = int(time.time())
             if not isinstance(row[1], int) or abs(now - row[1]) >= USED_SECONDS:
-                db.execute("UPDATE entries SET used = ? WHERE name = ?", (now, name))
+                # Neither worth a wait for a writer nor a failure where one may only read.
+                db.execute("PRAGMA busy_timeout = 0")
+                with contextlib.suppress(db.OperationalError):
+                    db.execute("UPDATE entries SET used = ? WHERE name = ?", (now, name))
             return value
 
         return self._run(read)
