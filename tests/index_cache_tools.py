@@ -15,6 +15,14 @@ from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts, learn_facts
 
 
+def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, and files that count as settled at once."""
+    monkeypatch.setenv("VTTS_RT_CACHE_DIR", str(folder))
+    monkeypatch.setattr(container, "SETTLE_SECONDS", 0.0)
+    forget()
+    return folder
+
+
 def forget() -> None:
     """As in a new process."""
     container._hash_memo = container._Memo(container.HASH_MEMO_ENTRIES)

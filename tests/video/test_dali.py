@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from video.zoo import at_once
 
 from vtts_rt import Runtime, SamplingParams
 from vtts_rt.data.backgrounds import ProceduralBackground
@@ -210,11 +210,7 @@ def test_threads_share_a_source(make_clip: Make, code_of: Code) -> None:
             wanted = random.Random(seed).sample(range(60), 20)
             wrong.extend(i for i, frame in source.read(wanted) if code_of(frame) != i)
 
-        threads = [threading.Thread(target=reads, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(reads, range(4))
     assert not wrong
 
 

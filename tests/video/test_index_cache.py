@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_cache_tools import fields, forget, learned, make_unreadable, opened
+from index_cache_tools import fields, forget, learned, make_unreadable, opened, own_cache
 
 from vtts_rt.video import container, index_cache, open_video
 from vtts_rt.video.container import Media
@@ -38,11 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and files that count as settled at once."""
-    monkeypatch.setenv("VTTS_RT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(container, "SETTLE_SECONDS", 0.0)
-    forget()
-    return tmp_path / "cache"
+    return own_cache(tmp_path / "cache", monkeypatch)
 
 
 @pytest.mark.parametrize("name", KINDS)

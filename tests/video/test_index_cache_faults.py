@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index_cache_tools import fields, forget, learned, opened
+from index_cache_tools import fields, forget, learned, opened, own_cache
 from video.zoo import encoded, hide_vp8, remux
 
-from vtts_rt.video import container
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
 from vtts_rt.video.facts_bytes import facts_from_bytes, facts_to_bytes
@@ -31,11 +30,7 @@ Code = Callable[[np.ndarray], int]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, and files that count as settled at once."""
-    monkeypatch.setenv("VTTS_RT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(container, "SETTLE_SECONDS", 0.0)
-    forget()
-    return tmp_path / "cache"
+    return own_cache(tmp_path / "cache", monkeypatch)
 
 
 # -- damage ---------------------------------------------------------------------------------------

@@ -12,13 +12,12 @@ from __future__ import annotations
 import functools
 import io
 import random
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from video.zoo import Case, clip, encoded, read_code, remux
+from video.zoo import Case, at_once, clip, encoded, read_code, remux
 from video.zoo_broken import BROKEN
 from video.zoo_sound import H264, MJPEG, SOUND, VP8, VP9
 
@@ -153,11 +152,7 @@ def test_files_read_together_never_mix(codec: str, decoder: Decoder, tmp_path: P
                     if read_code(np.asarray(frame)) != 100 * n + i
                 )
 
-        threads = [threading.Thread(target=reads, args=(seed,)) for seed in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(reads, range(4))
     assert not wrong
     store.check_integrity()
     store.close()

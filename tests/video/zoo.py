@@ -9,6 +9,7 @@ import ast
 import functools
 import io
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,6 +215,15 @@ def ivf_times(ivf: bytes, times: Callable[[int], int]) -> bytes:
         struct.pack_into("<Q", data, at + 4, times(n))
         at, n = at + 12 + size, n + 1
     return bytes(data)
+
+
+def at_once(work: Callable[[int], object], seeds: Iterable[int]) -> None:
+    """`work` of every seed, each in a thread of its own; returns when all have ended."""
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in seeds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def jpegs(count: int = FRAMES, **options: Any) -> list[bytes]:

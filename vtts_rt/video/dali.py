@@ -150,8 +150,7 @@ class DaliSource:
                     yield from self._decode(part, set())
                 return
             if not self.frames_by_pyav:
-                reason = str(error).strip().split("\n")[0]
-                logger.warning("%s: PyAV decodes what DALI does not (%s)", self._name, reason)
+                logger.warning("%s: PyAV decodes what DALI does not (%s)", self._name, error)
             self.frames_by_pyav += 1
             yield from self._source.read(runs[0])
             return
@@ -308,7 +307,7 @@ class DaliSource:
         try:
             (frames,) = decode([Sample(encoded, 1, 0, [], [])], self._device)
         except RuntimeError as error:
-            raise Refused(f"DALI: {str(error).strip().splitlines()[-1]}") from None
+            raise Refused(f"DALI: {error}") from None
         self._num_fed += 1
         guard = frames[0].clone()
         with av_errors(self._name):

@@ -60,9 +60,15 @@ def decode(samples: list[Sample], device: int | None) -> list[Tensor]:
         (batch,) = pipeline.run()
         frames = [torch.utils.dlpack.from_dlpack(batch[k]) for k in range(len(samples))]
     except Exception as error:  # the pipeline is of no use any more
-        raise RuntimeError(str(error)) from None
+        raise RuntimeError(_reason(str(error))) from None
     _give_back(device, pipeline)
     return frames
+
+
+def _reason(message: str) -> str:
+    """The line that says it, of many: DALI puts it behind "encountered:"."""
+    lines = [line for line in message.split("encountered:")[-1].splitlines() if line.strip()]
+    return lines[0].strip() if lines else "it says nothing"
 
 
 # Pipelines that nobody uses, by (process, device): building one takes 15 ms, and each serves one
