@@ -196,23 +196,29 @@ def _decoded_order(container: Any, stream: Any) -> list[int]:
         return order + [f.pts for f in decode_tagged(stream, None, 0)]
 
 
-def decode_tagged(stream: Any, packet: Any, ordinal: int) -> list[Any]:
+def decoded(decoder: Any, packet: Any, ordinal: int) -> list[Any]:
     """The frames that come out when `packet` (None: the end) goes in; `frame.pts` is the ordinal
     of the packet that held it.
 
     The decoder hands a packet's pts on to its frame whatever it reorders, so writing the
     ordinal there maps frames exactly even where containers repeat or lack timestamps.
-    A packet that does not decode gives no frame.
+    Raises what PyAV raises for a packet that does not decode; with several threads, for one
+    before it.
     """
+    if packet is None:
+        frames = decoder.decode(None)
+    else:
+        packet.pts, packet.dts = ordinal, None
+        frames = decoder.decode(packet)
+    return [f for f in frames if f.pts is not None]
+
+
+def decode_tagged(stream: Any, packet: Any, ordinal: int) -> list[Any]:
+    """As `decoded`; a packet that does not decode gives no frame."""
     try:
-        if packet is None:
-            frames = stream.decode(None)
-        else:
-            packet.pts, packet.dts = ordinal, None
-            frames = stream.decode(packet)
+        return decoded(stream, packet, ordinal)
     except (av.FFmpegError, OSError):
         return []
-    return [f for f in frames if f.pts is not None]
 
 
 def _without_jumps_back(times: np.ndarray, dts: np.ndarray) -> np.ndarray:

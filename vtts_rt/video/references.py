@@ -1,21 +1,40 @@
-"""Which packets of H.264 no other picture needs, told from their headers (ITU-T H.264, 7.3.1)."""
+"""What packet headers tell of references: pictures that none other needs, and missing ones.
+
+Sources: ITU-T H.264, 7.3.1 (NAL units), 7.3.2 (parameter sets), 7.3.3 (slice headers), 7.4.3
+(frame_num); H.262, 6.2 (start codes, picture headers); ISO/IEC 14496-2, 6.2 (VOP headers).
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
-SLICES = (1, 2, 5)  # nal_unit_type of what pictures are made of
+from vtts_rt.video.frame_headers import Bits
+
+IDR, SPS, PPS = 5, 7, 8
+SLICES = (1, 2, IDR)  # nal_unit_type of what pictures are made of
+# profile_idc whose parameter sets tell of chroma and scaling lists (7.3.2.1.1).
+HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
+HEADER_BYTES = 64  # more than a slice header has before frame_num
+PARAMETER_BYTES = 1024
+START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
+# Of MPEG-2: a picture, user data, an extension; the rest up to 0xAF are slices. Of MPEG-4: a VOP.
+PICTURE, USER_DATA, EXTENSION, LAST_SLICE, VOP = 0x00, 0xB2, 0xB5, 0xAF, 0xB6
 
 
 def is_disposable(codec_context: Any, packet: Any) -> bool:
-    """Whether a packet holds a picture that no other refers to. False where that is not known.
+    """Whether a packet holds a picture that no other refers to. False where that is not known,
+    and for codecs other than H.264, MPEG-1, MPEG-2 and MPEG-4.
 
-    Such a packet can be left out: FFmpeg's skip_frame=NONREF ignores the same slices, but they
-    take their turn among the decoder's frame threads, and the others then wait for one of them.
+    Such a packet can be left out. FFmpeg's skip_frame=NONREF ignores the same pictures, but
+    looks at less of a damaged one; and those of H.264 take their turn among the decoder's frame
+    threads, and the others then wait for one of them.
     """
-    if codec_context.name != "h264":
-        return False
     data = memoryview(packet)
+    if codec_context.name != "h264":
+        kinds = _MPEG_KINDS.get(codec_context.name)
+        return kinds is not None and kinds(bytes(data)) == {"B"}
     found = False
     for start in _units(data, codec_context.extradata):
         header = data[start]
@@ -24,6 +43,146 @@ def is_disposable(codec_context: Any, packet: Any) -> bool:
                 return False
             found = True
     return found
+
+
+def _mpeg2_kinds(packet: bytes) -> set[str]:
+    """Kinds of the pictures (two fields may be a packet); "?" for what else a packet holds."""
+    kinds = set()
+    for code in START_CODE.finditer(packet):
+        kind = code[1][0]
+        if kind == PICTURE:
+            header = packet[code.end() + 1 : code.end() + 2]
+            kinds.add("B" if header and header[0] >> 3 & 7 == 3 else "reference")
+        elif kind > LAST_SLICE and kind not in (USER_DATA, EXTENSION):
+            kinds.add("?")
+    return kinds
+
+
+def _mpeg4_kinds(packet: bytes) -> set[str]:
+    codes = list(START_CODE.finditer(packet))
+    vops = [code.end() for code in codes if code[1][0] == VOP]
+    if len(vops) != 1:  # B-frames may be packed together with the next reference
+        return {"?"}
+    header = packet[vops[0] : vops[0] + 1]
+    kind = "B" if header and header[0] >> 6 == 2 else "reference"
+    return {kind, "?"} if len(codes) > 1 and kind == "B" else {kind}
+
+
+_MPEG_KINDS: dict[str, Callable[[bytes], set[str]]] = {
+    "mpeg1video": _mpeg2_kinds,
+    "mpeg2video": _mpeg2_kinds,
+    "mpeg4": _mpeg4_kinds,
+}
+
+
+def shows_when_due(codec_context: Any, packet: Any, early: bool) -> bool:
+    """Whether a picture of MPEG-1, MPEG-2 or MPEG-4 is of a kind that fits its time: B-pictures,
+    and no others, show before one that is in front of them in the file (`early`). True for what
+    is not understood."""
+    kinds = _MPEG_KINDS.get(codec_context.name)
+    if kinds is None:
+        return True
+    found = kinds(bytes(memoryview(packet)))
+    return "B" in found if early else found != {"B"}
+
+
+class FrameNumbers:
+    """Whether pictures of H.264 follow one another without a gap, told from their frame_num.
+
+    Every reference picture has the next number (modulo a power of two), others that of the
+    reference picture to come. FFmpeg fills gaps with copies of what it has, without an error.
+    A parameter set that changes counts as a gap too, as decoders keep such sets over a seek.
+    """
+
+    def __init__(self, extradata: bytes | None) -> None:
+        self._extradata = extradata
+        self._units: dict[tuple[int, int], bytes] = {}  # parameter sets, by kind and id
+        self._sizes: dict[int, tuple[int, bool]] = {}  # SPS: bits of frame_num, colour planes
+        self._sps_of: dict[int, int] = {}
+        self._last: int | None = None
+        if extradata and extradata[0] == 1:
+            self._read_avcc(extradata)
+        elif extradata:
+            self.follows(extradata)
+
+    def follows(self, packet: Any) -> bool:
+        """False if the first picture of a packet cannot follow that of the packet before."""
+        data = memoryview(packet)
+        starts = _units(data, self._extradata)
+        for start in starts:
+            kind = data[start] & 0x1F
+            try:
+                if kind in (SPS, PPS):
+                    end = next((at for at in starts if at > start), len(data) + 3)
+                    if not self._parameters(kind, data[start + 1 : end - 3]):
+                        return False
+                elif kind in SLICES:
+                    return self._picture(kind, data[start] & 0x60 > 0, data[start + 1 :])
+            except IndexError:  # it ends within its header
+                return False
+        return True
+
+    def _picture(self, kind: int, referred: bool, slice_: memoryview) -> bool:
+        bits = Bits(_unescaped(slice_[:HEADER_BYTES]))
+        bits.exp_golomb(), bits.exp_golomb()  # first_mb_in_slice, slice_type
+        size = self._sizes.get(self._sps_of.get(bits.exp_golomb(), -1))
+        if size is None:
+            return False
+        num_bits, planes = size
+        bits(2 if planes else 0)
+        number, last = bits(num_bits), self._last
+        if referred or last is None:
+            self._last = number
+        if kind == IDR:
+            return number == 0
+        return last is None or (number - last) % (1 << num_bits) <= 1
+
+    def _read_avcc(self, data: bytes) -> None:
+        at = 5  # version, profile, compatibility, level, length of lengths
+        try:
+            for kind, mask in ((SPS, 0x1F), (PPS, 0xFF)):
+                count, at = data[at] & mask, at + 1
+                for _ in range(count):
+                    length = int.from_bytes(data[at : at + 2], "big")
+                    self._parameters(kind, memoryview(data)[at + 3 : at + 2 + length])
+                    at += 2 + length
+        except IndexError:
+            return
+
+    def _parameters(self, kind: int, unit: memoryview) -> bool:
+        """Whether it is new or as it was before."""
+        whole = bytes(unit).rstrip(b"\0")
+        bits = Bits(_unescaped(unit[:PARAMETER_BYTES]))
+        if kind == PPS:
+            pps = bits.exp_golomb()
+            self._sps_of[pps] = bits.exp_golomb()
+            return self._units.setdefault((kind, pps), whole) == whole
+        profile = bits(24) >> 16
+        sps, planes = bits.exp_golomb(), False
+        if profile in HIGH_PROFILES:
+            chroma = bits.exp_golomb()
+            planes = chroma == 3 and bits(1) == 1
+            bits.exp_golomb(), bits.exp_golomb(), bits(1)  # depths, transform bypass
+            if bits(1):
+                for n in range(12 if chroma == 3 else 8):
+                    if bits(1):
+                        _skip_scaling_list(bits, 16 if n < 6 else 64)
+        self._sizes[sps] = (bits.exp_golomb() + 4, planes)
+        return self._units.setdefault((kind, sps), whole) == whole
+
+
+def _skip_scaling_list(bits: Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            code = bits.exp_golomb()
+            following = (last + (code + 1 >> 1) * (1 if code & 1 else -1)) % 256
+        last = following or last
+
+
+def _unescaped(unit: memoryview) -> bytes:
+    """Without the bytes that keep start codes from showing up within a unit."""
+    return bytes(unit).replace(b"\0\0\3", b"\0\0")
 
 
 def _units(data: memoryview, extradata: bytes | None) -> list[int]:
