@@ -28,8 +28,8 @@ import numpy as np
 from vtts_rt.types import VideoMetadata
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
-from vtts_rt.video.pixels import orient, to_rgb
 from vtts_rt.video.packets import SEEK_GAP_PACKETS
+from vtts_rt.video.pixels import orient, to_rgb
 from vtts_rt.video.runs import REORDER_FRAMES, Damaged, Run
 from vtts_rt.video.source import derive_id, distinct_indices
 

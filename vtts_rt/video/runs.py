@@ -28,9 +28,10 @@ class Run:
     """A decoder of one video that starts at keyframes and is fed in the order of the file.
 
     A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
-    `Damaged` at the first error that the decoder tells of and at the first frame that is missing. What it gave before that is what an
-    exact run gives. An exact run conceals damage as FFmpeg does by default, and gives the same
-    frames always: one thread, a new decoder at every start, every packet from there on.
+    `Damaged` at the first error that the decoder tells of and at the first frame that is missing.
+    What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
+    does by default, and gives the same frames always: no frame threads, a new decoder at every
+    start, every packet from there on.
 
     start: ordinal of the packet it was started at; ended: it was drained, only a start revives it;
     expected: frames that it was fed and has not given; failed: frames (of an exact run) whose
