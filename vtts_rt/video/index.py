@@ -5,6 +5,7 @@ Shape letters: N packets of the stream in file (decode) order, F frames in prese
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable
@@ -212,20 +213,26 @@ def build_index(
 
 def _decoded_order(reopen: Callable[[bool], tuple[Any, Any]]) -> list[int]:
     """Packet ordinals in the order in which their frames leave the decoder."""
-    try:
-        container, stream = reopen(False)
-        with container:
-            order: list[int] = []
-            for ordinal, packet in enumerate(demuxed(container, stream)):
-                order += [f.pts for f in decoded(stream, packet, ordinal)]
-            return order + [f.pts for f in decoded(stream, None, 0)]
-    except (av.FFmpegError, OSError):  # damage: what threads make of it is left to chance
-        container, stream = reopen(True)
-        with container:
-            order = []
-            for ordinal, packet in enumerate(demuxed(container, stream)):
-                order += [f.pts for f in decode_tagged(stream, packet, ordinal)]
-            return order + [f.pts for f in decode_tagged(stream, None, 0)]
+    container, stream = reopen(False)
+    order: list[int] = []
+    with container, contextlib.suppress(av.FFmpegError, OSError):
+        ordinal = -1
+        for ordinal, packet in enumerate(demuxed(container, stream)):
+            frames = decoded(stream, packet, ordinal)
+            if any(frame.is_corrupt for frame in frames):
+                break
+            order += [f.pts for f in frames]
+        else:
+            order += [f.pts for f in decoded(stream, None, 0)]
+        if len(order) == ordinal + 1:
+            return order
+    # Damage: what several threads make of it is left to chance.
+    container, stream = reopen(True)
+    with container:
+        order = []
+        for ordinal, packet in enumerate(demuxed(container, stream)):
+            order += [f.pts for f in decode_tagged(stream, packet, ordinal)]
+        return order + [f.pts for f in decode_tagged(stream, None, 0)]
 
 
 def decoded(decoder: Any, packet: Any, ordinal: int) -> list[Any]:

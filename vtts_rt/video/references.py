@@ -1,13 +1,13 @@
 """What packet headers tell of references: pictures that none other needs, and missing ones.
 
 Sources: ITU-T H.264, 7.3.1 (NAL units), 7.3.2 (parameter sets), 7.3.3 (slice headers), 7.4.3
-(frame_num); H.262, 6.2 (start codes, picture headers); ISO/IEC 14496-2, 6.2 (VOP headers).
+(frame_num); H.265, 7.3.1 and 7.4.2;
+H.262, 6.2 (start codes, picture headers); ISO/IEC 14496-2, 6.2 (VOP headers).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 from vtts_rt.video.frame_headers import Bits
@@ -18,6 +18,10 @@ SLICES = (1, 2, IDR)  # nal_unit_type of what pictures are made of
 HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 HEADER_BYTES = 64  # more than a slice header has before frame_num
 PARAMETER_BYTES = 1024
+# Where avcC and hvcC, extradata of MP4 and Matroska, say how long the lengths of units are.
+AVCC_LENGTH_AT, HVCC_LENGTH_AT = 4, 21
+HEVC_VPS = 32
+HEVC_UNREFERRED = frozenset(range(0, 16, 2))  # TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N, reserved
 START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
 # Of MPEG-2: a picture, user data, an extension; the rest up to 0xAF are slices. Of MPEG-4: a VOP.
 PICTURE, USER_DATA, EXTENSION, LAST_SLICE, VOP = 0x00, 0xB2, 0xB5, 0xAF, 0xB6
@@ -25,18 +29,21 @@ PICTURE, USER_DATA, EXTENSION, LAST_SLICE, VOP = 0x00, 0xB2, 0xB5, 0xAF, 0xB6
 
 def is_disposable(codec_context: Any, packet: Any) -> bool:
     """Whether a packet holds a picture that no other refers to. False where that is not known,
-    and for codecs other than H.264, MPEG-1, MPEG-2 and MPEG-4.
+    and for codecs other than H.264, HEVC and MPEG-2 (a damaged B-picture of MPEG-4 changes others).
 
     Such a packet can be left out. FFmpeg's skip_frame=NONREF ignores the same pictures, but
     looks at less of a damaged one; and those of H.264 take their turn among the decoder's frame
     threads, and the others then wait for one of them.
     """
-    data = memoryview(packet)
+    data, extradata = memoryview(packet), codec_context.extradata
+    if codec_context.name == "hevc":
+        return _is_disposable_hevc(data, extradata)
+    if codec_context.name == "mpeg2video":
+        return _pictures_mpeg2(bytes(data))[1]
     if codec_context.name != "h264":
-        kinds = _MPEG_KINDS.get(codec_context.name)
-        return kinds is not None and kinds(bytes(data)) == {"B"}
+        return False
     found = False
-    for start in _units(data, codec_context.extradata):
+    for start in _units(data, extradata):
         header = data[start]
         if header & 0x1F in SLICES:
             if header & 0x60:  # nal_ref_idc
@@ -45,45 +52,68 @@ def is_disposable(codec_context: Any, packet: Any) -> bool:
     return found
 
 
-def _mpeg2_kinds(packet: bytes) -> set[str]:
-    """Kinds of the pictures (two fields may be a packet); "?" for what else a packet holds."""
-    kinds = set()
+def _is_disposable_hevc(data: memoryview, extradata: bytes | None) -> bool:
+    """Pictures of the highest sub-layer that are no reference within it (7.4.2.2)."""
+    layers = _hevc_layers(extradata)
+    found = False
+    for start in _units(data, extradata, HVCC_LENGTH_AT):
+        kind = data[start] >> 1 & 0x3F
+        if kind < HEVC_VPS:
+            if kind not in HEVC_UNREFERRED or data[start + 1] & 7 != layers:
+                return False
+            found = True
+    return found
+
+
+def _hevc_layers(extradata: bytes | None) -> int:
+    """How many temporal sub-layers there are; 0 where it is not known."""
+    if not extradata or len(extradata) <= HVCC_LENGTH_AT:
+        return 0
+    if extradata[0] == 1:
+        return extradata[HVCC_LENGTH_AT] >> 3 & 7
+    for start in _units(memoryview(extradata), None):
+        if extradata[start] >> 1 & 0x3F == HEVC_VPS and start + 3 < len(extradata):
+            return (extradata[start + 3] >> 1 & 7) + 1
+    return 0
+
+
+def _pictures_mpeg2(packet: bytes) -> tuple[bool, bool, bool]:
+    """Whether a packet has B-pictures, whether it has nothing else, and whether its slices follow
+    one another as they must: row by row from the first."""
+    has_b, only_b, whole, row = False, True, True, 0
     for code in START_CODE.finditer(packet):
         kind = code[1][0]
         if kind == PICTURE:
             header = packet[code.end() + 1 : code.end() + 2]
-            kinds.add("B" if header and header[0] >> 3 & 7 == 3 else "reference")
-        elif kind > LAST_SLICE and kind not in (USER_DATA, EXTENSION):
-            kinds.add("?")
-    return kinds
+            is_b = bool(header) and header[0] >> 3 & 7 == 3
+            has_b, only_b, row = has_b or is_b, only_b and is_b, 0
+        elif kind <= LAST_SLICE:
+            whole, row = whole and row <= kind <= row + 1, kind
+        elif kind not in (USER_DATA, EXTENSION):
+            only_b = False
+    return has_b, has_b and only_b, whole
 
 
-def _mpeg4_kinds(packet: bytes) -> set[str]:
+def _pictures_mpeg4(packet: bytes) -> tuple[bool, bool, bool]:
     codes = list(START_CODE.finditer(packet))
     vops = [code.end() for code in codes if code[1][0] == VOP]
-    if len(vops) != 1:  # B-frames may be packed together with the next reference
-        return {"?"}
-    header = packet[vops[0] : vops[0] + 1]
-    kind = "B" if header and header[0] >> 6 == 2 else "reference"
-    return {kind, "?"} if len(codes) > 1 and kind == "B" else {kind}
+    kinds = [packet[at : at + 1] for at in vops]
+    b_vops = [bool(kind) and kind[0] >> 6 == 2 for kind in kinds]
+    return any(b_vops), len(codes) == 1 and all(b_vops) and bool(b_vops), True
 
 
-_MPEG_KINDS: dict[str, Callable[[bytes], set[str]]] = {
-    "mpeg1video": _mpeg2_kinds,
-    "mpeg2video": _mpeg2_kinds,
-    "mpeg4": _mpeg4_kinds,
-}
+def is_sound(codec_name: str, packet: Any, early: bool) -> bool:
+    """False for a packet of MPEG-2 or MPEG-4 that is damaged for sure; FFmpeg tells of such damage
+    only in part, and shows it otherwise by its number of threads.
 
-
-def shows_when_due(codec_context: Any, packet: Any, early: bool) -> bool:
-    """Whether a picture of MPEG-1, MPEG-2 or MPEG-4 is of a kind that fits its time: B-pictures,
-    and no others, show before one that is in front of them in the file (`early`). True for what
-    is not understood."""
-    kinds = _MPEG_KINDS.get(codec_context.name)
-    if kinds is None:
+    early: whether the packet shows before one that is in front of it in the file, as B-pictures do
+    and no others (a packet of MPEG-4 may hold one beside the next reference).
+    """
+    if codec_name not in ("mpeg2video", "mpeg4"):
         return True
-    found = kinds(bytes(memoryview(packet)))
-    return "B" in found if early else found != {"B"}
+    parse = _pictures_mpeg2 if codec_name == "mpeg2video" else _pictures_mpeg4
+    has_b, only_b, whole = parse(bytes(memoryview(packet)))
+    return whole and (has_b if early else not only_b)
 
 
 class FrameNumbers:
@@ -185,13 +215,11 @@ def _unescaped(unit: memoryview) -> bytes:
     return bytes(unit).replace(b"\0\0\3", b"\0\0")
 
 
-def _units(data: memoryview, extradata: bytes | None) -> list[int]:
+def _units(data: memoryview, extradata: bytes | None, length_at: int = AVCC_LENGTH_AT) -> list[int]:
     """Where the NAL units of a packet begin: after their lengths (MP4), or after start codes."""
     starts, at = [], 0
-    if (
-        extradata and len(extradata) > 4 and extradata[0] == 1
-    ):  # avcC: the length of lengths is in its fifth byte
-        length = (extradata[4] & 3) + 1
+    if extradata and len(extradata) > length_at and extradata[0] == 1:
+        length = (extradata[length_at] & 3) + 1
         while at + length < len(data):
             starts.append(at + length)
             at += length + int.from_bytes(data[at : at + length], "big")

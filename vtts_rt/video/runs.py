@@ -11,13 +11,11 @@ import numpy as np
 from vtts_rt.video.container import Media
 from vtts_rt.video.index import PacketIndex, decoded
 from vtts_rt.video.packets import SEEK_GAP_PACKETS, Misplaced, PacketReader
-from vtts_rt.video.references import FrameNumbers, is_disposable, shows_when_due
+from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
 
-# Decoders that leave out what nothing refers to when told so, where `is_disposable` cannot tell.
-# Not libdav1d, which looks at skip_frame only when it is opened.
-SKIPPING = frozenset({"hevc", "vc1", "vp9", "wmv3"})
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
 REORDER_FRAMES = 16
+MAX_ORDINAL = 1 << 62
 
 
 class Damaged(Exception):
@@ -29,6 +27,8 @@ class Run:
 
     A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
     `Damaged` at the first error that the decoder tells of and at the first frame that is missing.
+    It holds a frame back until all that was fed before it came out, as only then a decoder tells
+    that a picture is damaged which this one may refer to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
     start, every packet from there on.
@@ -49,6 +49,7 @@ class Run:
         self.start = 0
         self.ended = True
         self.expected: set[int] = set()
+        self._held: dict[int, np.ndarray | None] = {}
         self.failed: set[int] = set()
         self.num_decoded = 0
         self._index = index
@@ -69,6 +70,7 @@ class Run:
         self.start, self.ended = self.packets.start, False
         self._latest = self._last_order = -1
         self.expected.clear()
+        self._held.clear()
         self.failed.clear()
         context = self.packets.context
         self._numbers = None
@@ -80,7 +82,7 @@ class Run:
         index = self._index
         if self.ended:
             return False
-        if frame in self.expected:
+        if frame in self.expected or frame in self._held:
             return True
         start = index.start_for(frame)
         near = self._exact or start <= self.packets.next + SEEK_GAP_PACKETS
@@ -128,12 +130,10 @@ class Run:
             shown = int(index.frame_of[ordinal])
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
-            keeps = self._exact or shown in wanted
-            if not keeps and is_disposable(context, packet):
+            kept = self._exact or shown in wanted
+            if not kept and is_disposable(context, packet):
                 return []
-            skips = not keeps and context.name in SKIPPING
-            context.skip_frame = "NONREF" if skips else "DEFAULT"
-            if shown >= 0 and not skips:
+            if shown >= 0:
                 self.expected.add(shown)
         try:
             frames = decoded(context, packet, ordinal)
@@ -155,11 +155,23 @@ class Run:
                 raise Damaged  # a frame before it did not come
             self._latest = max(self._latest, i)
             known.append((i, self._pixels(frame) if shows(i) else None))
-        return known
+        return known if self._exact else self._released(known)
+
+    def _released(
+        self, frames: list[tuple[int, np.ndarray | None]]
+    ) -> list[tuple[int, np.ndarray | None]]:
+        """Those of `frames`, and of others that were held back, behind which nothing is missing."""
+        self._held.update(frames)
+        if self.expected and self.ended:
+            raise Damaged
+        packet_of = self._index.packet_of
+        missing = min((int(packet_of[i]) for i in self.expected), default=MAX_ORDINAL)
+        free = [i for i in self._held if packet_of[i] < missing]
+        return [(i, self._held.pop(i)) for i in free]
 
     def _check(self, context: Any, packet: Any, order: int) -> None:
         """Damage that decoders do not tell of, or not where they leave out the packet."""
-        fits = shows_when_due(context, packet, early=order < self._last_order)
+        sound = is_sound(context.name, packet, early=order < self._last_order)
         self._last_order = max(self._last_order, order)
-        if not fits or (self._numbers is not None and not self._numbers.follows(packet)):
+        if not sound or (self._numbers is not None and not self._numbers.follows(packet)):
             raise Damaged
