@@ -8,29 +8,44 @@ from __future__ import annotations
 import numpy as np
 
 MISSING = -(1 << 62)  # a pts, dts or position that the container does not have
-# Packets on either side that tell what is usual, and so one more than may be wrong among them.
+# Packets on either side that tell what is usual: one less than may be wrong among them.
 NEIGHBOURS = 4
-# Steps that a stamp may be away from the middle of its neighbours: codecs reorder by up to 16.
-FAR_STEPS = 24
+# Steps that a stamp may be away from the middle of its neighbours, and packets by which a frame
+# may show later than it is decoded: codecs reorder by up to 16.
+FAR_STEPS, REORDER_PACKETS = 24, 17
 # Packets in a row that may go astray before a jump back is a new part of the stream.
 ASTRAY_PACKETS = 4
+# Steps from the middle of its neighbours within which a spike has its place.
+PLACE_STEPS = 6
 
 
 def mended_times(times: np.ndarray, dts: np.ndarray) -> np.ndarray:
     """Presentation times with damage and jumps of the clock taken out.
 
-    times, dts: (N,) int64 in the stream's time base; dts may be MISSING, which changes nothing
-    then, as it does where a time is MISSING. A stamp far from all around it (a spike) gets the
-    place in between that is free. Where the decode clock jumps back for good (joined transport
-    streams), the part behind continues one usual step after the part before.
+    times, dts: (N,) int64 in the stream's time base. Where a time or dts is MISSING, times are
+    given back as they are, as they are where decode times ascend and no frame shows long before or
+    behind them. A stamp far from all around it (a spike) gets the place in between that is free;
+    a few that leave the line together are put back on it. Where the decode clock jumps back for
+    good (joined transport streams), the part behind continues one usual step after the part before.
     """
-    if len(times) < 2 or (times == MISSING).any():
+    if len(times) < 2 or (times == MISSING).any() or (dts == MISSING).any():
         return times
-    times = _without_spikes(times)
-    if (dts == MISSING).any():
-        return times
-    dts = _without_stray(_without_spikes(dts))
+    astray = dts
+    for k in _spikes(dts, *_around(dts)):
+        astray = _placed(astray, k)
+    dts = _without_stray(astray)
+    late = np.append(dts[REORDER_PACKETS:], np.full(min(REORDER_PACKETS, len(dts)), dts.max()))
+    moved = dts != astray
+    delay = times - astray
+    if moved.any() and not moved.all():
+        # Of these the presentation time is as wrong, unless it is further from it than of others.
+        kept = delay[~moved]
+        both = moved & (delay >= kept.min()) & (delay <= kept.max())
+        times = np.where(both, dts + delay, times)
     steps = np.diff(dts)
+    slack = FAR_STEPS * _usual(steps)
+    for k in _spikes(times, dts - slack, late + slack):
+        times = _placed(times, k)
     back = steps < 0
     if not back.any():
         return times
@@ -44,47 +59,59 @@ def _usual(steps: np.ndarray) -> int:
     return int(np.median(ahead)) if len(ahead) else 1
 
 
-def _without_spikes(times: np.ndarray) -> np.ndarray:
-    """Stamps far from the median of those around them moved to where one of these lacks."""
+def _around(dts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) the largest of the few stamps before each, and the smallest of those behind it."""
+    least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    before, behind = np.full(len(dts), least), np.full(len(dts), most)
+    for n in range(1, min(NEIGHBOURS, len(dts) - 1) + 1):
+        before[n:] = np.maximum(before[n:], dts[:-n])
+        behind[:-n] = np.minimum(behind[:-n], dts[n:])
+    return before, behind
+
+
+def _spikes(times: np.ndarray, least: np.ndarray, most: np.ndarray) -> list[int]:
+    """Packets with stamps out of `least` to `most` and far from the median of those around."""
+    out = (times < least) | (times > most)
     width = 2 * NEIGHBOURS + 1
-    if len(times) < width:
-        return times
+    if len(times) < width or not out.any():
+        return []
+    middle, steps = _middles(times)
+    # As floats: differences of damaged numbers may not fit into 64 bits.
+    away = np.abs(times.astype(np.float64) - middle)
+    return np.flatnonzero(out & (away > FAR_STEPS * steps)).tolist()
+
+
+def _middles(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) median of the stamps around each, and the usual step there."""
+    width = 2 * NEIGHBOURS + 1
     windows = np.sort(np.lib.stride_tricks.sliding_window_view(times, width), axis=1)
     # At both ends the first and the last whole window count.
     which = np.clip(np.arange(len(times)) - NEIGHBOURS, 0, len(windows) - 1)
-    middle = windows[:, NEIGHBOURS]
-    local = np.median(np.diff(windows, axis=1), axis=1)
-    most = FAR_STEPS * np.maximum(local, _usual(np.diff(np.sort(times))))
-    # As floats: differences of damaged numbers may not fit into 64 bits.
-    away = np.abs(times.astype(np.float64) - middle[which].astype(np.float64))
-    spikes = np.flatnonzero(away > most[which])
-    if not len(spikes):
-        return times
-    mended = times.copy()
-    sound = np.ones(len(times), bool)
-    sound[spikes] = False
-    for k in spikes.tolist():
-        near = slice(max(0, k - 2 * NEIGHBOURS), k + 2 * NEIGHBOURS + 1)
-        mended[k] = _free_place(mended[near][sound[near]], int(middle[which[k]]))
-        sound[k] = True
-    return mended
+    steps = np.median(np.diff(windows.astype(np.float64), axis=1), axis=1)
+    return windows[which, NEIGHBOURS].astype(np.float64), np.maximum(steps, 1.0)[which]
 
 
-def _free_place(around: np.ndarray, middle: int) -> int:
-    """The middle of the widest gap between stamps."""
-    around = np.sort(around)
-    if len(around) < 2:
-        return middle
-    widest = int(np.argmax(np.diff(around)))
-    usual = _usual(np.diff(around))
-    if around[widest + 1] - around[widest] > usual:
-        return int(around[widest] + around[widest + 1]) // 2
-    # None lacks: it was the first or the last of all.
-    return (
-        int(around[0]) - usual
-        if middle < (around[0] + around[-1]) // 2
-        else int(around[-1]) + usual
-    )
+def _placed(times: np.ndarray, k: int) -> np.ndarray:
+    """`times` with a new one for packet k: where one lacks among those around, else before or
+    behind all of them."""
+    first = max(0, k - 2 * REORDER_PACKETS)
+    window = times[first : k + 2 * REORDER_PACKETS + 1]
+    middles, all_steps = _middles(window)
+    middle, usual = middles[k - first], all_steps[k - first]
+    # Other spikes, which have no place yet, are far off.
+    around = np.sort(window[np.abs(window.astype(np.float64) - middle) <= FAR_STEPS * usual])
+    steps = np.diff(around)
+    usual = _usual(steps)
+    away = np.abs(around[:-1] + steps // 2 - middle)
+    gaps = np.flatnonzero((steps > usual) & (away <= PLACE_STEPS * usual))
+    if len(gaps):
+        gap = gaps[np.argmin(away[gaps])]
+        new = around[gap] + min(usual, int(steps[gap]) // 2)
+    else:
+        new = around[0] - usual if k <= NEIGHBOURS else around[-1] + usual
+    times = times.copy()
+    times[k] = new
+    return times
 
 
 def _without_stray(dts: np.ndarray) -> np.ndarray:
