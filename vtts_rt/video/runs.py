@@ -16,6 +16,11 @@ from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
 REORDER_FRAMES = 16
 MAX_ORDINAL = 1 << 62
+# Decoders that show pictures although they have nothing that those refer to, on grey.
+GROUNDLESS = frozenset(
+    {"flv", "h263", "h263p", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv2"}
+)
+INTRA = 1  # AVPictureType
 
 
 class Damaged(Exception):
@@ -57,6 +62,7 @@ class Run:
         self._pixels = pixels
         self._latest = -1
         self._last_order = -1
+        self._grounded = True
         self._numbers: FrameNumbers | None = None
 
     def close(self) -> None:
@@ -73,6 +79,7 @@ class Run:
         self._held.clear()
         self.failed.clear()
         context = self.packets.context
+        self._grounded = context.name not in GROUNDLESS
         self._numbers = None
         if context.name == "h264" and not self._exact:
             self._numbers = FrameNumbers(context.extradata)
@@ -147,6 +154,11 @@ class Run:
         self.num_decoded += len(frames)
         known: list[tuple[int, np.ndarray | None]] = []
         for frame in frames:
+            if not self._grounded and int(frame.pict_type) != INTRA:
+                if not self._exact:
+                    raise Damaged
+                continue
+            self._grounded = True
             i = int(index.frame_of[frame.pts]) if 0 <= frame.pts < index.num_packets else -1
             if i < 0:
                 continue
