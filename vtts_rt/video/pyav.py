@@ -40,8 +40,9 @@ DECODER = "pyav"
 CONVERSION = "swscale rgb24"
 # Keyframes to go back where one does not show itself.
 MAX_KEYFRAMES_BACK = 3
-# Codecs whose decoders tell of damage: thousands of damaged files of them gave no frame that
-# depended on the way to it. Videos of other codecs are only read in the one exact way.
+# Codecs whose decoders tell of damage. Videos of others are only read in the one exact way. Of
+# 600 damaged files of these codecs 4 still showed a frame by the way to it (H.264 and HEVC, where a
+# slice that ends early leaves a part of the picture as it was without a word).
 TELLING = frozenset(
     {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4"}
     | {"msmpeg4v3", "wmv2", "flv1"}

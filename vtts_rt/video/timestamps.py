@@ -30,20 +30,20 @@ def mended_times(times: np.ndarray, dts: np.ndarray) -> np.ndarray:
     """
     if len(times) < 2 or (times == MISSING).any() or (dts == MISSING).any():
         return times
-    astray = dts
+    told = dts
     for k in _spikes(dts, *_around(dts)):
-        astray = _placed(astray, k)
-    dts = _without_stray(astray)
+        dts = _placed(dts, k)
+    dts = _without_stray(dts)
     late = np.append(dts[REORDER_PACKETS:], np.full(min(REORDER_PACKETS, len(dts)), dts.max()))
-    moved = dts != astray
-    delay = times - astray
+    moved = dts != told
+    delay = times - told
     if moved.any() and not moved.all():
         # Of these the presentation time is as wrong, unless it is further from it than of others.
         kept = delay[~moved]
         both = moved & (delay >= kept.min()) & (delay <= kept.max())
         times = np.where(both, dts + delay, times)
     steps = np.diff(dts)
-    slack = FAR_STEPS * _usual(steps)
+    slack = float(FAR_STEPS * _usual(steps))
     for k in _spikes(times, dts - slack, late + slack):
         times = _placed(times, k)
     back = steps < 0
