@@ -97,14 +97,67 @@ def test_sharded_and_pytorch_files_load(saved: Path, tmp_path: Path) -> None:
         load_model(shards)
 
 
-def test_a_copy_of_a_tied_head_is_ignored(tmp_path: Path) -> None:
+def a_copy(embedding: Tensor) -> dict[str, Tensor]:
+    return {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding.clone()}
+
+
+def its_own(embedding: Tensor) -> dict[str, Tensor]:
+    return {"model.embed_tokens.weight": embedding, "lm_head.weight": -embedding}
+
+
+def head_alone(embedding: Tensor) -> dict[str, Tensor]:
+    return {"lm_head.weight": -embedding}
+
+
+@pytest.mark.parametrize("held", [a_copy, its_own, head_alone])
+@pytest.mark.parametrize("tied_in", ["both", "text_config"])
+def test_a_head_in_a_tied_file_is_used_as_by_transformers(
+    tmp_path: Path, held: Callable[[Tensor], dict[str, Tensor]], tied_in: str
+) -> None:
     tiny_qwen2_5_vl(tie_word_embeddings=True).save_pretrained(tmp_path)
-    expected = load_model(tmp_path)
+    if tied_in == "text_config":
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["tie_word_embeddings"]
+        config["text_config"]["tie_word_embeddings"] = True
+        (tmp_path / "config.json").write_text(json.dumps(config))
     tensors = load_file(tmp_path / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    save_file(tensors, tmp_path / "model.safetensors")
-    assert expected.language.lm_head is None
-    assert same(load_model(tmp_path), expected)
+    tensors |= held(tensors.pop("model.embed_tokens.weight"))
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    import torchvision_shim
+
+    torchvision_shim.install()
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path).state_dict()
+    for path in (tmp_path, tmp_path / "again"):  # what is saved is the same model
+        model = load_model(path)
+        language = model.language
+        assert (language.lm_head is not None) == (held is its_own)
+        head = language.embed_tokens if language.lm_head is None else language.lm_head
+        embedding = theirs["model.language_model.embed_tokens.weight"]
+        assert torch.equal(language.embed_tokens.weight, embedding)
+        assert torch.equal(head.weight, theirs["lm_head.weight"])  # type: ignore[arg-type]
+        save_hf(model, tmp_path / "again")
+
+
+def test_heads_that_differ_by_less_than_the_dtype_are_tied(tmp_path: Path) -> None:
+    tiny_qwen2_5_vl(tie_word_embeddings=True).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].bfloat16().float()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert load_model(tmp_path, "float32").language.lm_head is not None
+    assert load_model(tmp_path, "bfloat16").language.lm_head is None
+
+
+def test_what_auto_model_saves_loads(tmp_path: Path) -> None:
+    """A bare Qwen2_5_VLModel: other names, no head."""
+    tiny_qwen2_5_vl(tie_word_embeddings=True).save_pretrained(tmp_path / "whole")
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "bare")
+    names = load_file(tmp_path / "bare" / "model.safetensors")
+    assert "language_model.embed_tokens.weight" in names
+    assert same(load_model(tmp_path / "bare"), load_model(tmp_path / "whole"))
 
 
 def flat_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -187,15 +240,16 @@ def test_random_models_depend_on_the_seed_alone(saved: Path) -> None:
 
 def test_versions_follow_the_weights_of_their_tower(saved: Path) -> None:
     model, again = load_model(saved), load_model(saved)
-    assert model.weights_version == again.weights_version
     vision, language = model.vision_version, model.language_version
+    assert (again.vision_version, again.language_version) == (vision, language)
     assert vision != language
     with torch.no_grad():
         again.visual.merger.mlp[2].bias[0] += 1e-3
+    again.forget_versions({"language"})
+    assert again.vision_version == vision  # not hashed again
     again.forget_versions()
     assert again.vision_version != vision
     assert again.language_version == language
-    assert again.weights_version != model.weights_version
     assert load_model(saved, dtype="bfloat16").vision_version != vision
 
 
@@ -240,7 +294,16 @@ def test_tensors_that_do_not_fit_are_named(
         ({"text_config.hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"vision_config.patch_size": 16}, r"temporal size must be \(14, 2, 2\), got \(16, 2, 2\)"),
         ({"text_config.layer_types": ["sliding_attention"] * 3}, "layer_types must be all full"),
-        ({"text_config.hidden_size": "many"}, "config.json must be a valid Qwen2.5-VL config"),
+        ({"text_config.hidden_size": "many"}, "hidden_size must be in 1..16777216, got 'many'"),
+        ({"text_config.use_cache": "many"}, "config.json must be a valid Qwen2.5-VL config"),
+        ({"text_config.num_attention_heads": 0}, "num_attention_heads must be in 1..16777216"),
+        ({"text_config.rms_norm_eps": -1.0}, "rms_norm_eps must be a number > 0, got -1.0"),
+        ({"text_config.rope_parameters": {"rope_theta": "x"}}, "rope_theta must be a number > 0"),
+        ({"text_config.head_dim": 8}, "head_dim must be hidden_size / heads, got 8"),
+        ({"vision_config.window_size": 14}, "window_size must be >= 28, got 14"),
+        ({"vision_config.rope_parameters": {"rope_theta": 5.0, "rope_type": "axial"}}, "10000.0"),
+        ({"image_token_id": 400}, r"image_token_id must be in 0\.\.399, got 400"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config must be absent"),
     ],
 )
 def test_other_models_are_refused(
@@ -257,6 +320,104 @@ def test_other_models_are_refused(
     copy_config(saved, tmp_path, apply)
     with pytest.raises(ValueError, match=message):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("text_config", "num_hidden_layers", 4000),
+        ("text_config", "num_hidden_layers", 10**12),
+        ("vision_config", "depth", 4096),
+        ("text_config", "vocab_size", 1 << 24),
+        ("text_config", "intermediate_size", 1 << 24),
+        ("vision_config", "intermediate_size", 1 << 24),
+    ],
+)
+def test_sizes_are_compared_with_the_files_before_anything_is_built(
+    saved: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+    name: str,
+    value: int,
+) -> None:
+    def lie(config: dict[str, Any]) -> None:
+        config[part][name] = value
+        if name == "num_hidden_layers":
+            del config[part]["layer_types"]
+
+    copy_config(saved, tmp_path, lie)
+    (tmp_path / "model.safetensors").symlink_to(saved / "model.safetensors")
+    built: list[Any] = []
+    monkeypatch.setattr(
+        "vtts_rt.models.weights.is_finite", lambda *args: built.append(args)
+    )  # the first thing done with a tensor
+    rule = "hidden_layers|depth" if "hidden_layers" in name or name == "depth" else "wrong shape"
+    with pytest.raises(ValueError, match=rule):
+        load_model(tmp_path)
+    assert not built
+
+
+def test_rows_of_one_projection_do_not_count_for_another(saved: Path, tmp_path: Path) -> None:
+    """Together queries, keys and values have the right number of rows, each has not."""
+    copy_config(saved, tmp_path)
+    tensors = load_file(saved / "model.safetensors")
+    prefix = "model.language_model.layers.0.self_attn."
+    for name, rows in (("q_proj", 32), ("k_proj", 64), ("v_proj", 32)):
+        tensors[f"{prefix}{name}.weight"] = torch.zeros(rows, 64)
+        tensors[f"{prefix}{name}.bias"] = torch.zeros(rows)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="4 of wrong shape"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e5])
+@pytest.mark.parametrize(
+    "name",
+    ["model.visual.patch_embed.proj.weight", "model.language_model.layers.1.mlp.up_proj.weight"],
+)
+def test_values_that_are_no_numbers_are_refused(
+    saved: Path, tmp_path: Path, name: str, value: float
+) -> None:
+    copy_config(saved, tmp_path)
+    tensors = load_file(saved / "model.safetensors")
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    dtype = "float16" if value == 1e5 else "bfloat16"  # too large for one of them
+    with pytest.raises(ValueError, match=f"{name} must be finite numbers of {dtype}"):
+        load_model(tmp_path, dtype)
+    if value == 1e5:
+        load_model(tmp_path, "bfloat16")
+
+
+def test_the_recipe_survives_transformers(saved: Path, tmp_path: Path) -> None:
+    """A trainer loads the embedded model, changes it and saves it: it stays the same model."""
+    import torchvision_shim
+
+    torchvision_shim.install()
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    source = resolve_model("tiny")
+    extras = load_extras(source)
+    assert extras["perception"]["strategy"] == "append" and extras["prompts"]
+    AutoModelForImageTextToText.from_pretrained(source).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path)
+    assert load_extras(tmp_path) == extras
+    again, model = load_model(tmp_path), load_model(source)
+    assert again.config == model.config and same(again, model)
+
+
+def test_a_file_beside_the_config_counts_before_its_field(saved: Path, tmp_path: Path) -> None:
+    save_hf(load_model(saved), tmp_path, extras={"prompts": {"cue": "a"}})
+    assert load_extras(tmp_path) == {"prompts": {"cue": "a"}}
+    (tmp_path / "vtts.json").write_text('{"prompts": {"cue": "b"}}')
+    assert load_extras(tmp_path) == {"prompts": {"cue": "b"}}
+    save_hf(load_model(tmp_path), tmp_path)
+    assert load_extras(tmp_path) == {"prompts": {"cue": "b"}}
+    assert not (tmp_path / "vtts.json").exists()
+    copy_config(tmp_path, tmp_path, lambda config: {**config, "vtts_rt": [1]})
+    with pytest.raises(ValueError, match="config.json vtts_rt must be an object, got 'list'"):
+        load_extras(tmp_path)
 
 
 def test_broken_files_are_named(saved: Path, tmp_path: Path) -> None:

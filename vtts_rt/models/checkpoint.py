@@ -162,11 +162,19 @@ def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
         if not (folder / name).is_file():
             continue
         config = read_json(folder / name)
-        for scope in (config, config.get("text_config") or {}):
+        for scope in scopes(config, "text_config"):
             found = scope.get("eos_token_id")
             if found is not None:
-                return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
+                ids = found if isinstance(found, list) else [found]
+                whole = all(type(index) is int and index >= 0 for index in ids)
+                require("load_model", f"{name} eos_token_id", found, whole, "one or more ids >= 0")
+                return tuple(ids)
     return ()
+
+
+def scopes(config: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+    """A config and those of its members that are configs themselves."""
+    return [config, *(part for name in names if isinstance(part := config.get(name), dict))]
 
 
 def read_hf_config(folder: Path) -> Any:
@@ -194,8 +202,8 @@ def read_hf_config(folder: Path) -> Any:
 
 
 def _check_sizes(raw: dict[str, Any]) -> None:
-    for scope in (raw, raw.get("text_config"), raw.get("vision_config")):
-        for name, value in scope.items() if isinstance(scope, dict) else ():
+    for scope in scopes(raw, "text_config", "vision_config"):
+        for name, value in scope.items():
             if (most := _SIZES.get(name)) is not None and value is not None:
                 whole = isinstance(value, int) and not isinstance(value, bool)
                 fits = whole and 1 <= value <= most

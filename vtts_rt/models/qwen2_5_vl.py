@@ -20,6 +20,7 @@ from vtts_rt.models.checkpoint import (
     read_json,
     read_model_config,
     resolve_model,
+    scopes,
     write_hf_config,
 )
 from vtts_rt.models.language import LanguageModel
@@ -318,7 +319,7 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def _checkpoint_dtype(folder: Path, stored: Mapping[str, StoredTensor]) -> torch.dtype:
     """What config.json says (`dtype`, formerly `torch_dtype`), else that of the first tensor."""
     raw = read_json(folder / "config.json")
-    for scope in (raw, raw.get("text_config") or {}):
+    for scope in scopes(raw, "text_config"):
         name = scope.get("dtype") or scope.get("torch_dtype")
         if isinstance(name, str):
             return _as_dtype(name)
