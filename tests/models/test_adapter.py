@@ -148,7 +148,7 @@ def test_what_cannot_be_merged_is_refused(
             load_model(tmp_path)
     path.write_text(json.dumps(config))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match="must hold no adapter .* unless peft .* pip install peft"):
+    with pytest.raises(ValueError, match="must hold no adapter .* unless peft .*vtts_rt.adapters"):
         load_model(tmp_path)
 
 

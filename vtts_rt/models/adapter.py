@@ -29,8 +29,8 @@ def merged_tensors(base: Path, adapter: Path, tensors: Mapping[str, Tensor]) -> 
     except ImportError as error:
         raise ValueError(
             f"load_model: model must hold no adapter ({ADAPTER_CONFIG} in {str(adapter)!r}) unless "
-            f"peft can merge it, got {type(error).__name__}: {error}; pip install peft, or merge "
-            f"the adapter and save the model"
+            f"peft can merge it, got {type(error).__name__}: {error}; pip install "
+            f"'vtts_rt[adapters]', or merge the adapter and save the model"
         ) from error
     config = read_hf_config(base)
     config.tie_word_embeddings = LM_HEAD not in tensors

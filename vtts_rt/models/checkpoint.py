@@ -80,7 +80,10 @@ def _from_hub(name: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
         # Asked first because a download would retry for minutes where there is no network.
-        HfApi().model_info(name, timeout=_CONNECT_SECONDS)
+        info = HfApi().model_info(name, timeout=_CONNECT_SECONDS)
+        there = [file.rfilename for file in info.siblings or ()]
+        if not any(file.endswith(".safetensors") for file in there):
+            wanted.append("*.bin")  # counts only where there is no other
         return Path(snapshot_download(name, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise ValueError(

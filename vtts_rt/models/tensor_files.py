@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,9 @@ def _open_file(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
                 for name, header in headers.items()
             }
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of PyTorch before 1.6 are no archives and are read whole.
+            mmap = zipfile.is_zipfile(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
             found = _of_pytorch(state)
     except Exception as error:  # each format has its own error types
         raise refuse(error) from error
