@@ -136,11 +136,16 @@ def test_what_cannot_be_merged_is_refused(
     make_adapter(base, tmp_path)
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
+    beside = tmp_path / "beside"
+    shutil.copytree(base, beside)
+    for name in (path.name, WEIGHTS):
+        shutil.copy(tmp_path / name, beside)
     for change, message in (
         ({"peft_type": "PROMPT_TUNING"}, "must be of an adapter that peft can merge"),
         ({"target_modules": ["nothing"]}, "must be of an adapter that peft can merge"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path must be a model, got None"),
-        ({"base_model_name_or_path": str(tmp_path)}, "must be a folder with config.json"),
+        ({"base_model_name_or_path": str(tmp_path)}, "must be a folder with config.json and no ad"),
+        ({"base_model_name_or_path": str(beside)}, "config.json and no adapter of its own"),
         ({"base_model_name_or_path": "/no/such/folder"}, "must be 'tiny', a directory that exis"),
     ):
         path.write_text(json.dumps({**config, **change}))

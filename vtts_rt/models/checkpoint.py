@@ -108,8 +108,9 @@ def base_folder(folder: Path) -> Path:
     named = isinstance(base, str) and base != ""
     require("load_model", f"{ADAPTER_CONFIG} base_model_name_or_path", base, named, "a model")
     found = resolve_model(str(base))
-    whole = (found / "config.json").is_file()
-    require("load_model", f"base of {ADAPTER_CONFIG}", base, whole, "a folder with config.json")
+    whole = (found / "config.json").is_file() and adapter_in(found) is None
+    rule = "a folder with config.json and no adapter of its own"
+    require("load_model", f"base of {ADAPTER_CONFIG}", base, whole, rule)
     return found
 
 
