@@ -21,14 +21,14 @@ STAGES := check test-python
 NATIVE := test-csrc test-sanitizers
 
 .PHONY: help setup setup-dev ask test check format test-csrc test-sanitizers fuzz test-python bench \
-  report accept clean
+  report clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^#   make/make/p' Makefile
 	@echo "make check   lint, format check, types        make format  rewrite to the format"
 	@echo "make fuzz    FUZZ_SECONDS=600 of each entry point of the C interface, sanitized"
-	@echo "make bench   measure the rounds, write tables  make accept  the acceptance list"
+	@echo "make bench   measure the rounds, write tables"
 	@echo "make clean   remove build products (not VENV)  VENV=DIR     another environment"
 
 $(VENV)/pyvenv.cfg:
@@ -150,10 +150,6 @@ bench: $(STAMP).dev
 
 report: $(STAMP).base
 	$(BIN)/vtts-rt report
-
-# ACCEPT=--fresh-clone also builds a clone; --needle-seed S evaluates fresh clips.
-accept: $(STAMP).dev
-	$(BIN)/python bench/accept.py $(ACCEPT)
 
 clean:
 	rm -rf build dist *.egg-info vtts_rt/_build_info.py .pytest_cache .mypy_cache .ruff_cache .hypothesis
