@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtts_rt import __version__
-from vtts_rt.config import MROPE_MODES, QUANTIZATIONS, STRATEGIES
+from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES
 from vtts_rt.types import DECODERS
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refresh, append: the first look before the question, for many questions a video",
     )
-    parser.add_argument("--mrope", choices=MROPE_MODES)
+    parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
     parser.add_argument("--end-seconds", type=float, help="the video ends here")
@@ -203,7 +203,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         max_frames=args.max_frames,
         total_pixels=args.total_pixels,
         min_pixels=args.min_pixels,
-        mrope=args.mrope,
+        parity=args.parity,
         prompts=args.prompts,
         text_first=False if args.video_first else None,
         constrain_clues=getattr(args, "constrain_clues", False) or None,

@@ -94,7 +94,7 @@ class Question:
             rounds=self._results,
             model=self._model,
             strategy=request.perception.strategy,
-            mrope=request.perception.mrope,
+            parity=request.perception.parity,
             seed=request.sampling.seed,
             videos=list(request.videos),
             load_ms=self._load_ms,

@@ -225,7 +225,7 @@ class RoundScheduler:
                 encoded,
                 provider=provider,
                 sampling=request.sampling,
-                mrope=config.mrope,
+                parity=config.parity,
                 round_index=index,
                 member=request.member,
                 deadline_seconds=request.deadline_seconds,
