@@ -58,10 +58,10 @@ def test_json_is_the_contract(
     answer = json.loads(out)
     assert out.count("\n") == 1 and err == ""
     assert set(answer) == {
-        "schema_version", "answer", "option", "stop_reason", "model", "strategy", "mrope", "seed",
+        "schema_version", "answer", "option", "stop_reason", "model", "strategy", "parity", "seed",
         "versions", "videos", "rounds", "timings_ms",
     }  # fmt: skip
-    assert (answer["strategy"], answer["mrope"], answer["seed"]) == ("append", "qwen", 7)
+    assert (answer["strategy"], answer["parity"], answer["seed"]) == ("append", "release", 7)
     assert answer["stop_reason"] == "max_rounds" and len(answer["rounds"]) == 3
     assert answer["videos"] == [
         {
