@@ -23,7 +23,7 @@ from vtts_rt.data import visit as visit_module
 from vtts_rt.data.rows import Row, read_manifest
 from vtts_rt.data.visit import SKIP_REASONS
 from vtts_rt.perception.policy import plan_round
-from vtts_rt.types import Box, TimeSpan
+from vtts_rt.types import TimeSpan
 from vtts_rt.video import open_video
 from vtts_rt.video.source import FrameSource
 
@@ -418,22 +418,3 @@ def test_bad_epoch_and_a_missing_file_of_rows(manifest: Path) -> None:
     manifest.write_text(json.dumps(data))
     with pytest.raises(ValueError, match="files that can be read, got .*gone.jsonl"):
         RolloutDataFeed(manifest)
-
-
-def test_boxes_in_pixels_are_fractions_in_items(clips_folder: Path, tmp_path: Path) -> None:
-    shutil.copy(clips_folder / "0.mp4", tmp_path)
-    inside, outside = (0.0, 0.0, SIDE / 2, 2.0 * SIDE), (1.0 + SIDE, 0.0, 2.0 + SIDE, 1.0)
-    rows = [Row("0.mp4", "q", pixel_boxes=(box,)) for box in (inside, outside)]
-    feed = RolloutDataFeed(make_manifest(tmp_path, rows), frames=1)
-    (item,) = list(feed)
-    assert item.row.boxes == (Box(0.0, 0.0, 0.5, 1.0),) and not item.row.pixel_boxes
-    assert feed.stats()["rows_skipped"] == {"mislabelled": 1}
-    assert feed.skipped[0][0] == rows[1] and "box must be inside" in feed.skipped[0][1]
-
-
-def test_no_two_items_share_a_seed(manifest: Path) -> None:
-    feed = RolloutDataFeed(manifest, frames=1, remainder="pad", batch_size=4, shuffle_seed=3)
-    seeds = [item.seed for _ in range(3) for batch in feed for item in batch]
-    assert len(set(seeds)) == len(seeds) == 36
-    again = RolloutDataFeed(manifest, frames=1, remainder="pad", batch_size=4, shuffle_seed=3)
-    assert [item.seed for batch in again for item in batch] == seeds[:12]
