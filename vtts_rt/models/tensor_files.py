@@ -33,8 +33,8 @@ _SAFETENSORS_DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor of a checkpoint: shape and dtype as the header of its file says, a float dtype,
-    and how to read it (on the CPU, of just that shape and dtype)."""
+    """One tensor of a checkpoint: its shape and float dtype, of a file as its header says, and
+    how to read it."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
