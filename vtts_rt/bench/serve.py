@@ -2,7 +2,8 @@
 
 Closed loop: each of C askers asks its next question when it has its answer. Every measured part
 begins cold: files not seen before, caches cleared. Field names are those of `vllm bench serve`;
-TTFT is that of the first round, from the question on, opening the file included.
+TTFT is that of the first round, from the question on, opening the file included. With drafts,
+which are off by default, tokens come several at a time: there is no inter-token latency then.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vtts_rt.bench.setting import (
     OPTIONS,
     Setting,
     add_setting_flags,
+    check_compute,
+    dtype_of,
     heading,
     model_and_video,
     question,
     strategies_of,
+    video_name,
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.results import Answer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import ReuseStats, SamplingParams, Strategy, require
+from vtts_rt.types import ReuseStats, Strategy, require
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
 
@@ -76,21 +79,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ("max_concurrency", levels),
         ("num_prompts", [args.num_prompts]),
         ("num_videos", [args.num_videos]),
-        ("threads", [args.threads]),
     ):
         for value in values:
             require("bench", name, value, value >= 1, ">= 1")
     low = 0 if levels else 1
     require("bench", "one_video", args.one_video, args.one_video >= low, f">= {low}")
-    torch.set_num_threads(args.threads)
+    check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
     engine = EngineConfig(threads=args.threads, draft_tokens=args.draft_tokens)
     with (
         tempfile.TemporaryDirectory() as files,
-        Runtime.from_pretrained(folder, dtype=args.dtype, device="cpu", engine=engine) as runtime,
+        Runtime.from_pretrained(
+            folder, dtype=dtype_of(args, folder), device=args.device, engine=engine
+        ) as runtime,
     ):
-        bench = _Bench(runtime, video, Path(files), setting)
+        resolved = runtime.perception(setting.perception(strategies[0]))
+        bench = _Bench(runtime, video, Path(files), setting, args.draft_tokens > 0)
         bench.ask(bench.copy(), 0, strategies[0])  # code, threads and allocator, not caches
         sweep = []
         for strategy in strategies:
@@ -101,15 +106,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             layouts = [(strategy, True) for strategy in strategies]
             layouts += [("append", False)] if "append" in strategies else []
             one_video = [bench.one_video(*layout, args.one_video) for layout in layouts]
-    flags = ["strategy", "rounds", "max_tokens", "threads", "dtype", "video", "model"]
-    flags += ["draft_tokens", "max_concurrency", "num_prompts", "num_videos", "one_video"]
-    name = "synthetic" if args.video == "synthetic" else video.name
+    flags = ["strategy", "rounds", "max_tokens", "device", "dtype", "threads", "footage", "video"]
+    flags += ["model", "parity", "draft_tokens", "max_concurrency", "num_prompts", "num_videos"]
+    flags += ["one_video"]
     return {
         **heading("serve", args, flags),
         "backend": "vtts_rt",
-        "dtype": args.dtype,
+        "dtype": dtype_of(args, folder),
         "setting": {
-            **setting.as_dict(name, metadata),
+            **setting.as_dict(video_name(args), metadata, resolved),
             "num_videos": args.num_videos,
             "draft_tokens": args.draft_tokens,
             "unmeasured": "loading the model; one question on another file",
@@ -139,12 +144,15 @@ class _Asked:
 
 
 class _Bench:
-    def __init__(self, runtime: Runtime, video: Path, files: Path, setting: Setting) -> None:
+    def __init__(
+        self, runtime: Runtime, video: Path, files: Path, setting: Setting, drafts: bool
+    ) -> None:
         self._runtime = runtime
         self._bytes = video.read_bytes()
         self._suffix = video.suffix
         self._files = files
         self._setting = setting
+        self._drafts = drafts
         self._copies = count()
 
     def copy(self) -> Path:
@@ -171,7 +179,7 @@ class _Bench:
             question(number),
             options=OPTIONS,
             perception=self._setting.perception(strategy),
-            sampling=SamplingParams(max_tokens=self._setting.max_tokens, ignore_eos=True),
+            sampling=self._setting.sampling,
             assume_clues=self._setting.clues,
             on_event=note,
         )
@@ -194,7 +202,7 @@ class _Bench:
         result = {
             "strategy": strategy,
             "num_videos": num_videos,
-            **_served(asked, concurrency, time.perf_counter() - began),
+            **_served(asked, concurrency, time.perf_counter() - began, self._drafts),
         }
         after = self._runtime.stats()["scheduler"]
         result["steps"] = after["steps"] - before["steps"]
@@ -216,7 +224,7 @@ class _Bench:
             path = self.copy()
             alone.append(self.ask(path, number, strategy))
             path.unlink()
-        separate = _served(alone, 1, sum(asked.seconds for asked in alone))
+        separate = _served(alone, 1, sum(asked.seconds for asked in alone), self._drafts)
         print(f"{name}, {askers} alone: {separate['duration']:.2f} s", file=sys.stderr)
         return {
             "strategy": name,
@@ -227,8 +235,9 @@ class _Bench:
         }
 
 
-def _served(asked: list[_Asked], concurrency: int, duration: float) -> dict[str, Any]:
-    """Fields of `vllm bench serve` (duration in seconds, tokens and requests a second, ms)."""
+def _served(asked: list[_Asked], concurrency: int, duration: float, drafts: bool) -> dict[str, Any]:
+    """Fields of `vllm bench serve` (duration in seconds, tokens and requests a second, ms), those
+    of ITL only without drafts."""
     answers = [a.answer for a in asked]
     rounds = [r for answer in answers for r in answer.rounds]
     inputs = [sum(r.prompt_tokens for r in answer.rounds) for answer in answers]
@@ -256,7 +265,7 @@ def _served(asked: list[_Asked], concurrency: int, duration: float) -> dict[str,
         "total_token_throughput": (sum(inputs) + sum(outputs)) / duration,
         **_statistics("ttft", [a.ttft for a in asked]),
         **_statistics("tpot", per_token),
-        **_statistics("itl", gaps),
+        **({} if drafts else _statistics("itl", gaps)),
         **_statistics("e2el", [a.seconds for a in asked]),
         "round_ttft_ms": [
             statistics.median(answer.rounds[index].timings.ttft for answer in answers)

@@ -161,7 +161,7 @@ def load_model(
     with torch.device("meta"):
         model = Qwen2_5_VL(config)
     with open_tensors(folder) as readers:
-        wanted = _checkpoint_dtype(folder) if dtype == "auto" else _as_dtype(dtype)
+        wanted = checkpoint_dtype(folder) if dtype == "auto" else _as_dtype(dtype)
         load_tensors(model, readers, wanted, torch.device(device))
     return model.eval()
 
@@ -228,7 +228,7 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _checkpoint_dtype(folder: Path) -> torch.dtype:
+def checkpoint_dtype(folder: Path) -> torch.dtype:
     """What config.json says (`dtype`, formerly `torch_dtype`); float32 where it says nothing."""
     raw = read_json(folder / "config.json")
     for scope in (raw, raw.get("text_config") or {}):
