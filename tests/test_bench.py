@@ -211,7 +211,9 @@ def test_the_setting_of_append_looks_closer_without_looking_at_more() -> None:
     history: list[RoundHistory] = []
     pairs, cells = [], []
     for clue in (*setting.clues, None):
-        plan = plan_round("append", setting.perception("append"), [minute], history, len(history))
+        plan = plan_round(
+            "append", setting.perception("append").resolve({}), [minute], history, len(history)
+        )
         history.append(RoundHistory(plan, clue_from_json(clue), forced=True))
         pairs.append(plan.num_pairs)
         cells.append(plan.views[0].cell_seconds)

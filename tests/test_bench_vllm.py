@@ -68,7 +68,7 @@ def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: Strategy)
         QUESTIONS[0],
         options=OPTIONS,
         metadata=metadata,
-        perception=SETTING.perception(strategy),
+        perception=SETTING.perception(strategy).resolve({}),
         clues=SETTING.parsed_clues,
         max_tokens=SETTING.max_tokens,
     )
@@ -130,7 +130,7 @@ def test_a_failure_of_vllm_is_told_and_survived(
             clip,
             "why?",
             metadata=metadata,
-            perception=SETTING.perception("official"),
+            perception=SETTING.perception("official").resolve({}),
             clues=SETTING.parsed_clues,
             max_tokens=1000,
         )

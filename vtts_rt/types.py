@@ -24,7 +24,8 @@ TEMPORAL_PATCH_SIZE = 2  # frames in a frame pair
 TOKEN_PX = PATCH_SIZE * MERGE_SIZE  # px a side of one LM token; sizes are multiples of it
 PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a patch row
 
-MropeMode = Literal["qwen", "hf5"]
+# Whose numbers a run reproduces: the code that was released with VideoChat-R1.5, or transformers 5.
+Parity = Literal["release", "transformers"]
 Strategy = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
 DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")

@@ -25,7 +25,6 @@ from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.bench.rounds import PEERS, SAME_WORK, Run, samples
 from vtts_rt.bench.setting import (
     OPTIONS,
-    PARITIES,
     QUESTIONS,
     Setting,
     add_compute_flags,
@@ -35,7 +34,7 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
 from vtts_rt.bench.summary import comparisons, sentence, summary
-from vtts_rt.config import STRATEGIES, EngineConfig
+from vtts_rt.config import PARITIES, STRATEGIES, EngineConfig
 from vtts_rt.models.language import ForwardBatch, PagedKV
 from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.runtime import Runtime
@@ -174,7 +173,7 @@ def _rounds(twins: Twins, args: argparse.Namespace) -> dict[str, list[Run]]:
                 ArrayReader(video, VIDEO_FPS),
                 QUESTIONS[0],
                 options=OPTIONS,
-                perception=setting.perception("official"),
+                perception=runtime.perception(setting.perception("official")),
                 clues=setting.parsed_clues,
                 max_tokens=setting.max_tokens,
             )

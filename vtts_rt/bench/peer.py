@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vtts_rt.bench.frames import ArrayReader, FileReader, resized
 from vtts_rt.bench.model import allow_broken_torchvision
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.policy import RoundHistory, plan_round
@@ -131,14 +131,14 @@ class PublishedLoop:
         video: str | Path | ArrayReader,
         question: str,
         *,
-        perception: PerceptionConfig,
+        perception: ResolvedPerception,
         clues: Sequence[Clue],
         max_tokens: int,
         options: Sequence[str] = (),
         templates: PromptTemplates | None = None,
     ) -> list[RoundSample]:
         """All rounds of a question; `clues` replace what the model says after each round."""
-        released = perception.mrope == "qwen"
+        released = perception.parity == "release"
         self.model.model.get_rope_index = (
             self._released_positions if released else self._own_positions
         )

@@ -140,7 +140,7 @@ class _Bench:
         self._metadata, self._setting = metadata, setting
         self._strategies, self._peers = strategies, peers
         self._templates = prompts_from_dict(load_extras(folder).get("prompts", {}))
-        self.resolved = setting.perception(strategies[0])
+        self.resolved = setting.perception(strategies[0]).resolve({})
         self.about_vllm: dict[str, Any] | None = None
 
     def measured(self, dtype: str) -> dict[str, Any]:

@@ -20,12 +20,12 @@ import torch
 
 from vtts_rt.bench.footage import FOOTAGE
 from vtts_rt.bench.model import MODEL_ID, bench_model
-from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig, ResolvedPerception
 from vtts_rt.models.checkpoint import resolve_model
 from vtts_rt.models.qwen2_5_vl import DTYPES, checkpoint_dtype
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.results import versions
-from vtts_rt.types import SamplingParams, Strategy, VideoMetadata, require
+from vtts_rt.types import Parity, SamplingParams, Strategy, VideoMetadata, require
 from vtts_rt.video import open_video
 
 # The setting: a frame every two seconds in the coarse pass (15 pairs of the 60 s clip), clues
@@ -49,7 +49,6 @@ OPTIONS = (
     "They pour water into the glass",
     "They leave the room with the bag",
 )
-PARITIES = ("release", "transformers")
 PERCENTILES = (10, 25, 50, 75, 90, 99)  # of `vllm bench latency`
 
 
@@ -67,7 +66,7 @@ class Setting:
     rounds: int
     max_tokens: int
     clues: list[list[list[float]]]
-    parity: str = "release"
+    parity: Parity = "release"
     text_first: bool = True
 
     @classmethod
@@ -95,12 +94,12 @@ class Setting:
             strategy=strategy,
             max_rounds=self.rounds,
             sample_fps=SAMPLE_FPS,
-            mrope="qwen" if self.parity == "release" else "hf5",
+            parity=self.parity,
             text_first=self.text_first,
         )
 
     def as_dict(
-        self, video: str, metadata: VideoMetadata, resolved: PerceptionConfig
+        self, video: str, metadata: VideoMetadata, resolved: ResolvedPerception
     ) -> dict[str, Any]:
         """The JSON of a result's "setting"; resolved: the budgets that all sides were given."""
         return {
