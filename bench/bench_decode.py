@@ -5,7 +5,7 @@
         [--runs N]
 
 The second form is the engine on a GPU, bfloat16 by default, with CUDA graphs and without, as a
-share of the time in which a copy moves the weights (vtts_rt/bench/decode.py). The first:
+share of the time in which a copy moves the weights (engine_decode.py). The first:
 
 The shape of the 118 M bench model with random weights; a step takes the embeddings of some rows to
 chosen tokens, each sequence attending to --keys keys in shuffled pages. Rows of one sequence are
@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_decode import measure
 
 import vtts_rt
-from vtts_rt.bench.decode import measure
 from vtts_rt.bench.ops.case import bench_dtype
 from vtts_rt.bench.ops.timing import copy_bandwidth
 from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name

@@ -26,8 +26,8 @@ BACKENDS = ("torch", "cpu")
 CASES = [  # what it is, rows, channels, outputs
     ("head, one token", 1, 512, 151936),
     ("head, a token and 8 drafts", 9, 512, 151936),
-    ("head, 8 askers with drafts", 72, 512, 151936),
-    ("gate and up, 8 askers with drafts", 72, 512, 2816),
+    ("head, 8 requests with drafts", 72, 512, 151936),
+    ("gate and up, 8 requests with drafts", 72, 512, 2816),
     ("gate and up, a later look", 540, 512, 2816),
     ("gate and up, a first look", 1024, 512, 2816),
     ("down, a first look", 1024, 1408, 512),

@@ -199,7 +199,7 @@ def test_five_rounds_are_another_theme(clip: Path, tmp_path: Path) -> None:
     assert len(result["setting"]["assume_clues"]) == 4
 
 
-def test_every_asker_has_a_question() -> None:
+def test_every_request_has_a_question() -> None:
     assert len({question(number) for number in range(30)}) == 30
 
 

@@ -143,10 +143,10 @@ SETTING = {"video": "real", "draft_tokens": 0}
 SERVED = "8 | 8 | 20.0 | 38.4 | 2.50 | 40 | 19.00 | 24 | 26,848 |"
 
 
-def test_askers_have_a_line_for_each_number_of_them(checkout: Path) -> None:
+def test_concurrency_has_a_line_for_each_level(checkout: Path) -> None:
     data = {"setting": {**SETTING, "num_videos": 4}, "dtype": "float32", "sweep": [LEVEL]}
     text = file(checkout, "serve", data)
-    assert text.startswith("\n| 4 videos | askers | questions |")
+    assert text.startswith("\n| 4 videos | concurrency | questions |")
     assert f"| `append` | {SERVED}" in text and "real video, float32, no drafts." in text
 
 
@@ -157,7 +157,7 @@ def test_times_of_a_token_are_told_only_without_drafts(checkout: Path) -> None:
     assert "drafts of up to 15 tokens." in text
 
 
-def test_askers_of_one_video_stand_beside_each_alone(checkout: Path) -> None:
+def test_requests_about_one_video_stand_beside_each_alone(checkout: Path) -> None:
     alone = {**LEVEL, "max_concurrency": 1}
     part = {"strategy": "append", "shared": LEVEL, "separate": alone, "time_ratio": 0.3}
     data = {"setting": SETTING, "dtype": "float32", "one_video": [part]}

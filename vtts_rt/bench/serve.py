@@ -1,6 +1,6 @@
-"""`vtts-rt bench serve`: many askers at once, on several videos and on one.
+"""`vtts-rt bench serve`: concurrent requests, on several videos and on one.
 
-Closed loop: each of C askers asks its next question when it has its answer. Every measured part
+Closed loop: each of C clients sends its next question when it has its answer. Every measured part
 begins cold: files not seen before, caches cleared. Field names are those of `vllm bench serve`;
 TTFT is that of the first round, from the question on, opening the file included. With drafts,
 which are off by default, tokens come several at a time: there is no inter-token latency then.
@@ -50,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--max-concurrency",
         "--concurrency",
         default="1,2,4,8",
-        help="askers, comma-separated, or none",
+        help="concurrent requests, comma-separated, or none",
     )
     add("--num-prompts", type=int, default=8, help="questions asked at each concurrency")
     add("--num-videos", type=int, default=4, help="files they are about")
@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--one-video",
         type=int,
         default=8,
-        help="askers about one file against as many separate cold questions; 0 leaves this out",
+        help="requests about one file at once, against as many separate cold ones; 0: leave out",
     )
 
 
@@ -121,7 +121,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "sweep": sweep,
         "one_video": one_video,
-        "ratios": _ratios(sweep, one_video),
     }
 
 
@@ -188,14 +187,14 @@ class _Bench:
     def serve(
         self, strategy: Strategy, concurrency: int, num_prompts: int, num_videos: int
     ) -> dict[str, Any]:
-        """`num_prompts` questions by `concurrency` askers, cold; the files in turn."""
+        """`num_prompts` questions, `concurrency` at once, cold; the files in turn."""
         self._runtime.clear_caches()
         videos = [self.copy() for _ in range(num_videos)]
         before = self._runtime.stats()["scheduler"]
         began = time.perf_counter()
-        with ThreadPoolExecutor(concurrency) as askers:
+        with ThreadPoolExecutor(concurrency) as clients:
             futures = [
-                askers.submit(self.ask, videos[number % num_videos], number, strategy)
+                clients.submit(self.ask, videos[number % num_videos], number, strategy)
                 for number in range(num_prompts)
             ]
             asked = [future.result() for future in futures]
@@ -208,27 +207,27 @@ class _Bench:
         result["steps"] = after["steps"] - before["steps"]
         result["preemptions"] = after["preemptions"] - before["preemptions"]
         said = f"{result['duration']:.2f} s, {result['output_throughput']:.1f} tokens/s"
-        print(f"{strategy}, {concurrency} askers, {num_videos} videos: {said}", file=sys.stderr)
+        print(f"{strategy}, {concurrency} at once, {num_videos} videos: {said}", file=sys.stderr)
         for path in videos:
             path.unlink()
         return result
 
-    def one_video(self, strategy: Strategy, text_first: bool, askers: int) -> dict[str, Any]:
-        """Askers about one file, together, against each alone and cold, one after the other."""
+    def one_video(self, strategy: Strategy, text_first: bool, num_requests: int) -> dict[str, Any]:
+        """Requests about one file, together, against each alone and cold, one after the other."""
         self._setting = replace(self._setting, text_first=text_first)
         name = strategy if text_first else f"{strategy}, video first"
-        shared = self.serve(strategy, askers, askers, 1)
+        shared = self.serve(strategy, num_requests, num_requests, 1)
         alone = []
-        for number in range(askers):
+        for number in range(num_requests):
             self._runtime.clear_caches()
             path = self.copy()
             alone.append(self.ask(path, number, strategy))
             path.unlink()
         separate = _served(alone, 1, sum(asked.seconds for asked in alone), self._drafts)
-        print(f"{name}, {askers} alone: {separate['duration']:.2f} s", file=sys.stderr)
+        print(f"{name}, {num_requests} alone: {separate['duration']:.2f} s", file=sys.stderr)
         return {
             "strategy": name,
-            "num_askers": askers,
+            "num_requests": num_requests,
             "shared": shared,
             "separate": separate,
             "time_ratio": shared["duration"] / separate["duration"],
@@ -288,19 +287,6 @@ def _statistics(name: str, seconds: list[float]) -> dict[str, float]:
     }
 
 
-def _ratios(sweep: list[dict[str, Any]], one_video: list[dict[str, Any]]) -> dict[str, Any]:
-    """throughput_gain: strategy -> askers -> tokens a second over those of the first level;
-    one_video_time_ratio: strategy -> askers together over each alone."""
-    gain: dict[str, dict[str, float]] = {}
-    first: dict[str, float] = {}
-    for level in sweep:
-        base = first.setdefault(level["strategy"], level["output_throughput"])
-        levels = gain.setdefault(level["strategy"], {})
-        levels[str(level["max_concurrency"])] = level["output_throughput"] / base
-    ratio = {part["strategy"]: part["time_ratio"] for part in one_video}
-    return {"throughput_gain": gain, "one_video_time_ratio": ratio}
-
-
 def print_table(result: dict[str, Any]) -> None:
     """The result for people."""
     from rich.console import Console
@@ -309,7 +295,7 @@ def print_table(result: dict[str, Any]) -> None:
     machine = result["hardware"]
     title = f"{result['model_id']}, {result['dtype']}, {machine['cpu']}"
     table = Table("", title=f"{title}, {machine['threads']} threads")
-    for name in ("askers", "videos", "s", "tokens/s", "TTFT ms", "p99", "TPOT ms", "E2EL ms"):
+    for name in ("concurrency", "videos", "s", "tokens/s", "TTFT ms", "p99", "TPOT ms", "E2EL ms"):
         table.add_column(name, justify="right")
     parts = list(result["sweep"])
     for part in result["one_video"]:
@@ -329,5 +315,7 @@ def print_table(result: dict[str, Any]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     for part in result["one_video"]:
-        ratio = f"{part['time_ratio']:.2f} of the time of {part['num_askers']} alone"
-        console.print(f"{part['strategy']}: {part['num_askers']} askers on one video take {ratio}")
+        ratio = f"{part['time_ratio']:.2f} of the time of {part['num_requests']} alone"
+        console.print(
+            f"{part['strategy']}: {part['num_requests']} requests on one video take {ratio}"
+        )

@@ -32,7 +32,7 @@ from vtts_rt.video import open_video
 # at 20-30 s, 24-28 s and so on, as fractions of the duration so that they fit any file.
 SAMPLE_FPS = 0.5
 CLUES = ((20 / 60, 30 / 60), (24 / 60, 28 / 60), (25 / 60, 27 / 60), (25.5 / 60, 26.5 / 60))
-# One question for each of eight askers; where there is one asker, it is the first.
+# One question for each of eight concurrent requests; a single one asks the first.
 QUESTIONS = (
     "What does the person do right after the red card has been put on the table?",
     "Which hand opens the door before the light goes out?",
@@ -53,7 +53,7 @@ PERCENTILES = (10, 25, 50, 75, 90, 99)  # of `vllm bench latency`
 
 
 def question(number: int) -> str:
-    """The question of an asker: every number has one of its own."""
+    """The question of a request: every number has one of its own."""
     text = QUESTIONS[number % len(QUESTIONS)]
     return text if number < len(QUESTIONS) else f"{text} ({number})"
 

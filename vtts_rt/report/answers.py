@@ -1,4 +1,4 @@
-"""Tables about questions: accuracy, rounds, askers, memory over time."""
+"""Tables about questions: accuracy, rounds, concurrent requests, memory over time."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def _served(level: dict[str, Any], name: str, setting: dict[str, Any]) -> list[s
     ]
 
 
-_SERVED = ["askers", "questions", "s", "tokens/s", "TTFT s", "TPOT ms", "E2EL s"]
+_SERVED = ["concurrency", "questions", "s", "tokens/s", "TTFT s", "TPOT ms", "E2EL s"]
 _SERVED += ["pairs encoded", "tokens prefilled"]
 
 
 def _serve(result: Result) -> str:
-    """Closed-loop askers on several videos, a line for each number of them; medians."""
+    """Concurrent requests on several videos, a line for each number of them; medians."""
     setting = result.data["setting"]
     rows = [_served(level, f"`{level['strategy']}`", setting) for level in result.data["sweep"]]
     table = markdown([f"{setting['num_videos']} videos", *_SERVED], rows)
