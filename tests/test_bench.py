@@ -51,6 +51,9 @@ def result(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, An
     folder = tmp_path_factory.mktemp("bench")
     checkpoint = tiny_checkpoint(folder / "tiny")
     (checkpoint / EXTRAS).write_text(json.dumps({"perception": RECIPE}))
+    path = checkpoint / "generation_config.json"
+    sampled = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.5}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **sampled}))
     written = folder / "out" / "rounds.json"
     flags = ["--max-tokens", "4", "--repeats", "1", "--threads", "1", "--dtype", "float32,bfloat16"]
     paths = ["--model", str(checkpoint), "--video", str(clip), "--output-json", str(written)]

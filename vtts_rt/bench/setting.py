@@ -49,6 +49,18 @@ OPTIONS = (
     "They pour water into the glass",
     "They leave the room with the bag",
 )
+# Settings that change no logit; an unset one is the checkpoint's.
+NEUTRAL: dict[str, Any] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_tokens": 0,
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "bad_words_ids": (),
+}
 PERCENTILES = (10, 25, 50, 75, 90, 99)  # of `vllm bench latency`
 
 
@@ -84,8 +96,11 @@ class Setting:
 
     @property
     def sampling(self) -> SamplingParams:
-        """Greedy, without penalties, and always `max_tokens` tokens."""
-        return SamplingParams(temperature=0.0, max_tokens=self.max_tokens, ignore_eos=True)
+        """Greedy and always `max_tokens` tokens, whatever the checkpoint's generation_config.json
+        says."""
+        known = SamplingParams.__dataclass_fields__
+        neutral = {name: value for name, value in NEUTRAL.items() if name in known}
+        return SamplingParams(max_tokens=self.max_tokens, ignore_eos=True, **neutral)
 
     def perception(self, strategy: Strategy) -> PerceptionConfig:
         """What this setting fixes; the model's own settings fill the rest, for every side
