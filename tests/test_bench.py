@@ -50,7 +50,7 @@ RECIPE = {"total_pixels": 64 * 28 * 28, "min_pixels": 4 * 28 * 28, "strategy": "
 def result(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     checkpoint = tiny_checkpoint(folder / "tiny")
-    (checkpoint / EXTRAS).write_text(json.dumps({"perception": RECIPE}))
+    (checkpoint / EXTRAS).write_text(json.dumps({"perception": RECIPE, "prompts": {"system": ""}}))
     path = checkpoint / "generation_config.json"
     sampled = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.5}
     path.write_text(json.dumps({**json.loads(path.read_text()), **sampled}))
@@ -107,7 +107,6 @@ def test_two_comparisons_are_made_and_both_sides_get_the_recipe(
     assert "(same frames, sizes and prompt tokens; every token equal)" in sentence(official)
     assert not append["same_frames"] and append["equal_tokens"] is None
     assert "(same spans, but other frames and another prompt)" in sentence(append)
-    # Prompts this short come of the recipe's pixels only: its largest frame has 6 tokens.
     assert result["setting"]["total_pixels"] == RECIPE["total_pixels"]
     tokens = {run["contenders"][n]["rounds"][0]["prompt_tokens"] for n in (LOOP, "official")}
     assert len(tokens) == 1

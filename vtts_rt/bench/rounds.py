@@ -37,7 +37,7 @@ from vtts_rt.config import EngineConfig
 from vtts_rt.models.checkpoint import load_extras
 from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
 from vtts_rt.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import Strategy, VideoMetadata, require
@@ -139,7 +139,7 @@ class _Bench:
         self._args, self._folder, self._video = args, folder, video
         self._metadata, self._setting = metadata, setting
         self._strategies, self._peers = strategies, peers
-        self._templates = prompts_from_dict(load_extras(folder).get("prompts", {}))
+        self._words = prompts_from_dict(load_extras(folder).get("prompts", {}))
         self.resolved = setting.perception(strategies[0]).resolve({})
         self.about_vllm: dict[str, Any] | None = None
 
@@ -177,7 +177,7 @@ class _Bench:
                 Runtime(
                     model,
                     tokenizer,
-                    templates=self._templates,
+                    templates=self._words,
                     engine=replace(engine, **changed),
                 )
             )
@@ -215,14 +215,17 @@ class _Bench:
         runtime: Runtime,
     ) -> _Contender:
         def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
+            perception, words = runtime.perception(setting.perception(SAME_WORK[name])), self._words
+            if perception.prompts:
+                words = load_prompts(perception.prompts, base=words)
             return asked(
                 video,
                 question,
                 options=OPTIONS,
-                perception=runtime.perception(setting.perception(SAME_WORK[name])),
+                perception=perception,
                 clues=setting.parsed_clues,
                 max_tokens=setting.max_tokens,
-                templates=self._templates,
+                templates=words,
             )
 
         return _Contender(PEERS[name], ask, forget)
