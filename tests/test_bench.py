@@ -23,7 +23,7 @@ from vtts_rt.bench.peer import PublishedLoop, RoundSample, file_metadata, patch_
 from vtts_rt.bench.rounds import ABLATIONS, DRAFTS, OTHER, PEERS, SAME
 from vtts_rt.bench.setting import Setting, question
 from vtts_rt.bench.summary import PHASES, comparisons, sentence
-from vtts_rt.models.checkpoint import EXTRAS
+from vtts_rt.models.checkpoint import EXTRAS_FILE
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata
@@ -50,7 +50,9 @@ RECIPE = {"total_pixels": 64 * 28 * 28, "min_pixels": 4 * 28 * 28, "strategy": "
 def result(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("bench")
     checkpoint = tiny_checkpoint(folder / "tiny")
-    (checkpoint / EXTRAS).write_text(json.dumps({"perception": RECIPE, "prompts": {"system": ""}}))
+    (checkpoint / EXTRAS_FILE).write_text(
+        json.dumps({"perception": RECIPE, "prompts": {"system": ""}})
+    )
     path = checkpoint / "generation_config.json"
     sampled = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.5}
     path.write_text(json.dumps({**json.loads(path.read_text()), **sampled}))

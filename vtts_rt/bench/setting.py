@@ -21,7 +21,6 @@ import torch
 from vtts_rt.bench.footage import FOOTAGE
 from vtts_rt.bench.model import MODEL_ID, bench_model
 from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig, ResolvedPerception
-from vtts_rt.models.checkpoint import resolve_model
 from vtts_rt.models.qwen2_5_vl import DTYPES, checkpoint_dtype
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.results import versions
@@ -205,8 +204,7 @@ def check_compute(args: argparse.Namespace) -> None:
 
 def dtype_of(args: argparse.Namespace, model: str | Path) -> str:
     """--dtype, or the checkpoint's own."""
-    own = checkpoint_dtype(resolve_model(model))
-    return args.dtype or str(own).removeprefix("torch.")
+    return args.dtype or str(checkpoint_dtype(model)).removeprefix("torch.")
 
 
 def strategies_of(args: argparse.Namespace) -> list[Strategy]:
