@@ -45,7 +45,7 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
     with ThreadPoolExecutor(1, "vtts_rt-hash") as pool, av_errors(media.name):
         # Beside a small content a thread costs more than it saves.
         hashed = pool.submit(media.content_id) if media.num_bytes > PIECE_BYTES else None
-        found = build_index(container, stream, lambda: open_stream(media), source_fps)
+        found = build_index(container, stream, lambda exact: open_stream(media, exact), source_fps)
         content_id = media.content_id() if hashed is None else hashed.result()
     media.check_unchanged()
     require_video(found is not None, "hold at least one frame that can be decoded", media.name)
