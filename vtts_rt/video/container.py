@@ -97,6 +97,23 @@ class Media:
         if self.opening is not None:
             self.opening.check_time()
 
+    def check_counts(self, num_packets: int, num_frames: int) -> None:
+        """Ends an opening that takes too long, or of a stream that is."""
+        if self.opening is not None:
+            self.opening.check_time()
+            self.opening.check_packets(num_packets, self.name)
+            self.opening.check_frames(num_frames, self.name)
+
+    @contextmanager
+    def cancelled_on_error(self) -> Iterator[None]:
+        """Ends the opening in other threads too when something is raised."""
+        try:
+            yield
+        except BaseException:
+            if self.opening is not None:
+                self.opening.cancel()
+            raise
+
     def check_unchanged(self) -> None:
         """RuntimeError when the file is no longer the one that was opened."""
         if self.path is None:

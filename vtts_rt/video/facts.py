@@ -35,7 +35,8 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
     """One pass over the packets of a freshly opened container, the content hashed beside it.
 
     source_fps: rate of a stream that has no timestamps of its own.
-    Raises ValueError when the content is no video or none of its frames decodes.
+    Raises ValueError when the content is no video, none of its frames decodes, or it exceeds a
+    bound of the opening.
     """
     stream = video_stream(container, media.name)
     stream.thread_count = 1  # one frame is decoded: threads would only read ahead
@@ -46,7 +47,10 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
     with ThreadPoolExecutor(1, "vtts_rt-hash") as pool, av_errors(media.name):
         # Beside a small content a thread costs more than it saves.
         hashed = pool.submit(media.content_id) if media.num_bytes > PIECE_BYTES else None
-        found = build_index(container, stream, lambda: open_stream(media), source_fps)
+        with media.cancelled_on_error():
+            found = build_index(
+                container, stream, lambda: open_stream(media), source_fps, media.check_counts
+            )
         content_id = media.content_id() if hashed is None else hashed.result()
     media.check_unchanged()
     require_video(found is not None, "hold at least one frame that can be decoded", media.name)

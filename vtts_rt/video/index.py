@@ -24,6 +24,7 @@ RATE_TOLERANCE = 1.5
 MAX_FPS = 1000.0
 # Packets that may fail to decode before a file counts as holding no frame at all.
 PROBE_PACKETS = 512
+CHECKED_PACKETS = 1 << 12  # from one `check` of `build_index` to the next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +105,7 @@ def build_index(
     stream: Any,
     reopen: Callable[[], tuple[Any, Any]],
     source_fps: float | None = None,
+    check: Callable[[int, int], None] = lambda num_packets, num_frames: None,
 ) -> tuple[PacketIndex, Any] | None:
     """One pass over the packets of a freshly opened container; the first frame is decoded.
 
@@ -111,6 +113,8 @@ def build_index(
     are reordered, or no times at all: raw H.264) is decoded once, to learn the order.
     reopen: gives another (container, stream) of the same content, for that one decode.
     source_fps: rate of a stream without any times; the default is the container's guess.
+    check: told now and then how many packets and frames that show there are; what it raises ends
+    the pass.
     Returns the index and the first frame that decodes (what only a decoder knows: size, display
     matrix); None when no packet holds a frame that shows or none decodes.
     """
@@ -132,6 +136,8 @@ def build_index(
         pos.append(MISSING if place is None or place < 0 else place)
         # Edit lists mark what they cut.
         hidden.append(packet.is_discard or shows_nothing(codec, packet))
+        if not len(hidden) % CHECKED_PACKETS:
+            check(len(hidden), hidden.count(0))
         if probing:
             first = decode_tagged(stream, packet, len(pts) - 1)  # overwrites the packet's times
             probing = not first and len(pts) <= PROBE_PACKETS

@@ -41,13 +41,9 @@ def open_media(
     decoder = chosen_decoder(decoder, device)
     opening = opening or Opening()
     media = Media(data, opening)
-    try:
-        source = _opened(media, opening, source_fps)
-        if decoder == "dali" and isinstance(source, PyavSource):
-            source = _through_dali(source, device)
-    except BaseException:
-        opening.cancel()
-        raise
+    source = _opened(media, opening, source_fps)
+    if decoder == "dali" and isinstance(source, PyavSource):
+        source = _through_dali(source, device)
     media.opening = None  # frames are read however long after
     return source
 

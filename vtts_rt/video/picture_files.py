@@ -34,7 +34,8 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 # Files that hold the further views of one photo behind it say so in the first: the index of
 # multi-picture files (CIPA DC-007), or a directory of Google's containers.
 _JPEG_PHOTO = re.compile(rb"MPF\x00|Container:Directory")
-_JPEG_PADDING_BYTES = 4096
+_JPEG_START = b"\xff\xd8\xff"
+_JPEG_JUNK_BYTES = 4096
 # Progressive JPEGs have some 10; every scan costs a pass over all pixels.
 MAX_JPEG_SCANS = 500
 # Browsers show frames of at most 10 ms for 100 ms (Chromium, ImageFrame), as FFmpeg does in GIF.
@@ -112,15 +113,16 @@ def _png_end(data: Window, name: str) -> int | None:
 
 
 def _jpeg_end(data: Window, name: str) -> int | None:
-    """Behind the end of the first JPEG, and behind the zeros that pad it; None for a photo that
-    its further views follow, and where there is no end."""
+    """Where the next JPEG begins, behind at most 4 KiB of padding or junk; None for a photo that
+    further views of it follow, or the film of it, and where there is none."""
     place, scans = 2, 0
     while (at := data.search(_JPEG_MARKER, place)) is not None:
         marker = data.at(at, 2)[1]
         if marker == 0xD9:
             place = at + 2
-            padding = data.at(place, _JPEG_PADDING_BYTES)
-            return place + len(padding) - len(padding.lstrip(b"\0"))
+            behind = data.at(place, _JPEG_JUNK_BYTES)
+            gap = -1 if behind[4:8] == b"ftyp" else behind.find(_JPEG_START)
+            return None if gap < 0 else place + gap
         size = data.number(at + 2, 2)
         if 0xE0 <= marker <= 0xEF and _JPEG_PHOTO.search(data.at(at + 4, size)):
             return None
