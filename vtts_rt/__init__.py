@@ -13,6 +13,7 @@ _HOMES = {
     "Runtime": "vtts_rt.runtime",
     "PerceptionConfig": "vtts_rt.config",
     "EngineConfig": "vtts_rt.config",
+    "MediaLimits": "vtts_rt.config",
     "SamplingParams": "vtts_rt.types",
     "Region": "vtts_rt.types",
     "Box": "vtts_rt.types",
@@ -32,6 +33,7 @@ __all__ = [
     "Clue",
     "EngineConfig",
     "FrameStore",
+    "MediaLimits",
     "PerceptionConfig",
     "Region",
     "RolloutDataFeed",
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vtts_rt.config import EngineConfig, PerceptionConfig
+    from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.perception.clue import Clue
     from vtts_rt.runtime import Runtime

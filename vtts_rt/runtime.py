@@ -75,7 +75,11 @@ class Runtime:
         self._store = frame_store
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
-        self._decoding = {"decoder": self.config.decoder, "device": ordinal}
+        self._decoding = {
+            "decoder": self.config.decoder,
+            "device": ordinal,
+            "limits": self.config.media_limits,
+        }
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
@@ -190,9 +194,11 @@ class Runtime:
         perception: PerceptionConfig, sampling: SamplingParams. assume_clues: a clue per round
         that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
         "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
-        the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
-        video that exists. timeout_seconds: stop with what there is. decoder: as `open_video`, in
-        place of EngineConfig's. allow_urls: video may be a
+        the model says. source_fps, timestamps_seconds: of an array, as `open_video`; of a list of
+        videos timestamps_seconds is a list with the times or None of each. start_seconds,
+        end_seconds: the part of the video that exists. timeout_seconds: stop with what there is,
+        counted from the call; TimeoutError when it passes before the video is open. decoder,
+        limits: as `open_video`, in place of EngineConfig's. allow_urls: video may be a
         URL. member: index in a rollout group, part of the sampling noise.
         """
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
@@ -224,6 +230,7 @@ class Runtime:
             loop.call_soon_threadsafe(outputs.put_nowait, output)
 
         with ExitStack() as stack:
+            options = {"called_seconds": time.monotonic(), **options}
             asked = await asyncio.to_thread(self._question, stack, video, question, **options)
             ticket = self._driver.submit(asked.request, deliver)
             try:
@@ -269,8 +276,8 @@ class Runtime:
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; `opening`: source_fps, start_seconds, end_seconds, allow_urls,
-        decoder.
+        Arguments as `ask`; `opening`: source_fps, timestamps_seconds, start_seconds, end_seconds,
+        allow_urls, decoder, limits.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views

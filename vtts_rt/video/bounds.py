@@ -13,6 +13,8 @@ from vtts_rt.video.mp4_header import HEADER_BYTES_A_PACKET, check_mp4, header_ru
 from vtts_rt.video.picture_files import PNG_START, num_png_frames
 from vtts_rt.video.window import Window
 
+# A cue takes 13 bytes, of which FFmpeg makes 100; of attached files it keeps a copy or two.
+MATROSKA_SHARE, ATTACHMENT_SHARE = 4, 8
 # The least that a frame of a GIF takes: its descriptor, the size of a code, and the end of blocks.
 MIN_GIF_FRAME_BYTES = 12
 GIF_PART_BYTES = 1 << 18
@@ -21,15 +23,9 @@ MAX_AVI_INDEX_CHUNKS = 1 << 12
 AVI_ENTRY_BYTES, AVI_CHUNK_ENTRY_BYTES = 16, 8
 AVI_LISTS = (b"AVI ", b"AVIX", b"hdrl", b"strl")
 
-SEGMENT, CLUSTER, SEEK_HEAD, SEEK, SEEK_ID, SEEK_POSITION, VOID = (
-    0x18538067,
-    0x1F43B675,
-    0x114D9B74,
-    0x4DBB,
-    0x53AB,
-    0x53AC,
-    0xEC,
-)
+# Elements of Matroska.
+SEGMENT, CLUSTER, ATTACHMENTS, VOID = 0x18538067, 0x1F43B675, 0x1941A469, 0xEC
+SEEK_HEAD, SEEK, SEEK_POSITION = 0x114D9B74, 0x4DBB, 0x53AC
 
 
 def check_header(media: Media, opening: Opening) -> None:
@@ -47,15 +43,12 @@ def check_header(media: Media, opening: Opening) -> None:
             opening.check_pixels(data.number(20, 4), data.number(16, 4), media.name)
             opening.check_frames(num_png_frames(data), media.name)
         elif head.startswith(b"\x1a\x45\xdf\xa3"):
-            _require_header(_matroska_header_bytes(data), most_bytes, media.name)
+            size, most = _matroska_header_bytes(data), most_bytes // MATROSKA_SHARE
+            require_video(size <= most, header_rule(most), f"{size} in {media.name}")
         elif head.startswith(b"RIFF") and head[8:12] == b"AVI ":
             opening.check_packets(_num_avi_entries(data, media.name), media.name)
         else:
             check_mp4(data, opening, most_bytes, media.name)
-
-
-def _require_header(num_bytes: int, most: int, name: str) -> None:
-    require_video(num_bytes <= most, header_rule(most), f"{num_bytes} in {name}")
 
 
 def _check_gif(data: Window, opening: Opening, name: str) -> None:
@@ -109,8 +102,7 @@ def _matroska_header_bytes(data: Window) -> int:
             break
         if name == SEEK_HEAD:
             heads.append((first, min(end, data.num_bytes)))
-        if name != VOID:
-            parsed[place] = min(end, data.num_bytes) - place
+        parsed[place] = _weight(name, min(end, data.num_bytes) - place)
         place = end
     while heads:
         first, last = heads.pop()
@@ -120,11 +112,17 @@ def _matroska_header_bytes(data: Window) -> int:
         for target in _seek_targets(data, start, first, last):
             name, content, end = _element(data, target)
             end = min(end, data.num_bytes)
-            if name not in (0, CLUSTER, VOID) and target < data.num_bytes:
-                parsed[target] = end - target
+            if name not in (0, CLUSTER) and target < data.num_bytes:
+                parsed[target] = _weight(name, end - target)
                 if name == SEEK_HEAD:
                     heads.append((content, end))
     return sum(parsed.values())
+
+
+def _weight(name: int, num_bytes: int) -> int:
+    if name == ATTACHMENTS:
+        return num_bytes // ATTACHMENT_SHARE
+    return 0 if name == VOID else num_bytes
 
 
 def _seek_targets(data: Window, segment: int, place: int, end: int) -> list[int]:
