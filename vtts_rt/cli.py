@@ -250,7 +250,7 @@ def _read_text(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"ask: context must be a readable UTF-8 file, got {path!r}: {error}"
-        ) from None
+        ) from error
 
 
 def _ask(args: argparse.Namespace) -> int:

@@ -372,6 +372,6 @@ def _rows(manifest: str | Path | Sequence[DataSet]) -> list[PlacedRow]:
     except OSError as error:
         got = f"{error.filename} ({error.strerror})"
         rule = "and its rows must be in files that can be read"
-        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from None
+        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from error
     _require("manifest", manifest, bool(rows), "a manifest of at least one row")
     return rows
