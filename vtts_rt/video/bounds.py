@@ -10,7 +10,6 @@ from __future__ import annotations
 from vtts_rt.video.container import Media
 from vtts_rt.video.limits import Opening, require_video
 from vtts_rt.video.mp4_header import HEADER_BYTES_A_PACKET, check_mp4, header_rule
-from vtts_rt.video.picture_files import PNG_START, num_png_frames
 from vtts_rt.video.window import Window
 
 # A cue takes 13 bytes, of which FFmpeg makes 100; of attached files it keeps a copy or two.
@@ -39,9 +38,6 @@ def check_header(media: Media, opening: Opening) -> None:
         head = data.at(0, 12)
         if head.startswith(b"GIF8"):
             _check_gif(data, opening, media.name)
-        elif head.startswith(PNG_START):
-            opening.check_pixels(data.number(20, 4), data.number(16, 4), media.name)
-            opening.check_frames(num_png_frames(data), media.name)
         elif head.startswith(b"\x1a\x45\xdf\xa3"):
             size, most = _matroska_header_bytes(data), most_bytes // MATROSKA_SHARE
             require_video(size <= most, header_rule(most), f"{size} in {media.name}")

@@ -251,12 +251,13 @@ def av_errors(name: str) -> Iterator[None]:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The first video stream that is not cover art; ValueError when there is none."""
+    """The video stream that FFmpeg deems best, no cover art; ValueError when there is none."""
     streams = [
         s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
     ]
     kind = "audio-only file" if container.streams.audio else "file without one"
     require_video(bool(streams), "hold a video stream", f"{kind} {name}")
-    known = streams[0].codec_context is not None
-    require_video(known, "be of a codec that can be decoded", name)
-    return streams[0]
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    require_video(stream.codec_context is not None, "be of a codec that can be decoded", name)
+    return stream

@@ -38,8 +38,8 @@ _JPEG_START = b"\xff\xd8\xff"
 _JPEG_JUNK_BYTES = 4096
 # Progressive JPEGs have some 10; every scan costs a pass over all pixels.
 MAX_JPEG_SCANS = 500
-# Browsers show frames of at most 10 ms for 100 ms (Chromium, ImageFrame), as FFmpeg does in GIF.
-SHORTEST_SECONDS, SHORT_SECONDS = 0.011, 0.1
+# Of a frame that is to show for no time; browsers take as much (Chromium, ImageFrame).
+NO_TIME_SECONDS = 0.1
 
 
 def picture_format(head: bytes) -> str | None:
@@ -62,12 +62,17 @@ def picture_follows(kind: str, data: Window, name: str) -> bool:
 
 def num_png_frames(data: Window) -> int:
     """Frames of an animated PNG by its acTL chunk, which stands before the pixels; 1 for others."""
-    for kind, start, _ in _png_chunks(data):
+    for kind, start, _ in png_chunks(data):
         if kind == b"acTL":
             return data.number(start, 4)
         if kind == b"IDAT":
             break
     return 1
+
+
+def png_size(data: Window) -> tuple[int, int]:
+    """(height, width) of a PNG."""
+    return data.number(20, 4), data.number(16, 4)
 
 
 def webp_header(data: Window, opening: Opening, name: str) -> tuple[int, int, list[float]]:
@@ -89,14 +94,14 @@ def webp_header(data: Window, opening: Opening, name: str) -> tuple[int, int, li
         while start < end:
             if data.at(start - 8, 4) == b"ANMF":
                 seconds = data.number(start + 12, 3, "little") / 1e3
-                durations.append(seconds if seconds >= SHORTEST_SECONDS else SHORT_SECONDS)
+                durations.append(seconds or NO_TIME_SECONDS)
                 opening.check_frames(len(durations), name)
             size = data.number(start - 4, 4, "little")
             start += size + size % 2 + 8
     return height, width, durations
 
 
-def _png_chunks(data: Window) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: Window) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of the content of each chunk, up to IEND (PNG specification, 5.3)."""
     start = len(PNG_START)
     while start + 12 <= data.num_bytes:
@@ -109,7 +114,7 @@ def _png_chunks(data: Window) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _png_end(data: Window, name: str) -> int | None:
-    return next((end + 4 for kind, _, end in _png_chunks(data) if kind == b"IEND"), None)
+    return next((end + 4 for kind, _, end in png_chunks(data) if kind == b"IEND"), None)
 
 
 def _jpeg_end(data: Window, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""Pictures through Pillow: files of one picture, PIL images, animated WebP.
+"""Pictures through Pillow: files of one picture, and PIL images.
 
 Shape letters: H height, W width (px).
 """
@@ -6,23 +6,21 @@ Shape letters: H height, W width (px).
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from vtts_rt.types import VideoMetadata
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.limits import DeadlinePassed, Opening, require_video
 from vtts_rt.video.picture_files import (
     num_png_frames,
     picture_follows,
     picture_format,
+    png_size,
     webp_header,
 )
-from vtts_rt.video.source import derive_id, distinct_indices
+from vtts_rt.video.source import FrameSource, derive_id
 from vtts_rt.video.window import Window
 
 if TYPE_CHECKING:
@@ -69,22 +67,26 @@ def picture_pixels(image: Image.Image) -> np.ndarray:
 def open_pil_image(image: Image.Image, opening: Opening) -> ArraySource:
     """A PIL image, of an animation its current frame; ValueError where it cannot be decoded."""
     opening.check_pixels(image.height, image.width, "a PIL image")
-    return ArraySource(_decoded(image, "a PIL image"))
+    return ArraySource(decoded(image, "a PIL image"))
 
 
-def open_picture(
-    media: Media, opening: Opening, source_fps: float | None
-) -> ArraySource | WebpSource | None:
-    """A file of one picture, or an animated WebP; None for what FFmpeg is to open.
+def open_picture(media: Media, opening: Opening, source_fps: float | None) -> FrameSource | None:
+    """A file of one picture, or an animated PNG or WebP; None for what FFmpeg is to open.
 
     Of pictures that follow each other in one file, which are a video, it leaves FFmpeg's demuxer
     and the rate with `media`. Raises ValueError for a picture that Pillow cannot decode.
     """
+    from vtts_rt.video.animations import AnimationSource, ApngFrames, WebpFrames
+
     with media.reader() as reader:
         data = Window(reader, media.num_bytes)
         kind = picture_format(data.at(0, 64))
-        if kind is None or (kind == "PNG" and num_png_frames(data) > 1):
+        if kind is None:
             return None
+        if kind == "PNG" and num_png_frames(data) > 1:
+            opening.check_pixels(*png_size(data), media.name)
+            opening.check_frames(num_png_frames(data), media.name)
+            return AnimationSource(media, ApngFrames(media, data, opening))
         if kind in SEQUENCE_DEMUXERS and picture_follows(kind, data, media.name):
             media.demuxer = SEQUENCE_DEMUXERS[kind]
             media.demuxer_options = {} if source_fps is None else {"framerate": str(source_fps)}
@@ -95,20 +97,20 @@ def open_picture(
             height, width, durations = webp_header(data, opening, media.name)
             opening.check_pixels(height, width, media.name)
         if len(durations) > 1:
-            return WebpSource(media, durations)
+            return AnimationSource(media, WebpFrames(media, durations))
         reader.seek(0)
-        image = _opened(reader, kind)
+        image = identified(reader, kind)
         if image is None:
             return None  # a variant that FFmpeg may know
         opening.check_pixels(image.height, image.width, media.name)
         if kind == "TIFF":
             _require_one_page(image, media.name)
-        pixels = _decoded(image, media.name)
+        pixels = decoded(image, media.name)
     content_id = derive_id(media.content_id(), "image", CONVERSION)
     return ArraySource(pixels, decoder="image", content_id=content_id)
 
 
-def _opened(file: object, kind: str) -> Image.Image | None:
+def identified(file: object, kind: str) -> Image.Image | None:
     """`Image.open` for one format, without Pillow's own bound on pixels, of which it warns first;
     None where the format's reader does not know what it sees."""
     Image.init()
@@ -121,7 +123,8 @@ def _opened(file: object, kind: str) -> Image.Image | None:
         return None
 
 
-def _decoded(image: Image.Image, name: str) -> np.ndarray:
+def decoded(image: Image.Image, name: str) -> np.ndarray:
+    """`picture_pixels`; ValueError where it cannot be decoded."""
     try:
         return picture_pixels(image)
     except (DeadlinePassed, MemoryError):
@@ -142,98 +145,3 @@ def _require_one_page(image: Image.Image, name: str) -> None:
     rule = "be a TIFF file of one page, as pages have no times (an array has with source_fps)"
     require_video(not several, rule, f"several pages in {name}")
     image.seek(0)
-
-
-class WebpSource:
-    """An animated WebP file, which FFmpeg does not decode; a FrameSource.
-
-    durations: seconds of each frame. Frames that cannot be decoded are served by the last one
-    that can, counted and logged once.
-    Raises ValueError when the first frame cannot be decoded.
-    """
-
-    def __init__(self, media: Media, durations: Sequence[float]) -> None:
-        self._media = media
-        self._lock = threading.Lock()
-        self._closed = False
-        with media.reader() as file:
-            image = _opened(file, "WEBP")  # which reads all of it
-        num_frames = getattr(image, "n_frames", 0)
-        require_video(num_frames == len(durations), "be a readable video or image", media.name)
-        assert image is not None
-        self._image = image
-        first = _decoded(image, media.name)
-        self._num_sound = num_frames
-        self.frames_codec_decoded = 0
-        self.frames_substituted = 0
-        ends = np.cumsum(durations)
-        self.metadata = VideoMetadata(
-            video_id=derive_id(media.content_id(), "webp", CONVERSION),
-            num_frames=num_frames,
-            source_fps=num_frames / float(ends[-1]),
-            duration_seconds=float(ends[-1]),
-            height=first.shape[0],
-            width=first.shape[1],
-            decoder="image",
-            timestamps_seconds=np.concatenate([[0.0], ends[:-1]]),
-        )
-
-    def read(
-        self, frame_indices: Sequence[int], passing: Collection[int] = ()
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        self._check_usable()
-        indices = distinct_indices(frame_indices, self.metadata.num_frames)
-        return ((i, self._frame(i)) for i in indices)
-
-    def close(self) -> None:
-        self._closed = True
-        with self._lock:
-            self._image.close()
-
-    def __enter__(self) -> WebpSource:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _frame(self, index: int) -> np.ndarray:
-        with self._lock:
-            self._check_usable()
-            if index < self._num_sound:
-                try:
-                    pixels = self._decode(index)
-                except ValueError as error:
-                    self._lose(index, error)
-                else:
-                    return pixels
-            self.frames_substituted += 1
-            return self._decode(self._num_sound - 1)
-
-    def _decode(self, index: int) -> np.ndarray:
-        self._image.seek(index)
-        self.frames_codec_decoded += 1
-        return _decoded(self._image, self._media.name)
-
-    def _lose(self, index: int, error: Exception) -> None:
-        """The decoder goes from frame to frame: it knows nothing behind the first broken one."""
-        for sound in range(index):
-            try:
-                self._decode(sound)
-            except ValueError:
-                break
-        else:
-            sound = index
-        require_video(sound > 0, "be a readable video or image", self._media.name)
-        self._num_sound = sound
-        logger.warning(
-            "%s: the frames from %d on cannot be decoded (%s), the one before stands in for them "
-            "(the count of such frames is in frames_substituted)",
-            self._media.name,
-            sound,
-            error,
-        )
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the video {self._media.name} was closed: open it again")
-        self._media.check_unchanged()

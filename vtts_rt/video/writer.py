@@ -34,7 +34,13 @@ ENCODER_OPTIONS: dict[str, dict[str, str]] = {
 
 # No such place: the caller's mistake. No room or no right there: the machine's state.
 WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
-UNUSABLE_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+UNUSABLE_PLACE: tuple[int, ...] = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
 UNUSABLE_PLACE += (errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
