@@ -12,6 +12,7 @@ from vtts_rt.video.limits import Opening, require_video
 from vtts_rt.video.mp4_header import HEADER_BYTES_A_PACKET, check_mp4, header_rule
 from vtts_rt.video.window import Window
 
+MIN_HEADER_BYTES = 1 << 20  # for names, tags and pictures, however few packets are allowed
 # A cue takes 13 bytes, of which FFmpeg makes 100; of attached files it keeps a copy or two.
 MATROSKA_SHARE, ATTACHMENT_SHARE = 4, 8
 # The least that a frame of a GIF takes: its descriptor, the size of a code, and the end of blocks.
@@ -32,7 +33,7 @@ def check_header(media: Media, opening: Opening) -> None:
 
     Headers are believed as demuxers believe them; one that is broken ends the look at it.
     """
-    most_bytes = HEADER_BYTES_A_PACKET * opening.limits.max_packets
+    most_bytes = MIN_HEADER_BYTES + HEADER_BYTES_A_PACKET * opening.limits.max_packets
     with media.reader() as reader:
         data = Window(reader, media.num_bytes)
         head = data.at(0, 12)

@@ -97,6 +97,10 @@ class Media:
         if self.opening is not None:
             self.opening.check_time()
 
+    def check_pixels(self, height: int, width: int) -> None:
+        if self.opening is not None:
+            self.opening.check_pixels(height, width, self.name)
+
     def check_counts(self, num_packets: int, num_frames: int) -> None:
         """Ends an opening that takes too long, or of a stream that is."""
         if self.opening is not None:

@@ -39,6 +39,7 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
     bound of the opening.
     """
     stream = video_stream(container, media.name)
+    media.check_pixels(stream.codec_context.height, stream.codec_context.width)
     stream.thread_count = 1  # one frame is decoded: threads would only read ahead
     if hasattr(stream, "discard"):  # PyAV 18 on: packets of sound need not be made to be dropped
         for other in container.streams:

@@ -84,8 +84,7 @@ class _Track:
 
 
 def header_rule(most_bytes: int) -> str:
-    share = f"{HEADER_BYTES_A_PACKET} a packet of MediaLimits.max_packets"
-    return f"have a header of at most {most_bytes} bytes ({share})"
+    return f"have a header of at most {most_bytes} bytes (it grows with MediaLimits.max_packets)"
 
 
 def check_mp4(data: Window, opening: Opening, most_bytes: int, name: str) -> None:

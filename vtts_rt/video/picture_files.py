@@ -40,6 +40,7 @@ _JPEG_JUNK_BYTES = 4096
 MAX_JPEG_SCANS = 500
 # Of a frame that is to show for no time; browsers take as much (Chromium, ImageFrame).
 NO_TIME_SECONDS = 0.1
+WEBP_PART_BYTES = 1 << 18
 
 
 def picture_format(head: bytes) -> str | None:
@@ -91,13 +92,17 @@ def webp_header(data: Window, opening: Opening, name: str) -> tuple[int, int, li
     durations: list[float] = []
     if data.at(start, 1)[0] & 2:
         end = min(8 + data.number(4, 4, "little"), data.num_bytes)
-        while start < end:
-            if data.at(start - 8, 4) == b"ANMF":
-                seconds = data.number(start + 12, 3, "little") / 1e3
-                durations.append(seconds or NO_TIME_SECONDS)
-                opening.check_frames(len(durations), name)
-            size = data.number(start - 4, 4, "little")
-            start += size + size % 2 + 8
+        place = start - 8
+        while place < end and len(durations) <= opening.limits.max_frames:
+            part, at = data.at(place, WEBP_PART_BYTES) + bytes(24), 0
+            while at <= len(part) - 48 or at == 0:
+                if part[at : at + 4] == b"ANMF":
+                    ticks = int.from_bytes(part[at + 20 : at + 23], "little")
+                    durations.append(ticks / 1e3 or NO_TIME_SECONDS)
+                size = int.from_bytes(part[at + 4 : at + 8], "little")
+                at += size + size % 2 + 8
+            place += at
+        opening.check_frames(len(durations), name)
     return height, width, durations
 
 

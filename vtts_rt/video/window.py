@@ -22,6 +22,9 @@ class Window:
         """Bytes [start, start + length), fewer at the end of the content."""
         first = start - self._start
         if first < 0 or first + length > len(self._data):
+            length = max(min(length, self.num_bytes - start), 0)
+            if not length:
+                return b""
             self._file.seek(start)
             self._data = self._read(max(length, WINDOW_BYTES))
             self._start, first = start, 0
