@@ -40,8 +40,17 @@ def load_npy(content: Path | bytes, opening: Opening) -> np.ndarray:
     opening.check_held(num_bytes, name)
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         try:
+            version = np.lib.format.read_magic(file)
+            read_header = {1: np.lib.format.read_array_header_1_0}.get(
+                version[0], np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+            told = math.prod(shape) * dtype.itemsize  # before numpy makes room for it
+            if told != num_bytes - file.tell():
+                raise ValueError(f"its header tells of {told} bytes")
+            file.seek(0)
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-        except (ValueError, EOFError, TypeError, SyntaxError, OverflowError) as error:
+        except Exception as error:  # numpy's parser of the header raises many kinds
             got = f"{name} ({error})"
             raise ValueError(
                 f"open_video: video must be a .npy file of an array of numbers, got {got}"
