@@ -16,19 +16,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig
+from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.engine.staging import StagedWeights
 from vtts_rt.models.quantize import quantize
 from vtts_rt.models.qwen2_5_vl import (
     Qwen2_5_VL,
-    check_hf,
     load_extras,
     load_model,
+    resolve_device,
     resolve_model,
-    write_hf,
+    write_checked,
 )
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
@@ -75,11 +76,9 @@ class Runtime:
         self._store = frame_store
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
-        self._decoding = {
-            "decoder": self.config.decoder,
-            "device": ordinal,
-            "limits": self.config.media_limits,
-        }
+        decoder, limits = self.config.decoder, self.config.media_limits
+        self._decoding = {"decoder": decoder, "device": ordinal, "limits": limits}
+        self._staged = StagedWeights(model)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
@@ -106,7 +105,7 @@ class Runtime:
         a checkpoint that cannot be had.
         """
         began = time.perf_counter()
-        place = _device(device)
+        place = resolve_device(device)
         known = quantization is None or quantization in QUANTIZATIONS
         rule = f"None or one of {', '.join(QUANTIZATIONS)}"
         require("Runtime", "quantization", quantization, known, rule)
@@ -194,12 +193,11 @@ class Runtime:
         perception: PerceptionConfig, sampling: SamplingParams. assume_clues: a clue per round
         that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
         "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
-        the model says. source_fps, timestamps_seconds: of an array, as `open_video`; of a list of
-        videos timestamps_seconds is a list with the times or None of each. start_seconds,
-        end_seconds: the part of the video that exists. timeout_seconds: stop with what there is,
-        counted from the call; TimeoutError when it passes before the video is open. decoder,
-        limits: as `open_video`, in place of EngineConfig's. allow_urls: video may be a
-        URL. member: index in a rollout group, part of the sampling noise.
+        the model says. source_fps, timestamps_seconds: of an array (of a list of videos, a list of
+        times or None). start_seconds, end_seconds: the part of the video that exists. decoder,
+        limits: as `open_video`, in place of EngineConfig's. timeout_seconds: stop with what there
+        is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
+        a URL. member: index in a rollout group, part of the sampling noise.
         """
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         with ExitStack() as stack:
@@ -247,7 +245,7 @@ class Runtime:
         video: Any,
         question: str,
         *,
-        perception: PerceptionConfig | None = None,
+        perception: PerceptionConfig | ResolvedPerception | None = None,
         **options: Any,
     ) -> Question:
         config = self.perception(perception)
@@ -270,7 +268,7 @@ class Runtime:
         *,
         options: Sequence[str] = (),
         context: str = "",
-        perception: PerceptionConfig | None = None,
+        perception: PerceptionConfig | ResolvedPerception | None = None,
         max_tokens: int = 512,
         **opening: Any,
     ) -> dict[str, Any]:
@@ -301,10 +299,15 @@ class Runtime:
             model=self.name,
         )
 
-    def perception(self, perception: PerceptionConfig | None = None) -> PerceptionConfig:
-        """`perception` with the model's own defaults where nothing was passed."""
-        defaults = {"strategy": "official", **self._engine.model.config.perception}
-        return (perception or PerceptionConfig()).with_defaults(defaults)
+    def perception(
+        self, perception: PerceptionConfig | ResolvedPerception | None = None
+    ) -> ResolvedPerception:
+        """`perception` with the model's own settings where it leaves them to the model."""
+        if isinstance(perception, ResolvedPerception):
+            return perception
+        ok = perception is None or isinstance(perception, PerceptionConfig)
+        require("ask", "perception", perception, ok, "a PerceptionConfig or None")
+        return (perception or PerceptionConfig()).resolve(self._engine.model.config.perception)
 
     # -- tokens -----------------------------------------------------------------------------
 
@@ -350,29 +353,41 @@ class Runtime:
         self,
         tensors: Mapping[str, Tensor],
         *,
+        finish: bool = True,
         in_flight: Literal["drain", "abort"] = "drain",
     ) -> None:
-        """Replace weights in place: transformers' names, any subset of the checkpoint's.
+        """Replace weights in place: transformers' names, any subset of the checkpoint's, heads too.
 
-        in_flight: what becomes of questions in work: "drain" finishes all their rounds first,
-        "abort" fails them; none ever sees two sets of weights. New ones wait. KV is dropped,
-        features survive as long as the bytes of the vision tower do. ValueError for names or
-        shapes that do not fit and on a quantized runtime: nothing is changed then.
+        finish: False keeps a copy in host memory; True applies these tensors and all that were
+        kept, at once (see `StagedWeights`). in_flight: what becomes of questions in work then:
+        "drain" finishes their rounds first, "abort" fails them; none sees two sets of weights.
+        KV is dropped if a byte has changed, features if one of the vision tower has. ValueError for
+        what does not fit (`check_hf`, NaN too): nothing is changed and what was kept stays.
         """
         ways = ("drain", "abort")
         require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
 
-        check_hf(self._engine.model, tensors)  # before anybody is drained for it
-
-        def update() -> None:
+        def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
-            self._engine.update_weights(lambda model: write_hf(model, tensors))
+            if whole:
+                self._engine.update_weights(lambda model: write_checked(model, whole))
 
-        self._driver.call(update)
+        last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
+        self._staged.take(tensors, last)
+
+    def discard_staged_weights(self) -> None:
+        """Drop what `update_weights(..., finish=False)` has kept."""
+        self._staged.discard()
+
+    @property
+    def weights_version(self) -> int:
+        """How many updates were applied since the model was loaded; answers carry it."""
+        return self._engine.weights_version
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the scheduler and of every cache."""
-        return {**self._engine.stats(), "frame_store": self._store.stats()}
+        """Counters of the scheduler, of every cache and of weights kept for an update."""
+        kept = {"frame_store": self._store.stats(), "staged_weights": self._staged.stats()}
+        return self._engine.stats() | kept
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
@@ -383,6 +398,7 @@ class Runtime:
         """Fail what is in work and give memory back."""
         self._driver.close()
         self._engine.close()
+        self._staged.discard()
         if self._own_store:
             self._store.close()
 
@@ -399,19 +415,7 @@ class Runtime:
 
     # -- helpers ----------------------------------------------------------------------------
 
-    def _prompts(self, config: PerceptionConfig) -> PromptTemplates:
-        if config.prompts is None:
+    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
+        if not config.prompts:
             return self._templates
         return load_prompts(config.prompts, base=self._templates)
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"Runtime: device must be auto, cpu or cuda[:n], got {device!r}") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("Runtime: no CUDA device is available; use device='cpu'")
-    return place
