@@ -274,8 +274,7 @@ class Runtime:
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; `opening`: source_fps, timestamps_seconds, start_seconds, end_seconds,
-        allow_urls, decoder, limits.
+        Arguments as `ask`; `opening`: what `ask` hands on to `open_video`.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views
