@@ -1,4 +1,4 @@
-"""What a runtime hands on to the opening of videos: times of arrays, limits, the time that is left."""
+"""What a runtime hands on to the opening of videos: times of arrays, limits, timeouts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feed_tools import make_manifest, rows_of, write_clip
 from utils import request
 
-from vtts_rt import EngineConfig, MediaLimits, Runtime
+from vtts_rt import EngineConfig, MediaLimits, RolloutDataFeed, Runtime
 from vtts_rt.results import Answer
 from vtts_rt.video.writer import write_video
 
@@ -64,3 +65,11 @@ def test_media_limits_of_a_runtime_and_of_a_question(checkpoint: Path, clip: Pat
         assert len(ask(runtime, clip, "append", limits=MediaLimits()).rounds) == 3
     with pytest.raises(ValueError, match="^EngineConfig: media_limits must be"):
         EngineConfig(media_limits=3)  # type: ignore[arg-type]
+
+
+def test_media_limits_of_a_feed(tmp_path: Path) -> None:
+    write_clip(tmp_path / "0.mp4", 0)
+    manifest = make_manifest(tmp_path, rows_of([1]))
+    feed = RolloutDataFeed(manifest, frames=2, limits=MediaLimits(max_bytes=100))
+    with pytest.raises(RuntimeError, match="MediaLimits.max_bytes"):
+        list(feed)
