@@ -255,7 +255,8 @@ def av_errors(name: str) -> Iterator[None]:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The video stream that FFmpeg deems best, no cover art; ValueError when there is none."""
+    """The video stream that FFmpeg deems best (av_find_best_stream), but no cover art;
+    ValueError when there is none."""
     streams = [
         s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
     ]
@@ -263,5 +264,6 @@ def video_stream(container: Any, name: str) -> Any:
     require_video(bool(streams), "hold a video stream", f"{kind} {name}")
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
-    require_video(stream.codec_context is not None, "be of a codec that can be decoded", name)
+    known = stream.codec_context is not None
+    require_video(known, "be of a codec that can be decoded", name)
     return stream
