@@ -18,6 +18,7 @@ from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.question import open_videos
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
@@ -273,8 +274,15 @@ def test_token_budget(checkpoint: Path, clip: Path) -> None:
             ask(runtime, clip, "append", context="many words " * 300)
 
 
-def test_timeout_and_closing_leave_the_runtime_usable(runtime: Runtime, clip: Path) -> None:
-    late = ask(runtime, clip, "append", timeout_seconds=1e-9)
+def test_timeout_and_closing_leave_the_runtime_usable(
+    runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(stack: Any, video: Any, deadline_seconds: Any = None, **options: Any) -> Any:
+        return open_videos(stack, video, **options)
+
+    with monkeypatch.context() as patch:  # as if it passed right after the opening
+        patch.setattr("vtts_rt.question.open_videos", slowly)
+        late = ask(runtime, clip, "append", timeout_seconds=1e-9)
     assert (late.stop_reason, late.rounds, late.text) == ("timeout", [], "")
     stream = runtime.stream(clip, "which?", perception=PerceptionConfig(**LOOK), sampling=FORCED)
     while next(stream).type != "token":
