@@ -120,8 +120,7 @@ void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats&
 
 void patch_embed(const py::sequence& jobs, const py::array_t<float, 0>& weight,
                  const std::optional<py::array_t<float, 0>>& bias, py::array_t<float, 0> out,
-                 const Floats& mean, const Floats& std, const std::string& isa,
-                 int num_threads) {
+                 const Floats& mean, const Floats& std, const std::string& isa, int num_threads) {
   const PatchifyCall call("patch_embed", jobs, mean, std, isa, num_threads);
   const int64_t num_outputs = weight.ndim() == 2 ? weight.shape(0) : 0;
   check_matrix("patch_embed: weight", weight, num_outputs, vtts::kPatchRow);
@@ -340,8 +339,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_HEAD_DIM") = vtts::kMaxHeadDim;
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";
   m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("mean"),
-        py::arg("std"), py::arg("isa") = "auto",
-        py::arg("num_threads") = 1,
+        py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "Writes the patch rows of jobs [(frame_a, frame_b, (x0, y0, x1, y1), (height, width), "
         "resize)] to `out`, (rows, 1176) float32. The GIL is released.");
   m.def("patch_embed", &patch_embed, py::arg("jobs"), py::arg("weight").noconvert(),

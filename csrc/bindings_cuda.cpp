@@ -19,8 +19,8 @@ namespace py = pybind11;
 namespace {
 
 using Frame = std::tuple<uintptr_t, int64_t, int32_t, int32_t>;  // address, row stride, H, W
-using Item = std::tuple<Frame, Frame, std::tuple<int, int, int, int>, std::tuple<int, int>,
-                        std::string>;
+using Item =
+    std::tuple<Frame, Frame, std::tuple<int, int, int, int>, std::tuple<int, int>, std::string>;
 using Floats = std::tuple<float, float, float>;
 
 template <typename T>
@@ -75,10 +75,9 @@ void patchify_cuda(const std::vector<Item>& items, const Floats& mean, const Flo
                       bytes, pointer<void>(out), type, pointer<void>(stream));
 }
 
-void patch_embed_cuda(const std::vector<Item>& items, uintptr_t weight,
-                      uintptr_t bias, int64_t num_outputs, uintptr_t places,
-                      const py::function& workspace, uintptr_t out, const std::string& dtype,
-                      uintptr_t stream) {
+void patch_embed_cuda(const std::vector<Item>& items, uintptr_t weight, uintptr_t bias,
+                      int64_t num_outputs, uintptr_t places, const py::function& workspace,
+                      uintptr_t out, const std::string& dtype, uintptr_t stream) {
   const auto jobs = jobs_of(items);
   const auto options = options_of({0, 0, 0}, {1, 1, 1});
   vtts::PatchEmbedCudaArgs args;
@@ -99,12 +98,12 @@ void patch_embed_cuda(const std::vector<Item>& items, uintptr_t weight,
 void bind_cuda(py::module_& m) {
   m.attr("HAS_CUDA") = true;
   m.def("patchify_cuda", &patchify_cuda, py::arg("jobs"), py::arg("mean"), py::arg("std"),
-        py::arg("places"), py::arg("workspace"), py::arg("out"),
-        py::arg("dtype"), py::arg("stream"),
+        py::arg("places"), py::arg("workspace"), py::arg("out"), py::arg("dtype"),
+        py::arg("stream"),
         "Enqueues patch rows of jobs [((address, row stride, H, W) twice, box, size, resize)].");
-  m.def("patch_embed_cuda", &patch_embed_cuda, py::arg("jobs"),
-        py::arg("weight"), py::arg("bias"), py::arg("num_outputs"), py::arg("places"),
-        py::arg("workspace"), py::arg("out"), py::arg("dtype"), py::arg("stream"),
+  m.def("patch_embed_cuda", &patch_embed_cuda, py::arg("jobs"), py::arg("weight"), py::arg("bias"),
+        py::arg("num_outputs"), py::arg("places"), py::arg("workspace"), py::arg("out"),
+        py::arg("dtype"), py::arg("stream"),
         "Enqueues patch rows times a folded weight, jobs as for patchify_cuda.");
 }
 

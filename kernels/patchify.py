@@ -213,8 +213,9 @@ def patchify(
 ) -> None:
     """jobs: (J, 16) int64; job_of_unit: (units,) int32; places: (T,) int32 or int64, where a
     token goes; normalisation: float32, three means and three deviations in 0..255 units;
-    stage_rows: most source rows of a token; fixed: whether all jobs are FIXED; out: contiguous (4 T, 1176) of
-    float32, float16, bfloat16, or uint8 for the pixels as they are. All on one device."""
+    stage_rows: most source rows of a token; fixed: whether the jobs are FIXED; out: contiguous
+    (4 T, 1176) of float32, float16, bfloat16, or uint8 for the pixels as they are. All on one
+    device."""
     num_units = len(job_of_unit)
     row_bytes = STAGE_ROW.value * (1 if fixed else 4)
     programs = max(1, min(num_units, _num_programs(out), STAGE_BYTES // (stage_rows * row_bytes)))

@@ -25,8 +25,8 @@ TOKEN_PX = PATCH_SIZE * MERGE_SIZE  # px a side of one LM token; sizes are multi
 PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a patch row
 
 MropeMode = Literal["qwen", "hf5"]
-# How a crop becomes the pixels of its view, always antialiased bicubic (vtts_rt.ops.bicubic): "fixed"
-# as torchvision v2 and transformers 5 on a CPU, "float" as torchvision v1, "pil" as PIL.
+# How a crop becomes the pixels of its view, always antialiased bicubic (vtts_rt.ops.bicubic):
+# "fixed" as torchvision v2 and transformers 5 on a CPU, "float" as torchvision v1, "pil" as PIL.
 ResizeKernel = Literal["fixed", "float", "pil"]
 RESIZE_KERNELS: tuple[ResizeKernel, ...] = ("fixed", "float", "pil")
 Strategy = Literal["official", "grid", "refresh", "append"]

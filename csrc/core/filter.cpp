@@ -16,8 +16,8 @@ Real bicubic(Real x) {
   return Real(0);
 }
 
-// from_source: a tap's distance from the centre is (start + k) - centre, as PIL computes it, instead
-// of ATen's k + (start - centre).
+// from_source: a tap's distance from the centre is (start + k) - centre, as PIL computes it,
+// instead of ATen's k + (start - centre).
 template <typename Real>
 Taps<Real> real_taps(int source_extent, int target_extent, bool from_source = false) {
   const Real scale = static_cast<Real>(source_extent) / static_cast<Real>(target_extent);

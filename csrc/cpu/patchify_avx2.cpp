@@ -83,8 +83,8 @@ VTTS_AVX2 void horizontal_fixed(const uint8_t* const* source, const Taps<int16_t
       sum01 = _mm256_add_epi32(sum01, _mm256_madd_epi16(_mm256_shuffle_epi8(pixels01, first), w0));
       sum23 = _mm256_add_epi32(sum23, _mm256_madd_epi16(_mm256_shuffle_epi8(pixels23, first), w0));
     }
-    store_pixel(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift), i, out0, out1,
-                out2, out3);
+    store_pixel(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift), i, out0, out1, out2,
+                out3);
   }
 }
 
@@ -114,8 +114,8 @@ VTTS_AVX2 void horizontal_pil(const uint8_t* const* source, const Taps<int32_t>&
       sum01 = _mm256_add_epi32(sum01, _mm256_mullo_epi32(pixel01, weight));
       sum23 = _mm256_add_epi32(sum23, _mm256_mullo_epi32(pixel23, weight));
     }
-    store_pixel(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift), i, out0, out1,
-                out2, out3);
+    store_pixel(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift), i, out0, out1, out2,
+                out3);
   }
 }
 
@@ -313,9 +313,9 @@ VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisatio
 }  // namespace
 
 const RowKernels* avx2_row_kernels() {
-  static const RowKernels kernels = {
-      horizontal_fixed, horizontal_pil, horizontal_float, vertical_fixed,
-      vertical_pil,     vertical_float, split_channels,   normalise};
+  static const RowKernels kernels = {horizontal_fixed, horizontal_pil, horizontal_float,
+                                     vertical_fixed,   vertical_pil,   vertical_float,
+                                     split_channels,   normalise};
   return &kernels;
 }
 

@@ -207,9 +207,9 @@ void normalise(const uint8_t* patch, const Normalisation& normalisation, float* 
 }  // namespace
 
 const RowKernels* neon_row_kernels() {
-  static const RowKernels kernels = {
-      horizontal_fixed, horizontal_pil, horizontal_float, vertical_fixed,
-      vertical_pil,     vertical_float, split_channels,   normalise};
+  static const RowKernels kernels = {horizontal_fixed, horizontal_pil, horizontal_float,
+                                     vertical_fixed,   vertical_pil,   vertical_float,
+                                     split_channels,   normalise};
   return &kernels;
 }
 

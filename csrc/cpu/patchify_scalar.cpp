@@ -80,10 +80,14 @@ void normalise(const uint8_t* patch, const Normalisation& normalisation, float* 
 }  // namespace
 
 const RowKernels& scalar_row_kernels() {
-  static const RowKernels kernels = {
-      horizontal_integer<int16_t>, horizontal_integer<int32_t>, horizontal_float,
-      vertical_integer<int16_t>,   vertical_integer<int32_t>,   vertical_float,
-      split_channels,              normalise};
+  static const RowKernels kernels = {horizontal_integer<int16_t>,
+                                     horizontal_integer<int32_t>,
+                                     horizontal_float,
+                                     vertical_integer<int16_t>,
+                                     vertical_integer<int32_t>,
+                                     vertical_float,
+                                     split_channels,
+                                     normalise};
   return kernels;
 }
 

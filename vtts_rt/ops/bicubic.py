@@ -73,8 +73,8 @@ def resize(image: np.ndarray, height: int, width: int, kernel: ResizeKernel) -> 
 
 
 def pil_rows_first(source_hw: tuple[int, ...], target_hw: tuple[int, int]) -> bool:
-    """Whether PIL resizes along y before it does along x (Resample.c of Pillow 13; earlier ones never
-    do): where the height shrinks, and by more than twice the pixels that the width does."""
+    """Whether PIL resizes along y before it does along x: where the height shrinks, and by more
+    than twice the pixels that the width does (Resample.c of Pillow 13; before, it never did)."""
     fewer_rows, fewer_columns = source_hw[0] - target_hw[0], source_hw[1] - target_hw[1]
     return fewer_rows > max(0, 2 * fewer_columns)
 

@@ -6,14 +6,14 @@ Legend: H, W source frame; H', W' target (px, multiples of 28); T merged tokens 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.bicubic import tap_table
+from vtts_rt.ops.bicubic import pil_rows_first, tap_table
 from vtts_rt.ops.upload import stream_of, upload
 from vtts_rt.types import (
     MERGE_SIZE,
@@ -180,13 +180,15 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
     from vtts_rt.kernels import patchify as kernel
 
     stream = stream_of(out)
-    fields, units_of_job, stage_rows = [], [], 1
+    fields, units_of_job, held, stage_rows = [], [], [], 1
     first_unit = first_token = 0
     for job, pair in zip(batch.jobs, batch.frames, strict=True):
         num_tokens = job.num_rows // MERGE_UNIT
         first_token += num_tokens
         if (job.resize != "float") != fixed:
             continue
+        job, pair = _after_rows(job, pair, out.device, stream)
+        held.append(pair)
         x0, y0, x1, y1 = job.box
         height, width = job.resized_hw
         columns = tap_table(x1 - x0, width, job.resize, out.device, stream)
@@ -217,6 +219,33 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
         fixed,
         out,
     )
+
+
+def _after_rows(
+    job: PatchifyJob, pair: tuple[Frame, Frame], device: torch.device, stream: int
+) -> tuple[PatchifyJob, tuple[Frame, Frame]]:
+    """What the kernel, which resizes along x first, still has to do: all, or what is left of a job
+    that PIL resizes along y first, by torch's operators here."""
+    x0, y0, x1, y1 = job.box
+    height = job.resized_hw[0]
+    source_hw = (y1 - y0, x1 - x0)
+    if job.resize != "pil" or not pil_rows_first(source_hw, job.resized_hw):
+        return job, pair
+    taps = tap_table(y1 - y0, height, job.resize, device, stream)
+    start, weights = taps.values[0], taps.values[2:, :, None, None]
+    done: dict[int, Tensor] = {}
+    for frame in pair:
+        if id(frame) in done:
+            continue
+        crop = torch.as_tensor(frame[y0:y1, x0:x1])
+        half = (1 << taps.precision) >> 1
+        shape = (height, *crop.shape[1:])
+        total = torch.full(shape, half, dtype=torch.int32, device=device)
+        for k in range(taps.num_taps):  # weights behind an output's own taps are zero
+            total += weights[k] * crop[(start + k).clamp(max=len(crop) - 1)].int()
+        done[id(frame)] = (total >> taps.precision).clamp(0, 255).to(torch.uint8)
+    box = PixelBox(0, 0, x1 - x0, height)
+    return replace(job, box=box), (done[id(pair[0])], done[id(pair[1])])
 
 
 def memory(frame: Frame) -> tuple[int, int]:

@@ -21,7 +21,7 @@ typedef enum vtts_resize {
   VTTS_RESIZE_FIXED = 0, /* torchvision v2 and transformers 5 on a CPU: int16 weights, rounded to
                             whole levels after each of the two passes */
   VTTS_RESIZE_FLOAT = 1, /* torchvision v1: float32 in both passes, rounded once at the end */
-  VTTS_RESIZE_PIL = 2,   /* Image.resize of Pillow 13: weights of 22 bits, rounded after each pass */
+  VTTS_RESIZE_PIL = 2, /* Image.resize of Pillow 13: weights of 22 bits, rounded after each pass */
   VTTS_RESIZE_FORCE_INT32 = 0x7fffffff
 } vtts_resize;
 
@@ -112,8 +112,8 @@ typedef struct vtts_patch_embed_folded {
   int64_t num_outputs; /* a multiple of 8, 8 to 65536 */
 } vtts_patch_embed_folded;
 
-/* Defaults: VTTS_RESIZE_FIXED, auto, 1 thread, OpenAI CLIP's mean and std times 255; zeros elsewhere.
- * Never fail. */
+/* Defaults: VTTS_RESIZE_FIXED, auto, 1 thread, OpenAI CLIP's mean and std times 255; zeros
+ * elsewhere. Never fail. */
 VTTS_API vtts_patchify_job vtts_patchify_job_default(void);
 VTTS_API vtts_patchify_options vtts_patchify_options_default(void);
 VTTS_API vtts_patch_embed_weights vtts_patch_embed_weights_default(void);
@@ -145,7 +145,8 @@ VTTS_API vtts_status vtts_patch_embed_cpu(const vtts_patchify_job* jobs, int64_t
 /* The functions on a GPU. Frames, `out`, places, workspace and folded weights are device memory of
  * the current device; jobs and options are host memory, read before the call returns. The work is
  * enqueued on launch->cuda_stream and not waited for: device memory must stay until it has run.
- * Calls on different streams need workspaces of their own. mean and std are as on the CPU; isa and num_threads are not read. Without CUDA in the build: VTTS_ERROR_UNSUPPORTED. */
+ * Calls on different streams need workspaces of their own. mean and std are as on the CPU; isa and
+ * num_threads are not read. Without CUDA in the build: VTTS_ERROR_UNSUPPORTED. */
 
 /* Bytes of workspace that a call with these jobs needs, to *num_bytes. */
 VTTS_API vtts_status vtts_patchify_cuda_workspace_bytes(const vtts_patchify_job* jobs,
