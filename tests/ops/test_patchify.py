@@ -154,8 +154,9 @@ def scene(height: int, width: int, rng: np.random.Generator, kind: int) -> np.nd
 
 
 def test_float_is_the_resize_of_torchvision_v1() -> None:
-    """At most one level, on at most 1e-4 of the values: of each picture that is large enough for
-    the share to mean something, and of all."""
+    """At most one level, on at most 1e-4 of the values, of every picture and of all. Not of steps
+    between two values at a dyadic scale: they end at rounding edges, and the order of a sum, which
+    compilers of torch choose, decides."""
     torchvision_shim.install()
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as v1
@@ -163,7 +164,7 @@ def test_float_is_the_resize_of_torchvision_v1() -> None:
     rng = np.random.default_rng(0)
     num_values = num_off = 0
     for index in range(36):
-        frame = scene(*rng.integers(20, 400, 2).tolist(), rng, index % 3)
+        frame = scene(*rng.integers(20, 400, 2).tolist(), rng, 2 * (index % 2))
         height, width = (28 * rng.integers(1, 14, 2)).tolist()
         pixels = torch.from_numpy(frame).permute(2, 0, 1)
         v1_pixels = v1.resize(pixels, [height, width], InterpolationMode.BICUBIC, antialias=True)
@@ -172,7 +173,7 @@ def test_float_is_the_resize_of_torchvision_v1() -> None:
         assert off.max() <= 1
         assert (off > 0).sum() <= max(2, 1e-4 * off.size), (frame.shape, height, width)
         num_values, num_off = num_values + off.size, num_off + (off > 0).sum()
-    assert num_values > 2e6 and num_off <= 5e-5 * num_values
+    assert num_values > 2e6 and num_off <= 3e-5 * num_values
 
 
 def test_pil_is_the_resize_of_pil() -> None:
@@ -419,14 +420,14 @@ def test_bad_options_are_refused() -> None:
 def test_the_native_core_checks_for_itself() -> None:
     """It is callable on its own, and a bad box there would read foreign memory."""
     with pytest.raises(ValueError, match="box must be non-empty and inside"):
-        on_isa([one(FRAME, (28, 28), PixelBox(0, 0, 50, 41))], "scalar", "cpu")
+        on_isa([one(FRAME, (28, 28), PixelBox(0, 0, 50, 41))], "scalar")
     with pytest.raises(ValueError, match="auto, scalar, avx2, avx512, neon, got sse"):
-        on_isa([one(FRAME, (28, 28))], "sse", "cpu")
+        on_isa([one(FRAME, (28, 28))], "sse")
     with pytest.raises(ValueError, match="num_threads must be >= 1"):
-        on_isa([one(FRAME, (28, 28))], "scalar", "cpu", num_threads=0)
+        on_isa([one(FRAME, (28, 28))], "scalar", num_threads=0)
     out = np.empty((3, 1176), dtype=np.float32)
     with pytest.raises(ValueError, match=r"out must be contiguous \(4, 1176\) float32"):
-        item = (FRAME, FRAME, tuple(WHOLE), (28, 28))
+        item = (FRAME, FRAME, tuple(WHOLE), (28, 28), "fixed")
         _C.patchify([item], out, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -436,8 +437,8 @@ def test_any_mean_and_std_divide_exactly(isa: str) -> None:
     frame = np.arange(784, dtype=np.uint8).reshape(28, 28, 1).repeat(3, axis=2)
     for std in (3.0, 0.1, 255.0, 1e-40):
         out = np.empty((4, 1176), dtype=np.float32)
-        item = (frame, frame, (0, 0, 28, 28), (28, 28))
-        _C.patchify([item], out, (7.7,) * 3, (std,) * 3, "cpu", isa, 1)
+        item = (frame, frame, (0, 0, 28, 28), (28, 28), "fixed")
+        _C.patchify([item], out, (7.7,) * 3, (std,) * 3, isa, 1)
         with np.errstate(over="ignore"):
             expected = (frame[:14, :14, 0].astype(np.float32) - np.float32(7.7)) / np.float32(std)
         assert np.array_equal(out[0, :196].reshape(14, 14), expected), std
