@@ -3,9 +3,9 @@
 "fixed": ATen's for uint8 on a CPU, which torchvision's v2 transforms and transformers 5 take: int16
     weights, uint8 between the two passes.
 "float": float32 fused multiply-adds in both passes, cut to 0..255, rounded once, half to even: what
-    torchvision's v1 transforms do on any device, and torch on a GPU. Taps are those of ATen on a CPU
-    with fused multiply-adds; its pass along x sums some taps unfused, as its compiler likes. 1e-6
-    of the values of noise and of smooth pictures are one level off by it.
+    torchvision's v1 transforms do on any device, and torch on a GPU. Weights are those of ATen on a
+    CPU with fused multiply-adds; its pass along x leaves some sums unfused, as its compiler likes,
+    and 1e-6 of the values of noise and of smooth pictures are one level off by it.
 "pil": PIL.Image.resize of an RGB image in Pillow 13: weights of 22 bits, uint8 between the two
     passes, of which the one along y comes first where that is less work.
 Both passes of the others run along x first.
@@ -65,7 +65,8 @@ def bicubic_taps(
 def _fma(a: Any, b: Any, c: Any) -> Any:
     """a * b + c: fused in float32, where compilers contract ATen's polynomial, not in float64.
 
-    Product and sum are exact in float64, up to a double rounding that needs a tie below the 53rd bit.
+    Product and sum are exact in float64, up to a double rounding that needs a tie below the 53rd
+    bit.
     """
     if a.dtype == np.float64:
         return a * b + c
