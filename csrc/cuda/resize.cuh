@@ -254,8 +254,10 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
       const int64_t first_step = rows_first ? frame.row_stride_bytes : kChannels;
       const int64_t second_step = rows_first ? kChannels : frame.row_stride_bytes;
       Sum total = 0;
+#pragma unroll 1
       for (int j = 0; j < num_second; ++j) {
         Sum sum = 0;
+#pragma unroll 1
         for (int k = 0; k < num_first; ++k) {
           sum = Numerics::add_pixel(window[j * second_step + k * first_step],
                                     weight_of(rows_first, k), k, sum);
