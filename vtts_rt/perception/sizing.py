@@ -9,6 +9,8 @@ from vtts_rt.types import TOKEN_PX, require
 
 # qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more, whatever the budget.
 MAX_FRAME_PIXELS = 768 * TOKEN_PX * TOKEN_PX
+# What the published code gives a picture at least (qwen-vl-utils, MIN_PIXELS); at most, a frame's.
+MIN_IMAGE_PIXELS = 4 * TOKEN_PX * TOKEN_PX
 # transformers, Qwen2VLImageProcessor: larger aspect ratios are an error there.
 MAX_ASPECT = 200
 
@@ -48,6 +50,29 @@ def view_size(
 ) -> tuple[int, int]:
     """(height, width) px at which a view of `height` x `width` source px is shown."""
     return smart_resize(height, width, config.min_pixels, frame_cap(config, num_frames))
+
+
+def image_size(
+    config: ResolvedPerception,
+    height: int,
+    width: int,
+    num_images: int = 1,
+    *,
+    processor_pixels: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """(height, width) px at which a whole picture, one of `num_images` of a prompt, is shown.
+
+    Under parity "release" it gets MIN_IMAGE_PIXELS at least and no more than a frame pair that has
+    its share of the budget: 224 x 224 stays as it is. Under "transformers" the least and the most
+    are `processor_pixels`, those of the checkpoint's image processor, or a frame's where None.
+    """
+    least, most = config.min_pixels, frame_cap(config, 2 * num_images)
+    if config.parity == "release":
+        share = config.total_pixels / num_images
+        least, most = MIN_IMAGE_PIXELS, max(min(MAX_FRAME_PIXELS, share), MIN_IMAGE_PIXELS)
+    elif processor_pixels is not None:
+        least, most = processor_pixels
+    return smart_resize(height, width, least, most)
 
 
 def smart_nframes(config: ResolvedPerception, num_frames: int, source_fps: float) -> int:
