@@ -132,7 +132,10 @@ def plan_official(
         if note is not None:
             notes.append(note)
         size = view_size(config, metadata.height, metadata.width, len(indices))
-        sample_fps = num_samples / metadata.num_frames * metadata.source_fps
+        # The release tells the model the nominal rate, transformers' processor the rate of the
+        # frames that it is given.
+        num_told = num_samples if config.parity == "release" else len(indices)
+        sample_fps = num_told / metadata.num_frames * metadata.source_fps
         stamps = frame_times(metadata)[indices].tolist()
         padded = indices + indices[-1:] * (len(indices) % 2)
         pairs = tuple(
