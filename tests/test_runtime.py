@@ -18,6 +18,7 @@ from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.perception.clue import parse_clue
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
@@ -206,6 +207,28 @@ def test_events_clue_and_answer(
     assert text == answer.rounds[0].text
 
 
+def test_official_reads_clues_by_the_published_rule(
+    runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told when the tag closes; a notation that only the lenient parser reads is uniform."""
+    answers = [said("[(2, 3), [1, 9, 9]]"), said("[(2, 3), (4, 5.5)]"), "B"]
+    assert parse_clue(answers[0]).spans == ((2, 3),)
+    Scripted(runtime, answers, monkeypatch)
+    config = PerceptionConfig(strategy="official", **LOOK)
+    events = list(runtime.stream(clip, "which?", perception=config))
+    (answer,) = (event.answer for event in events if isinstance(event, AnswerReady))
+    first, second, third = answer.rounds
+    assert first.clue.spans == () and second.clue.spans == ((2, 3), (4, 5.5))
+    assert second.as_dict()["clue"] == {"spans": [[2, 3], [4, 5.5]], "boxes": []}
+    assert second.frames == first.frames != third.frames
+    assert second.plan.notes == ("<glue> is no list of (start, end): ValueError: uniform sampling",)
+    told = [event for event in events if event.type == "clue"]
+    assert [event.value for event in told] == [(2, 3), (4, 5.5)]
+    before = events[: events.index(told[0])]
+    text = "".join(e.text for e in before if e.type == "token" and e.index == 1)
+    assert text.endswith("</glue>")
+
+
 def test_a_constrained_clue_always_parses(
     runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,10 +246,8 @@ def test_a_constrained_clue_always_parses(
         "sampling": SamplingParams(max_tokens=400, stop=("</glue>",)),
     }
     for constrain in (True, False):
-        config = PerceptionConfig(
-            strategy="official", max_rounds=2, constrain_clues=constrain, **LOOK
-        )
-        answer = ask(runtime, clip, "official", perception=config, **arguments)
+        config = PerceptionConfig(strategy="grid", max_rounds=2, constrain_clues=constrain, **LOOK)
+        answer = ask(runtime, clip, "grid", perception=config, **arguments)
         clue = answer.rounds[0].clue
         problems = set(clue.problems) - {"<glue> is never closed"}  # the stop text closed it
         assert (clue.usable and not problems) == constrain

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
-from vtts_rt.perception.clue import Clue, parse_clue
+from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
+from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
@@ -43,7 +44,9 @@ def follow(strategy, config, videos, *clues, forced=False):  # type: ignore[no-u
     history: list[RoundHistory] = []
     plans = [plan_round(strategy, config, videos, history, 0)]
     for i, glue in enumerate(clues):
-        history.append(RoundHistory(plans[-1], parse_clue(f"<glue>{glue}</glue>"), forced))
+        stream = clue_stream(strategy)
+        stream.feed(f"<glue>{glue}</glue>")
+        history.append(RoundHistory(plans[-1], stream.finish(), forced))
         plans.append(plan_round(strategy, config, videos, history, i + 1))
     return plans
 

@@ -37,9 +37,10 @@ class Clue:
 
     text: all of it. think, answer, glue: what stood in these tags (whitespace stripped), None
     where the tag never came. spans: (start, end) seconds and boxes: (x0, y0, x1, y1), both as
-    written in the glue: not clipped, not ordered; finite; at most 64 each. A box refers to the
-    view that the model saw (`region.resolve_boxes`). problems: sentences about what could not be
-    used.
+    written in the glue: not clipped, not ordered; finite; at most 64 each (published.py: all of
+    them). A box refers to the view that the model saw (`region.resolve_boxes`). problems:
+    sentences about what could not be used. empty_list: an empty list of spans was given, which
+    `official` tells from no clue.
     """
 
     text: str = ""
@@ -49,6 +50,7 @@ class Clue:
     boxes: tuple[RawBox, ...] = ()
     problems: tuple[str, ...] = ()
     glue: str | None = None
+    empty_list: bool = False
 
     @property
     def usable(self) -> bool:
@@ -225,12 +227,10 @@ def clue_from_json(item: Any) -> Clue:
     """A forced clue: `[[s, e]...]` or `{"spans": [[s, e]...], "boxes": [[x0, y0, x1, y1]...]}`.
 
     Spans are seconds; any finite numbers are taken and clipped later as a model's would be.
-    Boxes are fractions of the whole frame. None is an empty clue. ValueError says what is wrong
-    with any other shape.
+    Boxes are fractions of the whole frame. None is no clue, an empty list of spans is one for
+    `official`. ValueError says what is wrong with any other shape.
     """
     what = "assume_clues"
-    if item is None:
-        item = []
     if not isinstance(item, Mapping):
         item = {"spans": item}
     for key in item:
@@ -242,7 +242,8 @@ def clue_from_json(item: Any) -> Clue:
         require(what, "boxes", row, inside, "fractions of the frame in [0, 1]")
     boxes = [(r[0], r[1], r[2], r[3]) for r in rows]
     problems = () if spans or boxes else ("the forced clue is empty",)
-    return Clue(spans=tuple(spans), boxes=tuple(boxes), problems=problems)
+    empty_list = item.get("spans") is not None and not spans
+    return Clue(spans=tuple(spans), boxes=tuple(boxes), problems=problems, empty_list=empty_list)
 
 
 def _number_rows(what: str, name: str, rows: Any, width: int, limit: int) -> list[list[float]]:

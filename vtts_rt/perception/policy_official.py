@@ -17,8 +17,6 @@ from vtts_rt.perception.region import RawSpan, full_view
 from vtts_rt.perception.sizing import smart_nframes, view_size
 from vtts_rt.types import PairRef, Segment, TimeSpan, VideoMetadata, require
 
-_EMPTY_LISTS = ("[]", "()")
-
 
 def uniform_indices(num_frames: int, num_samples: int) -> list[int]:
     """`torch.linspace(0, num_frames - 1, num_samples).round()`, bit for bit.
@@ -103,6 +101,14 @@ def official_indices(
     return uniform_indices(num_frames, num_samples), num_samples, None
 
 
+def _leading_look(history: Sequence[RoundHistory], sticky: bool) -> RoundHistory | None:
+    """The round whose clue the next one follows: the last, or the last that wrote a clue."""
+    for look in reversed(history):
+        if not sticky or look.forced or look.clue.glue is not None:
+            return look
+    return None
+
+
 def plan_official(
     config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
@@ -112,12 +118,12 @@ def plan_official(
     """One segment a video. Every video has the whole frame and pixel budget for itself."""
     key_spans: Sequence[RawSpan] | None = None
     notes: list[str] = []
-    if history:
-        clue = history[-1].clue
-        if clue.spans or (clue.glue or "").strip() in _EMPTY_LISTS:
-            key_spans = clue.spans
-        else:
-            notes.append("no time span in the clue: uniform sampling")
+    look = _leading_look(history, config.sticky_clues)
+    if look is not None and (look.clue.spans or look.clue.empty_list):
+        key_spans = look.clue.spans
+    elif history:
+        problems = () if look is None else look.clue.problems
+        notes.append(f"{(*problems, 'no time span in the clue')[0]}: uniform sampling")
     segments, views, frames, times, rates = [], [], [], [], []
     for video, metadata in enumerate(videos):
         box = full_view(metadata.height, metadata.width)
@@ -156,7 +162,7 @@ def plan_official(
         timestamps_seconds=tuple(times),
         sample_fps=rates[0] if rates else config.sample_fps,
         views=tuple(views),
-        regions=history[-1].regions(videos) if history else (),
+        regions=() if look is None else look.regions(videos),
         notes=tuple(notes),
         time_labels=config.time_labels,
     )
