@@ -23,7 +23,7 @@ PARITIES: tuple[Parity, ...] = ("release", "transformers")
 ENVIRONMENT_VARIABLES = {
     "VTTS_RT_BACKEND": "op=backend[,op=backend]: force an op's backend, e.g. patchify=reference",
     "VTTS_RT_CACHE_DIR": "folder of the video index cache (~/.cache/vtts_rt), or `off`",
-    "VTTS_RT_LOG": "log level of the `vtts_rt` logger (debug, info, warning, error)",
+    "VTTS_RT_LOG": "log level (debug, info, warning, error, critical) of the logger `vtts_rt`",
 }
 
 

@@ -228,7 +228,16 @@ class SamplingParams:
 def _require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:
     """The one shape of a bad-argument message: `<what>: <argument> must be <rule>, got <value>`."""
     if not ok:
-        raise ValueError(f"{what}: {argument} must be {rule}, got {value!r}")
+        raise ValueError(f"{what}: {argument} must be {rule}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """`repr`, cut off: a value may be a whole file, or have no repr (an int of 5,000 digits)."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 require = _require
