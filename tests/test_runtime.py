@@ -18,7 +18,6 @@ from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.perception.clue import parse_clue
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
@@ -205,25 +204,6 @@ def test_events_clue_and_answer(
     assert answer.rounds[1].plan.segments[0].box == answer.rounds[1].plan.views[0].box
     text = "".join(e.text for e in events if e.type == "token" and e.index == 0)
     assert text == answer.rounds[0].text
-
-
-def test_official_reads_clues_by_the_published_rule(
-    runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Told when the tag closes; a notation that only the lenient parser reads is uniform."""
-    answers = [said("[(2, 3), [1, 9, 9]]"), said("[(2, 3), (4, 5.5)]"), "B"]
-    assert parse_clue(answers[0]).spans == ((2, 3),)
-    Scripted(runtime, answers, monkeypatch)
-    config = PerceptionConfig(strategy="official", **LOOK)
-    events = list(runtime.stream(clip, "which?", perception=config))
-    first, second, third = events[-1].answer.rounds
-    assert first.clue.spans == () and second.frames == first.frames != third.frames
-    assert second.plan.notes[0].startswith("<glue> is no list of (start, end): ValueError")
-    assert second.as_dict()["clue"] == {"spans": [[2, 3], [4, 5.5]], "boxes": []}
-    told = [i for i, event in enumerate(events) if event.type == "clue"]
-    assert [events[i].value for i in told] == [(2, 3), (4, 5.5)]
-    tokens = [e.text for e in events[: told[0]] if e.type == "token" and e.index == 1]
-    assert "".join(tokens).endswith("</glue>")
 
 
 def test_a_constrained_clue_always_parses(
