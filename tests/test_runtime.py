@@ -53,7 +53,13 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
             segment = span.segment
             frames = dict(source.read(segment.frame_indices))
             jobs = [
-                PatchifyJob(frames[p.frame_a], frames[p.frame_b], segment.box, segment.resized_hw)
+                PatchifyJob(
+                    frames[p.frame_a],
+                    frames[p.frame_b],
+                    segment.box,
+                    segment.resized_hw,
+                    segment.resize,
+                )
                 for p in segment.pairs
             ]
             features = model.visual(patchify(jobs), [segment.grid_thw])

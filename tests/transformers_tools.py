@@ -16,22 +16,23 @@ import torchvision_shim
 class Clip:
     """What the processor is told of one video: the frames shown, and the whole it comes from.
 
-    frames: (T, H, W, 3) uint8. size: fewest and most pixels of a frame.
+    frames: (T, H, W, 3) uint8. size: fewest and most pixels of a frame; None where they have their
+    size already.
     """
 
     frames: np.ndarray
     frame_indices: Sequence[int]
     num_frames: int
     source_fps: float
-    size: tuple[int, int]
+    size: tuple[int, int] | None
 
 
 @dataclass
 class Image:
-    """pixels: (H, W, 3) uint8. size: fewest and most pixels."""
+    """pixels: (H, W, 3) uint8. size: as of a Clip."""
 
     pixels: np.ndarray
-    size: tuple[int, int]
+    size: tuple[int, int] | None
 
 
 @dataclass
@@ -77,7 +78,7 @@ class TransformersPeer:
         if clips:
             more["videos"] = [torch.from_numpy(c.frames).permute(0, 3, 1, 2) for c in clips]
             more["videos_kwargs"] = {
-                "size": self._size(clips),
+                **self._resize(clips),
                 "do_sample_frames": False,
                 "video_metadata": [
                     {
@@ -90,7 +91,7 @@ class TransformersPeer:
             }
         if images:
             more["images"] = [torch.from_numpy(i.pixels).permute(2, 0, 1) for i in images]
-            more["images_kwargs"] = {"size": self._size(images)}
+            more["images_kwargs"] = self._resize(images)
         return self.processor(text=[text], return_tensors="pt", **more)
 
     def generate(self, text: str, media: Sequence[Clip | Image], max_tokens: int) -> Generation:
@@ -112,12 +113,13 @@ class TransformersPeer:
         joined["second_per_grid_ts"] = [*inputs["second_per_grid_ts"], *more["second_per_grid_ts"]]
         return joined
 
-    def continued(self, inputs: Any, max_tokens: int) -> Generation:
-        """Greedy tokens after inputs."""
+    def continued(self, inputs: Any, max_tokens: int, **more: Any) -> Generation:
+        """Greedy tokens after inputs; `more` goes to generate, e.g. other position ids."""
         seconds = inputs.get("second_per_grid_ts", [])
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs,
+                **more,
                 max_new_tokens=max_tokens,
                 do_sample=False,
                 output_logits=True,
@@ -130,6 +132,8 @@ class TransformersPeer:
         return Generation(token_ids, logprobs, num_prompt, [float(s) for s in seconds])
 
     @staticmethod
-    def _size(items: Sequence[Clip | Image]) -> dict[str, int]:
+    def _resize(items: Sequence[Clip | Image]) -> dict[str, Any]:
         (size,) = {item.size for item in items}
-        return {"shortest_edge": size[0], "longest_edge": size[1]}
+        if size is None:
+            return {"do_resize": False}
+        return {"size": {"shortest_edge": size[0], "longest_edge": size[1]}}

@@ -14,7 +14,7 @@ import numpy as np
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View, frame_times, image_segment
 from vtts_rt.perception.region import RawSpan, full_view
-from vtts_rt.perception.sizing import smart_nframes, view_size
+from vtts_rt.perception.sizing import image_size, resize_kernel, smart_nframes, view_size
 from vtts_rt.types import PairRef, Segment, TimeSpan, VideoMetadata, require
 
 
@@ -128,8 +128,8 @@ def plan_official(
     for video, metadata in enumerate(videos):
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
-            size = view_size(config, metadata.height, metadata.width, 2)
-            segments.append(image_segment(video, metadata, box, size))
+            size = image_size(config, metadata.height, metadata.width, 1)
+            segments.append(image_segment(video, metadata, box, size, config.parity))
             views.append(View(video, box, size, (), 0.0))
             frames.append(0)
             times.append(0.0)
@@ -148,7 +148,8 @@ def plan_official(
             PairRef(video, metadata.video_id, a, b, stamps[2 * i])
             for i, (a, b) in enumerate(zip(padded[::2], padded[1::2], strict=True))
         )
-        segments.append(Segment(pairs, box, size, seconds_per_grid=2.0 / sample_fps))
+        kernel = resize_kernel(config.parity, False)
+        segments.append(Segment(pairs, box, size, 2.0 / sample_fps, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, 2.0 / sample_fps))
         frames += indices
