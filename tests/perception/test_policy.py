@@ -297,6 +297,24 @@ def test_grid_keeps_most_pairs_and_a_prefix() -> None:
     assert np.mean(prefix) > 0.25
 
 
+@pytest.mark.parametrize(
+    ("glue", "num", "fps", "unchanged"),
+    [
+        ("(0, 60)", 1800, 30.0, True),  # everything
+        ("(10, 20)", 1800, 30.0, False),
+        ("(10, 10)", 1800, 30.0, True),  # one cell of sixty: no half cell more
+        ("(2, 4)", 8, 1.0, True),  # no frames between those shown
+    ],
+)
+def test_grid_says_that_a_clue_changes_nothing(
+    glue: str, num: int, fps: float, unchanged: bool
+) -> None:
+    first, second = follow("grid", ResolvedPerception(), [video(num, fps)], glue)
+    assert (first.segments == second.segments) == unchanged
+    assert any("the clue changes nothing" in note for note in second.notes) == unchanged
+    assert not first.notes
+
+
 # -- refresh, append ------------------------------------------------------------------------------
 
 

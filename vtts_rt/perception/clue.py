@@ -262,6 +262,8 @@ def _number_rows(what: str, name: str, rows: Any, width: int, limit: int) -> lis
 
 # -- the chosen option --------------------------------------------------------------------------
 
+LetterRule = Literal["lenient", "published"]
+LETTER_RULES: tuple[LetterRule, ...] = ("lenient", "published")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MAX_ANSWER_CHARS = 4096
 _LEAD_IN = re.compile(
@@ -273,17 +275,37 @@ _LETTER_FIRST = re.compile(r"[\s(\[{*\"'`]*([A-Za-z])(?=[.):\]}*\"'`,;]|\s*$)")
 _LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])")
 
 
-def option_letter(answer: str | Clue, options: Sequence[str]) -> int | None:
+# VideoChat-R1.5 (extract_characters_regex of its evaluation scripts): what it strikes out first.
+_PUBLISHED_LEAD_INS = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
+    "Best answer:Best option:",
+)
+
+
+def option_letter(
+    answer: str | Clue, options: Sequence[str], *, letter: LetterRule = "lenient"
+) -> int | None:
     """Which of `options` an answer names, as an index, or None.
 
     answer: a clue, or a text; where it has an answer tag what stands there counts, otherwise
-    the text outside all tags. In this order: a letter at the start after common lead-ins
-    (`The answer is B.`, `(B)`, `b)`, `B. red`), the text of an option, the first capital that
-    stands alone (`A` and `I` before a lower-case word are words), an option's text inside the
-    answer if only one occurs. Only the first 4,096 characters are read.
+    the text outside all tags. letter: "published" is the rule of VideoChat-R1.5's evaluation, for
+    accuracies that are compared with published ones: the first capital A to G of the first closed
+    answer tag, else of the whole text, be it in a word. "lenient", in this order: a letter at the
+    start after common lead-ins (`The answer is B.`, `(B)`, `b)`, `B. red`), the text of an option,
+    the first capital that stands alone (`A` and `I` before a lower-case word are words), an
+    option's text inside the answer if only one occurs. Only the first 4,096 characters are read.
     """
-    text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
+    require("option_letter", "letter", letter, letter in LETTER_RULES, f"one of {LETTER_RULES}")
     letters = _LETTERS[: len(options)]
+    if letter == "published":
+        named = _published_letter(answer.text if isinstance(answer, Clue) else answer)
+        return letters.index(named) if named and named in letters else None
+    text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
     rest = text
     while True:
         match = _LETTER_FIRST.match(rest)
@@ -305,6 +327,19 @@ def option_letter(answer: str | Clue, options: Sequence[str]) -> int | None:
         i for i, option in enumerate(plain) if option and f" {option} " in f" {_plain(text)} "
     ]
     return inside[0] if len(inside) == 1 else None
+
+
+def _published_letter(text: str) -> str:
+    """The letter, or "". Its other condition, no letter in more than ten words, adds nothing."""
+    opening, closing = TAGS["answer"]
+    _, found, rest = text.partition(opening)
+    if found and closing in rest:
+        text = rest.partition(closing)[0]
+    text = text.strip()
+    for lead_in in _PUBLISHED_LEAD_INS:
+        text = text.replace(lead_in, "")
+    match = re.search("[A-G]", text)
+    return "" if match is None else match[0]
 
 
 def _answer_text(answer: str | Clue) -> str:

@@ -36,7 +36,8 @@ def plan_grid(
 
     A clue moves pairs: some second halves of cells inside the spans come in, so that the
     spans get `key_ratio` times the density, and as many pairs outside go, at most half of
-    them, those after the first span first. An unusable clue shows round 1's frames again.
+    them, those after the first span first. An unusable clue shows round 1's frames again, as
+    does one that covers all or too little; the notes say so.
     """
     segments: list[Segment] = []
     views: list[View] = []
@@ -54,6 +55,8 @@ def plan_grid(
         if history and not spans:
             notes.append("no usable time span in the clue: the frames of the first round")
         pairs = _denser_inside(timeline, level, spans, config.key_ratio)
+        if spans and pairs == timeline.pairs(np.arange(timeline.num_cells(level)), level):
+            notes.append(f"video {video}: the clue changes nothing: the frames of the first round")
         size = view_size(config, metadata.height, metadata.width, 2 * len(pairs))
         step = timeline.cell_seconds(level)
         kernel = resize_kernel(config.parity, False)
