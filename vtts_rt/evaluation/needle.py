@@ -101,8 +101,8 @@ def evaluate(
     so far): called after each clip.
     Returns {"task", "model", "strategy", "parity", "letter", "split", "footage", "codec", "seed",
     "num", "together", "rounds"}; "rounds" is a list of {"rounds", "accuracy", "span_iou",
-    "box_iou", "visual_tokens", "ms"}: means over clips; IoUs are those of the last clue with the time that
-    the mark shows and the box of its card; ms is the whole question, decoding included.
+    "box_iou", "visual_tokens", "ms"}: means over clips; IoUs are those of the last clue with the
+    time that the mark shows and the box of its card; ms is the whole question, decoding included.
     """
     require("eval needle", "num", num, num >= 1, ">= 1")
     rounds_ok = len(rounds) > 0 and all(1 <= r <= 64 for r in rounds)

@@ -12,8 +12,8 @@ from vtts_rt.types import TOKEN_PX, Parity, ResizeKernel, require
 
 # qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more, whatever the budget.
 MAX_FRAME_PIXELS = 768 * TOKEN_PX * TOKEN_PX
-# VideoChat-R1.5 (my_vision_process.py), MIN_PIXELS: images take another minimum than videos.
-RELEASE_IMAGE_MIN_PIXELS = 4 * TOKEN_PX * TOKEN_PX
+# VideoChat-R1.5 (my_vision_process.py), MIN_PIXELS: an image gets at least so many there.
+MIN_IMAGE_PIXELS = 4 * TOKEN_PX * TOKEN_PX
 # transformers, Qwen2VLImageProcessor: larger aspect ratios are an error there.
 MAX_ASPECT = 200
 
@@ -73,15 +73,23 @@ def view_size(
 
 
 def image_size(
-    config: ResolvedPerception, height: int, width: int, num_images: int, *, is_crop: bool = False
+    config: ResolvedPerception,
+    height: int,
+    width: int,
+    num_images: int = 1,
+    *,
+    is_crop: bool = False,
 ) -> tuple[int, int]:
     """(height, width) px of one of `num_images` images that share the budget of a round.
 
-    The release's minimum is for whole images, a crop is enlarged to config.min_pixels.
+    Under parity "release" a whole image gets MIN_IMAGE_PIXELS at least: 224 x 224 stays as it is. A
+    crop is enlarged to config.min_pixels, as is an image under "transformers".
     """
-    whole = config.parity == "release" and not is_crop
-    least = RELEASE_IMAGE_MIN_PIXELS if whole else config.min_pixels
-    return smart_resize(height, width, least, frame_cap(config, 2 * num_images), config.parity)
+    least, most = config.min_pixels, frame_cap(config, 2 * num_images)
+    if config.parity == "release" and not is_crop:
+        share = config.total_pixels / num_images
+        least, most = MIN_IMAGE_PIXELS, max(min(MAX_FRAME_PIXELS, share), MIN_IMAGE_PIXELS)
+    return smart_resize(height, width, least, most, config.parity)
 
 
 def smart_nframes(config: ResolvedPerception, num_frames: int, source_fps: float) -> int:
