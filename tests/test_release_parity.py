@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torchvision_shim
 from transformers_tools import Clip, Image, TransformersPeer
 from utils import tiny_checkpoint
 
@@ -21,6 +22,8 @@ from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.sizing import image_size, resize_kernel, smart_resize
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, VideoMetadata
+
+torchvision_shim.install()
 
 MAX_TOKENS = 12
 PIXEL = 28 * 28
@@ -69,16 +72,23 @@ def test_sizes_are_those_of_the_released_function() -> None:
         assert found == expected, (height, width)
 
 
-def test_images_have_a_minimum_of_their_own() -> None:
-    release = ResolvedPerception()
-    assert image_size(release, 224, 224, 1) == (224, 224)
-    assert image_size(release, 20, 30, 1) == published_size(20, 30, 4 * PIXEL, 768 * PIXEL)
-    assert image_size(release, 3000, 4000, 1) == published_size(3000, 4000, 4 * PIXEL, 768 * PIXEL)
-    other = ResolvedPerception(parity="transformers")
-    least = release.min_pixels
-    for config, is_crop in ((other, False), (release, True)):
-        height, width = image_size(config, 112, 112, 1, is_crop=is_crop)
-        assert height * width >= least
+@pytest.mark.parametrize("hw", [(224, 224), (20, 30), (3000, 4000), (1000, 10), (30, 28)])
+def test_an_image_has_bounds_of_its_own(hw: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as processor
+
+    release, other = ResolvedPerception(), ResolvedPerception(parity="transformers")
+    assert image_size(release, *hw) == published_size(*hw, 4 * PIXEL, 768 * PIXEL)
+    assert image_size(other, *hw) == processor(*hw, 28, 128 * PIXEL, 768 * PIXEL)
+    height, width = image_size(release, *hw, is_crop=True)
+    assert height * width >= release.min_pixels
+
+
+def test_images_share_the_budget_of_a_round() -> None:
+    config = ResolvedPerception(total_pixels=400 * PIXEL)
+    assert image_size(config, 224, 224) == (224, 224)
+    for num_images in (1, 2, 5, 1000):
+        height, width = image_size(config, 3000, 4000, num_images)
+        assert height * width <= max(400 * PIXEL / num_images, 4 * PIXEL)
 
 
 @pytest.mark.parametrize("strategy", ["official", "grid", "refresh", "append"])

@@ -7,17 +7,16 @@ import random
 import numpy as np
 import pytest
 import torch
-import torchvision_shim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.config import PARITIES, STRATEGIES, ResolvedPerception
+from vtts_rt.config import STRATEGIES, ResolvedPerception
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.published import clue_stream
-from vtts_rt.perception.sizing import frame_cap, image_size, smart_resize
+from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
 NEEDLE = ResolvedPerception(
@@ -402,23 +401,3 @@ def test_bad_metadata(bad: dict[str, float]) -> None:
               "height": 90, "width": 90, "decoder": "test", **bad}  # fmt: skip
     with pytest.raises(ValueError, match=r"^plan_round: .* must be "):
         plan_round("append", ResolvedPerception(), [VideoMetadata(**fields)], [], 0)
-
-
-@pytest.mark.parametrize(
-    "hw", [(224, 224), (20, 30), (3000, 4000), (1000, 10), (30, 28), (700, 900)]
-)
-def test_a_picture_has_bounds_of_its_own(hw: tuple[int, int]) -> None:
-    torchvision_shim.install()
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as oracle
-
-    release, other = (ResolvedPerception(parity=parity) for parity in PARITIES)
-    assert image_size(release, *hw) == oracle(*hw, 28, 4 * 28**2, 768 * 28**2)
-    assert image_size(other, *hw) == oracle(*hw, 28, 128 * 28**2, 768 * 28**2)
-
-
-def test_pictures_share_the_budget_of_a_round() -> None:
-    config = ResolvedPerception(parity="release", total_pixels=400 * 784)
-    assert image_size(config, 224, 224) == (224, 224)
-    for num_images in (1, 2, 5, 1000):
-        height, width = image_size(config, 3000, 4000, num_images)
-        assert height * width <= max(400 * 784 / num_images, 4 * 784)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig
 from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import (
     SPLITS,
@@ -161,6 +161,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--strategy", choices=STRATEGIES)
+    parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument("--letter", choices=LETTER_RULES, default="lenient", help="option rule")
     parser.add_argument("--split", choices=SPLITS, default="held_out")
     parser.add_argument("--codec", choices=list(CODECS), default="libx264")
@@ -194,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
             )
 
     with Runtime.from_pretrained(args.model, dtype=args.dtype, device=args.device) as runtime:
-        perception = PerceptionConfig(strategy=args.strategy) if args.strategy else None
+        perception = PerceptionConfig(strategy=args.strategy, parity=args.parity)
         result = evaluate(
             runtime,
             seed=args.seed,
