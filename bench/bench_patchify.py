@@ -27,6 +27,7 @@ import transformers
 
 import vtts_rt
 from vtts_rt import _C
+from vtts_rt.bench.setting import add_compute_flags
 from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD, PatchifyJob, patchify
 from vtts_rt.types import PATCH_ROW, PixelBox
 
@@ -104,6 +105,8 @@ def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7)
+    # The native kernel on the CPU writes float32; bench_processor.py has the others.
+    add_compute_flags(parser, devices=("cpu",), dtypes=("float32",), threads=None)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
 

@@ -79,7 +79,7 @@ class Completion:
     """What one request produced.
 
     text: without special tokens and stop texts; logprobs: natural log, of each token under
-    the distribution it was drawn from.
+    the distribution it was drawn from. weights_version: `Engine.weights_version`.
     """
 
     token_ids: list[int]
@@ -89,6 +89,7 @@ class Completion:
     num_prompt_tokens: int
     reuse: ReuseStats
     timings: RoundTimings
+    weights_version: int = 0
 
 
 @dataclass(slots=True)
