@@ -54,7 +54,13 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
             segment = span.segment
             frames = dict(source.read(segment.frame_indices))
             jobs = [
-                PatchifyJob(frames[p.frame_a], frames[p.frame_b], segment.box, segment.resized_hw)
+                PatchifyJob(
+                    frames[p.frame_a],
+                    frames[p.frame_b],
+                    segment.box,
+                    segment.resized_hw,
+                    segment.resize,
+                )
                 for p in segment.pairs
             ]
             features = model.visual(patchify(jobs), [segment.grid_thw])
@@ -224,10 +230,8 @@ def test_a_constrained_clue_always_parses(
         "sampling": SamplingParams(max_tokens=400, stop=("</glue>",)),
     }
     for constrain in (True, False):
-        config = PerceptionConfig(
-            strategy="official", max_rounds=2, constrain_clues=constrain, **LOOK
-        )
-        answer = ask(runtime, clip, "official", perception=config, **arguments)
+        config = PerceptionConfig(strategy="grid", max_rounds=2, constrain_clues=constrain, **LOOK)
+        answer = ask(runtime, clip, "grid", perception=config, **arguments)
         clue = answer.rounds[0].clue
         problems = set(clue.problems) - {"<glue> is never closed"}  # the stop text closed it
         assert (clue.usable and not problems) == constrain

@@ -123,6 +123,11 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refresh, append: the first look before the question, for many questions a video",
     )
+    parser.add_argument(
+        "--sticky-clues",
+        action="store_true",
+        help="official: a round without a clue looks where the last clue pointed",
+    )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument(
@@ -227,6 +232,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         total_pixels=args.total_pixels,
         min_pixels=args.min_pixels,
         parity=args.parity,
+        sticky_clues=args.sticky_clues or None,
         prompts=args.prompts,
         text_first=False if args.video_first else None,
         constrain_clues=getattr(args, "constrain_clues", False) or None,
