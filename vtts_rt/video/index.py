@@ -25,6 +25,7 @@ RATE_TOLERANCE = 1.5
 MAX_FPS = 1000.0
 # Packets that may fail to decode before a file counts as holding no frame at all.
 PROBE_PACKETS = 512
+CHECKED_PACKETS = 1 << 12  # from one `check` of `build_index` to the next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,6 +119,7 @@ def build_index(
     stream: Any,
     reopen: Callable[[bool], tuple[Any, Any]],
     source_fps: float | None = None,
+    check: Callable[[int, int], None] = lambda num_packets, num_frames: None,
 ) -> tuple[PacketIndex, Any] | None:
     """One pass over the packets of a freshly opened container; the first frame is decoded.
 
@@ -126,6 +128,8 @@ def build_index(
     reopen: gives another (container, stream) of the same content, for that one decode; its
         argument is that of `packets.open_stream`.
     source_fps: rate of a stream without any times; the default is the container's guess.
+    check: told now and then how many packets and frames that show there are; what it raises ends
+    the pass.
     Returns the index and the first frame that decodes (what only a decoder knows: size, display
     matrix); None when no packet holds a frame that shows or none decodes.
     """
@@ -150,6 +154,8 @@ def build_index(
         durations.append(packet.duration or 0)
         # Edit lists mark what they cut.
         hidden.append(packet.is_discard or shows_nothing(codec, packet))
+        if not len(hidden) % CHECKED_PACKETS:
+            check(len(hidden), hidden.count(0))
         if probing:
             first = decode_tagged(stream, packet, len(pts) - 1)  # overwrites the packet's times
             probing = not first and len(pts) <= PROBE_PACKETS
