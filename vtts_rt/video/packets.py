@@ -43,7 +43,7 @@ def open_stream(media: Media, exact: bool = True) -> tuple[Any, Any]:
         if exact:
             _set_exact_threads(stream.codec_context)
             return container, stream
-        options = {"err_detect": ERRORS}
+        options = {**media.codec_options, "err_detect": ERRORS}
         if stream.codec_context.name == "h264" and stream.codec_context.has_b_frames:
             # A thread that gives out the picture of another one that is at work does not know yet
             # whether it is damaged: have it wait until that one has ended.
@@ -65,9 +65,10 @@ def _set_exact_threads(context: Any) -> None:
     context.thread_count = num_decoder_threads() if context.name in SLICED else 1
 
 
-def _like(context: Any) -> Any:
+def _like(context: Any, options: dict[str, str]) -> Any:
     """A new decoder of the same stream."""
     new = av.CodecContext.create(context.codec, "r")
+    new.options = options
     new.extradata, new.codec_tag = context.extradata, context.codec_tag
     new.width, new.height, new.pix_fmt = context.width, context.height, context.pix_fmt
     new.bits_per_coded_sample = context.bits_per_coded_sample
@@ -107,7 +108,7 @@ class PacketReader:
             if self.context.name not in RENEWED:
                 self.close()
             else:
-                self.context = _like(self.stream.codec_context)
+                self.context = _like(self.stream.codec_context, self._media.codec_options)
         gap = SEEK_GAP_PACKETS if self._seekable else self._index.num_packets
         if 0 <= self.next <= ordinal <= self.next + gap:
             self.context.flush_buffers()
