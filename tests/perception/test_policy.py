@@ -7,16 +7,16 @@ import random
 import numpy as np
 import pytest
 import torch
-import torchvision_shim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.config import PARITIES, STRATEGIES, ResolvedPerception
-from vtts_rt.perception.clue import Clue, parse_clue
+from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
-from vtts_rt.perception.sizing import frame_cap, image_size, smart_resize
+from vtts_rt.perception.published import clue_stream
+from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
 NEEDLE = ResolvedPerception(
@@ -44,7 +44,9 @@ def follow(strategy, config, videos, *clues, forced=False):  # type: ignore[no-u
     history: list[RoundHistory] = []
     plans = [plan_round(strategy, config, videos, history, 0)]
     for i, glue in enumerate(clues):
-        history.append(RoundHistory(plans[-1], parse_clue(f"<glue>{glue}</glue>"), forced))
+        stream = clue_stream(strategy)
+        stream.feed(f"<glue>{glue}</glue>")
+        history.append(RoundHistory(plans[-1], stream.finish(), forced))
         plans.append(plan_round(strategy, config, videos, history, i + 1))
     return plans
 
@@ -295,6 +297,24 @@ def test_grid_keeps_most_pairs_and_a_prefix() -> None:
     assert np.mean(prefix) > 0.25
 
 
+@pytest.mark.parametrize(
+    ("glue", "num", "fps", "unchanged"),
+    [
+        ("(0, 60)", 1800, 30.0, True),  # everything
+        ("(10, 20)", 1800, 30.0, False),
+        ("(10, 10)", 1800, 30.0, True),  # one cell of sixty: no half cell more
+        ("(2, 4)", 8, 1.0, True),  # no frames between those shown
+    ],
+)
+def test_grid_says_that_a_clue_changes_nothing(
+    glue: str, num: int, fps: float, unchanged: bool
+) -> None:
+    first, second = follow("grid", ResolvedPerception(), [video(num, fps)], glue)
+    assert (first.segments == second.segments) == unchanged
+    assert any("the clue changes nothing" in note for note in second.notes) == unchanged
+    assert not first.notes
+
+
 # -- refresh, append ------------------------------------------------------------------------------
 
 
@@ -381,25 +401,3 @@ def test_bad_metadata(bad: dict[str, float]) -> None:
               "height": 90, "width": 90, "decoder": "test", **bad}  # fmt: skip
     with pytest.raises(ValueError, match=r"^plan_round: .* must be "):
         plan_round("append", ResolvedPerception(), [VideoMetadata(**fields)], [], 0)
-
-
-@pytest.mark.parametrize(
-    "hw", [(224, 224), (20, 30), (3000, 4000), (1000, 10), (30, 28), (700, 900)]
-)
-def test_a_picture_has_bounds_of_its_own(hw: tuple[int, int]) -> None:
-    torchvision_shim.install()
-    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as oracle
-
-    release, other = (ResolvedPerception(parity=parity) for parity in PARITIES)
-    assert image_size(release, *hw) == oracle(*hw, 28, 4 * 28**2, 768 * 28**2)
-    assert image_size(other, *hw) == oracle(*hw, 28, 128 * 28**2, 768 * 28**2)
-    own = image_size(other, *hw, processor_pixels=(3136, 12845056))
-    assert own == oracle(*hw, 28, 3136, 12845056)
-
-
-def test_pictures_share_the_budget_of_a_round() -> None:
-    config = ResolvedPerception(parity="release", total_pixels=400 * 784)
-    assert image_size(config, 224, 224) == (224, 224)
-    for num_images in (1, 2, 5, 1000):
-        height, width = image_size(config, 3000, 4000, num_images)
-        assert height * width <= max(400 * 784 / num_images, 4 * 784)
