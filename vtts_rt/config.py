@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.types import DECODERS, Decoder, MropeMode, Strategy, require
+from vtts_rt.types import DECODERS, Decoder, MropeMode, SamplingParams, Strategy, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
@@ -232,7 +232,8 @@ class LanguageConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A whole model: towers, special token ids, stop tokens, default perception settings."""
+    """A whole model: towers, special token ids, stop tokens, default perception settings and what
+    the checkpoint says of sampling."""
 
     vision: VisionConfig
     language: LanguageConfig
@@ -242,3 +243,4 @@ class ModelConfig:
     vision_end_token_id: int
     eos_token_ids: tuple[int, ...]
     perception: dict[str, Any] = field(default_factory=dict, hash=False)
+    sampling: SamplingParams = SamplingParams()

@@ -35,6 +35,7 @@ from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_fr
 from vtts_rt.question import Question, StreamEvent, open_videos
 from vtts_rt.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
+from vtts_rt.sampling import MAX_TOKENS
 from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore
 
@@ -171,7 +172,9 @@ class Runtime:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
         They share every page of the prompt and branch where their tokens differ; what several
-        of them look at in later rounds is decoded and encoded once. Arguments as `stream`.
+        of them look at in later rounds is decoded and encoded once. Arguments as `stream`; what
+        `sampling` leaves unset is not the checkpoint's but that of a rollout (temperature 1, no
+        filters or penalties: `sampling.rollout_sampling`).
         """
         require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
         members = [
@@ -193,7 +196,8 @@ class Runtime:
         the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
         video that exists. timeout_seconds: stop with what there is. decoder: as `open_video`, in
         place of EngineConfig's. allow_urls: video may be a
-        URL. member: index in a rollout group, part of the sampling noise.
+        URL. member: index in a rollout group, part of the sampling noise; given, `sampling` is
+        taken as by `ask_group`.
         """
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         with ExitStack() as stack:
@@ -264,13 +268,13 @@ class Runtime:
         options: Sequence[str] = (),
         context: str = "",
         perception: PerceptionConfig | None = None,
-        max_tokens: int = 512,
+        max_tokens: int | None = None,
         **opening: Any,
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; `opening`: source_fps, start_seconds, end_seconds, allow_urls,
-        decoder.
+        Arguments as `ask`; max_tokens: most tokens of a round, 2,048 if None; `opening`:
+        source_fps, start_seconds, end_seconds, allow_urls, decoder.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views
@@ -290,7 +294,7 @@ class Runtime:
             question=question,
             options=options,
             context=context,
-            max_tokens=max_tokens,
+            max_tokens=max_tokens or MAX_TOKENS,
             model=self.name,
         )
 

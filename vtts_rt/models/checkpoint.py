@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt.config import LanguageConfig, ModelConfig, VisionConfig
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
+from vtts_rt.sampling import generation_defaults
+from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, SamplingParams, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
 MODEL_TYPE = "qwen2_5_vl"
@@ -108,6 +109,13 @@ def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
+def read_generation_defaults(folder: Path) -> SamplingParams:
+    """What generation_config.json says of sampling; without that file config.json, as older
+    checkpoints have it. ValueError for what is not supported, by name."""
+    files = [folder / name for name in ("generation_config.json", "config.json")]
+    return generation_defaults(read_json(next(path for path in files if path.is_file())))
+
+
 def read_hf_config(folder: Path) -> Any:
     """transformers' Qwen2_5_VLConfig of a checkpoint, nested or flat.
 
@@ -184,6 +192,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         vision_end_token_id=hf.vision_end_token_id,
         eos_token_ids=read_eos_token_ids(folder),
         perception=dict(load_extras(folder).get("perception", {})),
+        sampling=read_generation_defaults(folder),
     )
 
 
