@@ -34,7 +34,7 @@ class RoundResult:
     prompt: the exact text tokenised in this round (`append`: the part this round added).
     finish_reason: "stop": the model, a stop text or a stop id ended the round; "length": max_tokens
     did; "timeout". logprobs: natural log, as SamplingParams.logprobs says.
-    answer: what stood in the answer tag, or None if the model wrote none or was cut off inside.
+    answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off.
     clue: as the model wrote it, or as forced by `assume_clues`. regions: the clue as geometry
     on the whole frame. plan: frames, boxes and sizes shown.
     """
@@ -61,12 +61,13 @@ class RoundResult:
     @property
     def answered(self) -> str:
         """The answer of this round: what stood in the answer tag, else the whole text. A text that
-        was cut off is no answer, unless it is the letter of an option and nothing else."""
+        max_tokens cut off is no answer, unless it is the letter of an option and nothing else. (A
+        request that runs out of time answers with what there is.)"""
         if self.answer is not None:
             return self.answer.strip()
         text = self.text.strip()
-        is_whole = self.finish_reason == "stop" or _LETTER.fullmatch(text) is not None
-        return text if is_whole else ""
+        is_cut = self.finish_reason == "length" and _LETTER.fullmatch(text) is None
+        return "" if is_cut else text
 
     def as_dict(self) -> dict[str, Any]:
         """One element of "rounds" in the JSON contract."""

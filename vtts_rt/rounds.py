@@ -250,8 +250,8 @@ class RoundScheduler:
             said = clues.finish()
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
-            is_whole = completion.finish_reason == "stop" or clues.has_closed("answer")
-            answer = said.answer if is_whole else None
+            is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
+            answer = None if is_cut else said.answer
             result = _result(
                 index, prompt.text, completion, answer, look, request, provider.take_counts()
             )

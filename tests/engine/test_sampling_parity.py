@@ -225,7 +225,9 @@ def test_a_seed_gives_the_same_tokens_in_any_company(
     for request in requests:
         engine = make_engine(model, tokenizer, draft_tokens=0, prefix_cache=False)
         alone += all_at_once(engine, [request])
-    drafted = [replace(r, earlier_answers=[a.token_ids]) for r, a in zip(requests, alone)]
+    drafted = [
+        replace(r, earlier_answers=[a.token_ids]) for r, a in zip(requests, alone, strict=True)
+    ]
     small = {"kv_bytes": 16 * PAGE_BYTES, "max_sequences": 4}
     crowds = [all_at_once(make_engine(model, tokenizer, **small), drafted)]
     with_stand_ins(monkeypatch)
