@@ -29,6 +29,8 @@ from vtts_rt.types import require
 
 # Noise lies between -3.7 and 36.8: uniform numbers keep 2**-54 away from 0 and 2**-53 from 1.
 _NOISE_SPAN = 42.0
+# Below such a temperature one token is likely to lead by that much.
+_COLD = 0.1
 
 
 def gumbel_noise(size: int, *, seed: int, member: int, round_index: int, position: int) -> Tensor:
@@ -94,24 +96,15 @@ def sample_token(
     is native, where that is built) or "reference" (torch).
     Returns (token id, log-probability under the processed distribution, natural log).
     """
+    if params.temperature == 0.0:
+        return _greedy(logits.float(), backend)
+    if params.temperature < _COLD and backend != "reference":
+        # No noise chooses another token than one that leads by more than noise spans, no filter
+        # drops it, and others have no share in its probability: Qwen's checkpoints ask for 1e-6.
+        scores = processed_logits(logits, ResolvedSampling(params.temperature))
+        if int((scores > scores.max() - _NOISE_SPAN).sum()) == 1:
+            return _greedy(scores, backend)
     scores = processed_logits(logits, params)
-    is_certain = params.temperature == 0.0
-    if not is_certain and backend != "reference":
-        # No noise can choose another token than one that leads by more than noise spans: with a
-        # temperature near 0 (Qwen's checkpoints: 1e-6) it need not be drawn.
-        is_certain = int((scores > scores.max() - _NOISE_SPAN).sum()) == 1
-    if is_certain:
-        is_native = backend != "reference" and native.supports(scores.device.type) is None
-        if is_native and scores.is_contiguous():
-            from vtts_rt import _C
-
-            # 151,936 logits on one core: 0.12 ms, in torch's operators 0.24.
-            token, logprob = _C.greedy(scores.data_ptr(), scores.numel())
-            if token >= 0:  # else there is a NaN, which torch treats as the maximum
-                return token, logprob
-        token = int(scores.argmax())
-        # The chosen logit is the largest: log-sum-exp without looking for it a second time.
-        return token, -float((scores - scores[token]).exp_().sum().log())
     noise = gumbel_noise(
         scores.numel(),
         seed=params.seed,
@@ -121,6 +114,21 @@ def sample_token(
     )
     token = int((scores + noise.to(scores.device)).argmax())
     return token, float(scores.log_softmax(0)[token])
+
+
+def _greedy(scores: Tensor, backend: str) -> tuple[int, float]:
+    """The first maximum of (V,) float32 and its log-probability."""
+    is_native = backend != "reference" and native.supports(scores.device.type) is None
+    if is_native and scores.is_contiguous():
+        from vtts_rt import _C
+
+        # 151,936 logits on one core: 0.12 ms, in torch's operators 0.24.
+        token, logprob = _C.greedy(scores.data_ptr(), scores.numel())
+        if token >= 0:  # else there is a NaN, which torch treats as the maximum
+            return token, logprob
+    token = int(scores.argmax())
+    # The chosen logit is the largest: log-sum-exp without looking for it a second time.
+    return token, -float((scores - scores[token]).exp_().sum().log())
 
 
 class SampleParams(NamedTuple):
