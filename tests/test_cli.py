@@ -79,11 +79,12 @@ def test_json_is_the_contract(
     keys = {
         "index", "prompt", "text", "token_ids", "logprobs", "clue", "frame_indices",
         "timestamps_seconds", "resized_hw", "grid_thw", "sample_fps", "segments",
-        "prompt_tokens", "completion_tokens", "reuse", "timings_ms",
+        "prompt_tokens", "completion_tokens", "reuse", "timings_ms", "finish_reason",
     }  # fmt: skip
     for index, result in enumerate(answer["rounds"]):
         assert keys <= set(result)
         assert result["index"] == index and result["completion_tokens"] == 4
+        assert result["finish_reason"] == "length"
         assert len(result["logprobs"]) == 4 and max(result["logprobs"]) <= 0
         assert result["frame_indices"] == [
             f for s in result["segments"] for f in s["frame_indices"]
@@ -104,6 +105,34 @@ def test_json_is_the_contract(
         "boxes": [[0.25, 0.25, 0.75, 0.75]],
     }
     assert answer["rounds"][2]["segments"][0]["box"][0] > 0
+
+
+def test_sampling_flags(
+    clip: str, checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not given is left to the checkpoint; what is wrong is one line."""
+    asked: list[SamplingParams] = []
+    monkeypatch.setattr("vtts_rt.runtime.Runtime.ask", lambda self, **more: asked.append(more))
+    flags = (
+        *("--temperature", "0.5", "--repetition-penalty", "1.05", "--presence-penalty", "1"),
+        *("--frequency-penalty", "-1", "--stop", "a", "--stop", "b"),
+    )
+    for more in ((), flags):
+        with pytest.raises(AttributeError):  # nothing to print
+            main_without_guard([*ask(clip, checkpoint)[:-2], *more])
+    found = [more["sampling"] for more in asked]
+    assert found[0] == SamplingParams(ignore_eos=False)
+    assert found[1] == SamplingParams(
+        temperature=0.5,
+        repetition_penalty=1.05,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        stop=("a", "b"),
+        ignore_eos=False,
+    )
+    assert main(ask(clip, checkpoint, "--presence-penalty", "3")) == 2
+    line = "vtts-rt: SamplingParams: presence_penalty must be in [-2, 2], got 3.0\n"
+    assert capsys.readouterr().err == line
 
 
 def test_plain_output_is_the_answer_on_stdout(

@@ -1,4 +1,6 @@
-"""What changes the logits of a sequence before a token is chosen, in this order:
+"""What changes the logits of a sequence before a token is chosen.
+
+In this order:
 
 1.  logit_bias                                  added
 2.  end tokens and stop ids before min_tokens   -inf
