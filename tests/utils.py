@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torchvision_shim
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -21,6 +22,12 @@ _CORPUS = (
     "naïve café, 東京 and Zürich: – “quotes” and \U0001f600 faces",
 )
 VOCAB_SIZE = 400
+
+
+def seeds(num_quick: int, num_all: int) -> list[Any]:
+    """Parameters 0 .. num_all - 1, of which all but the first `num_quick` are slow."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(num_quick, num_all)]
+    return [*range(num_quick), *slow]
 
 
 def tiny_tokenizer() -> Any:

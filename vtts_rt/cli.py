@@ -16,9 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vtts_rt import __version__
-from vtts_rt.config import MROPE_MODES, QUANTIZATIONS, STRATEGIES
-from vtts_rt.types import DECODERS
+from vtts_rt import LOG_LEVELS, __version__
+from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES
+from vtts_rt.types import DECODERS, require
 
 if TYPE_CHECKING:
     from vtts_rt.results import Answer
@@ -129,7 +129,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refresh, append: the first look before the question, for many questions a video",
     )
-    parser.add_argument("--mrope", choices=MROPE_MODES)
+    parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
     parser.add_argument("--end-seconds", type=float, help="the video ends here")
@@ -143,10 +143,11 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    level = os.environ.get("VTTS_RT_LOG", "warning").upper()
     logging.basicConfig(format="%(name)s: %(message)s")
     try:
-        logging.getLogger("vtts_rt").setLevel(level)
+        level, levels = os.environ.get("VTTS_RT_LOG") or "warning", ", ".join(LOG_LEVELS)
+        require("vtts-rt", "VTTS_RT_LOG", level, level.lower() in LOG_LEVELS, f"one of {levels}")
+        logging.getLogger("vtts_rt").setLevel(level.upper())
         if arguments and arguments[0] in _DELEGATES:
             return _delegate(arguments[0], arguments[1:])
         parsed = _parser().parse_args(arguments)
@@ -205,24 +206,24 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that `ask` and `plan` share."""
     from vtts_rt.config import PerceptionConfig
 
-    chosen = {
-        "strategy": args.strategy,
-        "max_rounds": args.rounds,
-        "sample_fps": args.sample_fps,
-        "max_frames": args.max_frames,
-        "total_pixels": args.total_pixels,
-        "min_pixels": args.min_pixels,
-        "mrope": args.mrope,
-        "prompts": args.prompts,
-        "text_first": False if args.video_first else None,
-        "constrain_clues": getattr(args, "constrain_clues", False) or None,
-    }
+    perception = PerceptionConfig(
+        strategy=args.strategy,
+        max_rounds=args.rounds,
+        sample_fps=args.sample_fps,
+        max_frames=args.max_frames,
+        total_pixels=args.total_pixels,
+        min_pixels=args.min_pixels,
+        parity=args.parity,
+        prompts=args.prompts,
+        text_first=False if args.video_first else None,
+        constrain_clues=getattr(args, "constrain_clues", False) or None,
+    )
     return {
         "video": [args.video, *args.and_video],
         "question": args.question,
         "options": args.option,
         "context": _read_text(args.context) if args.context else "",
-        "perception": PerceptionConfig(**{k: v for k, v in chosen.items() if v is not None}),
+        "perception": perception,
         "start_seconds": args.start_seconds,
         "end_seconds": args.end_seconds,
         "allow_urls": args.allow_urls,
@@ -252,7 +253,7 @@ def _ask(args: argparse.Namespace) -> int:
         stop=args.stop,
         max_tokens=args.max_tokens,
         seed=args.seed,
-        ignore_eos=args.ignore_eos,
+        ignore_eos=args.ignore_eos or None,
     )
     clues = None
     if args.assume_clues is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.prompts import PromptTemplates
@@ -30,7 +30,7 @@ StreamEvent = RoundEvent | AnswerReady
 class Question:
     """One question in work. request: for a RoundScheduler; answer: None until it is there.
 
-    Arguments as `Runtime.stream`; perception has a strategy; `stack` closes the videos.
+    Arguments as `Runtime.stream`; `stack` closes the videos.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Question:
         video: Any,
         question: str,
         *,
-        perception: PerceptionConfig,
+        perception: ResolvedPerception,
         templates: PromptTemplates,
         model: str,
         load_ms: float,
@@ -89,7 +89,6 @@ class Question:
         if not isinstance(output, RoundsEnded):
             return [output]
         request = self.request
-        assert request.perception.strategy is not None
         self.answer = Answer(
             text=output.text,
             option=None if output.option is None else chr(65 + output.option),
@@ -97,7 +96,7 @@ class Question:
             rounds=self._results,
             model=self._model,
             strategy=request.perception.strategy,
-            mrope=request.perception.mrope,
+            parity=request.perception.parity,
             seed=request.sampling.seed or 0,
             videos=list(request.videos),
             load_ms=self._load_ms,

@@ -14,7 +14,7 @@ from vtts_rt.engine.sequence import FinishReason
 from vtts_rt.perception.clue import Clue, clue_to_json
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.types import (
-    MropeMode,
+    Parity,
     Region,
     ReuseStats,
     RoundTimings,
@@ -162,7 +162,7 @@ class Answer:
     rounds: list[RoundResult]
     model: str
     strategy: Strategy
-    mrope: MropeMode
+    parity: Parity
     seed: int
     videos: list[VideoMetadata]
     load_ms: float
@@ -181,7 +181,7 @@ class Answer:
             "stop_reason": self.stop_reason,
             "model": self.model,
             "strategy": self.strategy,
-            "mrope": self.mrope,
+            "parity": self.parity,
             "seed": self.seed,
             "versions": versions(),
             "videos": [

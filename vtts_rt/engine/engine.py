@@ -40,7 +40,7 @@ from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.logits import LogitsRules
 from vtts_rt.sampling import resolve
-from vtts_rt.types import MropeMode, PairRef, SamplingParams, Segment
+from vtts_rt.types import PairRef, Parity, SamplingParams, Segment
 
 Event = TokenEvent | FinishedEvent | FailedEvent
 
@@ -140,12 +140,12 @@ class Engine:
                 return event.completion.logprobs
         raise AssertionError("a generation ends with its completion")
 
-    def pin(self, prompt: EncodedPrompt, mrope: MropeMode = "qwen") -> Pin:
+    def pin(self, prompt: EncodedPrompt, parity: Parity = "release") -> Pin:
         """Keep what is cached of a prompt's beginning from eviction until `Pin.release`.
 
         Pinned pages are lost to everybody else; `clear_caches` and new weights drop them too.
         """
-        request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), mrope=mrope)
+        request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), parity=parity)
         return self.prefix_tree.pin(self._sequence(request).keys, self._scheduler.namespace)
 
     def has_features(self, segment: Segment, pair: PairRef) -> bool:
@@ -280,7 +280,7 @@ class Engine:
         return Sequence(
             self._next_id,
             request,
-            positions=MropePositions(request.mrope, self.model.config.vision.tokens_per_second),
+            positions=MropePositions(request.parity, self.model.config.vision.tokens_per_second),
             pair_keys=[
                 [self._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
                 for span in prompt.spans

@@ -19,8 +19,8 @@ from vtts_rt.ops.logits import LogitsRules
 from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import (
     FrameProvider,
-    MropeMode,
     PairRef,
+    Parity,
     ReuseStats,
     RoundTimings,
     SamplingParams,
@@ -51,7 +51,8 @@ class GenerationRequest:
     """One prompt to continue.
 
     sampling: what it leaves unset is the checkpoint's, or neutral where tokens are forced.
-    provider: where pixels come from; only asked for pairs that no cache has.
+    provider: where pixels come from; only asked for pairs that no cache has. parity: whose
+    positions, see `models.mrope`.
     round_index, member: coordinates of the sampling noise. deadline_seconds: a
     `time.monotonic()` value after which the request ends with what it has, or None.
     earlier_answers: token ids of earlier answers to the same question, from which drafts are
@@ -62,7 +63,7 @@ class GenerationRequest:
     prompt: EncodedPrompt
     provider: FrameProvider | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    mrope: MropeMode = "qwen"
+    parity: Parity = "release"
     round_index: int = 0
     member: int = 0
     deadline_seconds: float | None = None
@@ -240,8 +241,7 @@ class Sequence:
                 start = span.start + index * per_pair
                 self._keys[start : start + per_pair, 0] = content_ids.token_keys(key, per_pair)
         self._keys[: self.num_prompt, 1:] = build_position_ids(prompt, positions).T
-        # Generated tokens continue after the largest position (transformers' rope_delta).
-        self._next_position = positions.end_position
+        self._next_position = positions.next_position
 
     @property
     def num_prompt(self) -> int:
