@@ -18,6 +18,7 @@ from vtts_rt.sampling import (
     _REFUSED,
     _TAKEN,
     ResolvedSampling,
+    generation_config,
     generation_defaults,
     resolve,
     rollout_sampling,
@@ -83,6 +84,12 @@ def test_explicit_then_the_checkpoints_then_neutral() -> None:
     assert resolve(SamplingParams(max_tokens=5000), room=10).max_tokens == 5000
     names = [f.name for f in fields(SamplingParams)]
     assert names == [f.name for f in fields(ResolvedSampling)]
+
+
+def test_a_config_is_written_as_it_was_read() -> None:
+    for config in (QWEN, QWEN | {"do_sample": False, "stop_strings": ["x"]}, {"min_new_tokens": 2}):
+        defaults = generation_defaults(config)
+        assert generation_defaults(json.loads(json.dumps(generation_config(defaults)))) == defaults
 
 
 def test_without_do_sample_the_files_temperature_counts_for_nothing() -> None:

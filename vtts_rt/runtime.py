@@ -311,7 +311,8 @@ class Runtime:
     # -- tokens -----------------------------------------------------------------------------
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
-        """Continue a text prompt (special tokens in it are recognised)."""
+        """Continue a text prompt (special tokens in it are recognised). What `sampling` leaves unset
+        is the checkpoint's."""
         return self._generate(
             GenerationRequest(self._encode(prompt), sampling=sampling or SamplingParams())
         )

@@ -144,3 +144,10 @@ def generation_defaults(config: Mapping[str, Any]) -> SamplingParams:
             told = str(error).removeprefix(f"SamplingParams: {ours}")
             raise ValueError(f"{what}: generation_config.json {theirs}{told}") from None
     return SamplingParams(**values)
+
+
+def generation_config(params: SamplingParams) -> dict[str, Any]:
+    """The fields of generation_config.json of which `generation_defaults` makes `params`."""
+    config = {theirs: getattr(params, ours) for theirs, ours in _TAKEN.items()}
+    config["do_sample"] = None if params.temperature is None else True
+    return {name: value for name, value in config.items() if value is not None}

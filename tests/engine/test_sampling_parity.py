@@ -184,6 +184,7 @@ def test_graphs_carry_penalties(
 ) -> None:
     """Penalties, biases and min_tokens run in graphs, and ahead; runs of tokens do not."""
     with_stand_ins(monkeypatch)
+    monkeypatch.setattr("vtts_rt.engine.decode_step._LEAST_HISTORY", 4)  # so that it has to grow
     rng = random.Random(2)
     engine = make_engine(model, tokenizer, draft_tokens=draft_tokens)
     give_graphs(engine)

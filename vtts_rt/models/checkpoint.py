@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
-from vtts_rt.sampling import generation_defaults
+from vtts_rt.sampling import generation_config, generation_defaults
 from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, SamplingParams, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
@@ -201,7 +201,7 @@ def write_hf_config(config: ModelConfig, folder: Path, dtype: str) -> None:
 
     dtype: name of the tensors' dtype, e.g. "bfloat16".
     """
-    from transformers import GenerationConfig, Qwen2_5_VLConfig
+    from transformers import Qwen2_5_VLConfig
 
     vision, language = config.vision, config.language
     eos = list(config.eos_token_ids)
@@ -243,7 +243,9 @@ def write_hf_config(config: ModelConfig, folder: Path, dtype: str) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     hf.save_pretrained(folder)
-    GenerationConfig(eos_token_id=eos or None).save_pretrained(folder)
+    settings = {"eos_token_id": eos} if eos else {}
+    text = json.dumps({**settings, **generation_config(config.sampling)}, indent=2) + "\n"
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
     if config.perception:
         extras = {**load_extras(folder), "perception": config.perception}
         (folder / EXTRAS).write_text(json.dumps(extras, indent=2) + "\n", encoding="utf-8")
