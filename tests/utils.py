@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,16 @@ def tiny_checkpoint(folder: Path, **variation: Any) -> Path:
     tiny_qwen2_5_vl(**variation).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def copy_config(
+    source: Path, target: Path, change: Callable[[dict[str, Any]], Any] | None = None
+) -> None:
+    """`source`'s config.json in `target`, changed in place or by what `change` returns."""
+    config = json.loads((source / "config.json").read_text())
+    if change is not None:
+        config = change(config) or config
+    (target / "config.json").write_text(json.dumps(config))
 
 
 def random_rows(grids: list[tuple[int, int, int]]) -> torch.Tensor:

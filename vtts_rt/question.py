@@ -101,6 +101,7 @@ class Question:
             videos=list(request.videos),
             load_ms=self._load_ms,
             total_ms=1e3 * (time.perf_counter() - self._began),
+            weights_version=output.weights_version,
         )
         return [output, AnswerReady(self.answer)]
 

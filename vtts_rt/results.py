@@ -136,12 +136,16 @@ class RoundFinished:
 
 @dataclass(slots=True)
 class RoundsEnded:
-    """No further round: why, and the answer so far (text; index into options or None)."""
+    """No further round: why, and the answer so far (text; index into options or None).
+
+    weights_version: of the weights that gave it, see `Runtime.update_weights`.
+    """
 
     type: ClassVar[str] = "rounds_ended"
     stop_reason: StopReason
     text: str
     option: int | None
+    weights_version: int = 0
 
 
 RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsEnded
@@ -153,7 +157,8 @@ class Answer:
 
     text: the answer as the model wrote it, of the latest round that completed one
     (`RoundResult.answered`), "" if none did; option: the letter of the chosen option ("A" is
-    the first) or None; rounds: one RoundResult a look.
+    the first) or None; rounds: one RoundResult a look. weights_version: of the weights that gave
+    it, 0 for those that were loaded (see `Runtime.update_weights`).
     """
 
     text: str
@@ -167,6 +172,7 @@ class Answer:
     videos: list[VideoMetadata]
     load_ms: float
     total_ms: float
+    weights_version: int = 0
 
     @property
     def option_index(self) -> int | None:
@@ -183,6 +189,7 @@ class Answer:
             "strategy": self.strategy,
             "parity": self.parity,
             "seed": self.seed,
+            "weights_version": self.weights_version,
             "versions": versions(),
             "videos": [
                 {

@@ -267,7 +267,7 @@ class RoundScheduler:
                 stop = "answer_stable"
                 break
         text, option = _answer(results, request.options)
-        yield RoundsEnded(stop, text, option)
+        yield RoundsEnded(stop, text, option, self._engine.weights_version)
 
     def _fetch_ahead(
         self,

@@ -21,14 +21,15 @@ from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.engine.staging import StagedWeights
 from vtts_rt.models.quantize import quantize
 from vtts_rt.models.qwen2_5_vl import (
     Qwen2_5_VL,
-    check_hf,
     load_extras,
     load_model,
+    resolve_device,
     resolve_model,
-    write_hf,
+    write_checked,
 )
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
@@ -77,6 +78,7 @@ class Runtime:
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
         self._decoding = {"decoder": self.config.decoder, "device": ordinal}
+        self._staged = StagedWeights(model)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
@@ -103,7 +105,7 @@ class Runtime:
         a checkpoint that cannot be had.
         """
         began = time.perf_counter()
-        place = _device(device)
+        place = resolve_device(device)
         known = quantization is None or quantization in QUANTIZATIONS
         rule = f"None or one of {', '.join(QUANTIZATIONS)}"
         require("Runtime", "quantization", quantization, known, rule)
@@ -172,9 +174,8 @@ class Runtime:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
         They share every page of the prompt and branch where their tokens differ; what several
-        of them look at in later rounds is decoded and encoded once. Arguments as `stream`; what
-        `sampling` leaves unset is not the checkpoint's but that of a rollout (temperature 1, no
-        filters or penalties: `sampling.rollout_sampling`).
+        of them look at in later rounds is decoded and encoded once. Arguments as `stream`, but
+        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`).
         """
         require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
         members = [
@@ -195,9 +196,8 @@ class Runtime:
         "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
         the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
         video that exists. timeout_seconds: stop with what there is. decoder: as `open_video`, in
-        place of EngineConfig's. allow_urls: video may be a
-        URL. member: index in a rollout group, part of the sampling noise; given, `sampling` is
-        taken as by `ask_group`.
+        place of EngineConfig's. allow_urls: video may be a URL. member: index in a rollout
+        group, part of the sampling noise; then `sampling` is taken as by `ask_group`.
         """
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         with ExitStack() as stack:
@@ -311,8 +311,7 @@ class Runtime:
     # -- tokens -----------------------------------------------------------------------------
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
-        """Continue a text prompt (special tokens in it are recognised). What `sampling` leaves unset
-        is the checkpoint's."""
+        """Continue a text prompt (special tokens in it are recognised)."""
         return self._generate(
             GenerationRequest(self._encode(prompt), sampling=sampling or SamplingParams())
         )
@@ -353,29 +352,41 @@ class Runtime:
         self,
         tensors: Mapping[str, Tensor],
         *,
+        finish: bool = True,
         in_flight: Literal["drain", "abort"] = "drain",
     ) -> None:
-        """Replace weights in place: transformers' names, any subset of the checkpoint's.
+        """Replace weights in place: transformers' names, any subset of the checkpoint's, heads too.
 
-        in_flight: what becomes of questions in work: "drain" finishes all their rounds first,
-        "abort" fails them; none ever sees two sets of weights. New ones wait. KV is dropped,
-        features survive as long as the bytes of the vision tower do. ValueError for names or
-        shapes that do not fit and on a quantized runtime: nothing is changed then.
+        finish: False keeps a copy in host memory; True applies these tensors and all that were
+        kept, at once (see `StagedWeights`). in_flight: what becomes of questions in work then:
+        "drain" finishes their rounds first, "abort" fails them; none sees two sets of weights.
+        KV is dropped if a byte has changed, features if one of the vision tower has. ValueError for
+        what does not fit (`check_hf`, NaN too): nothing is changed and what was kept stays.
         """
         ways = ("drain", "abort")
         require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
 
-        check_hf(self._engine.model, tensors)  # before anybody is drained for it
-
-        def update() -> None:
+        def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
-            self._engine.update_weights(lambda model: write_hf(model, tensors))
+            if whole:
+                self._engine.update_weights(lambda model: write_checked(model, whole))
 
-        self._driver.call(update)
+        last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
+        self._staged.take(tensors, last)
+
+    def discard_staged_weights(self) -> None:
+        """Drop what `update_weights(..., finish=False)` has kept."""
+        self._staged.discard()
+
+    @property
+    def weights_version(self) -> int:
+        """How many updates were applied since the model was loaded; answers carry it."""
+        return self._engine.weights_version
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the scheduler and of every cache."""
-        return {**self._engine.stats(), "frame_store": self._store.stats()}
+        """Counters of the scheduler, of every cache and of weights kept for an update."""
+        kept = {"frame_store": self._store.stats(), "staged_weights": self._staged.stats()}
+        return self._engine.stats() | kept
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
@@ -386,6 +397,7 @@ class Runtime:
         """Fail what is in work and give memory back."""
         self._driver.close()
         self._engine.close()
+        self._staged.discard()
         if self._own_store:
             self._store.close()
 
@@ -406,15 +418,3 @@ class Runtime:
         if not config.prompts:
             return self._templates
         return load_prompts(config.prompts, base=self._templates)
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"Runtime: device must be auto, cpu or cuda[:n], got {device!r}") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("Runtime: no CUDA device is available; use device='cpu'")
-    return place

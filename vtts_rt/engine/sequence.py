@@ -78,7 +78,8 @@ class Completion:
 
     text: without special tokens, stop texts and stop ids; logprobs: natural log, of each token
     under the distribution it was drawn from, or under the model's own (SamplingParams.logprobs).
-    finish_reason: "stop": the model ended it, or a stop text or id did; "length": max_tokens did.
+    finish_reason: "stop": the model, a stop text or a stop id ended it; "length": max_tokens did.
+    weights_version: `Engine.weights_version`.
     """
 
     token_ids: list[int]
@@ -88,6 +89,7 @@ class Completion:
     num_prompt_tokens: int
     reuse: ReuseStats
     timings: RoundTimings
+    weights_version: int = 0
 
 
 @dataclass(slots=True)
