@@ -37,11 +37,9 @@ def test_a_clue_ends_where_bans_leave_nothing_else(
         return int(opening[position] if position < len(opening) else logits.argmax()), -0.5
 
     monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
-    config = PerceptionConfig(strategy="official", max_rounds=1, constrain_clues=True, **LOOK)
+    config = PerceptionConfig(strategy="append", max_rounds=1, constrain_clues=True, **LOOK)
     sampling = SamplingParams(max_tokens=1500, stop="</glue>", no_repeat_ngram_size=1)
-    answer = ask(
-        runtime, clips, "official", perception=config, assume_clues=None, sampling=sampling
-    )
+    answer = ask(runtime, clips, "append", perception=config, assume_clues=None, sampling=sampling)
     assert answer.rounds[0].finish_reason == "stop" and answer.rounds[0].clue.usable
 
 

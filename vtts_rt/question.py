@@ -31,6 +31,8 @@ class Question:
     """One question in work. request: for a RoundScheduler; answer: None until it is there.
 
     Arguments as `Runtime.stream`; `stack` closes the videos.
+    called_seconds: `time.monotonic()` of the call from which timeout_seconds counts; None: now.
+    Raises TimeoutError when they pass before the videos are open.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Question:
         sampling: SamplingParams | None = None,
         assume_clues: Sequence[Any] | None = None,
         timeout_seconds: float | None = None,
+        called_seconds: float | None = None,
         member: int | None = None,
         **opening: Any,
     ) -> None:
@@ -60,11 +63,17 @@ class Question:
         deadline = None
         if timeout_seconds is not None:
             require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
-            deadline = time.monotonic() + timeout_seconds
+            deadline = time.monotonic() if called_seconds is None else called_seconds
+            deadline += timeout_seconds
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
         sampling = sampling or SamplingParams()
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
-        sources = open_videos(stack, video, **opening)
+        try:
+            sources = open_videos(stack, video, deadline_seconds=deadline, **opening)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"ask: timeout_seconds ({timeout_seconds}) passed before the video was open"
+            ) from error
         self.request = RoundRequest(
             question=question,
             videos=[source.metadata for source in sources],
@@ -106,8 +115,25 @@ class Question:
         return [output, AnswerReady(self.answer)]
 
 
-def open_videos(stack: ExitStack, video: Any, **options: Any) -> list[FrameSource]:
-    """Open a video or a list of them; options as `open_video`. `stack` closes them."""
-    many = list(video) if isinstance(video, (list, tuple)) else [video]
-    require("ask", "video", video, len(many) > 0, "at least one video or image")
-    return [stack.enter_context(open_video(item, **options)) for item in many]
+def open_videos(
+    stack: ExitStack, video: Any, timestamps_seconds: Any = None, **options: Any
+) -> list[FrameSource]:
+    """Open a video or a list of them; options as `open_video`. `stack` closes them.
+
+    timestamps_seconds: of a list, a list as long, with None for a video that has times.
+    """
+    if not isinstance(video, (list, tuple)):
+        return [_opened(stack, video, timestamps_seconds, options)]
+    require("ask", "video", video, len(video) > 0, "at least one video or image")
+    if timestamps_seconds is None:
+        timestamps_seconds = [None] * len(video)
+    rule = f"a list of {len(video)}, one entry a video"
+    as_long = isinstance(timestamps_seconds, (list, tuple))
+    as_long = as_long and len(timestamps_seconds) == len(video)
+    require("ask", "timestamps_seconds", timestamps_seconds, as_long, rule)
+    both = zip(video, timestamps_seconds, strict=True)
+    return [_opened(stack, item, times, options) for item, times in both]
+
+
+def _opened(stack: ExitStack, video: Any, times: Any, options: dict[str, Any]) -> FrameSource:
+    return stack.enter_context(open_video(video, timestamps_seconds=times, **options))

@@ -36,7 +36,6 @@ from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_fr
 from vtts_rt.question import Question, StreamEvent, open_videos
 from vtts_rt.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
-from vtts_rt.sampling import MAX_TOKENS
 from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore
 
@@ -77,7 +76,8 @@ class Runtime:
         self._store = frame_store
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
-        self._decoding = {"decoder": self.config.decoder, "device": ordinal}
+        decoder, limits = self.config.decoder, self.config.media_limits
+        self._decoding = {"decoder": decoder, "device": ordinal, "limits": limits}
         self._staged = StagedWeights(model)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
@@ -194,10 +194,11 @@ class Runtime:
         perception: PerceptionConfig, sampling: SamplingParams. assume_clues: a clue per round
         that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
         "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
-        the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
-        video that exists. timeout_seconds: stop with what there is. decoder: as `open_video`, in
-        place of EngineConfig's. allow_urls: video may be a URL. member: index in a rollout
-        group, part of the sampling noise; then `sampling` is taken as by `ask_group`.
+        the model says. source_fps, timestamps_seconds: of an array (of a list of videos, a list of
+        times or None). start_seconds, end_seconds: the part of the video that exists. decoder,
+        limits: as `open_video`, in place of EngineConfig's. timeout_seconds: stop with what there
+        is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
+        a URL. member: index in a rollout group, part of the noise; `sampling` is then a rollout's.
         """
         outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
         with ExitStack() as stack:
@@ -228,6 +229,7 @@ class Runtime:
             loop.call_soon_threadsafe(outputs.put_nowait, output)
 
         with ExitStack() as stack:
+            options = {"called_seconds": time.monotonic(), **options}
             asked = await asyncio.to_thread(self._question, stack, video, question, **options)
             ticket = self._driver.submit(asked.request, deliver)
             try:
@@ -273,8 +275,7 @@ class Runtime:
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; max_tokens: most tokens of a round, 2,048 if None; `opening`:
-        source_fps, start_seconds, end_seconds, allow_urls, decoder.
+        Arguments as `ask`; max_tokens: of a round, 2,048 if None; `opening`: as `open_video`.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views
@@ -294,7 +295,7 @@ class Runtime:
             question=question,
             options=options,
             context=context,
-            max_tokens=max_tokens or MAX_TOKENS,
+            max_tokens=max_tokens,
             model=self.name,
         )
 
@@ -312,9 +313,8 @@ class Runtime:
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
-        return self._generate(
-            GenerationRequest(self._encode(prompt), sampling=sampling or SamplingParams())
-        )
+        chosen = sampling or SamplingParams()
+        return self._generate(GenerationRequest(self._encode(prompt), sampling=chosen))
 
     def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural log) of each token id after a text prompt."""
