@@ -42,7 +42,7 @@ def open_stream(media: Media, exact: bool = True) -> tuple[Any, Any]:
         if exact:
             _set_exact_threads(stream.codec_context)
             return container, stream
-        stream.codec_context.options = {"err_detect": ERRORS}
+        stream.codec_context.options = {**media.codec_options, "err_detect": ERRORS}
         # Frame threads of other codecs (seen of VP9) carry what a broken packet leaves behind to
         # one or another of the next frames, by the order of reading.
         name = stream.codec_context.name
