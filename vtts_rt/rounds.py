@@ -250,8 +250,10 @@ class RoundScheduler:
             said = clues.finish()
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
+            is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
+            answer = None if is_cut else said.answer
             result = _result(
-                index, prompt.text, completion, said.answer, look, request, provider.take_counts()
+                index, prompt.text, completion, answer, look, request, provider.take_counts()
             )
             result.timings.total = 1e3 * (time.perf_counter() - began)
             request.history.append(look)
@@ -320,21 +322,12 @@ class RoundScheduler:
         return token_ids
 
     def _too_long(self, encoded: EncodedPrompt, sampling: SamplingParams) -> bool:
-        return len(encoded.token_ids) + sampling.max_tokens > self._token_budget
-
-    @property
-    def _token_budget(self) -> int:
-        """Tokens of one sequence: the model's positions and the whole KV pool bound it."""
-        engine = self._engine
-        return min(
-            engine.model.config.language.max_position_embeddings,
-            engine.pool.num_pages * engine.pool.page_size,
-        )
+        return len(encoded.token_ids) + _fewest(sampling) > self._engine.token_budget
 
     def _length_message(self, encoded: EncodedPrompt, sampling: SamplingParams) -> str:
         return (
-            f"ask: prompt plus max_tokens must be <= {self._token_budget} tokens, got "
-            f"{len(encoded.token_ids)} + {sampling.max_tokens}; lower total_pixels, max_frames or "
+            f"ask: prompt plus max_tokens must be <= {self._engine.token_budget} tokens, got "
+            f"{len(encoded.token_ids)} + {_fewest(sampling)}; lower total_pixels, max_frames or "
             f"max_tokens, or raise kv_bytes"
         )
 
@@ -353,6 +346,11 @@ def _generation(request: GenerationRequest) -> _Task:
     while isinstance(event, TokenEvent):
         event = yield None
     yield event.completion
+
+
+def _fewest(sampling: SamplingParams) -> int:
+    """Tokens of an answer that must fit: max_tokens, or one where it is cut to what fits."""
+    return sampling.max_tokens or 1
 
 
 def _forced(assume_clues: Sequence[Clue] | None, index: int) -> Clue | None:
@@ -394,6 +392,7 @@ def _result(
         text=completion.text,
         token_ids=completion.token_ids,
         logprobs=completion.logprobs,
+        finish_reason=completion.finish_reason,
         answer=answer,
         clue=look.clue,
         regions=look.regions(request.videos),
@@ -405,9 +404,9 @@ def _result(
 
 
 def _answer(results: list[RoundResult], options: Sequence[str]) -> tuple[str, int | None]:
-    """The latest round that answered: its `<answer>`, or its whole text if it wrote no tag."""
+    """The latest round that answered."""
     for result in reversed(results):
-        text = (result.text if result.answer is None else result.answer).strip()
+        text = result.answered
         if text:
             return text, option_letter(text, options) if options else None
     return "", None
