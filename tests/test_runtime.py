@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,9 @@ def test_defaults_of_the_model_fill_what_was_not_passed(checkpoint: Path, clip: 
         with Runtime.from_pretrained(checkpoint) as runtime:
             config = runtime.perception(PerceptionConfig(max_rounds=1))
             assert (config.strategy, config.sample_fps, config.max_rounds) == ("refresh", 0.5, 1)
+            assert runtime.perception(config) is config
+            replaced = replace(PerceptionConfig(strategy="append"), max_rounds=3)
+            assert runtime.perception(replaced).sample_fps == 0.5
             answer = runtime.ask(clip, "which?", sampling=FORCED, assume_clues=CLUES)
             assert answer.strategy == "refresh" and " Hm?" in answer.rounds[0].prompt
     finally:
@@ -375,6 +379,11 @@ def test_batch_and_plan(runtime: Runtime, clip: Path) -> None:
         ({"timeout_seconds": 0}, "timeout_seconds must be > 0"),
         ({"assume_clues": [[[1, 2, 3]]]}, "assume_clues"),
         ({"video": []}, "video must be at least one"),
+        ({"perception": {"max_rounds": 2}}, "perception must be a PerceptionConfig or None"),
+        (
+            {"perception": PerceptionConfig(strategy="official", stop_when_stable=True)},
+            "stop_when_stable must be left out with strategy official",
+        ),
         ({"video": "/nowhere.mp4"}, "open_video"),
         ({"video": "http://example.com/a.mp4"}, "open_video"),
     ],
@@ -394,8 +403,3 @@ def test_bad_devices(checkpoint: Path, device: str, error: type[Exception]) -> N
         device = "cuda:99"
     with pytest.raises(error):
         Runtime.from_pretrained(checkpoint, device=device)
-
-
-def test_unknown_settings_are_named() -> None:
-    with pytest.raises(ValueError, match="setting must be one of .*, got 'nope'"):
-        PerceptionConfig().with_defaults({"nope": 1})

@@ -196,24 +196,24 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that `ask` and `plan` share."""
     from vtts_rt.config import PerceptionConfig
 
-    chosen = {
-        "strategy": args.strategy,
-        "max_rounds": args.rounds,
-        "sample_fps": args.sample_fps,
-        "max_frames": args.max_frames,
-        "total_pixels": args.total_pixels,
-        "min_pixels": args.min_pixels,
-        "mrope": args.mrope,
-        "prompts": args.prompts,
-        "text_first": False if args.video_first else None,
-        "constrain_clues": getattr(args, "constrain_clues", False) or None,
-    }
+    perception = PerceptionConfig(
+        strategy=args.strategy,
+        max_rounds=args.rounds,
+        sample_fps=args.sample_fps,
+        max_frames=args.max_frames,
+        total_pixels=args.total_pixels,
+        min_pixels=args.min_pixels,
+        mrope=args.mrope,
+        prompts=args.prompts,
+        text_first=False if args.video_first else None,
+        constrain_clues=getattr(args, "constrain_clues", False) or None,
+    )
     return {
         "video": [args.video, *args.and_video],
         "question": args.question,
         "options": args.option,
         "context": _read_text(args.context) if args.context else "",
-        "perception": PerceptionConfig(**{k: v for k, v in chosen.items() if v is not None}),
+        "perception": perception,
         "start_seconds": args.start_seconds,
         "end_seconds": args.end_seconds,
         "allow_urls": args.allow_urls,

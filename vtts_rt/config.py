@@ -1,12 +1,14 @@
 """Frozen configuration objects and the package's environment variables.
 
-`PerceptionConfig` says how a video is looked at, `EngineConfig` how the engine spends memory.
+`PerceptionConfig` says how a video is looked at (`ResolvedPerception`: with a model's own settings
+filled in), `EngineConfig` how the engine spends memory.
 Every default names its source.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -45,12 +47,93 @@ def index_cache_folder() -> Path | None:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "vtts_rt")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PerceptionConfig:
-    """How one question looks at its video(s). What is not passed is left to the model.
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    strategy: None takes the model's own default ("append" for models trained with it,
-        "official" otherwise). max_rounds: looks at the video, at least 1.
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+# Setting -> whether a value is allowed, and the rule in words.
+_PERCEPTION_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "strategy": (STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
+    "max_rounds": (lambda v: _is_int(v) and 1 <= v <= 64, "an integer in 1..64"),
+    "sample_fps": (lambda v: _is_number(v) and 0.0 < v <= 1000.0, "a number in (0, 1000]"),
+    "min_frames": (lambda v: _is_int(v) and v >= 2 and v % 2 == 0, "an even integer >= 2"),
+    "max_frames": (lambda v: _is_int(v) and v >= 2 and v % 2 == 0, "an even integer >= 2"),
+    "min_pixels": (lambda v: _is_int(v) and v >= 1, "an integer >= 1"),
+    "total_pixels": (lambda v: _is_int(v) and v >= 1, "an integer >= 1"),
+    "key_ratio": (lambda v: _is_number(v) and 0.0 < v < 1e3, "a number in (0, 1000)"),
+    "focus_frames": (lambda v: _is_int(v) and v >= 0 and v % 2 == 0, "an even integer >= 0"),
+    "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
+    "mrope": (MROPE_MODES.__contains__, f"one of {', '.join(MROPE_MODES)}"),
+    "text_first": (_is_bool, "True or False"),
+    "time_labels": (_is_bool, "True or False"),
+    "sticky_clues": (_is_bool, "True or False"),
+    "stop_when_stable": (_is_bool, "True or False"),
+    "constrain_clues": (_is_bool, "True or False"),
+    "prompts": (lambda v: isinstance(v, str | Path), "the path of a file"),
+}
+# Switches of some strategies only -> those strategies.
+_PERCEPTION_SCOPES: dict[str, tuple[Strategy, ...]] = {
+    "sticky_clues": ("official",),
+    "stop_when_stable": ("grid", "refresh", "append"),
+}
+
+
+def _check_setting(name: str, value: object) -> None:
+    allowed, rule = _PERCEPTION_RULES[name]
+    require("PerceptionConfig", name, value, allowed(value), rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedPerception:
+    """How one question looks at its video(s), every setting decided; see PerceptionConfig.
+
+    The defaults are those of VideoChat-R1.5, and of models that bring none of their own.
+    prompts: "" is the model's own wording. ValueError names the first setting that is not allowed.
+    """
+
+    strategy: Strategy = "official"
+    max_rounds: int = 3
+    sample_fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 512
+    min_pixels: int = 128 * 28 * 28
+    total_pixels: int = 128 * 12 * 28 * 28
+    key_ratio: float = 1.5
+    focus_frames: int = 0
+    focus_margin_cells: float = 0.0
+    mrope: MropeMode = "qwen"
+    text_first: bool = True
+    time_labels: bool = True
+    sticky_clues: bool = False
+    stop_when_stable: bool = False
+    constrain_clues: bool = False
+    prompts: str | Path = ""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            _check_setting(f.name, getattr(self, f.name))
+        least, most = self.min_frames, self.max_frames
+        require("PerceptionConfig", "max_frames", most, most >= least, f">= min_frames ({least})")
+        for name, strategies in _PERCEPTION_SCOPES.items():
+            ok = not getattr(self, name) or self.strategy in strategies
+            rule = f"left out with strategy {self.strategy} (it is for {', '.join(strategies)})"
+            require("PerceptionConfig", name, getattr(self, name), ok, rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PerceptionConfig:
+    """How one question looks at its video(s). None leaves a setting to the model.
+
+    strategy: the model's own is "append" for models trained with it, "official" for all others.
+    max_rounds: looks at the video, 1 to 64.
     sample_fps: frames sampled a second in a coarse pass (VideoChat-R1.5: 2.0).
     min_frames, max_frames: bounds on the frames of a round, even (VideoChat-R1.5: 4, 512).
     min_pixels, total_pixels: px; the budget rule of VideoChat-R1.5 / qwen-vl-utils: a frame
@@ -64,68 +147,66 @@ class PerceptionConfig:
     text_first: in `refresh` and `append` the question stands before the video; False puts it
         behind the first look, whose KV then serves every question about the video.
     time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
-    stop_when_stable: end early when two successive rounds gave the same non-empty answer.
+    sticky_clues: in `official`, a round without a clue looks where the last clue pointed, as the
+        evaluation scripts of VideoChat-R1.5 do; False samples uniformly, as its README does.
+    stop_when_stable: end early when two successive rounds gave the same non-empty answer; not
+        with `official`, which always runs all rounds.
     constrain_clues: let a grammar keep what the model writes inside a clue tag parseable.
     prompts: path of a file that overrides the wording of the prompts.
+    ValueError names the first setting that is not allowed.
     """
 
     strategy: Strategy | None = None
-    max_rounds: int = 3
-    sample_fps: float = 2.0
-    min_frames: int = 4
-    max_frames: int = 512
-    min_pixels: int = 128 * 28 * 28
-    total_pixels: int = 128 * 12 * 28 * 28
-    key_ratio: float = 1.5
-    focus_frames: int = 0
-    focus_margin_cells: float = 0.0
-    mrope: MropeMode = "qwen"
-    text_first: bool = True
-    time_labels: bool = True
-    stop_when_stable: bool = False
-    constrain_clues: bool = False
-    prompts: str | None = None
-    # Names that were passed: a model's own defaults fill the others (`with_defaults`).
-    explicit: frozenset[str] = field(init=False, repr=False, compare=False)
-
-    def __new__(cls, **passed: Any) -> PerceptionConfig:
-        self = object.__new__(cls)
-        object.__setattr__(self, "explicit", frozenset(passed))
-        return self
+    max_rounds: int | None = None
+    sample_fps: float | None = None
+    min_frames: int | None = None
+    max_frames: int | None = None
+    min_pixels: int | None = None
+    total_pixels: int | None = None
+    key_ratio: float | None = None
+    focus_frames: int | None = None
+    focus_margin_cells: float | None = None
+    mrope: MropeMode | None = None
+    text_first: bool | None = None
+    time_labels: bool | None = None
+    sticky_clues: bool | None = None
+    stop_when_stable: bool | None = None
+    constrain_clues: bool | None = None
+    prompts: str | Path | None = None
 
     def __post_init__(self) -> None:
-        def check(argument: str, ok: bool, rule: str) -> None:
-            require("PerceptionConfig", argument, getattr(self, argument), ok, rule)
+        for name, value in self.given().items():
+            _check_setting(name, value)
 
-        check(
-            "strategy",
-            self.strategy is None or self.strategy in STRATEGIES,
-            f"one of {', '.join(STRATEGIES)}",
-        )
-        check("max_rounds", 1 <= self.max_rounds <= 64, "in 1..64")
-        check("sample_fps", 0.0 < self.sample_fps <= 1000.0, "in (0, 1000]")
-        check("min_frames", self.min_frames >= 2 and self.min_frames % 2 == 0, "even and >= 2")
-        check(
-            "max_frames",
-            self.max_frames >= self.min_frames and self.max_frames % 2 == 0,
-            "even and >= min_frames",
-        )
-        check("min_pixels", self.min_pixels >= 1, ">= 1")
-        check("total_pixels", self.total_pixels >= 1, ">= 1")
-        check("key_ratio", 0.0 < self.key_ratio < 1e3, "in (0, 1000)")
-        check(
-            "focus_frames", self.focus_frames >= 0 and self.focus_frames % 2 == 0, "even and >= 0"
-        )
-        check("focus_margin_cells", 0.0 <= self.focus_margin_cells <= 1e6, "in [0, 1e6]")
-        check("mrope", self.mrope in MROPE_MODES, f"one of {', '.join(MROPE_MODES)}")
+    def __repr__(self) -> str:
+        return f"PerceptionConfig({', '.join(f'{k}={v!r}' for k, v in self.given().items())})"
 
-    def with_defaults(self, defaults: dict[str, Any]) -> PerceptionConfig:
-        """A copy in which `defaults` (a model's own settings) fill every field not passed."""
-        names = {f.name for f in fields(self) if f.init}
-        for name in defaults:
-            require("PerceptionConfig", "setting", name, name in names, f"one of {sorted(names)}")
-        passed = {name: getattr(self, name) for name in self.explicit}
-        return PerceptionConfig(**{**defaults, **passed})
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, Any]) -> PerceptionConfig:
+        """The settings that a model brings along. ValueError for an unknown name or a value."""
+        names = [f.name for f in fields(cls)]
+        for name in recipe:
+            require("PerceptionConfig", "setting", name, name in names, f"one of {names}")
+        return cls(**recipe)
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not left to the model."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def resolve(self, defaults: Mapping[str, Any] | None = None) -> ResolvedPerception:
+        """Every setting decided: as given here, else by `defaults` (a model's own settings), else
+        as in ResolvedPerception.
+
+        A default that is no setting of the chosen strategy is left out; one that was given is
+        refused with ValueError, as are settings that contradict each other.
+        """
+        own = self.of_recipe(defaults or {}).given()
+        chosen: dict[str, Any] = {"strategy": "official", **own, **self.given()}
+        for name, strategies in _PERCEPTION_SCOPES.items():
+            if chosen["strategy"] not in strategies and getattr(self, name) is None:
+                chosen.pop(name, None)
+        return ResolvedPerception(**chosen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.perception.layout import build_prompt
@@ -18,7 +18,7 @@ from vtts_rt.types import VideoMetadata
 def plan_cost(
     engine: Engine,
     templates: PromptTemplates,
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     *,
     question: str,
@@ -28,7 +28,6 @@ def plan_cost(
     model: str,
 ) -> dict[str, Any]:
     """What the rounds of one question would cost (see Runtime.plan)."""
-    assert config.strategy is not None
     first = plan_round(config.strategy, config, videos, [], 0)
     prompt = build_prompt(
         config.strategy,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.prompts import PromptTemplates
@@ -29,7 +29,7 @@ StreamEvent = RoundEvent | AnswerReady
 class Question:
     """One question in work. request: for a RoundScheduler; answer: None until it is there.
 
-    Arguments as `Runtime.stream`; perception has a strategy; `stack` closes the videos.
+    Arguments as `Runtime.stream`; `stack` closes the videos.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Question:
         video: Any,
         question: str,
         *,
-        perception: PerceptionConfig,
+        perception: ResolvedPerception,
         templates: PromptTemplates,
         model: str,
         load_ms: float,
@@ -87,7 +87,6 @@ class Question:
         if not isinstance(output, RoundsEnded):
             return [output]
         request = self.request
-        assert request.perception.strategy is not None
         self.answer = Answer(
             text=output.text,
             option=None if output.option is None else chr(65 + output.option),

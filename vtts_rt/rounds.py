@@ -12,7 +12,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.grammar import ClueGrammar
 from vtts_rt.engine.sequence import (
@@ -48,15 +48,15 @@ logger = logging.getLogger(__name__)
 class RoundRequest:
     """One question, ready to be looked at.
 
-    videos: metadata in the order of `provider`'s video indices. perception: with the model's
-    defaults applied and a strategy set. assume_clues: a clue per round that replaces the
+    videos: metadata in the order of `provider`'s video indices. perception: with the
+    model's defaults applied. assume_clues: a clue per round that replaces the
     model's, whole-frame boxes; all rounds then run. deadline_seconds: `time.monotonic()` value.
     """
 
     question: str
     videos: Sequence[VideoMetadata]
     provider: StoreProvider
-    perception: PerceptionConfig
+    perception: ResolvedPerception
     sampling: SamplingParams
     templates: PromptTemplates
     options: Sequence[str] = ()
@@ -175,7 +175,6 @@ class RoundScheduler:
 
     def _looks(self, request: RoundRequest) -> _Task:
         config = request.perception
-        assert config.strategy is not None
         conversation: EncodedPrompt | None = None
         results: list[RoundResult] = []
         stop: StopReason = "max_rounds"
@@ -294,7 +293,6 @@ class RoundScheduler:
         spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
         boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception
-        assert config.strategy is not None
         look = RoundHistory(plan, Clue(spans=spans, boxes=boxes))  # type: ignore[arg-type]
         history = [*request.history, look]
         ahead = plan_round(config.strategy, config, request.videos, history, len(history))
@@ -337,9 +335,7 @@ class RoundScheduler:
     @staticmethod
     def _settled(request: RoundRequest, results: list[RoundResult]) -> bool:
         config = request.perception
-        if not config.stop_when_stable or config.strategy == "official" or len(results) < 2:
-            return False
-        if request.assume_clues is not None:
+        if not config.stop_when_stable or len(results) < 2 or request.assume_clues is not None:
             return False
         last, before = (_answer([r], request.options) for r in results[-2:])
         return last == before and last[0] != ""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig
+from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
@@ -240,7 +240,7 @@ class Runtime:
         video: Any,
         question: str,
         *,
-        perception: PerceptionConfig | None = None,
+        perception: PerceptionConfig | ResolvedPerception | None = None,
         **options: Any,
     ) -> Question:
         config = self.perception(perception)
@@ -263,7 +263,7 @@ class Runtime:
         *,
         options: Sequence[str] = (),
         context: str = "",
-        perception: PerceptionConfig | None = None,
+        perception: PerceptionConfig | ResolvedPerception | None = None,
         max_tokens: int = 512,
         **opening: Any,
     ) -> dict[str, Any]:
@@ -294,10 +294,15 @@ class Runtime:
             model=self.name,
         )
 
-    def perception(self, perception: PerceptionConfig | None = None) -> PerceptionConfig:
-        """`perception` with the model's own defaults where nothing was passed."""
-        defaults = {"strategy": "official", **self._engine.model.config.perception}
-        return (perception or PerceptionConfig()).with_defaults(defaults)
+    def perception(
+        self, perception: PerceptionConfig | ResolvedPerception | None = None
+    ) -> ResolvedPerception:
+        """`perception` with the model's own settings where it leaves them to the model."""
+        if isinstance(perception, ResolvedPerception):
+            return perception
+        ok = perception is None or isinstance(perception, PerceptionConfig)
+        require("ask", "perception", perception, ok, "a PerceptionConfig or None")
+        return (perception or PerceptionConfig()).resolve(self._engine.model.config.perception)
 
     # -- tokens -----------------------------------------------------------------------------
 
@@ -392,8 +397,8 @@ class Runtime:
 
     # -- helpers ----------------------------------------------------------------------------
 
-    def _prompts(self, config: PerceptionConfig) -> PromptTemplates:
-        if config.prompts is None:
+    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
+        if not config.prompts:
             return self._templates
         return load_prompts(config.prompts, base=self._templates)
 

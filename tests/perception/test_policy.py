@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.config import STRATEGIES, ResolvedPerception
 from vtts_rt.perception.clue import Clue, parse_clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
@@ -18,7 +18,7 @@ from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
-NEEDLE = PerceptionConfig(
+NEEDLE = ResolvedPerception(
     sample_fps=0.5,
     max_frames=24,
     min_pixels=9 * 784,
@@ -91,7 +91,7 @@ SPAN = st.tuples(st.floats(-20, 80), st.floats(-20, 80))
     st.one_of(st.none(), st.lists(SPAN, min_size=1, max_size=5)),
 )
 def test_official_is_the_published_sampler(total, fps, spans):  # type: ignore[no-untyped-def]
-    config, metadata = PerceptionConfig(), video(total, fps)
+    config, metadata = ResolvedPerception(), video(total, fps)
     history = []
     if spans is not None:
         first = plan_round("official", config, [metadata], [], 0)
@@ -118,7 +118,7 @@ def test_uniform_is_torch_linspace_bit_for_bit() -> None:
 
 def test_an_empty_list_is_not_a_missing_clue() -> None:
     metadata = video(901)
-    empty, none = (follow("official", PerceptionConfig(), [metadata], g)[1] for g in ("[]", "x"))
+    empty, none = (follow("official", ResolvedPerception(), [metadata], g)[1] for g in ("[]", "x"))
     assert list(empty.frame_indices) == published_indices(901, 30.0, [])[0]
     assert list(none.frame_indices) == published_indices(901, 30.0, None)[0]
     assert empty.frame_indices != none.frame_indices
@@ -129,16 +129,16 @@ def test_an_empty_list_is_not_a_missing_clue() -> None:
     ("num", "expected"), [(1, [0]), (2, [0, 1]), (3, [0, 2]), (4, [0, 1, 2, 3])]
 )
 def test_short_videos(num: int, expected: list[int]) -> None:
-    plan = plan_round("official", PerceptionConfig(), [video(num)], [], 0)
+    plan = plan_round("official", ResolvedPerception(), [video(num)], [], 0)
     assert list(plan.frame_indices) == expected
     assert plan.num_pairs == (len(expected) + 1) // 2
 
 
 def test_numbers_that_the_sampler_cannot_take_fall_back_and_say_so() -> None:
     for spans in ([(1e308, 1e308)], [(-1e9, 5.0)], [(0.0, 1e308)]):
-        first = plan_round("official", PerceptionConfig(), [video(900)], [], 0)
+        first = plan_round("official", ResolvedPerception(), [video(900)], [], 0)
         look = RoundHistory(first, Clue(spans=tuple(spans)))
-        plan = plan_round("official", PerceptionConfig(), [video(900)], [look], 1)
+        plan = plan_round("official", ResolvedPerception(), [video(900)], [look], 1)
         assert plan.frame_indices == first.frame_indices
         assert "uniform sampling" in plan.notes[0]
 
@@ -180,7 +180,7 @@ GLUES = st.sampled_from(
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(STRATEGIES),
-    st.sampled_from([PerceptionConfig(), NEEDLE, PerceptionConfig(max_frames=4)]),
+    st.sampled_from([ResolvedPerception(), NEEDLE, ResolvedPerception(max_frames=4)]),
     st.lists(
         st.one_of(
             st.builds(
@@ -228,12 +228,12 @@ def test_plans_are_valid(strategy, config, videos, glues):  # type: ignore[no-un
 def test_long_and_odd_videos() -> None:
     ten_hours = video(10 * 3600 * 30)
     for strategy in STRATEGIES:
-        plans = follow(strategy, PerceptionConfig(), [ten_hours], "[(7000, 7100)]")
+        plans = follow(strategy, ResolvedPerception(), [ten_hours], "[(7000, 7100)]")
         assert all(p.num_pairs <= 270 for p in plans)
     gaps = VideoMetadata(
         "g", 4, 0.4, 10.0, 90, 160, "test", timestamps_seconds=np.array([0.0, 0.1, 9.0, 9.1])
     )
-    plan = plan_round("append", PerceptionConfig(), [gaps], [], 0)
+    plan = plan_round("append", ResolvedPerception(), [gaps], [], 0)
     assert plan.frame_indices[:2] == (0, 1)
     assert set(plan.frame_indices) <= {0, 1, 2, 3}
 
@@ -242,7 +242,7 @@ def test_long_and_odd_videos() -> None:
 
 
 def test_grid_pairs_are_cell_starts_and_middles() -> None:
-    plan = plan_round("grid", PerceptionConfig(), [video(300)], [], 0)
+    plan = plan_round("grid", ResolvedPerception(), [video(300)], [], 0)
     (segment,) = plan.segments
     assert segment.seconds_per_grid == 1.0
     assert plan.frame_indices[:6] == (0, 15, 30, 45, 60, 75)
@@ -250,7 +250,7 @@ def test_grid_pairs_are_cell_starts_and_middles() -> None:
 
 
 def test_finer_frames_are_what_the_next_level_adds() -> None:
-    config = PerceptionConfig(sample_fps=1.0)
+    config = ResolvedPerception(sample_fps=1.0)
     plan = plan_round("append", config, [video(300), IMAGE], [], 0)
     level = plan.views[0].level
     finer = finer_frames([video(300), IMAGE], plan, config.sample_fps)
@@ -271,7 +271,7 @@ def test_finer_frames_are_what_the_next_level_adds() -> None:
 
 def test_grid_keeps_most_pairs_and_a_prefix() -> None:
     rng = random.Random(0)
-    config, kept, prefix = PerceptionConfig(), [], []
+    config, kept, prefix = ResolvedPerception(), [], []
     for _ in range(60):
         seconds = rng.choice([20, 60, 180, 600])
         length = rng.uniform(0.05, 0.3) * seconds
@@ -299,7 +299,7 @@ def test_grid_keeps_most_pairs_and_a_prefix() -> None:
 
 def test_a_later_look_is_bounded_by_focus_frames() -> None:
     """60 s at one frame in two seconds: 15 pairs, then at most half as many, never no finer."""
-    config = PerceptionConfig(sample_fps=0.5)
+    config = ResolvedPerception(sample_fps=0.5)
     clip = video(1500, 25.0, 360, 640)
     one, two, three = follow("append", config, [clip], "[(20, 30)]", "[(24, 28)]")
     assert (one.num_pairs, two.num_pairs, three.num_pairs) == (15, 5, 4)
@@ -307,7 +307,7 @@ def test_a_later_look_is_bounded_by_focus_frames() -> None:
     assert two.views[0].spans == (TimeSpan(20.0, 30.0),)
     wide = follow("append", config, [clip], "[(0, 60)]")[1]
     assert wide.views[0].cell_seconds == 2.0
-    rich = PerceptionConfig(sample_fps=0.5, focus_frames=80)
+    rich = ResolvedPerception(sample_fps=0.5, focus_frames=80)
     assert follow("append", rich, [clip], "[(20, 30)]")[1].views[0].cell_seconds == 0.25
 
 
@@ -353,13 +353,13 @@ def test_nothing_new_is_an_empty_plan_that_says_why() -> None:
         for strategy in ("refresh", "append"):
             plan = follow(strategy, NEEDLE, [video(450)], glue)[1]
             assert plan.empty and "no usable" in plan.notes[0] and plan.resized_hw == (0, 0)
-    fine = PerceptionConfig(sample_fps=30.0)
+    fine = ResolvedPerception(sample_fps=30.0)
     plan = follow("append", fine, [video(60)], "(0, 2)")[1]
     assert plan.empty and "has been shown" in plan.notes[0]
 
 
 def test_images_are_shown_again_only_cropped() -> None:
-    one, two, three = follow("append", PerceptionConfig(), [IMAGE], "[0.5, 0.5, 1, 1]", "x")
+    one, two, three = follow("append", ResolvedPerception(), [IMAGE], "[0.5, 0.5, 1, 1]", "x")
     assert one.segments[0].is_image and one.frame_indices == (0, 0)
     assert two.segments[0].box == PixelBox(200, 150, 400, 300)
     assert three.empty
@@ -379,4 +379,4 @@ def test_bad_metadata(bad: dict[str, float]) -> None:
     fields = {"video_id": "v", "num_frames": 9, "source_fps": 3.0, "duration_seconds": 3.0,
               "height": 90, "width": 90, "decoder": "test", **bad}  # fmt: skip
     with pytest.raises(ValueError, match=r"^plan_round: .* must be "):
-        plan_round("append", PerceptionConfig(), [VideoMetadata(**fields)], [], 0)
+        plan_round("append", ResolvedPerception(), [VideoMetadata(**fields)], [], 0)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vtts_rt.bench.frames import ArrayReader, FileReader, resized
 from vtts_rt.bench.model import allow_broken_torchvision
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.policy import RoundHistory, plan_round
@@ -121,7 +121,7 @@ class PublishedLoop:
         video: str | Path | ArrayReader,
         question: str,
         *,
-        perception: PerceptionConfig,
+        perception: ResolvedPerception,
         clues: Sequence[Clue],
         max_tokens: int,
         options: Sequence[str] = (),

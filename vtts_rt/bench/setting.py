@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from vtts_rt.bench.model import MODEL_ID, bench_model, synthetic_video
-from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
+from vtts_rt.config import STRATEGIES, EngineConfig, ResolvedPerception
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.results import versions
 from vtts_rt.types import MropeMode, Strategy, VideoMetadata, require
@@ -78,10 +78,10 @@ class Setting:
     def parsed_clues(self) -> list[Clue]:
         return [clue_from_json(clue) for clue in self.clues]
 
-    def perception(self, strategy: Strategy, mrope: MropeMode = "hf5") -> PerceptionConfig:
+    def perception(self, strategy: Strategy, mrope: MropeMode = "hf5") -> ResolvedPerception:
         """Budgets of VideoChat-R1.5 are the defaults; hf5: the positions of the loop on
         transformers."""
-        return PerceptionConfig(
+        return ResolvedPerception(
             strategy=strategy,
             max_rounds=self.rounds,
             sample_fps=SAMPLE_FPS,

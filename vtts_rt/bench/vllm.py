@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from vtts_rt.bench.peer import RoundSample
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.checkpoint import read_eos_token_ids
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
@@ -109,7 +109,7 @@ class VllmPeer:
         question: str,
         *,
         metadata: VideoMetadata,
-        perception: PerceptionConfig,
+        perception: ResolvedPerception,
         clues: Sequence[Clue],
         max_tokens: int,
         options: Sequence[str] = (),
@@ -208,12 +208,11 @@ class VllmPeer:
 def _script(
     metadata: VideoMetadata,
     question: str,
-    perception: PerceptionConfig,
+    perception: ResolvedPerception,
     clues: Sequence[Clue],
     options: Sequence[str],
 ) -> tuple[list[FramePlan], list[str]]:
     """Plan and text of every round; the clues are given, so nothing waits for an answer."""
-    assert perception.strategy is not None
     history: list[RoundHistory] = []
     plans, texts = [], []
     for index in range(perception.max_rounds):

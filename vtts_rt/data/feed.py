@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.ahead import Ahead
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
 from vtts_rt.data.rows import DataSet, Row, read_manifest
@@ -39,7 +39,8 @@ class RolloutDataFeed(IterableDataset[Any]):
 
     manifest: path of a manifest (`data/rows.py`), or its data sets.
     frames: number of frames a video, evenly spread (all where it has fewer), or a
-        PerceptionConfig with a strategy: the frames of its first round. An image is one frame.
+        ResolvedPerception (`Runtime.perception`): the frames of its first round. An image is one
+        frame.
     group_size: answers that will be sampled for each row (GRPO's G); items carry it.
     batch_size: items in a list; None gives single items.
     shuffle_seed: order of videos, and of the rows of each, anew every epoch; None keeps the
@@ -66,7 +67,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         self,
         manifest: str | Path | Sequence[DataSet],
         *,
-        frames: int | PerceptionConfig = 16,
+        frames: int | ResolvedPerception = 16,
         group_size: int = 1,
         batch_size: int | None = None,
         shuffle_seed: int | None = None,
@@ -354,13 +355,11 @@ def _is_int(value: object) -> bool:
 
 
 def _check_frames(frames: object) -> None:
-    if isinstance(frames, PerceptionConfig):
-        # A feed has no model that would know a default.
-        rule = "set (`Runtime.perception` fills in a model's own)"
-        _require("strategy of frames", frames.strategy, frames.strategy is not None, rule)
-        return
-    ok = isinstance(frames, int) and not isinstance(frames, bool) and frames >= 1
-    _require("frames", frames, ok, "an integer >= 1 or a PerceptionConfig")
+    # A feed has no model that would know the settings that a PerceptionConfig leaves to it.
+    ok = isinstance(frames, ResolvedPerception) or (isinstance(frames, int) and frames >= 1)
+    ok = ok and not isinstance(frames, bool)
+    rule = "an integer >= 1 or a ResolvedPerception (`Runtime.perception` makes one)"
+    _require("frames", frames, ok, rule)
 
 
 def _rows(manifest: str | Path | Sequence[DataSet]) -> list[PlacedRow]:

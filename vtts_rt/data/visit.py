@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.ahead import Stopped, Ticket
 from vtts_rt.data.order import Visit
 from vtts_rt.data.rows import Row
@@ -65,7 +65,7 @@ class Looker:
     frames are looked up and kept, if anywhere. opening: further arguments of `open_video`.
     """
 
-    frames: int | PerceptionConfig
+    frames: int | ResolvedPerception
     store: FrameStore | None = None
     opening: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,7 +91,6 @@ class Looker:
         if isinstance(self.frames, int):
             num_samples = min(self.frames, metadata.num_frames)
             return sorted(set(uniform_indices(metadata.num_frames, num_samples)))
-        assert self.frames.strategy is not None
         plan = plan_round(self.frames.strategy, self.frames, [metadata], [], 0)
         return sorted(set(plan.frame_indices))
 

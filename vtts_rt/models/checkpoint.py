@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.config import LanguageConfig, ModelConfig, VisionConfig
+from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
 from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
@@ -183,7 +183,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         vision_start_token_id=hf.vision_start_token_id,
         vision_end_token_id=hf.vision_end_token_id,
         eos_token_ids=read_eos_token_ids(folder),
-        perception=dict(load_extras(folder).get("perception", {})),
+        perception=PerceptionConfig.of_recipe(load_extras(folder).get("perception", {})).given(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.config import STRATEGIES, ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View
 from vtts_rt.perception.policy_grid import plan_focus, plan_grid
 from vtts_rt.perception.policy_official import plan_official
@@ -16,7 +16,7 @@ __all__ = ["FramePlan", "RoundHistory", "View", "plan_round"]
 
 def plan_round(
     strategy: Strategy,
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
     round_index: int,

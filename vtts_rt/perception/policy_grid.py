@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View, image_segment
 from vtts_rt.perception.region import MIN_VIEW_PX, full_view, hull, snap_box, widen_spans
 from vtts_rt.perception.sizing import view_size
@@ -27,7 +27,7 @@ _LEAST_FOCUS_PAIRS = 4  # 8 frames: a short clip's later look is still worth a r
 
 
 def plan_grid(
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
     round_index: int,
@@ -98,7 +98,7 @@ def _spread(cells: Cells, num: int) -> Cells:
 
 def plan_focus(
     strategy: Strategy,
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
     round_index: int,
@@ -145,7 +145,7 @@ def plan_focus(
 
 
 def _look(
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     video: int,
     look: RoundHistory | None,
@@ -214,19 +214,19 @@ def _content(pair: PairRef, segment: Segment) -> tuple[int, int, int, PixelBox, 
     return pair.video, pair.frame_a, pair.frame_b, segment.box, segment.resized_hw
 
 
-def _max_pairs(config: PerceptionConfig, videos: Sequence[VideoMetadata]) -> int:
+def _max_pairs(config: ResolvedPerception, videos: Sequence[VideoMetadata]) -> int:
     moving = sum(not metadata.is_image for metadata in videos)
     return max(1, config.max_frames // 2 // max(moving, 1))
 
 
-def focus_pairs(config: PerceptionConfig, max_pairs: int, first_pairs: int) -> int:
+def focus_pairs(config: ResolvedPerception, max_pairs: int, first_pairs: int) -> int:
     """Most pairs of a later look at one video."""
     wanted = config.focus_frames // 2 or max(first_pairs // 2, _LEAST_FOCUS_PAIRS)
     return min(wanted, max_pairs)
 
 
 def _image_size(
-    config: PerceptionConfig, videos: Sequence[VideoMetadata], box: PixelBox
+    config: ResolvedPerception, videos: Sequence[VideoMetadata], box: PixelBox
 ) -> tuple[int, int]:
     """Images share the pixels of a round; each counts as one pair."""
     images = sum(metadata.is_image for metadata in videos)
@@ -235,7 +235,7 @@ def _image_size(
 
 def _plan(
     strategy: Strategy,
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
     round_index: int,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View, frame_times, image_segment
 from vtts_rt.perception.region import RawSpan, full_view
 from vtts_rt.perception.sizing import smart_nframes, view_size
@@ -80,7 +80,7 @@ def key_indices(
 
 
 def official_indices(
-    metadata: VideoMetadata, config: PerceptionConfig, key_spans: Sequence[RawSpan] | None
+    metadata: VideoMetadata, config: ResolvedPerception, key_spans: Sequence[RawSpan] | None
 ) -> tuple[list[int], int, str | None]:
     """(frame indices, nominal number of samples, why the clue was not followed).
 
@@ -104,7 +104,7 @@ def official_indices(
 
 
 def plan_official(
-    config: PerceptionConfig,
+    config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
     round_index: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.types import TOKEN_PX, require
 
 # qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more, whatever the budget.
@@ -37,20 +37,20 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) ->
     return max(h, TOKEN_PX), max(w, TOKEN_PX)
 
 
-def frame_cap(config: PerceptionConfig, num_frames: int) -> float:
+def frame_cap(config: ResolvedPerception, num_frames: int) -> float:
     """Most pixels of one of `num_frames` frames that share the budget of a round."""
     share = config.total_pixels / num_frames * 2
     return max(min(MAX_FRAME_PIXELS, share), int(config.min_pixels * 1.05))
 
 
 def view_size(
-    config: PerceptionConfig, height: int, width: int, num_frames: int
+    config: ResolvedPerception, height: int, width: int, num_frames: int
 ) -> tuple[int, int]:
     """(height, width) px at which a view of `height` x `width` source px is shown."""
     return smart_resize(height, width, config.min_pixels, frame_cap(config, num_frames))
 
 
-def smart_nframes(config: PerceptionConfig, num_frames: int, source_fps: float) -> int:
+def smart_nframes(config: ResolvedPerception, num_frames: int, source_fps: float) -> int:
     """Frames sampled from a video by the rule of qwen-vl-utils: even, within the bounds.
 
     0 for a video of one frame, which that rule does not know.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.plan import frame_times
 from vtts_rt.types import PairRef, TimeSpan, VideoMetadata
 
@@ -49,7 +49,7 @@ class Timeline:
         """Whether start and middle of a cell are at least one source frame apart."""
         return self.cell_seconds(level) / 2 >= self._frame_seconds * (1 - 1e-6)
 
-    def first_level(self, config: PerceptionConfig, max_pairs: int) -> int:
+    def first_level(self, config: ResolvedPerception, max_pairs: int) -> int:
         """Level of a first look: 0, coarser for at most `max_pairs` cells, finer for min_frames.
 
         Never finer than one cell a source frame, and 0 where finer cells add none.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.needle import make_scene
 from vtts_rt.data.views import FloatArray, ViewBatch, make_view_batch
 from vtts_rt.models.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ class EpisodeFactory:
     """Makes episodes of the embedded model's settings."""
 
     tokenizer: Tokenizer
-    perception: PerceptionConfig
+    perception: ResolvedPerception
     templates: PromptTemplates
     words: PromptWords = field(init=False)
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.needle import Card, Scene, make_question, pattern_text
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
@@ -190,7 +190,7 @@ def make_episode(
     card: int,
     *,
     tokenizer: Tokenizer,
-    perception: PerceptionConfig,
+    perception: ResolvedPerception,
     templates: PromptTemplates,
     seed: int,
     question_seed: int = 0,

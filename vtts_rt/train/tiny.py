@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
@@ -13,7 +12,7 @@ from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
 from vtts_rt.train.tokenizer import build_tokenizer
 
 # 12 pairs a round, every view 84 x 84 px (3 x 3 tokens): 7200 px a frame of a full round.
-PERCEPTION = PerceptionConfig(
+RECIPE = PerceptionConfig(
     strategy="append",
     max_rounds=3,
     sample_fps=1.0,
@@ -24,6 +23,7 @@ PERCEPTION = PerceptionConfig(
     focus_frames=24,
     focus_margin_cells=1.0,
 )
+PERCEPTION = RECIPE.resolve()
 PROMPTS = {
     "system": "",
     "question": "{question}\n",
@@ -64,10 +64,8 @@ VISION = VisionConfig(
 
 
 def perception_fields() -> dict[str, Any]:
-    """The settings that go with the checkpoint: what differs from the package's defaults."""
-    default = PerceptionConfig()
-    names = [f.name for f in fields(PERCEPTION) if f.init]
-    return {n: v for n in names if (v := getattr(PERCEPTION, n)) != getattr(default, n)}
+    """The settings that go with the checkpoint."""
+    return RECIPE.given()
 
 
 def make_tokenizer() -> RawTokenizer:
