@@ -19,8 +19,9 @@ import torch
 
 from vtts_rt import process
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.prepare import RoundRequest
 from vtts_rt.results import RoundsEnded
-from vtts_rt.rounds import Output, RequestFailed, RoundRequest, RoundScheduler
+from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.grammar import ClueGrammar
 from vtts_rt.engine.sequence import (
@@ -22,13 +21,12 @@ from vtts_rt.engine.sequence import (
     GenerationRequest,
     TokenEvent,
 )
-from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt
+from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream, option_letter
-from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
-from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.prepare import RoundRequest, prepare, prepared_round
 from vtts_rt.results import (
     ClueFound,
     RoundEvent,
@@ -38,33 +36,10 @@ from vtts_rt.results import (
     RoundStarted,
     TokenGenerated,
 )
-from vtts_rt.types import PairRef, SamplingParams, StopReason, VideoMetadata
+from vtts_rt.types import PairRef, StopReason
 from vtts_rt.video.store import FrameCounts, StoreProvider
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class RoundRequest:
-    """One question, ready to be looked at.
-
-    videos: metadata in the order of `provider`'s video indices. perception: with the
-    model's defaults applied. assume_clues: a clue per round that replaces the
-    model's, whole-frame boxes; all rounds then run. deadline_seconds: `time.monotonic()` value.
-    """
-
-    question: str
-    videos: Sequence[VideoMetadata]
-    provider: StoreProvider
-    perception: ResolvedPerception
-    sampling: SamplingParams
-    templates: PromptTemplates
-    options: Sequence[str] = ()
-    context: str = ""
-    assume_clues: Sequence[Clue] | None = None
-    deadline_seconds: float | None = None
-    member: int = 0
-    history: list[RoundHistory] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -150,7 +125,8 @@ class RoundScheduler:
             return
         try:
             if isinstance(event, FailedEvent):
-                said = task.throw(event.error)
+                error, event = event.error, None  # the error's traceback will hold this frame
+                said = task.throw(error)
             else:
                 said = next(task) if event is None else task.send(event)
             while isinstance(said, RoundEvent | Completion):
@@ -179,35 +155,23 @@ class RoundScheduler:
         results: list[RoundResult] = []
         stop: StopReason = "max_rounds"
         upcoming = request.provider
+        if request.first is None:
+            prepare(self._engine, request)
+        assert request.first is not None
+        ready = request.first
         for index in range(config.max_rounds):
             if _expired(request.deadline_seconds):
                 stop = "timeout"
                 break
-            plan = plan_round(config.strategy, config, request.videos, request.history, index)
+            if index > 0:
+                ready = prepared_round(self._engine, request, index, conversation)
+            plan, encoded = ready.plan, ready.encoded
             upcoming.keep_guesses(_frames_by_video(p for s in plan.segments for p in s.pairs))
             # A forced clue always gets its round, even if that shows nothing new.
             if plan.empty and not request.history[-1].forced:
                 stop = "no_clue"
                 break
-            began = time.perf_counter()
-            prompt = build_prompt(
-                config.strategy,
-                request.templates,
-                question=request.question,
-                options=request.options,
-                context=request.context,
-                round_index=index,
-                max_rounds=config.max_rounds,
-                plan=plan,
-                history=request.history,
-                text_first=config.text_first,
-            )
-            encoded = encode_prompt(self._engine.tokenizer, prompt)
-            if config.strategy == "append" and conversation is not None:
-                encoded = conversation + encoded
-            if self._too_long(encoded, request.sampling):
-                if index == 0:
-                    raise ValueError(self._length_message(encoded, request.sampling))
+            if encoded is None:
                 stop = "token_budget"
                 break
             yield RoundStarted(index, plan)
@@ -250,9 +214,15 @@ class RoundScheduler:
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
             result = _result(
-                index, prompt.text, completion, said.answer, look, request, provider.take_counts()
+                index,
+                ready.prompt.text,
+                completion,
+                said.answer,
+                look,
+                request,
+                provider.take_counts(),
             )
-            result.timings.total = 1e3 * (time.perf_counter() - began)
+            result.timings.total = 1e3 * (time.perf_counter() - ready.began)
             request.history.append(look)
             results.append(result)
             yield RoundFinished(result)
@@ -312,25 +282,6 @@ class RoundScheduler:
         if token_ids and token_ids[-1] in self._engine.tokenizer.eos_token_ids:
             return token_ids[:-1]
         return token_ids
-
-    def _too_long(self, encoded: EncodedPrompt, sampling: SamplingParams) -> bool:
-        return len(encoded.token_ids) + sampling.max_tokens > self._token_budget
-
-    @property
-    def _token_budget(self) -> int:
-        """Tokens of one sequence: the model's positions and the whole KV pool bound it."""
-        engine = self._engine
-        return min(
-            engine.model.config.language.max_position_embeddings,
-            engine.pool.num_pages * engine.pool.page_size,
-        )
-
-    def _length_message(self, encoded: EncodedPrompt, sampling: SamplingParams) -> str:
-        return (
-            f"ask: prompt plus max_tokens must be <= {self._token_budget} tokens, got "
-            f"{len(encoded.token_ids)} + {sampling.max_tokens}; lower total_pixels, max_frames or "
-            f"max_tokens, or raise kv_bytes"
-        )
 
     @staticmethod
     def _settled(request: RoundRequest, results: list[RoundResult]) -> bool:

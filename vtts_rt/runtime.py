@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vtts_rt import process
+from vtts_rt.batch import Batch
 from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
@@ -30,11 +30,13 @@ from vtts_rt.models.qwen2_5_vl import (
     resolve_model,
     write_hf,
 )
-from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
+from vtts_rt.prepare import encode_text
 from vtts_rt.question import Question, StreamEvent, open_videos
 from vtts_rt.results import Answer, AnswerReady, RoundEvent
-from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
+from vtts_rt.rounds import RoundScheduler
+from vtts_rt.streams import complete, stream, stream_async
 from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore
 
@@ -47,6 +49,9 @@ class Runtime:
     A context manager. Thread-safe: questions asked from many threads, or as coroutines, run
     together in the same forward passes, and what one decoded, encoded or prefilled serves the
     others.
+    It ends with its process, however that ends, and when nothing refers to it any more. A forked
+    child makes a Runtime of its own: all methods of its parent's raise RuntimeError there, but for
+    `close`, which does nothing.
     """
 
     def __init__(
@@ -62,12 +67,18 @@ class Runtime:
         began = time.perf_counter()
         self.name = name
         self.config = engine or EngineConfig()
-        if self.config.threads:
+        if process.is_forked():
+            # The threads of GNU's OpenMP are the parent's: this one would wait for them for ever.
+            torch.set_num_threads(1)
+        elif self.config.threads:
             torch.set_num_threads(self.config.threads)
         self._templates = templates or PromptTemplates()
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
-        self._driver = Driver(self._rounds)
+        self._driver = Driver(
+            self._rounds, finish=self._engine.close, threads=self.config.threads or None
+        )
+        weakref.finalize(self, self._driver.begin_closing).atexit = False
         self._own_store = frame_store is None
         if frame_store is None:
             settings = self.config
@@ -79,6 +90,7 @@ class Runtime:
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
+    @process.native_calls()
     def from_pretrained(
         cls,
         model: str | Path = "tiny",
@@ -102,6 +114,8 @@ class Runtime:
         a checkpoint that cannot be had.
         """
         began = time.perf_counter()
+        if process.is_forked():
+            torch.set_num_threads(1)  # as in __init__
         place = _device(device)
         known = quantization is None or quantization in QUANTIZATIONS
         rule = f"None or one of {', '.join(QUANTIZATIONS)}"
@@ -152,33 +166,42 @@ class Runtime:
         return_exceptions: put the error of a request that failed in the place of its answer;
         otherwise the first such error is raised once all have ended.
         """
-        if not requests:
-            return []
-        most = min(len(requests), self.config.max_sequences)
-        with ThreadPoolExecutor(most, thread_name_prefix="ask_batch") as pool:
-            futures = [pool.submit(self.ask, **request) for request in requests]
-            errors = [future.exception() for future in futures]
-        outcomes: list[Answer | Exception] = []
-        for future, error in zip(futures, errors, strict=True):
-            if error is not None and not (return_exceptions and isinstance(error, Exception)):
-                raise error
-            outcomes.append(future.result() if error is None else error)
-        return outcomes
+        self._driver.check_process()
+        called = time.monotonic()
+
+        def open_question(stack: ExitStack, **request: Any) -> Question:
+            return self._question(stack, called, **request)
+
+        outcomes = Batch(self._driver, open_question, requests, self.config.max_sequences).run()
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, Exception) and not return_exceptions:
+                    raise outcome
+            return list(outcomes)
+        finally:
+            del outcomes  # an error's traceback holds this frame
 
     def ask_group(
-        self, video: Any, question: str, *, num_answers: int, **options: Any
-    ) -> list[Answer]:
+        self,
+        video: Any,
+        question: str,
+        *,
+        num_answers: int,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> list[Any]:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
         They share every page of the prompt and branch where their tokens differ; what several
-        of them look at in later rounds is decoded and encoded once. Arguments as `stream`.
+        of them look at in later rounds is decoded and encoded once. Arguments as `stream`;
+        return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
         require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
         members = [
             {"video": video, "question": question, **options, "member": member}
             for member in range(num_answers)
         ]
-        return self.ask_batch(members)
+        return self.ask_batch(members, return_exceptions=return_exceptions)
 
     def stream(self, video: Any, question: str, **options: Any) -> Iterator[StreamEvent]:
         """Events of one question: round_started, token, clue, round_finished, rounds_ended,
@@ -195,16 +218,8 @@ class Runtime:
         place of EngineConfig's. allow_urls: video may be a
         URL. member: index in a rollout group, part of the sampling noise.
         """
-        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        with ExitStack() as stack:
-            asked = self._question(stack, video, question, **options)
-            ticket = self._driver.submit(asked.request, outputs.put)
-            try:
-                while asked.answer is None:
-                    yield from asked.events(outputs.get())
-            finally:
-                if asked.answer is None:
-                    self._driver.abort(ticket)
+        self._driver.check_process()
+        return stream(self._driver, self._opener(video, question, options))
 
     async def ask_async(self, video: Any, question: str, **options: Any) -> Answer:
         """`ask` as a coroutine; cancelling it aborts the question."""
@@ -213,30 +228,25 @@ class Runtime:
                 return event.answer
         raise AssertionError("a stream ends with its answer")
 
-    async def stream_async(
+    def stream_async(
         self, video: Any, question: str, **options: Any
-    ) -> AsyncIterator[StreamEvent]:
+    ) -> AsyncGenerator[StreamEvent, None]:
         """`stream` as an asynchronous iterator; closing it or cancelling its task aborts."""
-        loop = asyncio.get_running_loop()
-        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._driver.check_process()
+        return stream_async(self._driver, self._opener(video, question, options))
 
-        def deliver(output: Output) -> None:
-            loop.call_soon_threadsafe(outputs.put_nowait, output)
+    def _opener(
+        self, video: Any, question: str, options: Mapping[str, Any]
+    ) -> Callable[[ExitStack], Question]:
+        """A call's question; its time counts from here on."""
+        called = time.monotonic()
+        return lambda stack: self._question(stack, called, video, question, **options)
 
-        with ExitStack() as stack:
-            asked = await asyncio.to_thread(self._question, stack, video, question, **options)
-            ticket = self._driver.submit(asked.request, deliver)
-            try:
-                while asked.answer is None:
-                    for event in asked.events(await outputs.get()):
-                        yield event
-            finally:
-                if asked.answer is None:
-                    self._driver.abort(ticket)
-
+    @process.native_calls()
     def _question(
         self,
         stack: ExitStack,
+        called: float,
         video: Any,
         question: str,
         *,
@@ -247,6 +257,8 @@ class Runtime:
         return Question(
             stack,
             self._store,
+            self._engine,
+            called,
             video,
             question,
             perception=config,
@@ -279,25 +291,25 @@ class Runtime:
         """
         config = self.perception(perception)
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
-        with ExitStack() as stack:
+        with process.native_calls(), ExitStack() as stack:
             sources = open_videos(stack, video, **{**self._decoding, **opening})
-            videos = [source.metadata for source in sources]
-        return plan_cost(
-            self._engine,
-            self._prompts(config),
-            config,
-            videos,
-            question=question,
-            options=options,
-            context=context,
-            max_tokens=max_tokens,
-            model=self.name,
-        )
+            return plan_cost(
+                self._engine,
+                self._prompts(config),
+                config,
+                [source.metadata for source in sources],
+                question=question,
+                options=options,
+                context=context,
+                max_tokens=max_tokens,
+                model=self.name,
+            )
 
     def perception(
         self, perception: PerceptionConfig | ResolvedPerception | None = None
     ) -> ResolvedPerception:
         """`perception` with the model's own settings where it leaves them to the model."""
+        self._driver.check_process()
         if isinstance(perception, ResolvedPerception):
             return perception
         ok = perception is None or isinstance(perception, PerceptionConfig)
@@ -308,40 +320,27 @@ class Runtime:
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
-        return self._generate(
-            GenerationRequest(self._encode(prompt), sampling=sampling or SamplingParams())
-        )
+        encoded = self._encode(prompt)
+        request = GenerationRequest(encoded, sampling=sampling or SamplingParams())
+        return complete(self._driver, request)
 
     def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural log) of each token id after a text prompt."""
         if not token_ids:
             return []
         request = GenerationRequest(self._encode(prompt), forced_ids=list(token_ids))
-        return self._generate(request).logprobs
+        return complete(self._driver, request).logprobs
 
-    def _generate(self, request: GenerationRequest) -> Completion:
-        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        ticket = self._driver.submit(request, outputs.put)
-        try:
-            output = outputs.get()
-        except BaseException:
-            self._driver.abort(ticket)
-            raise
-        if isinstance(output, RequestFailed):
-            raise output.error
-        assert isinstance(output, Completion)
-        return output
-
+    @process.native_calls()
     def _encode(self, prompt: str | Prompt) -> EncodedPrompt:
-        whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
-        if whole.segments:
-            raise ValueError("generate: prompt must be text only, got vision segments; use ask")
-        return encode_prompt(self._engine.tokenizer, whole)
+        self._driver.check_process()
+        return encode_text(self._engine, prompt)
 
     # -- upkeep -----------------------------------------------------------------------------
 
     @property
     def engine(self) -> Engine:
+        self._driver.check_process()
         return self._engine
 
     def update_weights(
@@ -360,7 +359,9 @@ class Runtime:
         ways = ("drain", "abort")
         require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
 
-        check_hf(self._engine.model, tensors)  # before anybody is drained for it
+        self._driver.check_process()
+        with process.native_calls():
+            check_hf(self._engine.model, tensors)  # before anybody is drained for it
 
         def update() -> None:
             self._driver.drain(abort=in_flight == "abort")
@@ -370,17 +371,21 @@ class Runtime:
 
     def stats(self) -> dict[str, Any]:
         """Counters of the scheduler and of every cache."""
+        self._driver.check_process()
         return {**self._engine.stats(), "frame_store": self._store.stats()}
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
+        self._driver.check_process()
         self._store.clear()
         self._driver.call(self._engine.clear_caches)
 
     def close(self) -> None:
-        """Fail what is in work and give memory back."""
+        """Fail what is pending or in work, whatever became of its event loop, and give memory back.
+
+        May be called again, from any thread and while others ask.
+        """
         self._driver.close()
-        self._engine.close()
         if self._own_store:
             self._store.close()
 
