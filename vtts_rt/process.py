@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures.thread  # noqa: F401  registers its own end, which must come after ours
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 Owner = TypeVar("Owner")
-_Owners = WeakKeyDictionary[Any, Callable[[Any], None]]
+_Owners = WeakKeyDictionary[Any, Callable[[Any], object]]
 
 _before_exit: _Owners = WeakKeyDictionary()
 _at_exit: _Owners = WeakKeyDictionary()
@@ -33,19 +34,25 @@ _num_inside = 0  # callers in native code
 _ending = _ended = _forked = False
 
 
-def before_exit(owner: Owner, function: Callable[[Owner], None]) -> None:
+def before_exit(owner: Owner, function: Callable[[Owner], object]) -> None:
     """Have `function(owner)` called once the main thread has ended, while others may go on."""
     _before_exit[owner] = function
 
 
-def at_exit(owner: Owner, function: Callable[[Owner], None]) -> None:
+def at_exit(owner: Owner, function: Callable[[Owner], object]) -> None:
     """Have `function(owner)` called when no thread is left but daemons; it ends the owner's."""
     _at_exit[owner] = function
 
 
-def after_fork(owner: Owner, function: Callable[[Owner], None]) -> None:
+def after_fork(owner: Owner, function: Callable[[Owner], object]) -> None:
     """Have `function(owner)` called in every forked child, before anything else runs there."""
     _after_fork[owner] = function
+
+
+def never_free(*objects: object) -> None:
+    """Keep objects whatever else lets go of them: freeing them would wait for another process."""
+    for item in objects:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 
 
 def is_forked() -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from vtts_rt import process
 from vtts_rt.types import VideoMetadata
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
@@ -74,10 +75,9 @@ class PyavSource:
 
     def __init__(self, media: Media, facts: VideoFacts) -> None:
         self.media = media
-        self._lock = threading.Lock()
-        self._holder = 0  # the thread that holds it
         self._closed = False
-        self._cursor: _Cursor | None = None
+        self._begin()
+        process.after_fork(self, PyavSource._begin)
         self._stand_ins: dict[int, int] = {}
         self.frames_codec_decoded = 0
         self.frames_substituted = 0
@@ -95,6 +95,12 @@ class PyavSource:
             decoder=DECODER,
             timestamps_seconds=index.times_seconds,
         )
+
+    def _begin(self) -> None:
+        """Decode from nothing, as a forked child does."""
+        self._lock = threading.Lock()
+        self._holder = 0  # the thread that holds it
+        self._cursor: _Cursor | None = None
 
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
