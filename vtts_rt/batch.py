@@ -64,8 +64,8 @@ class Batch:
             pool.shutdown(wait=False, cancel_futures=True)
             for index in list(self._members):
                 self._end(index)
-        outcomes, self._outcomes = self._outcomes, {}  # their tracebacks hold this object
-        return [outcomes[index] for index in range(len(self._requests))]
+        # Not kept here: an error's traceback may hold this object.
+        return [self._outcomes.pop(index) for index in range(len(self._requests))]
 
     def _begin(self, pool: ThreadPoolExecutor) -> None:
         """Have the next videos opened."""

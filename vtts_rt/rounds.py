@@ -44,9 +44,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class RequestFailed:
-    """The request ended with an error; others go on."""
+    """The request ended with an error; others go on.
+
+    The error's traceback is logged (debug) and dropped: its frames, and those that called them,
+    hold the error and all of the request, which would stay until a garbage collection.
+    """
 
     error: Exception
+
+    def __post_init__(self) -> None:
+        logger.debug("a request failed", exc_info=self.error)
+        part: BaseException | None = self.error
+        while part is not None and part.__traceback__ is not None:
+            part.__traceback__ = None
+            part = part.__cause__ or part.__context__
 
 
 # What a task yields: events as they come, a generation to run, or None for the next of its events.
@@ -125,8 +136,7 @@ class RoundScheduler:
             return
         try:
             if isinstance(event, FailedEvent):
-                error, event = event.error, None  # the error's traceback will hold this frame
-                said = task.throw(error)
+                said = task.throw(event.error)
             else:
                 said = next(task) if event is None else task.send(event)
             while isinstance(said, RoundEvent | Completion):

@@ -173,13 +173,13 @@ class Runtime:
             return self._question(stack, called, **request)
 
         outcomes = Batch(self._driver, open_question, requests, self.config.max_sequences).run()
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         try:
-            for outcome in outcomes:
-                if isinstance(outcome, Exception) and not return_exceptions:
-                    raise outcome
-            return list(outcomes)
+            if errors and not return_exceptions:
+                raise errors[0]
+            return outcomes
         finally:
-            del outcomes  # an error's traceback holds this frame
+            del outcomes, errors  # an error's traceback holds this frame
 
     def ask_group(
         self,

@@ -25,13 +25,8 @@ def stream(driver: Driver, open_question: Opener) -> Generator[StreamEvent, None
         ticket = driver.submit(asked.request, outputs.put)
         try:
             while asked.answer is None:
-                try:
-                    output = outputs.get(timeout=asked.seconds_left(ticket))
-                except queue.Empty:
-                    output = TIMED_OUT
-                events = asked.events(output)
-                del output  # an error's traceback will hold this frame
-                for event in events:
+                # In no variable: the traceback of an output's error will hold this frame.
+                for event in asked.events(_next(outputs, asked.seconds_left(ticket))):
                     yield event
                     driver.check_process()
         finally:
@@ -56,17 +51,25 @@ async def stream_async(driver: Driver, open_question: Opener) -> AsyncGenerator[
         ticket = driver.submit(asked.request, deliver)
         try:
             while asked.answer is None:
-                try:
-                    output = await asyncio.wait_for(outputs.get(), asked.seconds_left(ticket))
-                except asyncio.TimeoutError:
-                    output = TIMED_OUT
-                events = asked.events(output)
-                del output
-                for event in events:
+                for event in asked.events(await _next_async(outputs, asked.seconds_left(ticket))):
                     yield event
                     driver.check_process()
         finally:
             driver.abort(ticket)
+
+
+def _next(outputs: queue.SimpleQueue[Output], seconds: float | None) -> Output:
+    try:
+        return outputs.get(timeout=seconds)
+    except queue.Empty:
+        return TIMED_OUT
+
+
+async def _next_async(outputs: asyncio.Queue[Output], seconds: float | None) -> Output:
+    try:
+        return await asyncio.wait_for(outputs.get(), seconds)
+    except asyncio.TimeoutError:
+        return TIMED_OUT
 
 
 def complete(driver: Driver, request: GenerationRequest) -> Completion:
