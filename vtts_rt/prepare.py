@@ -14,7 +14,7 @@ from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, first_pairs, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.types import Prompt, SamplingParams, VideoMetadata, require
+from vtts_rt.types import Prompt, SamplingParams, VideoMetadata
 from vtts_rt.video.store import StoreProvider
 
 
@@ -112,8 +112,9 @@ def encode_text(engine: Engine, prompt: str | Prompt) -> EncodedPrompt:
         raise ValueError("generate: prompt must be text only, got vision segments; use ask")
     budget = token_budget(engine)
     num_tokens = least_tokens(engine.tokenizer, whole, budget)
-    ok = num_tokens <= budget
-    require("generate", "prompt", f"at least {num_tokens}", ok, f"<= {budget} tokens")
+    if num_tokens > budget:
+        rule = f"prompt must be <= {budget} tokens"
+        raise ValueError(f"generate: {rule}, got at least {num_tokens}")
     return encode_prompt(engine.tokenizer, whole)
 
 
