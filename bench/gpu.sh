@@ -95,7 +95,6 @@ elif [ "$device" = cuda ]; then
 fi
 
 echo "== all: $(($(date +%s) - began)) s" | tee -a "$log"
-"$python" "$root/bench/accept.py" --only GPU: --results "$out" | tee -a "$log"
 if [ "${#failed[@]}" -gt 0 ]; then
   printf '== FAILED: %s\n' "${failed[@]}" | tee -a "$log"
   exit 1

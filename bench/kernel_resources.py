@@ -43,15 +43,20 @@ def triton_kernels() -> list[str]:
     return sorted(path.stem for path in (ROOT / "kernels").glob("[a-z]*.py"))
 
 
-def compile_variants(names: Sequence[str]) -> Iterator[Row]:
-    """The worker: every variant of these kernels for every architecture, with this Triton."""
+def compile_variants(names: Sequence[str], first: bool = False) -> Iterator[Row]:
+    """The worker: every variant of these kernels for every architecture, with this Triton; of each
+    function only the first one if `first`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     for name in names:
+        seen = set()
         for variant in importlib.import_module(f"vtts_rt.kernels.{name}").variants():
             kernel = variant["kernel"]
+            if first and kernel.__name__ in seen:
+                continue
+            seen.add(kernel.__name__)
             constexprs = variant["constexprs"]
             signature = {**variant["signature"], **dict.fromkeys(constexprs, "constexpr")}
             aligned = [
@@ -103,13 +108,14 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {"registers": registers, "spill_bytes": max(stack, local)}
 
 
-def triton_rows(names: Sequence[str], folder: Path | None) -> list[Row]:
-    """Rows of these kernels from a process of its own; folder: where another Triton lies."""
+def triton_rows(names: Sequence[str], folder: Path | None = None, first: bool = False) -> list[Row]:
+    """Rows of these kernels from a process of its own; folder: where another Triton lies; first:
+    only the first variant of each function."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton-cache")
     if folder is not None:
         env["PYTHONPATH"] = str(folder)
-    command = [sys.executable, __file__, "--worker", *names]
+    command = [sys.executable, __file__, *["--first"] * first, "--worker", *names]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"kernel_resources: {', '.join(names)}: {done.stderr.strip()[-2000:]}")
@@ -175,14 +181,14 @@ def triton_all(folder: Path | None, jobs: int, only: str | None = None) -> list[
     return [row for part in parts for row in part]
 
 
-def nvcc_all(jobs: int, only: str | None = None) -> list[Row]:
+def nvcc_all(jobs: int, only: str | None = None, arches: Sequence[int] = ARCHES) -> list[Row]:
     """Rows of every .cu; none, with a line on stderr, where there is no nvcc."""
     if shutil.which("nvcc") is None:
         print("nvcc is not on PATH: csrc/cuda is left out", file=sys.stderr)
         return []
     wanted = [path for path in cuda_sources() if only in (None, path.stem)]
     with ThreadPoolExecutor(jobs) as pool:
-        parts = [pool.submit(nvcc_rows, path, arch) for path in wanted for arch in ARCHES]
+        parts = [pool.submit(nvcc_rows, path, arch) for path in wanted for arch in arches]
     return [row for part in parts for row in part.result()]
 
 
@@ -204,10 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="one kernel, by the name of its file")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--output", type=Path, help="default: bench/results, named by month")
+    parser.add_argument("--first", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        for row in compile_variants(args.worker):
+        for row in compile_variants(args.worker, args.first):
             print(json.dumps(row), flush=True)
         return 0
     folders = [None] if args.triton is None else [None, args.triton]

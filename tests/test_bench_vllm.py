@@ -68,7 +68,7 @@ def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: Strategy)
         QUESTIONS[0],
         options=OPTIONS,
         metadata=metadata,
-        perception=SETTING.perception(strategy, "qwen"),
+        perception=SETTING.perception(strategy, "release"),
         clues=SETTING.parsed_clues,
         max_tokens=SETTING.max_tokens,
     )

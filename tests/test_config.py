@@ -60,6 +60,7 @@ def test_copies_leave_to_the_model_what_was_left_to_it(remake: Any) -> None:
         ({"key_ratio": 0}, "key_ratio must be a number in"),
         ({"focus_frames": 5}, "focus_frames must be an even integer >= 0"),
         ({"focus_margin_cells": -1.0}, "focus_margin_cells must be a number in"),
+        ({"parity": "qwen"}, "parity must be one of release, transformers, got 'qwen'"),
         ({"text_first": 1}, "text_first must be True or False, got 1"),
         ({"time_labels": "no"}, "time_labels must be True or False"),
         ({"sticky_clues": "yes"}, "sticky_clues must be True or False"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,49 @@ def test_kernels_is_ours_only_under_our_name(tmp_path: Path) -> None:
         "print(spec is None or spec.origin != k.__file__)"
     )
     assert run(code, tmp_path) == "True"
+
+
+LOGGING = """
+import logging, vtts_rt
+{configure}
+logging.getLogger("vtts_rt.video").info("opened")
+logging.getLogger("another").info("not ours")
+"""
+
+
+def run_all(code: str, cwd: Path, **env: str) -> str:
+    """stderr of `code`, warnings included."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
+
+
+def test_the_log_variable_works_without_the_command_line(tmp_path: Path) -> None:
+    code = LOGGING.format(configure="")
+    assert run_all(code, tmp_path) == ""
+    assert run_all(code, tmp_path, VTTS_RT_LOG="INFO") == "vtts_rt.video: opened\n"
+    assert run_all(code, tmp_path, VTTS_RT_LOG="error") == ""
+    said = run_all(code, tmp_path, VTTS_RT_LOG="loud")
+    assert "VTTS_RT_LOG must be one of debug, info, warning, error, critical, got 'loud'" in said
+
+
+def test_the_logging_of_an_application_is_left_alone(tmp_path: Path) -> None:
+    configure = "logging.basicConfig(format='app %(message)s')"
+    said = run_all(LOGGING.format(configure=configure), tmp_path, VTTS_RT_LOG="debug")
+    assert said == "app opened\n"
+
+
+def test_a_source_tree_before_the_installed_package_is_told_once(tmp_path: Path) -> None:
+    sources, site = tmp_path / "sources", tmp_path / "site"
+    for folder in (sources, site):
+        shutil.copytree(ROOT / "vtts_rt", folder / "vtts_rt", ignore=lambda *_: ["_build_info.py"])
+    (site / "vtts_rt" / "_build_info.py").write_text("BUILD_INFO = {}\n")
+    (site / "vtts_rt-9.dist-info").mkdir()
+    (site / "vtts_rt-9.dist-info" / "METADATA").write_text("Name: vtts_rt\nVersion: 9\n")
+    code = "import vtts_rt, vtts_rt.types"
+    said = run_all(code, sources, PYTHONPATH=str(site))
+    assert said.count("stands before the package installed in") == 1 and str(site) in said
+    assert run_all(code, tmp_path, PYTHONPATH=str(site)) == ""

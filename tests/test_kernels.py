@@ -36,8 +36,31 @@ def recorded(tool: str = "") -> set[tuple[str, str, str]]:
     }
 
 
+def jitted() -> set[str]:
+    """Files of kernels/ that hold a Triton kernel."""
+    folder = ROOT / "kernels"
+    return {path.stem for path in folder.glob("*.py") if "@triton.jit" in path.read_text()}
+
+
+def test_a_variant_of_every_kernel_compiles(tool: ModuleType) -> None:
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    rows = tool.triton_rows(tool.triton_kernels(), first=True)
+    assert not tool.problems(rows), "\n".join(tool.problems(rows))
+    for arch in tool.ARCHES:
+        assert {row["kernel"] for row in rows if row["arch"] == arch} == jitted()
+
+
+def test_cuda_sources_compile_for_hopper(tool: ModuleType) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not on PATH")
+    rows = tool.nvcc_all(jobs=2, arches=(90,))
+    assert not tool.problems(rows), "\n".join(tool.problems(rows))
+    assert {row["kernel"] for row in rows} == {path.stem for path in tool.cuda_sources()}
+
+
 def tritons() -> list[Path | None]:
-    """The installed one, and the one that VTTS_RT_OTHER_TRITON names (make test: 3.6)."""
+    """The installed one, and the one that VTTS_RT_OTHER_TRITON names (make test-long: 3.6)."""
     other = os.environ.get("VTTS_RT_OTHER_TRITON")
     return [None, Path(other)] if other else [None]
 
@@ -49,11 +72,7 @@ def test_triton_kernels_compile_without_spills(tool: ModuleType, folder: Path | 
         pytest.skip("triton is not installed")
     rows = tool.triton_all(folder, jobs=2)
     assert not tool.problems(rows), "\n".join(tool.problems(rows))
-    kernels = {
-        name
-        for name in tool.triton_kernels()
-        if "@triton.jit" in (ROOT / "kernels" / f"{name}.py").read_text()
-    }
+    kernels = jitted()
     assert {row["kernel"] for row in rows} == kernels, "a file of kernels/ has no variants"
     for arch in tool.ARCHES:
         assert {row["kernel"] for row in rows if row["arch"] == arch} == kernels

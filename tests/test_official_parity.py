@@ -12,7 +12,7 @@ from utils import tiny_checkpoint
 
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.sizing import smart_nframes
@@ -59,20 +59,20 @@ def runtime(checkpoint: Path) -> Iterator[Runtime]:
         yield runtime
 
 
-def perception(**overrides: Any) -> PerceptionConfig:
+def perception(**overrides: Any) -> ResolvedPerception:
     settings: dict[str, Any] = {
         "strategy": "official",
         "max_rounds": 3,
         "sample_fps": 2.0,
         "min_pixels": 4 * 28 * 28,
         "total_pixels": 96 * 28 * 28,
-        "mrope": "hf5",
+        "parity": "transformers",
     }
-    return PerceptionConfig(**{**settings, **overrides})
+    return ResolvedPerception(**{**settings, **overrides})
 
 
 def both(
-    loop: PublishedLoop, runtime: Runtime, clip: Path, clues: list[Any], config: PerceptionConfig
+    loop: PublishedLoop, runtime: Runtime, clip: Path, clues: list[Any], config: ResolvedPerception
 ) -> tuple[list[RoundSample], Answer]:
     theirs = loop.ask(
         clip,
@@ -127,5 +127,5 @@ def test_other_positions_give_other_tokens(
     loop: PublishedLoop, runtime: Runtime, clip: Path
 ) -> None:
     """The comparison above can fail: the original release's positions are told apart."""
-    theirs, ours = both(loop, runtime, clip, [[[4, 8]], [[5, 6]]], perception(mrope="qwen"))
+    theirs, ours = both(loop, runtime, clip, [[[4, 8]], [[5, 6]]], perception(parity="release"))
     assert [t.token_ids for t in theirs] != [o.token_ids for o in ours.rounds]

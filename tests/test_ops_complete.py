@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from triton_tools import run_triton
 
 from vtts_rt import ops
 from vtts_rt.bench.ops import CASES
@@ -45,6 +46,29 @@ def test_a_triton_kernel_is_checked_in_the_interpreter(op: str) -> None:
         text = "".join(p.read_text() for p in (ROOT / "tests/ops").glob(f"test_{op}*.py"))
         assert f'check_interpreted("{op}")' in text
         assert "def variants()" in (ROOT / f"kernels/{op}.py").read_text()
+
+
+CHOSEN = """
+from vtts_rt.bench.ops import CASES, cases
+from vtts_rt.bench.ops.case import error_of
+from vtts_rt.ops.dispatch import backends
+import torch
+
+torch.set_num_threads(1)
+for op in CASES:
+    if "triton" in backends(op, "cpu"):
+        taken = [case for case in cases(op, "cpu", "check") if case.takes("triton")][::6]
+        for case in taken:
+            error = error_of(case, "triton")
+            assert error.within, (op, case.name, case.dtype, error)
+        print(op)
+"""
+
+
+def test_some_cases_of_every_kernel_in_the_interpreter() -> None:
+    """All of them: `check_interpreted` in tests/ops, which are slow."""
+    checked = run_triton(CHOSEN, interpret=True).split()
+    assert checked == [op for op in CASES if "triton" in dispatch.backend_names(op)]
 
 
 def test_the_seven_steps_name_the_places() -> None:

@@ -274,18 +274,6 @@ def test_agreement_has_a_line_for_each_codec(checkout: Path) -> None:
     assert "tiny, 200 clips of each codec from seed 7." in text
 
 
-def test_modules_are_listed_with_their_first_sentence(checkout: Path) -> None:
-    (checkout / "vtts_rt" / "ops").mkdir(parents=True)
-    (checkout / "vtts_rt" / "ops" / "fold.py").write_text('"""Folds a | b\nin two. More."""\n')
-    (checkout / "vtts_rt" / "empty.py").write_text("")
-    (checkout / "csrc").mkdir()
-    (checkout / "csrc" / "fold.h").write_text("// Folds.\n// Twice.\n#pragma once\n// No.\n")
-    assert report.modules(checkout).splitlines()[2:] == [
-        r"| `vtts_rt/ops/fold.py` | Folds a \| b in two |",
-        "| `csrc/fold.h` | Folds |",
-    ]
-
-
 def test_writing_twice_changes_nothing(checkout: Path) -> None:
     write(checkout, "needle_cpu_202611.json")
     report.main(["--root", str(checkout)])

@@ -58,7 +58,7 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
             ]
             features = model.visual(patchify(jobs), [segment.grid_thw])
             embeds[span.start : span.start + span.length] = features
-        positions = build_position_ids(encoded, MropePositions("qwen", 2.0))
+        positions = build_position_ids(encoded, MropePositions("release", 2.0))
         batch = ForwardBatch(embeds, positions, [0, len(encoded.token_ids)])
         logits: torch.Tensor = model.language.logits(model.language(batch))
         return logits

@@ -12,16 +12,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import abi_cases
 import numpy as np
 import pytest
 
 import vtts_rt
-from vtts_rt import PerceptionConfig
-from vtts_rt.engine.page_hash import content_id, page_hashes, pair_name
 from vtts_rt.ops.patchify import PatchifyJob, patchify_ref
-from vtts_rt.perception.clue import parse_clue
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.types import PixelBox
 
 pytest.importorskip("pybind11")
 pytestmark = pytest.mark.slow
@@ -180,74 +176,35 @@ def test_a_pure_wheel_has_no_c_interface_and_says_so(pure: Wheel) -> None:
     assert pure.run(code) == "1"
 
 
-def python_example() -> list[dict[str, Any]]:
-    """What csrc/examples/rounds.cpp prints, by the Python implementation."""
-    config = PerceptionConfig(max_frames=16)
-    metadata = abi_cases.video(
-        num_frames=1800, source_fps=30000 / 1001, duration_seconds=60.06, height=360, width=640
-    )
-    answer = "<think>the card turns over</think><glue>[(24.0, 27.5)] [0.25, 0.1, 0.6, 0.8]</glue>"
-    clue = parse_clue(answer)
-    first = plan_round("append", config, [metadata], [], 0)
-    second = plan_round("append", config, [metadata], [RoundHistory(first, clue)], 1)
-    segment = second.segments[0]
-    pair = segment.pairs[0]
+def python_example() -> dict[str, Any]:
+    """What csrc/examples/patch_rows.c prints, by the Python implementation."""
     i = np.arange(360 * 640 * 3, dtype=np.uint64)
     frames = [
         ((i * i // 7 + i * 31 + frame * 13) % 256).astype(np.uint8).reshape(360, 640, 3)
-        for frame in (pair.frame_a, pair.frame_b)
+        for frame in (720, 723)
     ]
-    rows = patchify_ref([PatchifyJob(frames[0], frames[1], segment.box, segment.resized_hw)])
-    content = content_id(
-        pair_name("blake2b:example", pair.frame_a, pair.frame_b, segment.box, segment.resized_hw)
-    )
-    columns = segment.resized_hw[1] // 28
-    keys = [[content - t, 0, t // columns, t % columns] for t in range(segment.tokens_per_pair)]
-    shown = [
-        {
-            "round": plan.round_index,
-            "frames": [
-                list(f) for f in zip(plan.frame_indices, plan.timestamps_seconds, strict=True)
-            ],
-            "box": list(plan.segments[0].box),
-            "resized_hw": list(plan.resized_hw),
-        }
-        for plan in (first, second)
-    ]
+    rows = patchify_ref([PatchifyJob(*frames, PixelBox(160, 36, 384, 288), (252, 224))])
     fingerprint = 0xCBF29CE484222325
     for byte in rows.numpy().tobytes():
         fingerprint = (fingerprint ^ byte) * 0x100000001B3 & (2**64 - 1)
-    return [
-        shown[0],
-        {"span": list(clue.spans[0])},
-        shown[1],
-        {"rows": len(rows), "fingerprint": f"{fingerprint:016x}"},
-        {"pages": [h.hex() for h in page_hashes(np.array(keys, dtype=np.int64), 16)]},
-    ]
+    return {"rows": len(rows), "fingerprint": f"{fingerprint:016x}"}
 
 
-def test_cmake_finds_the_wheel_and_its_program_prints_what_python_says(
-    native: Wheel, tmp_path: Path
-) -> None:
+def test_programs_find_the_wheel_and_print_what_python_says(native: Wheel, tmp_path: Path) -> None:
+    """By CMake's find_package and by pkg-config."""
     command(
         "cmake", "-S", ROOT / "csrc" / "examples", "-B", tmp_path,
         f"-DCMAKE_PREFIX_PATH={native.site / 'vtts_rt'}",
     )  # fmt: skip
     command("cmake", "--build", tmp_path)
-    lines = command(tmp_path / "rounds").splitlines()
-    assert [json.loads(line) for line in lines] == python_example()
-    text = "<answer> B </answer><glue>(1, 2.5) [1,2,3,4]</glue>"
-    shown = command(tmp_path / "clue", stdin=text)
-    assert shown == "span 1 2.5\nbox 1 2 3 4\nanswer B\n"
+    assert json.loads(command(tmp_path / "patch_rows")) == python_example()
 
-
-def test_pkg_config_finds_the_wheel(native: Wheel, tmp_path: Path) -> None:
     folder = str(native.site / "vtts_rt" / "share" / "pkgconfig")
     flags = command("pkg-config", "--cflags", "--libs", "vtts", PKG_CONFIG_PATH=folder).split()
     assert str(native.site) in flags[0]
-    program = tmp_path / "clue"
-    command("cc", "-std=c99", ROOT / "csrc" / "examples" / "clue.c", *flags, "-o", program)
-    assert command(program, stdin="<glue>3-4</glue>") == "span 3 4\n"
+    program, source = tmp_path / "by_pkg_config", ROOT / "csrc" / "examples" / "patch_rows.c"
+    command("cc", "-std=c99", source, *flags, "-o", program)
+    assert json.loads(command(program)) == python_example()
 
 
 def test_another_version_is_not_found(native: Wheel, tmp_path: Path) -> None:

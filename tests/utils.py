@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torchvision_shim
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -21,6 +24,12 @@ _CORPUS = (
     "naïve café, 東京 and Zürich: – “quotes” and \U0001f600 faces",
 )
 VOCAB_SIZE = 400
+
+
+def seeds(num_quick: int, num_all: int) -> list[Any]:
+    """Parameters 0 .. num_all - 1, of which all but the first `num_quick` are slow."""
+    slow = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(num_quick, num_all)]
+    return [*range(num_quick), *slow]
 
 
 def tiny_tokenizer() -> Any:
@@ -121,6 +130,16 @@ def tiny_checkpoint(folder: Path, **variation: Any) -> Path:
     tiny_qwen2_5_vl(**variation).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def copy_config(
+    source: Path, target: Path, change: Callable[[dict[str, Any]], Any] | None = None
+) -> None:
+    """`source`'s config.json in `target`, changed in place or by what `change` returns."""
+    config = json.loads((source / "config.json").read_text())
+    if change is not None:
+        config = change(config) or config
+    (target / "config.json").write_text(json.dumps(config))
 
 
 def random_rows(grids: list[tuple[int, int, int]]) -> torch.Tensor:

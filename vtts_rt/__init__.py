@@ -5,6 +5,10 @@ Public names load on first use (PEP 562), so importing a leaf never pulls in the
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -75,3 +79,52 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
+
+class _UnlessConfigured(logging.StreamHandler[Any]):
+    """Writes to stderr as long as the application has no handler of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            super().emit(record)
+
+
+def _follow_log_variable() -> None:
+    """VTTS_RT_LOG: the level of the logger `vtts_rt`, and its lines on stderr."""
+    level = os.environ.get("VTTS_RT_LOG", "")
+    if level and level.lower() not in LOG_LEVELS:
+        names = ", ".join(LOG_LEVELS)
+        warnings.warn(f"VTTS_RT_LOG must be one of {names}, got {level!r}", stacklevel=3)
+    elif level:
+        handler = _UnlessConfigured()
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        logger = logging.getLogger("vtts_rt")
+        logger.addHandler(handler)
+        logger.setLevel(level.upper())
+
+
+def _tell_of_a_shadow() -> None:
+    """Say once that a source tree that was never built stands before the installed package."""
+    here = Path(__file__).resolve().parent
+    if (here / "_build_info.py").exists():
+        return
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        installed = Path(str(distribution("vtts_rt").locate_file("vtts_rt"))).resolve()
+    except PackageNotFoundError:
+        return
+    if installed != here and (installed / "_build_info.py").exists():
+        warnings.warn(
+            f"the source tree {here.parent} stands before the package installed in "
+            f"{installed.parent}: its native code and kernels are not used; run elsewhere, or "
+            f"`pip install -e .` there",
+            stacklevel=3,
+        )
+
+
+_follow_log_variable()
+_tell_of_a_shadow()

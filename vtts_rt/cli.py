@@ -16,9 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vtts_rt import __version__
-from vtts_rt.config import MROPE_MODES, QUANTIZATIONS, STRATEGIES
-from vtts_rt.types import DECODERS
+from vtts_rt import LOG_LEVELS, __version__
+from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES
+from vtts_rt.types import DECODERS, require
 
 if TYPE_CHECKING:
     from vtts_rt.results import Answer
@@ -122,7 +122,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refresh, append: the first look before the question, for many questions a video",
     )
-    parser.add_argument("--mrope", choices=MROPE_MODES)
+    parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
     parser.add_argument("--end-seconds", type=float, help="the video ends here")
@@ -134,10 +134,11 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    level = os.environ.get("VTTS_RT_LOG", "warning").upper()
     logging.basicConfig(format="%(name)s: %(message)s")
     try:
-        logging.getLogger("vtts_rt").setLevel(level)
+        level, levels = os.environ.get("VTTS_RT_LOG") or "warning", ", ".join(LOG_LEVELS)
+        require("vtts-rt", "VTTS_RT_LOG", level, level.lower() in LOG_LEVELS, f"one of {levels}")
+        logging.getLogger("vtts_rt").setLevel(level.upper())
         if arguments and arguments[0] in _DELEGATES:
             return _delegate(arguments[0], arguments[1:])
         parsed = _parser().parse_args(arguments)
@@ -203,7 +204,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         max_frames=args.max_frames,
         total_pixels=args.total_pixels,
         min_pixels=args.min_pixels,
-        mrope=args.mrope,
+        parity=args.parity,
         prompts=args.prompts,
         text_first=False if args.video_first else None,
         constrain_clues=getattr(args, "constrain_clues", False) or None,

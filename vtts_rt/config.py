@@ -13,17 +13,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.types import DECODERS, Decoder, MropeMode, Strategy, require
+from vtts_rt.types import DECODERS, Decoder, Parity, Strategy, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
-MROPE_MODES: tuple[MropeMode, ...] = ("qwen", "hf5")
+PARITIES: tuple[Parity, ...] = ("release", "transformers")
 
 # name -> what it does; the whole list of variables the installed package reads.
 ENVIRONMENT_VARIABLES = {
     "VTTS_RT_BACKEND": "op=backend[,op=backend]: force an op's backend, e.g. patchify=reference",
     "VTTS_RT_CACHE_DIR": "folder of the video index cache (~/.cache/vtts_rt), or `off`",
-    "VTTS_RT_LOG": "log level of the `vtts_rt` logger (debug, info, warning, error)",
+    "VTTS_RT_LOG": "log level (debug, info, warning, error, critical) of the logger `vtts_rt`",
 }
 
 
@@ -71,7 +71,7 @@ _PERCEPTION_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "key_ratio": (lambda v: _is_number(v) and 0.0 < v < 1e3, "a number in (0, 1000)"),
     "focus_frames": (lambda v: _is_int(v) and v >= 0 and v % 2 == 0, "an even integer >= 0"),
     "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
-    "mrope": (MROPE_MODES.__contains__, f"one of {', '.join(MROPE_MODES)}"),
+    "parity": (PARITIES.__contains__, f"one of {', '.join(PARITIES)}"),
     "text_first": (_is_bool, "True or False"),
     "time_labels": (_is_bool, "True or False"),
     "sticky_clues": (_is_bool, "True or False"),
@@ -109,7 +109,7 @@ class ResolvedPerception:
     key_ratio: float = 1.5
     focus_frames: int = 0
     focus_margin_cells: float = 0.0
-    mrope: MropeMode = "qwen"
+    parity: Parity = "release"
     text_first: bool = True
     time_labels: bool = True
     sticky_clues: bool = False
@@ -143,7 +143,8 @@ class PerceptionConfig:
         look's, at least 8, so that a run costs about two looks however many rounds it has.
     focus_margin_cells: how far such a look reaches beyond the clue's spans, in time steps of
         the look that the clue is about.
-    mrope: "qwen" = positions of the original release and of vLLM, "hf5" = transformers 5.23.
+    parity: whose numbers are reproduced on the same frames and prompt (docs/strategies.md):
+        "release", the published code's, or "transformers", those of the installed version 5.
     text_first: in `refresh` and `append` the question stands before the video; False puts it
         behind the first look, whose KV then serves every question about the video.
     time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
@@ -166,7 +167,7 @@ class PerceptionConfig:
     key_ratio: float | None = None
     focus_frames: int | None = None
     focus_margin_cells: float | None = None
-    mrope: MropeMode | None = None
+    parity: Parity | None = None
     text_first: bool | None = None
     time_labels: bool | None = None
     sticky_clues: bool | None = None

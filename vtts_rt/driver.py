@@ -128,20 +128,23 @@ class Driver:
             self._check_open()
             self._step()
 
-    def close(self) -> None:
-        """Fail what is pending and wait for the thread to end (unless called on that thread, which
-        then ends after what it is at). May be called again, anywhere; nothing in a forked child."""
+    def close(self) -> bool:
+        """Fail what is pending and wait for the thread to end; may be called again, anywhere.
+
+        False where it does not wait: on that thread, which then ends after what it is at, and in a
+        forked child, where nothing happens."""
         if os.getpid() != self._process:
-            return
+            return False
         self.begin_closing()
         with self._lock:
             thread = self._thread
         if thread is threading.current_thread():
-            return
+            return False
         if thread is not None:
             thread.join()
         with self._lock:
             self._end()
+        return True
 
     def begin_closing(self) -> None:
         """`close` without waiting."""

@@ -115,11 +115,12 @@ class Question:
             rounds=self._results,
             model=self._model,
             strategy=request.perception.strategy,
-            mrope=request.perception.mrope,
+            parity=request.perception.parity,
             seed=request.sampling.seed,
             videos=list(request.videos),
             load_ms=self._load_ms,
             total_ms=1e3 * (time.perf_counter() - self._began),
+            weights_version=output.weights_version,
         )
         return [output, AnswerReady(self.answer)]
 

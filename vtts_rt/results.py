@@ -12,7 +12,7 @@ import vtts_rt
 from vtts_rt.perception.clue import Clue, clue_to_json
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.types import (
-    MropeMode,
+    Parity,
     Region,
     ReuseStats,
     RoundTimings,
@@ -118,12 +118,16 @@ class RoundFinished:
 
 @dataclass(slots=True)
 class RoundsEnded:
-    """No further round: why, and the answer so far (text; index into options or None)."""
+    """No further round: why, and the answer so far (text; index into options or None).
+
+    weights_version: of the weights that gave it, see `Runtime.update_weights`.
+    """
 
     type: ClassVar[str] = "rounds_ended"
     stop_reason: StopReason
     text: str
     option: int | None
+    weights_version: int = 0
 
 
 RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsEnded
@@ -134,7 +138,8 @@ class Answer:
     """What a question came to.
 
     text: the answer as the model wrote it; option: the letter of the chosen option ("A" is
-    the first) or None; rounds: one RoundResult a look.
+    the first) or None; rounds: one RoundResult a look. weights_version: of the weights that gave
+    it, 0 for those that were loaded (see `Runtime.update_weights`).
     """
 
     text: str
@@ -143,11 +148,12 @@ class Answer:
     rounds: list[RoundResult]
     model: str
     strategy: Strategy
-    mrope: MropeMode
+    parity: Parity
     seed: int
     videos: list[VideoMetadata]
     load_ms: float
     total_ms: float
+    weights_version: int = 0
 
     @property
     def option_index(self) -> int | None:
@@ -162,8 +168,9 @@ class Answer:
             "stop_reason": self.stop_reason,
             "model": self.model,
             "strategy": self.strategy,
-            "mrope": self.mrope,
+            "parity": self.parity,
             "seed": self.seed,
+            "weights_version": self.weights_version,
             "versions": versions(),
             "videos": [
                 {

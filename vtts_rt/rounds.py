@@ -199,7 +199,7 @@ class RoundScheduler:
                 encoded,
                 provider=provider,
                 sampling=request.sampling,
-                mrope=config.mrope,
+                parity=config.parity,
                 round_index=index,
                 member=request.member,
                 deadline_seconds=request.deadline_seconds,
@@ -245,7 +245,7 @@ class RoundScheduler:
                 stop = "answer_stable"
                 break
         text, option = _answer(results, request.options)
-        yield RoundsEnded(stop, text, option)
+        yield RoundsEnded(stop, text, option, self._engine.weights_version)
 
     def _fetch_ahead(
         self,

@@ -21,14 +21,15 @@ from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.engine.staging import StagedWeights
 from vtts_rt.models.quantize import quantize
 from vtts_rt.models.qwen2_5_vl import (
     Qwen2_5_VL,
-    check_hf,
     load_extras,
     load_model,
+    resolve_device,
     resolve_model,
-    write_hf,
+    write_checked,
 )
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
@@ -87,6 +88,7 @@ class Runtime:
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
         self._decoding = {"decoder": self.config.decoder, "device": ordinal}
+        self._staged = StagedWeights(model)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
@@ -116,7 +118,7 @@ class Runtime:
         began = time.perf_counter()
         if process.is_forked():
             torch.set_num_threads(1)  # as in __init__
-        place = _device(device)
+        place = resolve_device(device)
         known = quantization is None or quantization in QUANTIZATIONS
         rule = f"None or one of {', '.join(QUANTIZATIONS)}"
         require("Runtime", "quantization", quantization, known, rule)
@@ -347,32 +349,43 @@ class Runtime:
         self,
         tensors: Mapping[str, Tensor],
         *,
+        finish: bool = True,
         in_flight: Literal["drain", "abort"] = "drain",
     ) -> None:
-        """Replace weights in place: transformers' names, any subset of the checkpoint's.
+        """Replace weights in place: transformers' names, any subset of the checkpoint's, heads too.
 
-        in_flight: what becomes of questions in work: "drain" finishes all their rounds first,
-        "abort" fails them; none ever sees two sets of weights. New ones wait. KV is dropped,
-        features survive as long as the bytes of the vision tower do. ValueError for names or
-        shapes that do not fit and on a quantized runtime: nothing is changed then.
+        finish: False keeps a copy in host memory; True applies these tensors and all that were
+        kept, at once (see `StagedWeights`). in_flight: what becomes of questions in work then:
+        "drain" finishes their rounds first, "abort" fails them; none sees two sets of weights.
+        KV is dropped if a byte has changed, features if one of the vision tower has. ValueError for
+        what does not fit (`check_hf`, NaN too): nothing is changed and what was kept stays.
         """
         ways = ("drain", "abort")
         require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
 
-        self._driver.check_process()
-        with process.native_calls():
-            check_hf(self._engine.model, tensors)  # before anybody is drained for it
-
-        def update() -> None:
+        def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
-            self._engine.update_weights(lambda model: write_hf(model, tensors))
+            if whole:
+                self._engine.update_weights(lambda model: write_checked(model, whole))
 
-        self._driver.call(update)
+        last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
+        self._driver.check_process()
+        self._staged.take(tensors, last)
+
+    def discard_staged_weights(self) -> None:
+        """Drop what `update_weights(..., finish=False)` has kept."""
+        self._staged.discard()
+
+    @property
+    def weights_version(self) -> int:
+        """How many updates were applied since the model was loaded; answers carry it."""
+        return self._engine.weights_version
 
     def stats(self) -> dict[str, Any]:
-        """Counters of the scheduler and of every cache."""
+        """Counters of the scheduler, of every cache and of weights kept for an update."""
         self._driver.check_process()
-        return {**self._engine.stats(), "frame_store": self._store.stats()}
+        kept = {"frame_store": self._store.stats(), "staged_weights": self._staged.stats()}
+        return self._engine.stats() | kept
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
@@ -385,9 +398,10 @@ class Runtime:
 
         May be called again, from any thread and while others ask.
         """
-        self._driver.close()
-        if self._own_store:
-            self._store.close()
+        if self._driver.close():
+            self._staged.discard()
+            if self._own_store:
+                self._store.close()
 
     def __enter__(self) -> Runtime:
         return self
@@ -406,15 +420,3 @@ class Runtime:
         if not config.prompts:
             return self._templates
         return load_prompts(config.prompts, base=self._templates)
-
-
-def _device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"Runtime: device must be auto, cpu or cuda[:n], got {device!r}") from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("Runtime: no CUDA device is available; use device='cpu'")
-    return place

@@ -24,7 +24,8 @@ TEMPORAL_PATCH_SIZE = 2  # frames in a frame pair
 TOKEN_PX = PATCH_SIZE * MERGE_SIZE  # px a side of one LM token; sizes are multiples of it
 PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a patch row
 
-MropeMode = Literal["qwen", "hf5"]
+# Whose numbers a run reproduces: the code that was released with VideoChat-R1.5, or transformers 5.
+Parity = Literal["release", "transformers"]
 Strategy = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
 DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")
@@ -227,7 +228,16 @@ class SamplingParams:
 def _require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:
     """The one shape of a bad-argument message: `<what>: <argument> must be <rule>, got <value>`."""
     if not ok:
-        raise ValueError(f"{what}: {argument} must be {rule}, got {value!r}")
+        raise ValueError(f"{what}: {argument} must be {rule}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """`repr`, cut off: a value may be a whole file, or have no repr (an int of 5,000 digits)."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 require = _require

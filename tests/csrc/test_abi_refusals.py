@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vtts_abi
-from vtts_abi import Clue, Config, Job, Options, Refused, Video, Weights
+from vtts_abi import Job, Options, Refused, Weights
 
 FRAME = np.zeros((40, 50, 3), dtype=np.uint8)
 BIG = 2**62
@@ -152,13 +152,6 @@ def test_newer_and_mixed_structures() -> None:
     newer[1].struct_size = c.sizeof(Job)
     refused("that of the first element", "patchify_num_rows", newer, c.c_int64(2), c.byref(found))
 
-    class NewerClue(Clue):
-        _fields_ = [("unknown", c.c_int64)]
-
-    clue = NewerClue(struct_size=c.sizeof(NewerClue), unknown=-1)
-    vtts_abi.call("clue_parse", b"<glue>(1, 2)</glue>", c.c_int64(19), c.byref(clue))
-    assert (clue.num_spans, clue.unknown) == (1, 0)
-
 
 def test_patch_embed_weights() -> None:
     values = np.zeros((8, 1176), dtype=np.float32)
@@ -181,85 +174,3 @@ def test_patch_embed_weights() -> None:
         refused(message, "patch_embed_fold", weights(**change), None, 0, out, out)
     refused("dtype must be a vtts_dtype", "patch_embed_fold", weights(), None, 3, out, out)
     refused("folded must be a pointer", "patch_embed_fold", weights(), None, 0, None, out)
-
-
-def test_clues() -> None:
-    clue = vtts_abi.default("clue")
-    refused("length must be >= 0", "clue_parse", b"", c.c_int64(-1), c.byref(clue))
-    refused("text must be a pointer", "clue_parse", None, c.c_int64(1), c.byref(clue))
-    refused("clue must be a pointer", "clue_parse", b"", c.c_int64(0), None)
-    refused("clue.struct_size must", "clue_parse", b"", c.c_int64(0), c.byref(Clue()))
-    vtts_abi.call("clue_parse", None, c.c_int64(0), c.byref(clue))
-    assert clue.num_problems == 1
-
-
-MOVIE = {"num_frames": 100, "source_fps": 10.0, "duration_seconds": 10.0, "height": 90, "width": 90}
-NAN, INF = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("message", "config", "video"),
-    [
-        ("sample_fps must be in", {"sample_fps": NAN}, {}),
-        ("min_frames must be even", {"min_frames": 3}, {}),
-        ("max_frames must be even", {"max_frames": 2**40}, {}),
-        ("min_pixels must be in", {"min_pixels": 0}, {}),
-        ("total_pixels must be in", {"total_pixels": 2**60}, {}),
-        ("key_ratio must be in", {"key_ratio": 0.0}, {}),
-        ("focus_frames must be even", {"focus_frames": -2}, {}),
-        ("focus_margin_cells must be in", {"focus_margin_cells": INF}, {}),
-        ("num_frames must be in", {}, {"num_frames": 0}),
-        ("num_frames must be in", {}, {"num_frames": 2**62}),
-        ("source_fps must be in", {}, {"source_fps": 0.0}),
-        ("duration_seconds must be in", {}, {"duration_seconds": INF}),
-        ("height, width must be in", {}, {"height": -1}),
-        ("finite and ascending", {}, {"num_frames": 2, "timestamps_seconds": [1.0, 0.5]}),
-        ("finite and ascending", {}, {"num_frames": 2, "timestamps_seconds": [0.0, NAN]}),
-    ],
-)
-def test_planners(message: str, config: dict[str, Any], video: dict[str, Any]) -> None:
-    with pytest.raises(Refused, match=re.escape(message)):
-        vtts_abi.Planner("official", config, [{**MOVIE, **video}])
-
-
-def test_the_rounds_of_a_planner() -> None:
-    planner = vtts_abi.Planner("append", {}, [MOVIE])
-    with pytest.raises(Refused, match="clue must be null before the first round"):
-        planner.next(vtts_abi.make_clue())
-    planner.next()
-    with pytest.raises(Refused, match="clue must be that of the round before"):
-        planner.next()
-    with pytest.raises(Refused, match="clue must be of finite numbers"):
-        planner.next(vtts_abi.make_clue([(NAN, 1.0)]))
-    bad = vtts_abi.make_clue()
-    bad.num_spans = 65
-    with pytest.raises(Refused, match=re.escape("clue.num_spans must be in [0, 64], got 65")):
-        planner.next(bad)
-    # What was refused is no round.
-    assert planner.next(vtts_abi.make_clue([(1.0, 2.0)]))["round_index"] == 1
-    video, handle = c.byref(Video()), c.byref(c.c_void_p())
-    one, none = c.c_int64(1), c.c_int64(0)
-    refused("num_videos must be in", "planner_create", 0, None, None, none, handle)
-    refused("strategy must be a vtts_", "planner_create", 4, None, video, one, handle)
-    refused("config.struct_size", "planner_create", 0, c.byref(Config()), video, one, handle)
-    refused("videos.struct_size", "planner_create", 0, None, video, one, handle)
-    refused("planner must be a pointer", "planner_next", None, None, 0, c.byref(c.c_void_p()))
-    refused("plan must be a pointer", "plan_get_info", None, None)
-    vtts_abi.library().vtts_plan_free(None)
-
-
-def test_page_hashes() -> None:
-    keys = np.zeros((4, 4), dtype=np.int64)
-    address, out = c.c_void_p(keys.ctypes.data), (c.c_uint8 * 64)(*[7] * 64)
-    four, one, none = c.c_int64(4), c.c_int64(1), c.c_int64(0)
-    name = "page_hashes"
-    refused("page_size must be in", name, address, four, none, None, none, out)
-    refused("page_size must be in", name, address, four, c.c_int64(BIG), None, none, out)
-    refused("num_tokens must be in", name, address, c.c_int64(-1), one, None, none, out)
-    refused("keys must be a pointer", name, None, four, one, None, none, out)
-    crooked = c.c_void_p(keys.ctypes.data + 4)
-    refused("keys must be aligned", name, crooked, four, one, None, none, out)
-    refused("space must be a pointer", name, address, four, one, None, one, out)
-    refused("space_bytes must be >= 0", name, address, four, one, None, c.c_int64(-1), out)
-    refused("out must be a pointer", name, address, four, one, None, none, None)
-    assert bytes(out) == b"\x07" * 64

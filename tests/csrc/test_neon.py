@@ -1,6 +1,6 @@
 """The C++ tests of the core on aarch64: cross-compiled, and run by an emulator.
 
-Needs Debian's g++-aarch64-linux-gnu and qemu-user. On an aarch64 machine test_core.py is the test.
+Needs Debian's g++-aarch64-linux-gnu and qemu-user. On an aarch64 machine `make test-csrc` does it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -48,7 +52,10 @@ def test_published_forms_of_glue() -> None:
         ({"question": 3}, "question must be a text"),
         ({"image": "x.png"}, "exactly one of video, image"),
         ({"options": ["a", ""]}, "options must be at most 26 non-empty texts"),
-        ({"options": "abc"}, "options must be a list of texts"),
+        ({"options": 3}, "options must be a list of texts"),
+        ({"options": ["A. a", "B. b"], "answer": "A. b"}, "the text of its own option"),
+        ({"answer": "\ud800"}, "text must be valid Unicode"),
+        ({"video": "a\0.mp4"}, "media must be a path"),
         ({"options": ["a", "b"], "answer": "C"}, "answer must be one of A, B"),
         ({"glue": [[2, 1]]}, "span must be 0 <= start <= end"),
         ({"glue": [[1, float("nan")]]}, "span must be"),
@@ -57,6 +64,11 @@ def test_published_forms_of_glue() -> None:
         ({"glue": "soon"}, "glue must be a list or an object"),
         ({"duration": -1}, "duration_seconds must be > 0"),
         ({"duration": "long"}, "duration must be 1 number"),
+        ({"duration": 10**400}, "duration must be 1 number"),
+        ({"glue": [5.2]}, "glue must be 2 numbers"),
+        ({"glue": [[1, 2], 3]}, "glue must be 2 numbers"),
+        ({"glue": {"boxes": 3}}, "glue boxes must be a list"),
+        ({"glue": [30, 40, 20, 90]}, "box must be 0 <= x0 < x1 and 0 <= y0 < y1"),
     ],
 )
 def test_bad_rows_say_what_is_wrong(change: dict[str, object], message: str) -> None:
@@ -98,3 +110,130 @@ def test_bad_manifests(tmp_path: Path) -> None:
     write_rows(tmp_path / "r.json", [FULL])
     with pytest.raises(ValueError, match="media must be of type image"):
         list(read_manifest(path)[0].rows())
+
+
+# Rows as the files of VTTS-80K hold them, one of each task.
+RELEASED: list[tuple[dict[str, Any], Row]] = [
+    (
+        {"video": "c/AO8RW.mp4", "question": "a person opens a door", "glue": [2.1, 8.9],
+         "duration": 33.0},
+        Row("c/AO8RW.mp4", "a person opens a door", spans=(TimeSpan(2.1, 8.9),),
+            duration_seconds=33.0),
+    ),
+    (
+        {"video": "1164/3238.mp4", "question": "why does she smile", "answer": "(C)",
+         "options": "(A) tired\n(B) hungry\n(C) happy\n(D) cold\n(E) asleep\n",
+         "glue": [[0.0, 3.5], [7, 9]], "durations": 20},
+        Row("1164/3238.mp4", "why does she smile", options=("tired", "hungry", "happy", "cold",
+            "asleep"), answer="C", spans=(TimeSpan(0.0, 3.5), TimeSpan(7, 9)),
+            duration_seconds=20.0),
+    ),
+    (
+        {"video": "v.mp4", "question": "what?", "options": ["A. run", "B. sit"],
+         "answer": "B. sit"},
+        Row("v.mp4", "what?", options=("run", "sit"), answer="B"),
+    ),
+    (
+        {"image": "v.jpg", "question": "which?", "options": ["red", "blue"], "answer": "blue",
+         "glue": [12, 30, 50.5, 96]},
+        Row("v.jpg", "which?", "image", ("red", "blue"), "B",
+            pixel_boxes=((12.0, 30.0, 50.5, 96.0),)),
+    ),
+    (
+        {"video": "v.mp4", "question": "count", "options": ["1. a", "A. b"], "answer": "A"},
+        Row("v.mp4", "count", options=("1. a", "A. b"), answer="A"),
+    ),
+    (
+        {"video": "v.mp4", "question": "say it", "answer": "(C)", "options": []},
+        Row("v.mp4", "say it", answer="(C)"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "row"), RELEASED)
+def test_rows_of_the_release(data: dict[str, Any], row: Row, tmp_path: Path) -> None:
+    assert row_from_dict(data) == row
+    write_rows(tmp_path / "rows.jsonl", [row])
+    assert list(read_rows(tmp_path / "rows.jsonl")) == [row]
+
+
+@pytest.mark.parametrize(
+    "answer", ["B", "(B)", "B.", "B)", " B ", "(B) two", "B. two", "B:two", "two"]
+)
+def test_forms_of_an_answer(answer: str) -> None:
+    data = {"video": "v", "question": "q", "options": ["one", "two"], "answer": answer}
+    assert row_from_dict(data).answer == "B"
+
+
+def test_boxes_in_pixels_become_fractions_once_the_size_is_known() -> None:
+    row = row_from_dict({"image": "v.jpg", "question": "q", "glue": [20, 30, 120, 96]})
+    assert row.sized(100, 100) == Row("v.jpg", "q", "image", boxes=(Box(0.2, 0.3, 1.0, 0.96),))
+    with pytest.raises(ValueError, match=r"box must be inside 20 x 100 px, got \(20.0"):
+        row.sized(100, 20)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x1c", "\r"])
+def test_only_line_feeds_end_a_line(separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    data = {"video": "a.mp4", "question": f"q{separator}r"}
+    plain = json.dumps(data, ensure_ascii=False).encode()
+    path.write_bytes(plain + b"\r\n\n" + plain + b"\n")
+    assert [row.question for row in read_rows(path)] == [f"q{separator}r"] * 2
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        b'{"video": "a.mp4", "question": "\xff"}',
+        b'{"video": "a.mp4", "question": "q", "duration": 1' + b"0" * 5000 + b"}",
+        b'{"video": "a.mp4", "question": "q", "glue": [[NaN, 1]]}',
+        b'{"video": "a.mp4", "question": "q", "glue": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"video": "\\ud800.mp4", "question": "q"}',
+        b"[1, 2]",
+        b"nonsense",
+    ],
+    ids=["utf8", "digits", "nan", "deep", "surrogate", "list", "nonsense"],
+)
+def test_a_refusal_names_the_file_and_the_line(name: str, row: bytes, tmp_path: Path) -> None:
+    path, good = tmp_path / name, b'{"video": "a.mp4", "question": "q"}'
+    lines = name.endswith("l")
+    path.write_bytes(good + b"\n" + row + b"\n" if lines else b"[" + good + b"," + row + b"]")
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        list(read_rows(path))
+    assert not lines or "line 2" in str(caught.value)
+
+
+def mutations(num: int) -> Iterator[bytes]:
+    random = Random(0)
+    seeds = [json.dumps(data).encode() for data, _ in RELEASED]
+    pieces = [
+        b"\xff",
+        b"\\ud800",
+        b"1e999",
+        b"[[",
+        b"null",
+        b"-",
+        b'"',
+        b"{}",
+        b"\n",
+        b"\xe2\x80\xa8",
+    ]
+    for _ in range(num):
+        data = bytearray(random.choice(seeds) + b"\n" + random.choice(seeds))
+        for _ in range(random.randint(1, 4)):
+            at = random.randrange(len(data))
+            data[at : at + random.randint(0, 3)] = random.choice(pieces)
+        yield bytes(data)
+
+
+def test_any_bytes_give_rows_or_one_sentence_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for data in mutations(2000):
+        path.write_bytes(data)
+        try:
+            rows = list(read_rows(path))
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            assert [row_from_dict(row.as_dict()) for row in rows] == rows

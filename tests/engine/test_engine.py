@@ -28,7 +28,7 @@ def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
         rows = patchify(jobs).to(model.dtype)
         embeds[span.start : span.start + span.length] = model.visual(rows, [segment.grid_thw])
     batch = ForwardBatch(
-        embeds, build_position_ids(prompt, MropePositions("qwen", 2.0)), [0, len(ids)]
+        embeds, build_position_ids(prompt, MropePositions("release", 2.0)), [0, len(ids)]
     )
     with torch.inference_mode():
         return model.language.logits(model.language(batch))

@@ -11,7 +11,7 @@ import pytest
 
 from vtts_rt.config import STRATEGIES
 from vtts_rt.evaluation import commands, needle, strategies
-from vtts_rt.models.qwen2_5_vl import resolve_model
+from vtts_rt.models.qwen2_5_vl import load_extras, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 
 VIDEO = strategies._videos(20)[0]
@@ -107,7 +107,7 @@ def test_every_strategy_is_asked_about_the_same_clips(monkeypatch: pytest.Monkey
 
 
 def test_the_embedded_models_cues_are_those_that_allow_one_run() -> None:
-    extras = json.loads((resolve_model("tiny") / "vtts.json").read_text())
+    extras = load_extras(resolve_model("tiny"))
     assert extras["prompts"]["cue_look"] == extras["prompts"]["cue_final"]
 
 

@@ -1,4 +1,4 @@
-"""M-RoPE positions against transformers (hf5) and against a slow reading of the old rule (qwen)."""
+"""M-RoPE positions against transformers and against a slow reading of the release's rule."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ours(items: list[Item], builder: MropePositions) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tokens_per_second", [2, 4])
-def test_hf5_equals_get_rope_index(tokens_per_second: int) -> None:
+def test_transformers_equals_get_rope_index(tokens_per_second: int) -> None:
     model = tiny_qwen2_5_vl(tokens_per_second=tokens_per_second, vision_depth=1, layers=1).model
     rng = random.Random(tokens_per_second)
     for _ in range(150):
@@ -54,19 +54,19 @@ def test_hf5_equals_get_rope_index(tokens_per_second: int) -> None:
         images = [grid for kind, grid, _ in vision if kind == "image"]
         videos = [grid for kind, grid, _ in vision if kind == "video"]
         seconds = [s for kind, _, s in vision if kind == "video"]
-        expected, delta = model.get_rope_index(
+        expected, _ = model.get_rope_index(
             torch.zeros(1, len(kinds), dtype=torch.long),
             mm_token_type_ids=torch.tensor([kinds]),
             image_grid_thw=torch.tensor(images) if images else None,
             video_grid_thw=torch.tensor(videos) if videos else None,
             second_per_grid_ts=torch.tensor(seconds) if videos else None,
         )
-        builder = MropePositions("hf5", tokens_per_second)
+        builder = MropePositions("transformers", tokens_per_second)
         assert torch.equal(ours(items, builder), expected[:, 0])
-        assert builder.end_position == int(delta) + len(kinds)
+        assert builder.next_position == int(expected[:, 0, -1].max()) + 1
 
 
-def test_qwen_goes_on_after_the_largest_position() -> None:
+def test_release_goes_on_after_the_largest_position() -> None:
     rng = random.Random(0)
     for _ in range(100):
         items = random_items(rng)
@@ -86,28 +86,27 @@ def test_qwen_goes_on_after_the_largest_position() -> None:
                     for y in range(h // 2)
                     for x in range(w // 2)
                 ]
-        builder = MropePositions("qwen", 2)
+        builder = MropePositions("release", 2)
         assert ours(items, builder).T.tolist() == [list(place) for place in expected]
-        assert builder.next_position == builder.end_position == 1 + max(map(max, expected))
+        assert builder.next_position == 1 + max(map(max, expected))
 
 
-def test_modes_coincide_with_one_pair_a_segment() -> None:
+def test_rules_coincide_with_one_pair_a_segment() -> None:
     items: list[Item] = [3, ("video", (1, 6, 4), 2.0), 2, ("video", (1, 2, 8), 2.0), 1]
     assert torch.equal(
-        ours(items, MropePositions("qwen", 2)), ours(items, MropePositions("hf5", 2))
+        ours(items, MropePositions("release", 2)), ours(items, MropePositions("transformers", 2))
     )
 
 
-def test_hf5_text_follows_the_larger_side_and_generation_the_largest_position() -> None:
-    builder = MropePositions("hf5", 2)
+def test_text_and_generated_tokens_follow_the_larger_side_in_transformers() -> None:
+    builder = MropePositions("transformers", 2)
     builder.text(4)
     assert builder.vision((10, 4, 6), 1.0)[0].max() == 4 + 18
     assert builder.next_position == 4 + 3
-    assert builder.end_position == 4 + 18 + 1
 
 
 def test_copy_is_independent_and_continues() -> None:
-    whole = MropePositions("qwen", 2)
+    whole = MropePositions("release", 2)
     whole.text(5)
     kept = whole.copy()
     first = whole.text(3)
@@ -115,6 +114,6 @@ def test_copy_is_independent_and_continues() -> None:
     assert torch.equal(kept.text(3), first)
 
 
-def test_unknown_mode_is_named() -> None:
-    with pytest.raises(ValueError, match="mode must be one of .* got 'hf4'"):
+def test_unknown_parity_is_named() -> None:
+    with pytest.raises(ValueError, match="parity must be one of .* got 'hf4'"):
         MropePositions("hf4", 2)  # type: ignore[arg-type]

@@ -58,8 +58,8 @@ class Inputs:
 
 
 def make_inputs(config: Any, parts: list[int | Vision]) -> Inputs:
-    """Random text with pads, random rows for each item in prompt order, hf5 positions."""
-    positions = MropePositions("hf5", config.vision.tokens_per_second)
+    """Random text with pads, random rows for each item in prompt order, transformers' positions."""
+    positions = MropePositions("transformers", config.vision.tokens_per_second)
     ids, places, items = [], [], []
     for part in parts:
         if isinstance(part, int):

@@ -90,7 +90,7 @@ def test_a_quantized_model_is_neither_written_nor_exported(checkpoint: Path) -> 
     model = load_model(checkpoint, "float32")
     tensors = export_state_dict(model)
     quantize(model, "int8")
-    with pytest.raises(ValueError, match="write_hf: model must be unquantized"):
+    with pytest.raises(ValueError, match="update_weights: model must be unquantized"):
         write_hf(model, dict(list(tensors.items())[:1]))
     with pytest.raises(ValueError, match="export_state_dict: model must be unquantized"):
         export_state_dict(model)

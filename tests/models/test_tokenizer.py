@@ -130,19 +130,19 @@ def test_rounds_concatenate(tokenizer: Tokenizer) -> None:
     assert whole.kinds.tolist() == [*first.kinds, TEXT, TEXT, *second.kinds]
 
 
-@pytest.mark.parametrize("mode", ["qwen", "hf5"])
-def test_positions_of_a_prompt_continue_over_rounds(tokenizer: Tokenizer, mode: Any) -> None:
+@pytest.mark.parametrize("parity", ["release", "transformers"])
+def test_positions_of_a_prompt_continue_over_rounds(tokenizer: Tokenizer, parity: Any) -> None:
     first = encode_prompt(tokenizer, Prompt(("Look: ", segment(4, 56, 84), "?")))
     second = encode_prompt(tokenizer, Prompt(("Again: ", segment(2, 28, 28))))
-    whole = build_position_ids(first + second, MropePositions(mode, 2))
-    builder = MropePositions(mode, 2)
+    whole = build_position_ids(first + second, MropePositions(parity, 2))
+    builder = MropePositions(parity, 2)
     parts = [build_position_ids(item, builder) for item in (first, second)]
     assert whole.tolist() == [a + b for a, b in zip(*(p.tolist() for p in parts), strict=True)]
     start, end = encoded_range(first.spans[0])
     assert whole.shape == (3, len(first) + len(second))
-    # 3 pair steps of 1.5 s x 2 tokens a second; text goes on by the mode's rule.
+    # 3 pair steps of 1.5 s x 2 tokens a second; text goes on by the rule.
     assert whole[0, end - 1] - whole[0, start] == 9
-    assert whole[0, end] - whole[0, start] == (10 if mode == "qwen" else 3)
+    assert whole[0, end] - whole[0, start] == (10 if parity == "release" else 3)
 
 
 @pytest.mark.parametrize("token", ["<|video_pad|>", "<|image_pad|>", "<|vision_start|>"])

@@ -67,7 +67,7 @@ def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
             whole = whole.extended(answer)
             history.append(RoundHistory(plan, parse_clue(tokenizer.decode(answer))))
         assert whole is not None and len(ids) == len(whole) + 1
-        positions = build_position_ids(whole, MropePositions("qwen", 2.0))
+        positions = build_position_ids(whole, MropePositions("release", 2.0))
         np.testing.assert_array_equal(episode.positions[:, :-1], positions.numpy())
         starts = [start for start, _, _ in episode.segments]
         assert starts == [span.start for span in whole.spans]

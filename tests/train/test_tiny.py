@@ -80,7 +80,7 @@ def test_logits_equal_transformers() -> None:
     ids = torch.tensor(encoded.token_ids)
     ours = load_model("tiny", dtype="float32")
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(FOLDER), dtype=torch.float32)
-    positions = build_position_ids(encoded, MropePositions("qwen", 2.0))
+    positions = build_position_ids(encoded, MropePositions("release", 2.0))
     with torch.no_grad():
         features = ours.visual(rows, grids)
         embeds = ours.merge_features(ids, ours.language.embed(ids), features)

@@ -36,7 +36,7 @@ from vtts_rt.config import EngineConfig
 from vtts_rt.models.qwen2_5_vl import load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import MropeMode, SamplingParams, Strategy, VideoMetadata, require
+from vtts_rt.types import Parity, SamplingParams, Strategy, VideoMetadata, require
 
 __all__ = ["PHASES", "add_flags", "measure", "print_table", "theme"]
 
@@ -194,7 +194,7 @@ def _vllm(peer: VllmPeer, name: str, metadata: VideoMetadata) -> _Contender:
             question,
             metadata=metadata,
             options=OPTIONS,
-            perception=setting.perception(strategy, "qwen"),
+            perception=setting.perception(strategy, "release"),
             clues=setting.parsed_clues,
             max_tokens=setting.max_tokens,
         )
@@ -216,14 +216,14 @@ def ask_ours(
     setting: Setting,
     question: str,
     strategy: Strategy,
-    mrope: MropeMode = "hf5",
+    parity: Parity = "transformers",
 ) -> list[RoundSample]:
     """The rounds of one question asked of a Runtime."""
     answer = runtime.ask(
         str(video),
         question,
         options=OPTIONS,
-        perception=setting.perception(strategy, mrope),
+        perception=setting.perception(strategy, parity),
         sampling=SamplingParams(max_tokens=setting.max_tokens, ignore_eos=True),
         assume_clues=setting.clues,
     )
@@ -268,12 +268,12 @@ def _alternate(
 def _agreement(
     runtime: Runtime, video: Path, setting: Setting, runs: dict[str, list[Run]]
 ) -> list[dict[str, Any]]:
-    """vLLM's tokens beside ours at the same positions (mrope "qwen"), not measured."""
+    """vLLM's tokens beside ours at the same positions (parity "release"), not measured."""
     found = []
     pairs: list[tuple[str, Strategy]] = [("vllm", "official"), ("vllm-append", "append")]
     for name, strategy in pairs:
         if PEERS[name] in runs:
-            ours = ask_ours(runtime, video, setting, QUESTIONS[0], strategy, "qwen")
+            ours = ask_ours(runtime, video, setting, QUESTIONS[0], strategy, "release")
             theirs = runs[PEERS[name]][0].rounds
-            found.append(token_agreement(PEERS[name], theirs, f"{strategy}, mrope qwen", ours))
+            found.append(token_agreement(PEERS[name], theirs, f"{strategy}, parity release", ours))
     return found

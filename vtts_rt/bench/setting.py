@@ -22,7 +22,7 @@ from vtts_rt.bench.model import MODEL_ID, bench_model, synthetic_video
 from vtts_rt.config import STRATEGIES, EngineConfig, ResolvedPerception
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.results import versions
-from vtts_rt.types import MropeMode, Strategy, VideoMetadata, require
+from vtts_rt.types import Parity, Strategy, VideoMetadata, require
 from vtts_rt.video import open_video
 
 # The setting: a frame every two seconds in the coarse pass (15 pairs of the 60 s clip), clues
@@ -78,14 +78,13 @@ class Setting:
     def parsed_clues(self) -> list[Clue]:
         return [clue_from_json(clue) for clue in self.clues]
 
-    def perception(self, strategy: Strategy, mrope: MropeMode = "hf5") -> ResolvedPerception:
-        """Budgets of VideoChat-R1.5 are the defaults; hf5: the positions of the loop on
-        transformers."""
+    def perception(self, strategy: Strategy, parity: Parity = "transformers") -> ResolvedPerception:
+        """Budgets of VideoChat-R1.5; "transformers": the numbers of the loop on it."""
         return ResolvedPerception(
             strategy=strategy,
             max_rounds=self.rounds,
             sample_fps=SAMPLE_FPS,
-            mrope=mrope,
+            parity=parity,
             text_first=self.text_first,
         )
 
@@ -101,7 +100,7 @@ class Setting:
             "sample_fps": SAMPLE_FPS,
             "total_pixels": perception.total_pixels,
             "min_pixels": perception.min_pixels,
-            "mrope": perception.mrope,
+            "parity": perception.parity,
             "rounds": self.rounds,
             "max_tokens": self.max_tokens,
             "assume_clues": self.clues,

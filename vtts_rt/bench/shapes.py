@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vtts_rt.bench.model import (
     CONFIG,
@@ -26,8 +25,9 @@ from vtts_rt.bench.model import (
 from vtts_rt.config import ModelConfig
 from vtts_rt.models.checkpoint import read_model_config
 from vtts_rt.models.qwen2_5_vl import INIT_STD, Qwen2_5_VL
+from vtts_rt.models.tensor_files import StoredTensor
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
-from vtts_rt.models.weights import load_tensors
+from vtts_rt.models.weights import load_tensors, resolve_head
 from vtts_rt.types import require
 
 # config.json of Qwen2.5-VL-3B-Instruct and -7B-Instruct.
@@ -183,14 +183,11 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
         (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
         config.save_pretrained(folder)
         tokenizer = Tokenizer.from_pretrained(folder)
+    tensors = {name: StoredTensor.of(t) for name, t in hf_model.state_dict().items()}
+    ours, stored = resolve_head(_ours(config), tensors, dtype)
     with torch.device("meta"):
-        model = Qwen2_5_VL(_ours(config))
-
-    def reader(tensor: Tensor) -> Any:
-        return lambda: tensor
-
-    readers = {name: reader(tensor) for name, tensor in hf_model.state_dict().items()}
-    load_tensors(model, readers, dtype, torch.device(device))
+        model = Qwen2_5_VL(ours)
+    load_tensors(model, ours.language, stored, dtype, torch.device(device))
     return Twins(model.eval(), tokenizer, hf_model, hf_tokenizer)
 
 

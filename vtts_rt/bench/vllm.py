@@ -3,7 +3,7 @@
 `bench/vllm_env.sh` makes the environment. A worker process (vllm_worker.py) holds the
 engine; what both sides say is a JSON object a line. Frames, words and sizes are those of our
 plans, made here; the worker opens and decodes the file in every round. vLLM's positions are
-mrope "qwen".
+parity "release".
 """
 
 from __future__ import annotations

@@ -177,11 +177,17 @@ class RolloutDataFeed(IterableDataset[Any]):
             stop = gone + missing
             with closing(self._looks(order, gone, stop)) as looks:
                 for number, look in looks:
-                    if look.failure is None:
-                        yield self._item(number, look, gone)
+                    item, failure = None, look.failure
+                    if failure is None:
+                        try:
+                            item = self._item(number, look, gone)
+                        except ValueError as error:
+                            failure = ("mislabelled", str(error))
+                    if item is not None:
+                        yield item
                         missing, idle = missing - 1, 0
-                    else:
-                        self._skip(number, *look.failure)
+                    elif failure is not None:
+                        self._skip(number, *failure)
                         idle += 1
                     gone += 1
             if idle >= len(order):
@@ -217,7 +223,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         data_set, media, row = self._rows[number]
         assert look.metadata is not None
         return RolloutItem(
-            row=row,
+            row=row.sized(look.metadata.height, look.metadata.width),
             data_set=data_set,
             media=media,
             row_number=number,
@@ -334,7 +340,9 @@ class RolloutDataFeed(IterableDataset[Any]):
 
     def _skip(self, number: int, reason: str, sentence: str) -> None:
         media = self._rows[number].media
-        if media not in self._files_skipped:
+        if reason == "mislabelled":
+            logger.warning("row %d, of %s, is skipped: %s", number, media, sentence)
+        elif media not in self._files_skipped:
             logger.warning("%s is skipped with its rows, %s: %s", media, reason, sentence)
             self._files_skipped.add(media)
         self._rows_skipped[reason] += 1

@@ -2,15 +2,17 @@
 
 A row is one JSON object: the media file, a question, options and the letter of the right one
 where there are options, and `glue`, where the evidence is. A manifest is a JSON object of data
-sets, each naming its media type, task, folder of media and file of rows (VideoChat-R1.5).
+sets, each naming its media type, task, folder of media and file of rows (VideoChat-R1.5). The
+release's own files and what `write_rows` wrote are read into the same `Row`.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ from vtts_rt.types import Box, TimeSpan, require
 MEDIA_TYPES = ("video", "image")
 TASK_TYPES = ("tg", "gqa", "igqa", "detection", "mc")
 MAX_OPTIONS = 26
+# `A. text`, `(A) text`, `A) text`, `(A):text`; alone, `A` and `(A)`.
+_LABEL = re.compile(r"\s*\(?([A-Z])(?:\)[.:]?|[.:])\s*")
+_LETTER = re.compile(r"\s*\(?([A-Z])\)?[.:]?\s*")
+
+PixelCorners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +33,10 @@ class Row:
     """One labelled question.
 
     media: path relative to the data set's folder; media_type: "video" or "image".
-    options: texts, answer: letter of the right one, or a free text where there are no options,
-    or None. spans: evidence in seconds; boxes: evidence as fractions of the whole frame.
-    duration_seconds: of the video, or None.
+    options: texts without letters, answer: letter of the right one, or a free text where there
+    are no options, or None. spans: evidence in seconds; boxes: evidence as fractions of the whole
+    frame; pixel_boxes: evidence as (x0, y0, x1, y1) px of the media file, until its size is known
+    (`sized`). duration_seconds: of the video, or None.
     """
 
     media: str
@@ -39,16 +47,19 @@ class Row:
     spans: tuple[TimeSpan, ...] = ()
     boxes: tuple[Box, ...] = ()
     duration_seconds: float | None = None
+    pixel_boxes: tuple[PixelCorners, ...] = ()
 
     def __post_init__(self) -> None:
         def check(argument: str, ok: bool, rule: str) -> None:
             require("Row", argument, getattr(self, argument), ok, rule)
 
-        check("media", bool(self.media), "a path")
+        check("media", bool(self.media) and "\0" not in self.media, "a path")
         check("media_type", self.media_type in MEDIA_TYPES, f"one of {', '.join(MEDIA_TYPES)}")
         check("question", bool(self.question.strip()), "a non-empty text")
         options_ok = len(self.options) <= MAX_OPTIONS and all(o.strip() for o in self.options)
         check("options", options_ok, f"at most {MAX_OPTIONS} non-empty texts")
+        for text in (self.media, self.question, *self.options, self.answer or ""):
+            require("Row", "text", text, _is_unicode(text), "valid Unicode")
         if self.options and self.answer is not None:
             letters = [chr(65 + i) for i in range(len(self.options))]
             check("answer", self.answer in letters, f"one of {', '.join(letters)}")
@@ -61,6 +72,19 @@ class Row:
         for box in self.boxes:
             ok = 0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1
             require("Row", "box", box, ok, "0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
+        for x0, y0, x1, y1 in self.pixel_boxes:
+            ok = 0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf
+            require("Row", "box", (x0, y0, x1, y1), ok, "0 <= x0 < x1 and 0 <= y0 < y1")
+
+    def sized(self, height: int, width: int) -> Row:
+        """The row for media of this size in px: boxes in pixels become fractions, cut off at the
+        frame. ValueError where one lies outside."""
+        fractions = []
+        for x0, y0, x1, y1 in self.pixel_boxes:
+            inside = x0 < width and y0 < height
+            require("Row", "box", (x0, y0, x1, y1), inside, f"inside {width} x {height} px")
+            fractions.append(Box(x0 / width, y0 / height, min(x1 / width, 1), min(y1 / height, 1)))
+        return replace(self, boxes=(*self.boxes, *fractions), pixel_boxes=())
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object. `glue` is the list of spans; a row with boxes gives both by name."""
@@ -70,8 +94,10 @@ class Row:
         if self.answer is not None:
             out["answer"] = self.answer
         spans = [[s.start_seconds, s.end_seconds] for s in self.spans]
-        if self.boxes:
-            out["glue"] = {"spans": spans, "boxes": [[b.x0, b.y0, b.x1, b.y1] for b in self.boxes]}
+        boxes = [[b.x0, b.y0, b.x1, b.y1] for b in self.boxes]
+        boxes += [list(box) for box in self.pixel_boxes]
+        if boxes:
+            out["glue"] = {"spans": spans, "boxes": boxes}
         elif self.spans:
             out["glue"] = spans
         if self.duration_seconds is not None:
@@ -82,29 +108,70 @@ class Row:
 def row_from_dict(data: Any) -> Row:
     """A row from its JSON object. ValueError says which field is wrong.
 
-    `glue` may be a list of [start, end], one [x0, y0, x1, y1] box, or {"spans", "boxes"}.
+    options: a list of texts, or one text with an option a line; letters in front of them (`A. `,
+    `(A) `), in order from A, are taken off. answer: where there are options `C`, `(C)`, `C. text`
+    or an option's own text, and its letter is kept. `glue` may be one [start, end], a list of
+    them, one [x0, y0, x1, y1] box, or {"spans", "boxes"}. A box with a number above 1 is in pixels
+    of the media file, otherwise in fractions of it. durations is read as duration.
     """
     require("row", "row", data, isinstance(data, dict), "a JSON object")
     kinds = [kind for kind in MEDIA_TYPES if kind in data]
     require("row", "media", sorted(data), len(kinds) == 1, "named by exactly one of video, image")
     for name in (kinds[0], "question"):
         require("row", name, data.get(name), isinstance(data.get(name), str), "a text")
-    options, answer = data.get("options") or (), data.get("answer")
-    texts = isinstance(options, (list, tuple)) and all(isinstance(o, str) for o in options)
-    require("row", "options", options, texts, "a list of texts")
+    options, answer = _options(data.get("options")), data.get("answer")
     require("row", "answer", answer, answer is None or isinstance(answer, str), "a text")
     spans, boxes = _glue(data.get("glue"))
-    duration = data.get("duration")
+    duration = data.get("duration", data.get("durations"))
     return Row(
         media=data[kinds[0]],
         media_type=kinds[0],
         question=data["question"],
-        options=tuple(options),
-        answer=answer,
+        options=options,
+        answer=_letter(answer, options) if options and answer is not None else answer,
         spans=tuple(TimeSpan(*span) for span in spans),
-        boxes=tuple(Box(*box) for box in boxes),
+        boxes=tuple(Box(*box) for box in boxes if max(box) <= 1),
+        pixel_boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes if not max(b) <= 1),
         duration_seconds=None if duration is None else _numbers("duration", [duration], 1)[0],
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold it: half of a surrogate pair cannot be written, or tokenised."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _options(options: Any) -> tuple[str, ...]:
+    """Texts without their letters."""
+    if isinstance(options, str):
+        options = [line for line in options.split("\n") if line.strip()]
+    options = options or ()
+    texts = isinstance(options, (list, tuple)) and all(isinstance(o, str) for o in options)
+    require("row", "options", options, texts, "a list of texts, or lines of text")
+    labels = [label[1] for text in options if (label := _LABEL.match(text))]
+    if labels == [chr(65 + i) for i in range(len(options))]:
+        return tuple(_LABEL.sub("", text, count=1).strip() for text in options)
+    return tuple(options)
+
+
+def _letter(answer: str, options: tuple[str, ...]) -> str:
+    """The letter that an answer means; the answer itself where it means none of the options."""
+    texts = [option.strip() for option in options]
+    if texts.count(answer.strip()) == 1 and not _LETTER.fullmatch(answer):
+        return chr(65 + texts.index(answer.strip()))
+    if found := _LETTER.fullmatch(answer):
+        return found[1]
+    if found := _LABEL.match(answer):
+        said = answer[found.end() :].strip()
+        index = ord(found[1]) - 65
+        other = said in texts and not (index < len(texts) and texts[index] == said)
+        require("row", "answer", answer, not other, "a letter with the text of its own option")
+        return found[1]
+    return answer
 
 
 def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]]]:
@@ -112,41 +179,62 @@ def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]]]:
         return [], []
     if isinstance(glue, dict):
         spans, boxes = glue.get("spans") or [], glue.get("boxes") or []
+        for name, items in (("spans", spans), ("boxes", boxes)):
+            require("row", f"glue {name}", items, isinstance(items, list), "a list")
     else:
         require("row", "glue", glue, isinstance(glue, list), "a list or an object")
-        is_box = len(glue) == 4 and not any(isinstance(item, list) for item in glue)
-        spans, boxes = ([], [glue]) if is_box else (glue, [])
+        flat = bool(glue) and not any(isinstance(item, list) for item in glue)
+        if flat:
+            glue = [glue]
+        boxes = glue if flat and len(glue[0]) == 4 else []
+        spans = [] if boxes else glue
     return [_numbers("glue", s, 2) for s in spans], [_numbers("glue", b, 4) for b in boxes]
 
 
 def _numbers(name: str, values: Any, count: int) -> list[float]:
     ok = isinstance(values, (list, tuple)) and len(values) == count
     ok = ok and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    ok = ok and all(abs(v) < 1e300 or isinstance(v, float) for v in values)
     require("row", name, values, ok, f"{count} number{'s' if count > 1 else ''}")
     return [float(v) for v in values]
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """Rows of a file: a JSON array, or one JSON object a line (`.jsonl`).
-
-    ValueError names the file and the number (from 1) of the row that is wrong.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    lines = path.suffix == ".jsonl"
+def _parsed(data: bytes, where: str) -> Any:
+    """The value of a JSON text in UTF-8. ValueError with `where` for anything else."""
     try:
-        if lines:
-            items = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            items = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"rows: {path} must be valid JSON, got {error}") from error
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} must be UTF-8, got {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} must be JSON of a moderate depth") from error
+    except ValueError as error:  # JSONDecodeError, and numbers of too many digits
+        raise ValueError(f"{where} must be valid JSON, got {error}") from error
+
+
+def _items(path: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, value) of each row of a file."""
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:  # lines end with a line feed and nothing else
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", _parsed(line, f"rows: {path}, line {number}")
+        return
+    items = _parsed(path.read_bytes(), f"rows: {path}")
     require("rows", str(path), type(items).__name__, isinstance(items, list), "a JSON array")
-    for number, item in enumerate(items, 1):
+    yield from ((f"{path}, row {number}", item) for number, item in enumerate(items, 1))
+
+
+def read_rows(path: str | Path) -> Iterator[Row]:
+    """Rows of a file: a JSON array, or one JSON object a line (`.jsonl`; only line feeds end one).
+
+    ValueError names the file and the row or line (from 1) that is wrong.
+    """
+    for where, item in _items(Path(path)):
         try:
-            yield row_from_dict(item)
+            row = row_from_dict(item)
         except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from error
+            raise ValueError(f"{where}: {error}") from error
+        yield row
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
@@ -186,10 +274,7 @@ class DataSet:
 def read_manifest(path: str | Path) -> list[DataSet]:
     """Data sets of a manifest file; relative paths in it start from the manifest's folder."""
     path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"manifest: {path} must be valid JSON, got {error}") from error
+    data = _parsed(path.read_bytes(), f"manifest: {path}")
     require("manifest", str(path), type(data).__name__, isinstance(data, dict), "a JSON object")
     sets = []
     for name, entry in data.items():

@@ -5,6 +5,7 @@ Shape letters: H height, W width (px).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,8 @@ from vtts_rt.types import Frame, VideoMetadata
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
 # Why a file is skipped: it is not there, it cannot be opened, it cannot be decoded, it was
-# replaced or removed between the two.
-SKIP_REASONS = ("missing", "unreadable", "undecodable", "changed")
+# replaced or removed between the two; or a row's label lies outside of what the file shows.
+SKIP_REASONS = ("missing", "unreadable", "undecodable", "changed", "mislabelled")
 # The counts of a Look.
 COUNTED = (
     "videos_opened",
@@ -134,7 +135,8 @@ class Looker:
 class RolloutItem:
     """One rollout group's question, with the frames that its first round looks at.
 
-    row, data_set, media: the question, the manifest's entry it is from, and its file.
+    row, data_set, media: the question, boxes as fractions of the frame, the manifest's entry it is
+        from, and its file.
     row_number: of the row among all rows of the manifest, from 0, the same in every epoch.
     metadata: of the opened video; `metadata.video_id` names its content.
     frame_indices, timestamps_seconds: of the frames, ascending, seconds from the first frame.
@@ -155,6 +157,14 @@ class RolloutItem:
     index: int
     group_size: int
     opening: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def seed(self) -> int:
+        """A seed for the samples of this item, in [0, 2**63): another one in every epoch, and for
+        every row and every time that a row comes up. Members of a group share it (`member` tells
+        their noise apart)."""
+        place = f"{self.epoch} {self.index} {self.row_number}".encode()
+        return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little") >> 1
 
     @property
     def request(self) -> dict[str, Any]:

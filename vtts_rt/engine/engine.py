@@ -7,7 +7,7 @@ tree, so a prompt that begins like an earlier one starts there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -38,7 +38,8 @@ from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
-from vtts_rt.types import MropeMode, PairRef, SamplingParams, Segment
+from vtts_rt.models.weights import PARTS
+from vtts_rt.types import PairRef, Parity, SamplingParams, Segment
 
 Event = TokenEvent | FinishedEvent | FailedEvent
 
@@ -82,6 +83,7 @@ class Engine:
         self._kept: list[Event] = []
         self._next_id = 0
         self._drafted = self._accepted = 0
+        self.weights_version = 0
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -137,12 +139,12 @@ class Engine:
                 return event.completion.logprobs
         raise AssertionError("a generation ends with its completion")
 
-    def pin(self, prompt: EncodedPrompt, mrope: MropeMode = "qwen") -> Pin:
+    def pin(self, prompt: EncodedPrompt, parity: Parity = "release") -> Pin:
         """Keep what is cached of a prompt's beginning from eviction until `Pin.release`.
 
         Pinned pages are lost to everybody else; `clear_caches` and new weights drop them too.
         """
-        request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), mrope=mrope)
+        request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), parity=parity)
         return self.prefix_tree.pin(self._sequence(request).keys, self._scheduler.namespace)
 
     def has_features(self, segment: Segment, pair: PairRef) -> bool:
@@ -260,7 +262,7 @@ class Engine:
         return Sequence(
             self._next_id,
             request,
-            positions=MropePositions(request.mrope, self.model.config.vision.tokens_per_second),
+            positions=MropePositions(request.parity, self.model.config.vision.tokens_per_second),
             pair_keys=[
                 [self._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
                 for span in prompt.spans
@@ -297,6 +299,7 @@ class Engine:
                 num_prompt_tokens=sequence.num_prompt,
                 reuse=sequence.reuse,
                 timings=timings,
+                weights_version=self.weights_version,
             ),
         )
 
@@ -310,24 +313,36 @@ class Engine:
 
     # -- upkeep -----------------------------------------------------------------------------
 
-    def update_weights(self, write: Callable[[Qwen2_5_VL], None]) -> None:
-        """Let `write` change the model's weights in place.
+    def update_weights(self, write: Callable[[Qwen2_5_VL], Collection[str] | None]) -> None:
+        """Let `write` change the model's weights in place; it returns the parts that it changed,
+        "visual" or "language" (None for both).
 
-        KV of earlier weights is dropped; features stay valid as long as the bytes of the vision
-        tower are the same. RuntimeError while requests are in work: finish or abort them first.
+        What depends on a changed part is forgotten: KV on either, features on the vision tower
+        (files keep them under the old weights' hash). `weights_version` goes up by one, whatever
+        was changed. RuntimeError while requests are in work: finish or abort them first.
         """
         if self._sequences:
             raise RuntimeError(
                 f"update_weights: {len(self._sequences)} requests are in work; finish or abort "
                 f"them first"
             )
+        changed: Collection[str] | None = None
         try:
-            write(self.model)
+            changed = write(self.model)
         finally:
-            self.model.forget_versions()
-            self._passes.weights_changed()
-            self._scheduler.namespace += 1
-            self.prefix_tree.drop_namespaces(keep={self._scheduler.namespace})
+            self.weights_version += 1
+            self._forget(PARTS if changed is None else changed)
+
+    def _forget(self, parts: Collection[str]) -> None:
+        """Drop what was computed with earlier weights of these parts."""
+        if not parts:
+            return
+        self.model.forget_versions(parts)
+        self._passes.weights_changed()
+        self._scheduler.namespace += 1
+        self.prefix_tree.drop_namespaces(keep={self._scheduler.namespace})
+        if "visual" in parts:
+            self.vision_cache.clear()
 
     def stats(self) -> dict[str, Any]:
         """Counters of the scheduler, of the passes and of every cache; units as in their own

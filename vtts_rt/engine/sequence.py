@@ -17,8 +17,8 @@ from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.types import (
     FrameProvider,
-    MropeMode,
     PairRef,
+    Parity,
     ReuseStats,
     RoundTimings,
     SamplingParams,
@@ -48,7 +48,8 @@ class TokenConstraint(Protocol):
 class GenerationRequest:
     """One prompt to continue.
 
-    provider: where pixels come from; only asked for pairs that no cache has.
+    provider: where pixels come from; only asked for pairs that no cache has. parity: whose
+    positions, see `models.mrope`.
     round_index, member: coordinates of the sampling noise. deadline_seconds: a
     `time.monotonic()` value after which the request ends with what it has, or None.
     earlier_answers: token ids of earlier answers to the same question, from which drafts are
@@ -59,7 +60,7 @@ class GenerationRequest:
     prompt: EncodedPrompt
     provider: FrameProvider | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    mrope: MropeMode = "qwen"
+    parity: Parity = "release"
     round_index: int = 0
     member: int = 0
     deadline_seconds: float | None = None
@@ -78,7 +79,7 @@ class Completion:
     """What one request produced.
 
     text: without special tokens and stop texts; logprobs: natural log, of each token under
-    the distribution it was drawn from.
+    the distribution it was drawn from. weights_version: `Engine.weights_version`.
     """
 
     token_ids: list[int]
@@ -88,6 +89,7 @@ class Completion:
     num_prompt_tokens: int
     reuse: ReuseStats
     timings: RoundTimings
+    weights_version: int = 0
 
 
 @dataclass(slots=True)
@@ -229,8 +231,7 @@ class Sequence:
                 start = span.start + index * per_pair
                 self._keys[start : start + per_pair, 0] = content_ids.token_keys(key, per_pair)
         self._keys[: self.num_prompt, 1:] = build_position_ids(prompt, positions).T
-        # Generated tokens continue after the largest position (transformers' rope_delta).
-        self._next_position = positions.end_position
+        self._next_position = positions.next_position
 
     @property
     def num_prompt(self) -> int:

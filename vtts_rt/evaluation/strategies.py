@@ -112,7 +112,7 @@ def _tokens(encoded: EncodedPrompt, contents: dict[tuple[Any, ...], int]) -> NDA
         tokens[place, 1] = np.repeat(numbers, per_pair) * per_pair + np.tile(
             np.arange(per_pair), len(numbers)
         )
-    tokens[:, 2:] = build_position_ids(encoded, MropePositions("qwen", 2.0)).numpy().T
+    tokens[:, 2:] = build_position_ids(encoded, MropePositions("release", 2.0)).numpy().T
     return tokens
 
 

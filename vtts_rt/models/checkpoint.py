@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -13,11 +14,36 @@ from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
 MODEL_TYPE = "qwen2_5_vl"
-EXTRAS = "vtts.json"
+# The recipe: a field of config.json, which transformers keeps when it loads and saves a model, or
+# a file of its own, which counts where both are there.
+EXTRAS, EXTRAS_FILE = "vtts_rt", "vtts.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONNECT_SECONDS = 5.0
 # Mirrors transformers' default for configs that do not say (Qwen2_5_VLRotaryEmbedding).
 _DEFAULT_MROPE_SECTION = (16, 24, 24)
+_VISION_ROPE_THETA = 10_000.0  # transformers, Qwen2_5_VLVisionConfig: axial rope default
+_MAX_JSON_BYTES = 256 << 20  # an index of a million tensors takes about 100 MB
+# Most of each number in config.json. Those of layers are compared with the files later on; here
+# they only keep transformers from building a list of that length.
+_MAX_SIZE, _MAX_LAYERS = 1 << 24, 1 << 12
+_SIZES = {
+    **dict.fromkeys(("depth", "num_hidden_layers"), _MAX_LAYERS),
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "intermediate_size",
+            "max_position_embeddings",
+            "num_attention_heads",
+            "num_heads",
+            "num_key_value_heads",
+            "out_hidden_size",
+            "vocab_size",
+            "window_size",
+        ),
+        _MAX_SIZE,
+    ),
+}
 
 
 def resolve_model(model: str | Path) -> Path:
@@ -54,7 +80,10 @@ def _from_hub(name: str) -> Path:
     wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
     try:
         # Asked first because a download would retry for minutes where there is no network.
-        HfApi().model_info(name, timeout=_CONNECT_SECONDS)
+        info = HfApi().model_info(name, timeout=_CONNECT_SECONDS)
+        there = [file.rfilename for file in info.siblings or ()]
+        if not any(file.endswith(".safetensors") for file in there):
+            wanted.append("*.bin")  # counts only where there is no other
         return Path(snapshot_download(name, allow_patterns=wanted))
     except RepositoryNotFoundError as error:
         raise ValueError(
@@ -69,11 +98,41 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def base_folder(folder: Path) -> Path:
+    """The folder of the weights: `folder`, or the base that its adapter names if it holds nothing
+    else, as in transformers. ValueError if that cannot be had."""
+    path = folder / ADAPTER_CONFIG
+    if (folder / "config.json").is_file() or not path.is_file():
+        return folder
+    base = read_json(path).get("base_model_name_or_path")
+    named = isinstance(base, str) and base != ""
+    require("load_model", f"{ADAPTER_CONFIG} base_model_name_or_path", base, named, "a model")
+    found = resolve_model(str(base))
+    whole = (found / "config.json").is_file() and adapter_in(found) is None
+    rule = "a folder with config.json and no adapter of its own"
+    require("load_model", f"base of {ADAPTER_CONFIG}", base, whole, rule)
+    return found
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """`folder` if it holds an adapter. ValueError for half of one."""
+    names = [ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin"]
+    config, *weights = [(folder / name).is_file() for name in names]
+    if not config and not any(weights):
+        return None
+    rule = f"both {ADAPTER_CONFIG} and adapter_model.safetensors or neither"
+    require("load_model", "adapter", str(folder), config and any(weights), rule)
+    return folder
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. ValueError if it is not one."""
     try:
+        size = path.stat().st_size
+        rule = f"at most {_MAX_JSON_BYTES} bytes"
+        require("load_model", path.name, size, size <= _MAX_JSON_BYTES, rule)
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"load_model: {path.name} must be a readable JSON file, got {str(path)!r} ({error})"
         ) from error
@@ -83,14 +142,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_extras(folder: str | Path) -> dict[str, Any]:
-    """Our own settings beside a checkpoint, or {}: `perception` holds PerceptionConfig fields,
-    `prompts` wording, both objects."""
-    path = Path(folder) / EXTRAS
-    if not path.is_file():
-        return {}
-    extras = read_json(path)
+    """The recipe of a checkpoint, or {}: `perception` holds PerceptionConfig fields, `prompts`
+    wording, both objects. The file vtts.json if there is one, else config.json's `vtts_rt`; of an
+    adapter without a config.json, its base's."""
+    path = base_folder(Path(folder)) / EXTRAS_FILE
+    if path.is_file():
+        extras, where = read_json(path), EXTRAS_FILE
+    else:
+        path = path.with_name("config.json")
+        extras = (read_json(path) if path.is_file() else {}).get(EXTRAS) or {}
+        where = f"{path.name} {EXTRAS}"
+        got = type(extras).__name__
+        require("load_model", where, got, isinstance(extras, dict), "an object")
     for name, value in extras.items():
-        what = f"{EXTRAS} {name}"
+        what = f"{where} {name}"
         require("load_model", what, type(value).__name__, isinstance(value, dict), "an object")
     return extras
 
@@ -101,11 +166,19 @@ def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
         if not (folder / name).is_file():
             continue
         config = read_json(folder / name)
-        for scope in (config, config.get("text_config") or {}):
+        for scope in scopes(config, "text_config"):
             found = scope.get("eos_token_id")
             if found is not None:
-                return tuple(int(i) for i in (found if isinstance(found, list) else [found]))
+                ids = found if isinstance(found, list) else [found]
+                whole = all(type(index) is int and index >= 0 for index in ids)
+                require("load_model", f"{name} eos_token_id", found, whole, "one or more ids >= 0")
+                return tuple(ids)
     return ()
+
+
+def scopes(config: dict[str, Any], *names: str) -> list[dict[str, Any]]:
+    """A config and those of its members that are configs themselves."""
+    return [config, *(part for name in names if isinstance(part := config.get(name), dict))]
 
 
 def read_hf_config(folder: Path) -> Any:
@@ -118,6 +191,10 @@ def read_hf_config(folder: Path) -> Any:
     raw = read_json(path)
     kind = raw.get("model_type")
     require("load_model", "model_type", kind, kind == MODEL_TYPE, repr(MODEL_TYPE))
+    quantized = raw.get("quantization_config")
+    rule = "absent: load the unquantized model and pass quantization="
+    require("load_model", "config.json quantization_config", quantized, quantized is None, rule)
+    _check_sizes(raw)
     from transformers import Qwen2_5_VLConfig
 
     try:
@@ -128,17 +205,26 @@ def read_hf_config(folder: Path) -> Any:
         ) from error
 
 
+def _check_sizes(raw: dict[str, Any]) -> None:
+    for scope in scopes(raw, "text_config", "vision_config"):
+        for name, value in scope.items():
+            if (most := _SIZES.get(name)) is not None and value is not None:
+                whole = isinstance(value, int) and not isinstance(value, bool)
+                fits = whole and 1 <= value <= most
+                require("load_model", f"config.json {name}", value, fits, f"in 1..{most}")
+
+
 def read_model_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder.
 
     ValueError for what the family does not have: another patch geometry or activation, scaled
-    rotary positions, sliding windows in the language model.
+    rotary positions, sliding windows in the language model; and for numbers that no model has.
     """
     hf = read_hf_config(folder)
     vision, text = hf.vision_config, hf.text_config
     geometry = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     expected = (PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE)
-    rope = text.rope_parameters
+    rope, vision_rope = text.rope_parameters, getattr(vision, "rope_parameters", None) or {}
 
     def check(argument: str, value: object, ok: bool, rule: str) -> None:
         require("load_model", argument, value, ok, rule)
@@ -152,8 +238,23 @@ def read_model_config(folder: Path) -> ModelConfig:
     check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
     heads = (text.hidden_size, text.num_attention_heads)
     check("hidden_size", heads[0], heads[0] % heads[1] == 0, f"a multiple of {heads[1]} heads")
-    section = tuple(int(n) for n in rope.get("mrope_section", _DEFAULT_MROPE_SECTION))
-    check("mrope_section", section, len(section) == 3, "three numbers")
+    section = rope.get("mrope_section", _DEFAULT_MROPE_SECTION)
+    three = isinstance(section, (list, tuple)) and len(section) == 3
+    three = three and all(type(n) is int and n >= 0 for n in section)
+    check("mrope_section", section, three, "three numbers")
+    theta, eps, speed = rope.get("rope_theta"), text.rms_norm_eps, vision.tokens_per_second
+    check("rope_theta", theta, _positive(theta), "a number > 0")
+    check("rms_norm_eps", eps, _positive(eps), "a number > 0")
+    check("tokens_per_second", speed, _positive(speed), "a number > 0")
+    theta = vision_rope.get("rope_theta", _VISION_ROPE_THETA)
+    check("vision rope_theta", theta, theta == _VISION_ROPE_THETA, str(_VISION_ROPE_THETA))
+    head_dim = getattr(text, "head_dim", None) or heads[0] // heads[1]
+    check("head_dim", head_dim, head_dim == heads[0] // heads[1], "hidden_size / heads")
+    side = PATCH_SIZE * MERGE_SIZE
+    check("window_size", vision.window_size, vision.window_size >= side, f">= {side}")
+    for name in ("image_token_id", "video_token_id"):
+        index = getattr(hf, name)
+        check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
     return ModelConfig(
         vision=VisionConfig(
             depth=vision.depth,
@@ -187,10 +288,18 @@ def read_model_config(folder: Path) -> ModelConfig:
     )
 
 
-def write_hf_config(config: ModelConfig, folder: Path, dtype: str) -> None:
-    """config.json, generation_config.json and, with perception settings, vtts.json.
+def _positive(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0.0 < value < math.inf  # type: ignore[operator]
 
-    dtype: name of the tensors' dtype, e.g. "bfloat16".
+
+def write_hf_config(
+    config: ModelConfig, folder: Path, dtype: str, extras: dict[str, Any] | None = None
+) -> None:
+    """config.json with the recipe in it, and generation_config.json.
+
+    dtype: name of the tensors' dtype, e.g. "bfloat16". extras: the recipe; None keeps that in the
+    folder, with the perception settings of `config` if it has any.
     """
     from transformers import GenerationConfig, Qwen2_5_VLConfig
 
@@ -232,9 +341,13 @@ def write_hf_config(config: ModelConfig, folder: Path, dtype: str) -> None:
         architectures=["Qwen2_5_VLForConditionalGeneration"],
         dtype=dtype,
     )
+    if extras is None:
+        extras = load_extras(folder)
+        if config.perception:
+            extras = {**extras, "perception": config.perception}
+    if extras:
+        setattr(hf, EXTRAS, extras)
     folder.mkdir(parents=True, exist_ok=True)
     hf.save_pretrained(folder)
+    (folder / EXTRAS_FILE).unlink(missing_ok=True)  # it would count instead
     GenerationConfig(eos_token_id=eos or None).save_pretrained(folder)
-    if config.perception:
-        extras = {**load_extras(folder), "perception": config.perception}
-        (folder / EXTRAS).write_text(json.dumps(extras, indent=2) + "\n", encoding="utf-8")

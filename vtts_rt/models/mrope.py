@@ -1,9 +1,11 @@
 """Positions of text and vision tokens on M-RoPE's three axes (time, height, width).
 
 Two rules are in use for the text that follows a video of many frame pairs, and they disagree
-once its time span exceeds its sides: `qwen` (the original release, transformers 4.49 to 4.57,
-vLLM) goes on after the largest position, `hf5` (transformers 5.23, `get_rope_index`) after the
-larger side. With one pair a segment they coincide.
+once its time span exceeds its sides: parity `release` (the original release, transformers 4.49 to
+4.57, vLLM) goes on after the largest position, `transformers` (from version 5 on, `get_rope_index`)
+after the larger side. Generated tokens are text that follows: in transformers 5 they go on from the
+last prompt token's position (`generate`), not from the largest one (a forward pass without
+positions). With one pair a segment the rules coincide.
 """
 
 from __future__ import annotations
@@ -13,35 +15,31 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vtts_rt.config import MROPE_MODES
+from vtts_rt.config import PARITIES
 from vtts_rt.models.tokenizer import EncodedPrompt
-from vtts_rt.types import MERGE_SIZE, MropeMode, require
+from vtts_rt.types import MERGE_SIZE, Parity, require
 
 
 @dataclass(slots=True)
 class MropePositions:
     """Hands out positions in prompt order.
 
-    mode: the rule above. tokens_per_second: temporal positions a second (`vision_config`; 2 in
-    released models). next_position: where the next text or vision token starts.
-    end_position: 1 + the largest position so far, where generated tokens go on in transformers
-    (its rope_delta); equals next_position under `qwen`.
+    parity: the rule above. tokens_per_second: temporal positions a second (`vision_config`; 2 in
+    released models). next_position: where the next text, generated or vision token starts.
     """
 
-    mode: MropeMode
+    parity: Parity
     tokens_per_second: float
     next_position: int = 0
-    end_position: int = 0
 
     def __post_init__(self) -> None:
-        require(
-            "MropePositions", "mode", self.mode, self.mode in MROPE_MODES, f"one of {MROPE_MODES}"
-        )
+        known = self.parity in PARITIES
+        require("MropePositions", "parity", self.parity, known, f"one of {PARITIES}")
 
     def text(self, num_tokens: int) -> Tensor:
         """(3, num_tokens) int64 for text: all axes count alike."""
         start = self.next_position
-        self._advance(start + num_tokens, start + num_tokens)
+        self.next_position += num_tokens
         return torch.arange(start, start + num_tokens).expand(3, -1)
 
     def vision(
@@ -64,16 +62,12 @@ class MropePositions:
         axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
         positions = torch.stack(axes).reshape(3, -1) + start
         end = int(positions.max()) + 1
-        self._advance(end if self.mode == "qwen" else start + max(h, w), end)
+        self.next_position = end if self.parity == "release" else start + max(h, w)
         return positions
 
     def copy(self) -> MropePositions:
         """An independent builder at the same place."""
         return replace(self)
-
-    def _advance(self, next_position: int, end_position: int) -> None:
-        self.next_position = next_position
-        self.end_position = max(self.end_position, end_position)
 
 
 def build_position_ids(prompt: EncodedPrompt, positions: MropePositions) -> Tensor:

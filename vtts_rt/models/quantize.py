@@ -58,7 +58,7 @@ def quantize(model: Qwen2_5_VL, quantization: str) -> None:
         require("quantize", "model", kind, fits, "float32 on cpu for int8 (fp8 takes any)")
     quantize_language(model.language, quantization)
     model.quantization = quantization
-    model.forget_versions()
+    model.forget_versions({"language"})
 
 
 def quantize_language(language: LanguageModel, quantization: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,34 @@ import torch
 from torch import Tensor, nn
 
 from vtts_rt.config import ModelConfig
+from vtts_rt.models.adapter import merged_tensors
 from vtts_rt.models.checkpoint import (
-    EXTRAS,
+    adapter_in,
+    base_folder,
     load_extras,
     read_json,
     read_model_config,
     resolve_model,
+    scopes,
     write_hf_config,
 )
 from vtts_rt.models.language import LanguageModel
+from vtts_rt.models.layers import Linear
+from vtts_rt.models.preprocessor import check_preprocessor
+from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.models.weights import (
+    EMBEDDING,
+    LM_HEAD,
+    PARTS,
+    check_depths,
+    checked_tensors,
+    checkpoint_tensors,
+    hf_views,
     load_tensors,
-    open_tensors,
-    tensor_writes,
+    part_of,
+    resolve_head,
     to_hf,
-    write_tensors,
 )
 from vtts_rt.types import require
 
@@ -37,6 +49,7 @@ __all__ = [
     "from_config",
     "load_extras",
     "load_model",
+    "resolve_device",
     "resolve_model",
     "save_hf",
     "write_hf",
@@ -84,15 +97,11 @@ class Qwen2_5_VL(nn.Module):
         """Hash of the language model's weights, as `vision_version`."""
         return self._hash("language", self.language)
 
-    @property
-    def weights_version(self) -> str:
-        """Hash of both towers."""
-        both = self.vision_version + self.language_version
-        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
-
-    def forget_versions(self) -> None:
-        """To be called after weights were written in place."""
-        self._versions.clear()
+    def forget_versions(self, parts: Iterable[str] = PARTS) -> None:
+        """To be called after weights of these parts ("visual", "language") were written in
+        place; the other part is not hashed again."""
+        for part in parts:
+            self._versions.pop(part, None)
 
     def _hash(self, name: str, tower: nn.Module) -> str:
         if name not in self._versions:
@@ -153,17 +162,57 @@ def load_model(
     """Load a Qwen2.5-VL-family checkpoint, in eval mode.
 
     path_or_id: as `resolve_model`. dtype: "auto" takes the checkpoint's own; else "float32",
-    "bfloat16", "float16" or the torch dtype. ValueError for anything in the folder that does not
-    fit, RuntimeError for a model that cannot be had.
+    "bfloat16", "float16" or the torch dtype. What config.json says is compared with the names and
+    shapes in the files before anything is built. An adapter in the folder is merged through peft
+    in float32, which takes 4 bytes a parameter of host memory for the while. ValueError for
+    anything in the folder that does not fit, RuntimeError for a model that cannot be had.
     """
     folder = resolve_model(path_or_id)
-    config = read_model_config(folder)
+    base = base_folder(folder)
+    adapter = adapter_in(folder)
+    config = read_model_config(base)
+    check_preprocessor(base)
+    with open_tensors(base) as files:
+        wanted = _checkpoint_dtype(base, files) if dtype == "auto" else _as_dtype(dtype)
+        stored = checkpoint_tensors(files)
+        check_depths(config, stored)
+        if adapter is not None:
+            merged = merged_tensors(base, adapter, _assembled(config, stored, torch.float32))
+            stored = {name: StoredTensor.of(tensor) for name, tensor in merged.items()}
+        model = _loaded(config, stored, wanted, torch.device(device))
+    return model.eval()
+
+
+def _loaded(
+    config: ModelConfig, stored: dict[str, StoredTensor], dtype: torch.dtype, device: torch.device
+) -> Qwen2_5_VL:
+    config, stored = resolve_head(config, stored, dtype)
     with torch.device("meta"):
         model = Qwen2_5_VL(config)
-    with open_tensors(folder) as readers:
-        wanted = _checkpoint_dtype(folder) if dtype == "auto" else _as_dtype(dtype)
-        load_tensors(model, readers, wanted, torch.device(device))
-    return model.eval()
+    load_tensors(model, config.language, stored, dtype, device)
+    return model
+
+
+def _assembled(
+    config: ModelConfig, stored: dict[str, StoredTensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """All of a checkpoint's tensors, checked, on the CPU."""
+    model = _loaded(config, stored, dtype, torch.device("cpu"))
+    return hf_views(model.named_parameters(), config.language)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Of "auto" (cuda where there is one), "cpu" or "cuda[:n]". ValueError for another name,
+    RuntimeError for CUDA where there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"Runtime: device must be auto, cpu or cuda[:n], got {device!r}") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("Runtime: no CUDA device is available; use device='cpu'")
+    return place
 
 
 def export_state_dict(model: Qwen2_5_VL, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -175,21 +224,59 @@ def export_state_dict(model: Qwen2_5_VL, dtype: torch.dtype | None = None) -> di
     return to_hf(model.named_parameters(), model.config.language, dtype)
 
 
-def check_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:
-    """ValueError unless `write_hf` can write these."""
+def check_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under transformers' names as `write_checked` takes them. ValueError for names,
+    shapes, dtypes or values that do not fit (see `checked_tensors`) and for a quantized model."""
     _require_unquantized("update_weights", model)
-    tensor_writes(model.named_parameters(), model.config.language, tensors)
+    return checked_tensors(model.named_parameters(), model.config.language, tensors)
 
 
-def write_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors under transformers' names into a model, in place; any subset of them.
+@torch.no_grad()
+def write_checked(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Write what `check_hf` gave into a model, in place. Returns the parts that have changed.
 
-    ValueError for names or shapes that do not fit, and for a quantized model: nothing is changed
-    then.
+    A part whose tensors are all as they were counts as unchanged, so a trainer that sends a frozen
+    vision tower along costs a comparison. A head given to a model whose config ties it is used as
+    transformers 5 uses one in a file: equal to the embedding, it stays tied (or is tied again);
+    different, it is the model's own from then on.
     """
-    _require_unquantized("write_hf", model)
-    write_tensors(model.named_parameters(), model.config.language, tensors)
-    model.forget_versions()
+    tensors = dict(tensors)
+    language, tied = model.language, model.language.lm_head is None
+    views = hf_views(model.named_parameters(), model.config.language)
+    now = {LM_HEAD: views[EMBEDDING], **views}
+    changed = {
+        part
+        for part in PARTS
+        if not all(_same(t, now[name]) for name, t in tensors.items() if part_of(name) == part)
+    }
+    if language.config.tie_word_embeddings and (LM_HEAD in tensors or not tied):
+        weight = views[EMBEDDING]
+        head, embedding = tensors.get(LM_HEAD, now[LM_HEAD]), tensors.get(EMBEDDING, weight)
+        if _same(head, embedding, weight.dtype):
+            tensors.pop(LM_HEAD, None)
+            language.lm_head = None
+        elif tied:
+            with torch.device("meta"):
+                own = Linear(weight.shape[1], weight.shape[0], bias=False)
+            language.lm_head = own.to_empty(device=weight.device).to(weight.dtype)
+    if changed:
+        views = hf_views(model.named_parameters(), model.config.language)
+        for name, tensor in tensors.items():
+            if part_of(name) in changed:
+                views[name].copy_(tensor)
+        model.forget_versions(changed)
+    return frozenset(changed)
+
+
+def _same(tensor: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Equal once both are of `dtype`, by default `other`'s."""
+    dtype = dtype or other.dtype
+    return torch.equal(tensor.to(other.device, dtype), other.to(dtype))
+
+
+def write_hf(model: Qwen2_5_VL, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """`check_hf`, then `write_checked`. ValueError, and nothing changed, for what does not fit."""
+    return write_checked(model, check_hf(model, tensors))
 
 
 def _require_unquantized(what: str, model: Qwen2_5_VL) -> None:
@@ -205,17 +292,18 @@ def save_hf(
 ) -> None:
     """Write a folder that transformers and `load_model` load: config and safetensors.
 
-    dtype: None keeps the model's. extras: contents of vtts.json (see `load_extras`); None writes
-    the model's perception settings if it has any. Tokenizer files are not written.
+    dtype: None keeps the model's. extras: the recipe (see `load_extras`); None writes the model's
+    perception settings if it has any. It stands in config.json, where transformers keeps it when
+    it loads and saves the model. Tokenizer files are not written.
     """
     from safetensors.torch import save_file
 
     folder = Path(path)
     kind = model.dtype if dtype is None else _as_dtype(dtype)
     name = next(name for name, value in DTYPES.items() if value == kind)
-    write_hf_config(model.config, folder, name)
-    if extras is not None:
-        (folder / EXTRAS).write_text(json.dumps(extras, indent=2) + "\n", encoding="utf-8")
+    tied = model.language.lm_head is None
+    language = replace(model.config.language, tie_word_embeddings=tied)
+    write_hf_config(replace(model.config, language=language), folder, name, extras)
     tensors = export_state_dict(model, kind)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
@@ -228,11 +316,11 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _checkpoint_dtype(folder: Path) -> torch.dtype:
-    """What config.json says (`dtype`, formerly `torch_dtype`); float32 where it says nothing."""
+def _checkpoint_dtype(folder: Path, stored: Mapping[str, StoredTensor]) -> torch.dtype:
+    """What config.json says (`dtype`, formerly `torch_dtype`), else that of the first tensor."""
     raw = read_json(folder / "config.json")
-    for scope in (raw, raw.get("text_config") or {}):
+    for scope in scopes(raw, "text_config"):
         name = scope.get("dtype") or scope.get("torch_dtype")
         if isinstance(name, str):
             return _as_dtype(name)
-    return torch.float32
+    return next((_as_dtype(tensor.dtype) for tensor in stored.values()), torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vtts_rt.models.checkpoint import read_eos_token_ids
+from vtts_rt.models.checkpoint import base_folder, read_eos_token_ids
 from vtts_rt.types import Prompt, Segment, TimeLabel, require
 
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
@@ -35,6 +35,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 _VISION_TOKENS = (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
 
 # What is tokenised to see that a text is too long: where it is longer than this many characters for
@@ -128,9 +129,14 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Tokenizer:
-        """Load from a checkpoint folder. ValueError if the folder holds no usable tokenizer."""
+        """Load from a checkpoint folder, or from the base of an adapter that has no tokenizer of
+        its own. ValueError if there is no usable one."""
         from transformers import AutoTokenizer
 
+        folder = Path(folder)
+        base = base_folder(folder)
+        if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            folder = base
         try:
             backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -138,7 +144,7 @@ class Tokenizer:
                 f"Tokenizer: folder must hold a Hugging Face tokenizer, got {str(folder)!r} "
                 f"({type(error).__name__})"
             ) from error
-        return cls(backend, read_eos_token_ids(Path(folder)))
+        return cls(backend, read_eos_token_ids(base))
 
     def __len__(self) -> int:
         return len(self._tokens)

@@ -1,20 +1,19 @@
-"""Tables of README and docs, written from the results of benches and from the sources.
+"""Tables of README and docs, written from the results of benches.
 
 A table stands between `<!-- table:NAME -->` and `<!-- /table -->`; nothing between the two is
 ever typed. Results are files `bench/results/<theme>_<hardware>_<yyyymm>.json`; of one theme and
-hardware the newest counts. `modules` lists every source file with its first sentence.
+hardware the newest counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from vtts_rt.report import answers, ops, videos
-from vtts_rt.report.results import Result, load_results, markdown
+from vtts_rt.report.results import Result, load_results
 
 __all__ = ["load_results", "main"]
 
@@ -22,44 +21,13 @@ _BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTAL
 _TABLES = {**answers.TABLES, **ops.TABLES, **videos.TABLES}
 
 
-def modules(root: Path) -> str:
-    """Every source file of a checkout with the first sentence of its docstring or comment."""
-    rows = []
-    for folder in ("vtts_rt", "kernels", "csrc"):
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".h", ".c", ".cpp", ".cu") and path.name != "_build_info.py":
-                text = path.read_text(encoding="utf-8")
-                about = _docstring(text) if path.suffix == ".py" else _comment(text)
-                if about:
-                    sentence = re.split(r"(?<=\.)\s", about, maxsplit=1)[0].rstrip(".")
-                    name = path.relative_to(root).as_posix()
-                    rows.append([f"`{name}`", sentence.replace("|", "\\|")])
-    return markdown(["file", "what it is"], rows).replace("---:", "---")
-
-
-def _docstring(text: str) -> str:
-    return " ".join((ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].split())
-
-
-def _comment(text: str) -> str:
-    """The comment a C++ file begins with, joined."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("//"):
-            break
-        lines.append(line.lstrip("/ "))
-    return " ".join(lines)
-
-
 def table(name: str, root: Path) -> str:
     """The text between the two markers of table `name` in the checkout `root`.
 
     Raises ValueError for an unknown name or a result that lacks a value the table needs.
     """
-    if name == "modules":
-        return f"\n{modules(root)}\n"
     if name not in _TABLES:
-        known = ", ".join([*_TABLES, "modules"])
+        known = ", ".join(_TABLES)
         raise ValueError(f"report: table must be one of {known}, got {name!r}")
     theme, render = _TABLES[name]
     results = load_results(root / "bench" / "results", theme)

@@ -109,7 +109,6 @@ class _Writer:
         self.weights.pop()
         self.places[-1] = self.places[-1][:, :-1]
         self.positions.next_position -= 1
-        self.positions.end_position -= 1
 
     def _text(self, ids: Sequence[int], weight: float) -> None:
         if ids:
@@ -211,7 +210,7 @@ def make_episode(
     asked = scene.cards[card]
     question = make_question(scene, card, question_seed)
     metadata = scene_metadata(scene)
-    writer = _Writer(tokenizer, MropePositions(perception.mrope, 2.0))
+    writer = _Writer(tokenizer, MropePositions(perception.parity, 2.0))
     history: list[RoundHistory] = []
     verdicts: list[Verdict] = []
     answers: list[int] = []
@@ -285,7 +284,7 @@ def make_drill(
 ) -> Episode:
     """Text only: the pattern is in the thought, the letter of its option has to follow."""
     question = make_question(scene, card, question_seed)
-    writer = _Writer(tokenizer, MropePositions("qwen", 2.0))
+    writer = _Writer(tokenizer, MropePositions("transformers", 2.0))
     prompt = build_prompt(
         "append",
         templates,

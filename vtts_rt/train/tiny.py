@@ -22,6 +22,7 @@ RECIPE = PerceptionConfig(
     total_pixels=12 * 7200,
     focus_frames=24,
     focus_margin_cells=1.0,
+    parity="transformers",  # the resize it was trained on
 )
 PERCEPTION = RECIPE.resolve()
 PROMPTS = {

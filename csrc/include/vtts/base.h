@@ -4,9 +4,9 @@
  * - Every function that can fail returns a vtts_status and throws nothing;
  *   vtts_last_error_message() says why: "<what>: <argument> must be <rule>, got <value>". Arguments
  *   are checked before anything is written.
- * - The caller allocates, the library borrows for the time of the call. The exceptions are handles
- *   (vtts_planner, vtts_plan: freed by their *_free) and DLManagedTensorVersioned (its deleter).
- * - Functions are thread-safe unless they say otherwise; a handle is used by one thread at a time.
+ * - The caller allocates, the library borrows for the time of the call. The exception is a
+ *   DLManagedTensorVersioned, which is freed by its own deleter.
+ * - Functions are thread-safe unless they say otherwise.
  * - Structures that can grow begin with `struct_size`: fill them with their *_default() or set
  *   struct_size = sizeof(it). A caller compiled with an older header is understood: fields it does
  *   not know take their defaults. A caller with a newer header is understood as long as the fields
@@ -29,8 +29,8 @@
 
 /* Major in the upper 16 bits: it changes when a caller must be compiled anew, and so does the
  * SONAME (libvtts.so.<major>). Minor in the lower: it grows when something is added. */
-#define VTTS_ABI_MAJOR 0
-#define VTTS_ABI_MINOR 1
+#define VTTS_ABI_MAJOR 1
+#define VTTS_ABI_MINOR 0
 #define VTTS_ABI_VERSION (((uint32_t)VTTS_ABI_MAJOR << 16) | (uint32_t)VTTS_ABI_MINOR)
 
 #ifdef __cplusplus

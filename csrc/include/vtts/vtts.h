@@ -3,10 +3,7 @@
 #define VTTS_VTTS_H_
 
 #include "vtts/base.h"
-#include "vtts/clue.h"
 #include "vtts/dlpack.h"
-#include "vtts/page_hash.h"
 #include "vtts/patchify.h"
-#include "vtts/plan.h"
 
 #endif /* VTTS_VTTS_H_ */

@@ -67,9 +67,6 @@ class Input {
     }
   }
 
-  const uint8_t* rest() const { return data_ + position_; }
-  size_t left() const { return size_ - position_; }
-
  private:
   const uint8_t* data_;
   size_t size_;

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -17,14 +16,6 @@
 namespace {
 
 using Bytes = std::vector<uint8_t>;
-
-// Pieces of the notation of clues; to other targets they are bytes as any.
-const char* const kPieces[] = {
-    "<glue>",        "</glue>",         "<think>",      "</think>",
-    "<answer>",      "</answer>",       "(1, 2)",       "[0.1, 0.2, 0.3, 0.4]",
-    "1:05.5",        "12 to 15",        "\xE2\x88\x92", "\xE5\x88\xB0",
-    "1e999",         "5e-324",          "nan",          "\xE3\x80\x80",
-    "<  /  GLUE  >", "\xFF\xFF\xFF\xFF"};
 
 Bytes mutated(const std::vector<Bytes>& pool, std::mt19937_64& random) {
   const auto below = [&](size_t limit) { return static_cast<size_t>(random() % limit); };
@@ -40,11 +31,9 @@ Bytes mutated(const std::vector<Bytes>& pool, std::mt19937_64& random) {
       case 1:
         if (at < bytes.size()) *place ^= static_cast<uint8_t>(1u << random() % 8);
         break;
-      case 2: {
-        const char* piece = kPieces[below(std::size(kPieces))];
-        bytes.insert(place, piece, piece + std::strlen(piece));
+      case 2:
+        bytes.insert(place, 4, 0xFF);
         break;
-      }
       case 3:
         bytes.erase(place, std::min(place + 8, bytes.end()));
         break;

@@ -1,4 +1,4 @@
-// patchify, patch_embed, DLPack and page hashes on random structures. They lie over memory of
+// patchify, patch_embed and DLPack on random structures. They lie over memory of
 // exactly the size that they name: what is accepted stays inside, what is refused writes nothing.
 #include <algorithm>
 #include <cmath>
@@ -155,38 +155,14 @@ void fuzz_dlpack(Input& input) {
   vtts_output_from_dlpack(&tensor, rows, shape[1], VTTS_DEVICE_CPU, &data, &dtype);
 }
 
-void fuzz_page_hashes(Input& input) {
-  const int64_t num_tokens = input.below(60);
-  const int64_t page_size = input.one_in(4) ? input.integer() : 1 + input.below(20);
-  std::vector<int64_t> keys(static_cast<size_t>(num_tokens * 4));
-  for (int64_t& key : keys) key = input.integer();
-  const bool usable = page_size >= 1 && page_size <= (1 << 20);
-  std::vector<uint8_t> hashes(
-      static_cast<size_t>(usable ? num_tokens / page_size * VTTS_PAGE_HASH_BYTES : 0));
-  const std::vector<uint8_t> space(static_cast<size_t>(input.below(300)), input.byte());
-  const vtts_status status = vtts_page_hashes(keys.data(), num_tokens, page_size, space.data(),
-                                              static_cast<int64_t>(space.size()), hashes.data());
-  promise(status == (usable ? VTTS_OK : VTTS_ERROR_INVALID_ARGUMENT) || num_tokens < page_size);
-  int64_t content = 0;
-  promise(vtts_pair_content_id(reinterpret_cast<const char*>(input.rest()),
-                               static_cast<int64_t>(input.left()), input.integer(), input.integer(),
-                               {0, 0, 1, 1}, 28, 28, &content) == VTTS_OK);
-  promise(content < 0);
-}
-
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   Input input(data, size);
-  switch (input.byte() % 4) {
-    case 0:
-      fuzz_dlpack(input);
-      break;
-    case 1:
-      fuzz_page_hashes(input);
-      break;
-    default:
-      fuzz_patchify(input);
+  if (input.byte() % 4 == 0) {
+    fuzz_dlpack(input);
+  } else {
+    fuzz_patchify(input);
   }
   return 0;
 }

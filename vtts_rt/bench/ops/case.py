@@ -98,8 +98,9 @@ def error_of(case: Case, backend: str) -> Error:
         allowed = bound
         if case.eager is not None and out.is_floating_point():
             size = right[right.isfinite()].abs().max() if right.isfinite().any() else 0.0
-            # The interpreter cuts bfloat16 off where a GPU rounds.
-            ulps = 2 if interpreted() and out.dtype is torch.bfloat16 else 1
+            # The interpreter cuts bfloat16 off where a GPU rounds, and its float32 products are
+            # numpy's, summed in an order that depends on the processor.
+            ulps = 2 if interpreted() and out.dtype is not torch.float16 else 1
             allowed = 2 * bound + ulps * torch.finfo(out.dtype).eps * float(size)
         # The output nearest to its bound, or beyond it, speaks for the case.
         if not found <= allowed or found * worst.allowed >= worst.found * allowed:

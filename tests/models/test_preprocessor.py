@@ -1,0 +1,125 @@
+"""Processor settings of a checkpoint are those of `patchify` or refused by file and value."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torchvision_shim
+
+from vtts_rt.models.preprocessor import check_preprocessor
+
+# Every file with a mean of its own, so that it shows which one transformers reads.
+FILES: dict[str, Any] = {
+    "preprocessor_config.json": {"image_mean": [0.1] * 3},
+    "video_preprocessor_config.json": {"image_mean": [0.2] * 3},
+    "processor_config.json": {
+        "processor_class": "Qwen2_5_VLProcessor",
+        "video_processor": {"image_mean": [0.3] * 3},
+        "image_processor": {"image_mean": [0.4] * 3},
+    },
+}
+
+
+def write(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    kinds = {"preprocessor_config.json": "image", "video_preprocessor_config.json": "video"}
+    if name in kinds:
+        settings = {f"{kinds[name]}_processor_type": f"Qwen2VL{kinds[name].title()}Processor"} | (
+            settings
+        )
+    (folder / name).write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize(
+    ("names", "video", "image"),
+    [
+        (["preprocessor_config.json"], 0.1, 0.1),
+        (["preprocessor_config.json", "video_preprocessor_config.json"], 0.2, 0.1),
+        (list(FILES), 0.3, 0.4),
+    ],
+)
+def test_the_file_that_transformers_reads_counts(
+    tmp_path: Path, names: list[str], video: float, image: float
+) -> None:
+    torchvision_shim.install()
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    for name in names:
+        write(tmp_path, name, FILES[name])
+    for processor, mean in ((Qwen2VLVideoProcessor, video), (Qwen2VLImageProcessor, image)):
+        assert list(processor.from_pretrained(tmp_path).image_mean) == [mean] * 3
+    with pytest.raises(ValueError, match=rf"image_mean must be \[0\.48.*got \[{video}, {video}"):
+        check_preprocessor(tmp_path)
+    for name in names:  # the video's are mended: the picture's are found next
+        settings = json.loads((tmp_path / name).read_text())
+        settings = settings.get("video_processor", settings)
+        if settings["image_mean"] == [video] * 3 and image != video:
+            del settings["image_mean"]
+            whole = {**FILES[name], "video_processor": settings}
+            write(tmp_path, name, whole if name == "processor_config.json" else settings)
+    with pytest.raises(ValueError, match=rf"image_mean must be \[0\.48.*got \[{image}, {image}"):
+        check_preprocessor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_std": [0.5, 0.5, 0.5]}, r"image_std must be \[0\.2686.*got \[0\.5, 0\.5, 0\.5\]"),
+        ({"image_mean": 0.5}, r"preprocessor_config\.json image_mean must be .* got 0\.5"),
+        ({"patch_size": 16}, "patch_size must be 14, got 16"),
+        ({"merge_size": 1}, "merge_size must be 2, got 1"),
+        ({"temporal_patch_size": 1}, "temporal_patch_size must be 2, got 1"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor must be 0.0039.*got 0.0078"),
+        ({"do_rescale": False}, "do_rescale must be True, got False"),
+        ({"do_normalize": False}, "do_normalize must be True, got False"),
+        ({"do_resize": False}, "do_resize must be True, got False"),
+        ({"do_center_crop": True}, "do_center_crop must be False, got True"),
+        ({"resample": 2}, "resample must be 3, got 2"),
+        ({"resample": "bicubic"}, "resample must be 3, got 'bicubic'"),
+        ({"max_pixels": "many"}, "max_pixels must be a number >= 0, got 'many'"),
+    ],
+)
+def test_other_pixels_are_refused_by_name(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    write(tmp_path, "preprocessor_config.json", settings)
+    with pytest.raises(ValueError, match=message):
+        check_preprocessor(tmp_path)
+
+
+def test_what_transformers_writes_is_taken(tmp_path: Path) -> None:
+    torchvision_shim.install()
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    check_preprocessor(tmp_path)  # nothing said: Qwen's
+    Qwen2VLVideoProcessor().save_pretrained(tmp_path / "video")
+    Qwen2VLImageProcessor().save_pretrained(tmp_path / "image")
+    for folder in (tmp_path / "video", tmp_path / "image"):
+        assert list(folder.iterdir())
+        check_preprocessor(folder)
+    (tmp_path / "processor_config.json").write_text('{"video_processor": 3}')
+    with pytest.raises(ValueError, match="processor_config.json video_processor must be an object"):
+        check_preprocessor(tmp_path)
+
+
+def test_bounds_on_sizes_are_told_where_no_recipe_decides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    for settings, told in (
+        ({"min_pixels": 3136, "max_pixels": 12_845_056}, False),
+        ({"size": {"shortest_edge": 3136, "longest_edge": 50_176}}, True),
+        ({"min_pixels": 400_000}, True),
+    ):
+        caplog.clear()
+        write(tmp_path, "preprocessor_config.json", settings)
+        check_preprocessor(tmp_path)
+        assert ("px, which is not applied" in caplog.text) == told
+    caplog.clear()
+    recipe = {"vtts_rt": {"perception": {"total_pixels": 100_000}}}
+    (tmp_path / "config.json").write_text(json.dumps(recipe))
+    check_preprocessor(tmp_path)
+    assert not caplog.text
