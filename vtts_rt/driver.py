@@ -31,6 +31,16 @@ T = TypeVar("T")
 Deliver = Callable[[Output], None]
 
 
+def set_threads(num_threads: int | None = None) -> None:
+    """Threads of torch on the calling thread, None or 0: as they are. One in a forked child: the
+    threads of GNU's OpenMP are the parent's, and the child's first would wait for them for ever.
+    """
+    if process.is_forked():
+        torch.set_num_threads(1)
+    elif num_threads:
+        torch.set_num_threads(num_threads)
+
+
 class Ticket:
     """One request handed to a driver; ids are the scheduler's."""
 

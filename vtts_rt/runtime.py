@@ -18,7 +18,7 @@ from vtts_rt import process
 from vtts_rt.batch import Batch
 from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.cost import plan_cost
-from vtts_rt.driver import Driver
+from vtts_rt.driver import Driver, set_threads
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.engine.staging import StagedWeights
@@ -68,11 +68,7 @@ class Runtime:
         began = time.perf_counter()
         self.name = name
         self.config = engine or EngineConfig()
-        if process.is_forked():
-            # The threads of GNU's OpenMP are the parent's: this one would wait for them for ever.
-            torch.set_num_threads(1)
-        elif self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        set_threads(self.config.threads)
         self._templates = templates or PromptTemplates()
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
@@ -116,8 +112,7 @@ class Runtime:
         a checkpoint that cannot be had.
         """
         began = time.perf_counter()
-        if process.is_forked():
-            torch.set_num_threads(1)  # as in __init__
+        set_threads()
         place = resolve_device(device)
         known = quantization is None or quantization in QUANTIZATIONS
         rule = f"None or one of {', '.join(QUANTIZATIONS)}"
