@@ -144,7 +144,7 @@ bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope decord opencv-python-headless
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_linear.py
-	$(BIN)/python bench/bench_rounds.py
+	$(BIN)/python bench/bench_rounds.py --dtype float32,bfloat16
 	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
 	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 3
 	$(BIN)/vtts-rt bench serve --one-video 0 --result-dir bench/results

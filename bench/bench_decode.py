@@ -1,10 +1,11 @@
-"""A decoding step in float32 on the CPU: native kernels against torch's operators, in ms.
+"""A decoding step on the CPU: native kernels against torch's operators, in ms.
 
-    python bench/bench_decode.py [--keys N] [--runs N] [--threads N] [--output FILE]
-    python bench/bench_decode.py --device cuda [--shape 118m|3b|7b] [--keys N] [--runs N]
+    python bench/bench_decode.py [--dtype D] [--keys N] [--runs N] [--threads N] [--output FILE]
+    python bench/bench_decode.py --device cuda [--dtype D] [--shape 118m|3b|7b] [--keys N]
+        [--runs N]
 
-The second form is the engine in bfloat16 on a GPU, with CUDA graphs and without, as a share of the
-time in which a copy moves the weights (vtts_rt/bench/decode.py). The first:
+The second form is the engine on a GPU, bfloat16 by default, with CUDA graphs and without, as a
+share of the time in which a copy moves the weights (engine_decode.py). The first:
 
 The shape of the 118 M bench model with random weights; a step takes the embeddings of some rows to
 chosen tokens, each sequence attending to --keys keys in shuffled pages. Rows of one sequence are
@@ -25,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_decode import measure
 
 import vtts_rt
-from vtts_rt.bench.decode import measure
+from vtts_rt.bench.ops.case import bench_dtype
 from vtts_rt.bench.ops.timing import copy_bandwidth
-from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name
 from vtts_rt.bench.shapes import SHAPES, model_config, random_model
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
+from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.ops.sampling import sample_token
 from vtts_rt.types import SamplingParams
 
@@ -42,7 +45,8 @@ CONTENDERS = {
     "torch": "linear=torch,paged_attention=reference,rmsnorm=reference,rotary=torch,swiglu=torch",
     "vtts_rt": "",
 }
-MAX_DIFFERENCE = 1e-3  # of logits up to 100: float32, sums in another order
+# Of logits up to 100: sums in another order; in 16 bits some units in the last place.
+MAX_DIFFERENCE = {"float32": 1e-3, "float16": 0.5, "bfloat16": 4.0}
 
 
 class Step:
@@ -51,6 +55,7 @@ class Step:
     def __init__(self, model: LanguageModel, num_sequences: int, rows: int, num_keys: int) -> None:
         self.model = model
         config, num_pages = model.config, -(-num_keys // PAGE_SIZE)
+        kv_dtype = model.embed_tokens.weight.dtype
         kv_shape = (PAGE_SIZE, config.num_key_value_heads, config.head_dim)
         pool = (config.num_hidden_layers, 2, num_sequences * num_pages, *kv_shape)
         table = torch.randperm(num_sequences * num_pages).view(num_sequences, num_pages)
@@ -60,7 +65,9 @@ class Step:
             model.embed(torch.arange(num_sequences * rows)),
             index.repeat(num_sequences).expand(3, -1),
             [rows * i for i in range(num_sequences + 1)],
-            PagedKV(torch.randn(pool), table, slots.flatten(), [num_keys] * num_sequences),
+            PagedKV(
+                torch.randn(pool).to(kv_dtype), table, slots.flatten(), [num_keys] * num_sequences
+            ),
         )
 
     def logits(self) -> torch.Tensor:
@@ -82,19 +89,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keys", type=int, default=2800, help="keys of every sequence")
     parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
+    add_compute_flags(parser, dtype_help="default: bfloat16, on a CPU float32")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="118m", help="with cuda only")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    check_compute(args)
+    kind = DTYPES[args.dtype] if args.dtype else bench_dtype(args.device)
+    dtype = str(kind).removeprefix("torch.")
 
     if args.device == "cuda":
-        file(args, f"decode{args.shape}", *on_gpu(args))
+        file(args, f"decode{args.shape}", *on_gpu(args, kind))
         return
     if args.shape != "118m":
         parser.error("--shape needs --device cuda")
-    model = random_model(model_config("118m"), "cpu", torch.float32).language
+    model = random_model(model_config("118m"), "cpu", kind).language
     weights = [p for p in model.parameters() if p.dim() == 2]  # the head once: it is tied
     weight_bytes = sum(p.numel() * p.element_size() for p in weights)
     floor = min(seconds(lambda: [p.sum() for p in weights]) for _ in range(args.runs))
@@ -114,9 +122,9 @@ def main() -> None:
                 logits = step.logits()
                 expected = logits if expected is None else expected
                 difference = float((logits - expected).abs().max())
-                assert difference < MAX_DIFFERENCE, f"{name}: logits differ by {difference}"
+                assert difference < MAX_DIFFERENCE[dtype], f"{name}: logits differ by {difference}"
         kv_bytes = num_sequences * args.keys * 2 * model.config.num_hidden_layers
-        kv_bytes *= model.config.num_key_value_heads * model.config.head_dim * 4
+        kv_bytes *= model.config.num_key_value_heads * model.config.head_dim * kind.itemsize
         for name, taken in times.items():
             median = statistics.median(taken)
             results.append(
@@ -133,13 +141,16 @@ def main() -> None:
             print(f"{num_sequences} x {rows} rows  {name:8}", end="")
             print("{median_ms:8.1f} ms  min {min_ms:.1f}".format(**results[-1]), end="")
             print("  {gigabytes_per_second:5.1f} GB/s  {speedup:.2f}x".format(**results[-1]))
-    setting = {"page_size": PAGE_SIZE, "floor_ms": round(1e3 * floor, 2)}
-    file(args, "decode", {"weight_bytes": weight_bytes, **setting}, results)
+    setting = {"page_size": PAGE_SIZE, "floor_ms": round(1e3 * floor, 2), "dtype": dtype}
+    theme = "decode" if dtype == "float32" else f"decode{dtype}"
+    file(args, theme, {"weight_bytes": weight_bytes, **setting}, results)
 
 
-def on_gpu(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def on_gpu(
+    args: argparse.Namespace, dtype: torch.dtype
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Setting and results of the engine's own decoding."""
-    model = random_model(model_config(args.shape), "cuda", torch.bfloat16)
+    model = random_model(model_config(args.shape), "cuda", dtype)
     bandwidth = copy_bandwidth("cuda")
     print(f"copies {bandwidth / 1e9:.0f} GB/s")
     results = measure(model, bandwidth, num_keys=args.keys, num_steps=4 * args.runs)
@@ -147,7 +158,8 @@ def on_gpu(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any
         print("{sequences:3} x {way:22} {ms_per_step:8.2f} ms".format(**result), end="")
         print("  {share_of_floor:6.1%} of the floor".format(**result), end="")
         print("  {share_of_floor_with_kv:6.1%} with KV".format(**result))
-    return {"shape": args.shape, "dtype": "bfloat16", "copy_bytes_per_second": bandwidth}, results
+    setting = {"shape": args.shape, "dtype": str(dtype).removeprefix("torch.")}
+    return {**setting, "copy_bytes_per_second": bandwidth}, results
 
 
 def file(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import vtts_rt
-from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name
 from vtts_rt.ops.linear import linear
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,8 +26,8 @@ BACKENDS = ("torch", "cpu")
 CASES = [  # what it is, rows, channels, outputs
     ("head, one token", 1, 512, 151936),
     ("head, a token and 8 drafts", 9, 512, 151936),
-    ("head, 8 askers with drafts", 72, 512, 151936),
-    ("gate and up, 8 askers with drafts", 72, 512, 2816),
+    ("head, 8 requests with drafts", 72, 512, 151936),
+    ("gate and up, 8 requests with drafts", 72, 512, 2816),
     ("gate and up, a later look", 540, 512, 2816),
     ("gate and up, a first look", 1024, 512, 2816),
     ("down, a first look", 1024, 1408, 512),
@@ -41,10 +41,10 @@ CASES = [  # what it is, rows, channels, outputs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=25)
-    parser.add_argument("--threads", type=int, default=2)
+    add_compute_flags(parser, devices=("cpu",), dtypes=("float32",))  # what the kernel takes
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    check_compute(args)
 
     results = []
     for about, num_rows, num_channels, num_outputs in CASES:

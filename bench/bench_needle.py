@@ -1,6 +1,6 @@
 """Evaluate the embedded model on held-out needle clips and file the result: accuracy by rounds.
 
-python bench/bench_needle.py [--seed S] [--num N] [--threads N]
+python bench/bench_needle.py [--seed S] [--num N] [--device D] [--dtype D] [--threads N]
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
-from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    commit,
+    dtype_of,
+    hardware,
+    results_name,
+)
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.needle import evaluate
 from vtts_rt.results import versions
@@ -24,16 +31,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of the first clip")
     parser.add_argument("--num", type=int, default=500, help="clips")
-    parser.add_argument("--threads", type=int, default=2)
+    add_compute_flags(parser)
     args = parser.parse_args()
-    with Runtime.from_pretrained(
-        "tiny", device="cpu", engine=EngineConfig(threads=args.threads)
-    ) as runtime:
+    check_compute(args)
+    dtype = dtype_of(args, "tiny")
+    engine = EngineConfig(threads=args.threads)
+    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
         result = {
             "date": datetime.now(timezone.utc).date().isoformat(),
             "commit": commit(),
             "hardware": hardware(args.threads),
             "versions": versions(),
+            "dtype": dtype,
             **evaluate(runtime, seed=args.seed, num=args.num),
         }
     path = RESULTS / results_name("needle")

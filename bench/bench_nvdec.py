@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.setting import add_compute_flags, commit, hardware, results_name
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 from vtts_rt.video import FrameStore, open_video
@@ -82,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--video", type=Path, default=CLIP)
     parser.add_argument("--frames", type=int, default=32)
+    add_compute_flags(parser, devices=("cuda",), dtypes=(), threads=None)
     parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()
     why = refusal()

@@ -23,7 +23,7 @@ from typing import Any
 
 from vtts_rt.bench.encodings import encode, repeated
 from vtts_rt.bench.model import moving_frames
-from vtts_rt.bench.setting import commit, hardware, results_name, versions
+from vtts_rt.bench.setting import add_compute_flags, commit, hardware, results_name, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 FPS, CYCLE = 30, 300
@@ -89,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=7200, help="of the file")
     parser.add_argument("--runs", type=int, default=5)
+    add_compute_flags(parser, devices=("cpu",), dtypes=(), threads=None)
     parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache/vtts_rt/bench")
     parser.add_argument("--result-dir", type=Path, default=ROOT / "bench" / "results")
     args = parser.parse_args()

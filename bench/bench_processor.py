@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from vtts_rt.bench.model import allow_broken_torchvision, moving_frames
+from vtts_rt.bench.ops.case import bench_dtype
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.peer import patch_rows
-from vtts_rt.bench.setting import heading, results_name
+from vtts_rt.bench.setting import add_compute_flags, check_compute, heading, results_name
+from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -49,18 +51,20 @@ def processor(video: Tensor) -> Callable[[], object] | None:
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
     parser.add_argument("--runs", type=int, default=11)
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--size", type=int, nargs=2, default=(720, 1280))
     parser.add_argument("--resized", type=int, nargs=2, default=(560, 1008))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_compute_flags(
+        parser, threads=torch.get_num_threads(), dtype_help="default: bfloat16, on a CPU float32"
+    )
     parser.add_argument("--result-dir", type=Path)
     args = parser.parse_args()
+    check_compute(args)
     args.model = None
     torch.set_num_threads(args.threads)
 
-    low = torch.bfloat16 if args.device == "cuda" else torch.float32
+    low = DTYPES[args.dtype] if args.dtype else bench_dtype(args.device)
     frames = np.stack(list(moving_frames(args.frames, tuple(args.size))))
     on_device = torch.from_numpy(frames).to(args.device)
     hw = (args.resized[0], args.resized[1])

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_decode import PAGE_SIZE, Step, build_model, seconds
+from bench_decode import PAGE_SIZE, Step, seconds
 
-from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name
+from vtts_rt.bench.shapes import model_config, random_model
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.needle import evaluate
 from vtts_rt.models.quantize import quantize_language
@@ -44,7 +45,8 @@ def weight_bytes(model: torch.nn.Module) -> int:
 @torch.inference_mode()
 def decode(runs: int, keys: int) -> list[dict[str, Any]]:
     """Medians of a decoding step, ms, for each contender and case."""
-    models = {name: build_model() for name in CONTENDERS}
+    config = model_config("118m")
+    models = {name: random_model(config, "cpu", torch.float32).language for name in CONTENDERS}
     for name, quantization in CONTENDERS.items():
         if quantization is not None:
             quantize_language(models[name], quantization)
@@ -87,9 +89,10 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=200, help="needle clips")
     parser.add_argument("--keys", type=int, default=2800, help="keys of every sequence")
     parser.add_argument("--runs", type=int, default=25)
-    parser.add_argument("--threads", type=int, default=2, help="of the decoding steps")
+    add_compute_flags(parser, devices=("cpu",), dtypes=("float32",))  # int8 is for these
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    check_compute(args)
     torch.set_num_threads(args.threads)
     decoded = decode(args.runs, args.keys)
     with ProcessPoolExecutor(len(CONTENDERS), get_context("spawn")) as pool:

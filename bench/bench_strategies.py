@@ -1,6 +1,7 @@
 """File what each strategy keeps from round to round, and the embedded model's accuracy under each.
 
-python bench/bench_strategies.py [--seed S] [--plans N] [--num N] [--threads N]
+python bench/bench_strategies.py [--seed S] [--plans N] [--num N] [--device D] [--dtype D]
+[--threads N]
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from vtts_rt.bench.model import qwen_tokenizer
-from vtts_rt.bench.setting import commit, hardware, results_name
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    commit,
+    dtype_of,
+    hardware,
+    results_name,
+)
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.strategies import accuracy, kept
 from vtts_rt.models.tokenizer import Tokenizer
@@ -27,13 +35,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=30000, help="of clues and clips")
     parser.add_argument("--plans", type=int, default=50, help="random clues")
     parser.add_argument("--num", type=int, default=80, help="clips")
-    parser.add_argument("--threads", type=int, default=1)
+    add_compute_flags(parser, threads=1)
     args = parser.parse_args()
+    check_compute(args)
+    dtype = dtype_of(args, "tiny")
     result = {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(),
         "hardware": hardware(args.threads),
         "versions": versions(),
+        "dtype": dtype,
         "task": "strategies",
         "seed": args.seed,
         "plans": args.plans,
@@ -42,7 +53,7 @@ def main() -> int:
         "kept": kept(Tokenizer(qwen_tokenizer()), seed=args.seed, num=args.plans),
     }
     engine = EngineConfig(threads=args.threads)
-    with Runtime.from_pretrained("tiny", device="cpu", engine=engine) as runtime:
+    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
         result["accuracy"] = accuracy(runtime, seed=args.seed, num=args.num)
     path = RESULTS / results_name("strategies")
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

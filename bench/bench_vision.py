@@ -1,11 +1,12 @@
 """The vision tower against transformers' on the same rows and weights, in ms and GFLOP/s.
 
-    python bench/bench_vision.py [--pairs 1,5,7] [--runs N] [--threads N] [--output FILE]
+    python bench/bench_vision.py [--pairs 1,5,7] [--dtype D] [--runs N] [--threads N]
+        [--output FILE]
 
-The 118 M bench model in float32 on the CPU; a pair is 480 patch rows (280 x 336 px), as in a
-question about the bench clip. Runs alternate between the contenders, so that a busy moment of the
-machine hits both; features are compared before anything is timed. GFLOP/s count the products with
-weight matrices only, from their shapes.
+The 118 M bench model on the CPU (on a GPU: `vtts-rt bench device`); a pair is 480 patch rows
+(280 x 336 px), as in a question about the bench clip. Runs alternate between the contenders, so
+that a busy moment of the machine hits both; features are compared before anything is timed.
+GFLOP/s count the products with weight matrices only, from their shapes.
 """
 
 from __future__ import annotations
@@ -23,14 +24,22 @@ import transformers
 
 import vtts_rt
 from vtts_rt.bench.model import MODEL_ID, allow_broken_torchvision, bench_model
-from vtts_rt.bench.setting import commit, hardware, results_name
-from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    commit,
+    dtype_of,
+    hardware,
+    results_name,
+)
+from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
 from vtts_rt.models.vision import MERGE_UNIT, VisionTransformer
 from vtts_rt.types import PATCH_ROW
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID_HW = 20, 24  # patches: 280 x 336 px, 480 rows a pair
-MAX_DIFFERENCE = 1e-5  # of features up to 2: float32, sums in another order
+# Of features up to 2: sums in another order; in 16 bits some units in the last place.
+MAX_DIFFERENCE = {"float32": 1e-5, "float16": 0.01, "bfloat16": 0.06}
 
 
 def product_flops(tower: VisionTransformer, num_rows: int) -> int:
@@ -43,12 +52,14 @@ def product_flops(tower: VisionTransformer, num_rows: int) -> int:
     return flops
 
 
-def contenders(folder: Path) -> tuple[dict[str, Callable[[torch.Tensor, int], torch.Tensor]], int]:
+def contenders(
+    folder: Path, dtype: torch.dtype
+) -> tuple[dict[str, Callable[[torch.Tensor, int], torch.Tensor]], int]:
     """Name -> function of rows and pairs, returning features; and the operations of a pair."""
     allow_broken_torchvision()
     loader = transformers.Qwen2_5_VLForConditionalGeneration
-    theirs = loader.from_pretrained(folder, dtype=torch.float32).model.visual.eval()
-    ours = load_model(folder, dtype=torch.float32).visual
+    theirs = loader.from_pretrained(folder, dtype=dtype).model.visual.eval()
+    ours = load_model(folder, dtype=dtype).visual
 
     def transformers_features(rows: torch.Tensor, num_pairs: int) -> torch.Tensor:
         return theirs(rows, grid_thw=torch.tensor([(1, *GRID_HW)] * num_pairs)).pooler_output
@@ -65,21 +76,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", default="1,5,7", help="frame pairs in a pass, comma-separated")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    add_compute_flags(parser, devices=("cpu",))
     cache = Path.home() / ".cache" / "vtts_rt" / "bench"
     parser.add_argument("--cache-dir", type=Path, default=cache)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    check_compute(args)
+    folder = bench_model(args.cache_dir)
+    dtype = dtype_of(args, folder)
 
-    functions, flops = contenders(bench_model(args.cache_dir))
+    functions, flops = contenders(folder, DTYPES[dtype])
     results = []
     for num_pairs in map(int, args.pairs.split(",")):
         generator = torch.Generator().manual_seed(num_pairs)
         rows = torch.randn(num_pairs * GRID_HW[0] * GRID_HW[1], PATCH_ROW, generator=generator)
+        rows = rows.to(DTYPES[dtype])
         features = [function(rows, num_pairs) for function in functions.values()]
         difference = float((features[0] - features[1]).abs().max())
-        assert difference < MAX_DIFFERENCE, f"features differ by {difference}"
+        assert difference < MAX_DIFFERENCE[dtype], f"features differ by {difference}"
         seconds: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(args.runs):
             for name, function in functions.items():
@@ -116,7 +130,7 @@ def main() -> None:
         "date": datetime.now(timezone.utc).date().isoformat(),
         "setting": {
             "model_id": MODEL_ID,
-            "dtype": "float32",
+            "dtype": dtype,
             "rows_of_a_pair": GRID_HW[0] * GRID_HW[1],
             "product_gflop_of_a_pair": round(1e-9 * flops, 2),
             "runs": args.runs,
@@ -124,7 +138,9 @@ def main() -> None:
         },
         "results": results,
     }
-    output = args.output or ROOT / "bench" / "results" / results_name("vision")
+    output = args.output or ROOT / "bench" / "results" / results_name(
+        "vision" if dtype == "float32" else f"vision{dtype}"
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(output)

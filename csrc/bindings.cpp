@@ -74,22 +74,21 @@ struct PatchifyCall {
   int64_t num_rows = 0;
 
   PatchifyCall(const char* what, const py::sequence& items, const Floats& mean, const Floats& std,
-               const std::string& rounding, const std::string& isa, int num_threads) {
-    options.rounding =
-        parse<vtts::Rounding>(what, "rounding", rounding,
-                              {{"cpu", vtts::Rounding::kCpu}, {"cuda", vtts::Rounding::kCuda}});
+               const std::string& isa, int num_threads) {
     options.isa = parse_isa(what, isa);
     options.num_threads = num_threads;
     std::tie(options.mean[0], options.mean[1], options.mean[2]) = mean;
     std::tie(options.std[0], options.std[1], options.std[2]) = std;
     for (const py::handle& item : items) {
-      using Item = std::tuple<Pixels, Pixels, std::tuple<int, int, int, int>, std::tuple<int, int>>;
-      const auto [frame_a, frame_b, box, size] = item.cast<Item>();
+      using Item = std::tuple<Pixels, Pixels, std::tuple<int, int, int, int>, std::tuple<int, int>,
+                              std::string>;
+      const auto [frame_a, frame_b, box, size, resize] = item.cast<Item>();
       vtts::PatchifyJob job;
       job.frame_a = view(what, frame_a);
       job.frame_b = view(what, frame_b);
       std::tie(job.box.x0, job.box.y0, job.box.x1, job.box.y1) = box;
       std::tie(job.height, job.width) = size;
+      job.resize = vtts::parse_resize(what, resize);
       vtts::validate(job, what);
       num_rows += vtts::num_patch_rows(job);
       jobs.push_back(job);
@@ -111,9 +110,8 @@ void check_matrix(const std::string& argument, const py::array& array, int64_t r
 }
 
 void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats& mean,
-              const Floats& std, const std::string& rounding, const std::string& isa,
-              int num_threads) {
-  const PatchifyCall call("patchify", jobs, mean, std, rounding, isa, num_threads);
+              const Floats& std, const std::string& isa, int num_threads) {
+  const PatchifyCall call("patchify", jobs, mean, std, isa, num_threads);
   check_matrix("patchify: out", out, call.num_rows, vtts::kPatchRow);
   float* rows = out.mutable_data();
   const py::gil_scoped_release release;
@@ -122,9 +120,8 @@ void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats&
 
 void patch_embed(const py::sequence& jobs, const py::array_t<float, 0>& weight,
                  const std::optional<py::array_t<float, 0>>& bias, py::array_t<float, 0> out,
-                 const Floats& mean, const Floats& std, const std::string& rounding,
-                 const std::string& isa, int num_threads) {
-  const PatchifyCall call("patch_embed", jobs, mean, std, rounding, isa, num_threads);
+                 const Floats& mean, const Floats& std, const std::string& isa, int num_threads) {
+  const PatchifyCall call("patch_embed", jobs, mean, std, isa, num_threads);
   const int64_t num_outputs = weight.ndim() == 2 ? weight.shape(0) : 0;
   check_matrix("patch_embed: weight", weight, num_outputs, vtts::kPatchRow);
   if (bias && (bias->ndim() != 1 || bias->shape(0) != num_outputs ||
@@ -342,13 +339,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("MAX_HEAD_DIM") = vtts::kMaxHeadDim;
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";
   m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("mean"),
-        py::arg("std"), py::arg("rounding") = "cpu", py::arg("isa") = "auto",
-        py::arg("num_threads") = 1,
-        "Writes the patch rows of jobs [(frame_a, frame_b, (x0, y0, x1, y1), (height, width))] to "
-        "`out`, (rows, 1176) float32. The GIL is released.");
+        py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
+        "Writes the patch rows of jobs [(frame_a, frame_b, (x0, y0, x1, y1), (height, width), "
+        "resize)] to `out`, (rows, 1176) float32. The GIL is released.");
   m.def("patch_embed", &patch_embed, py::arg("jobs"), py::arg("weight").noconvert(),
         py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("mean"), py::arg("std"),
-        py::arg("rounding") = "cpu", py::arg("isa") = "auto", py::arg("num_threads") = 1,
+        py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "patchify and linear in one: the jobs' rows times `weight` (outputs, 1176), plus `bias` "
         "(outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
   m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("bias"),

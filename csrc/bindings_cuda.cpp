@@ -19,7 +19,8 @@ namespace py = pybind11;
 namespace {
 
 using Frame = std::tuple<uintptr_t, int64_t, int32_t, int32_t>;  // address, row stride, H, W
-using Item = std::tuple<Frame, Frame, std::tuple<int, int, int, int>, std::tuple<int, int>>;
+using Item =
+    std::tuple<Frame, Frame, std::tuple<int, int, int, int>, std::tuple<int, int>, std::string>;
 using Floats = std::tuple<float, float, float>;
 
 template <typename T>
@@ -41,20 +42,20 @@ vtts::DType parse_dtype(const std::string& name) {
 
 std::vector<vtts::PatchifyJob> jobs_of(const std::vector<Item>& items) {
   std::vector<vtts::PatchifyJob> jobs;
-  for (const auto& [frame_a, frame_b, box, size] : items) {
+  for (const auto& [frame_a, frame_b, box, size, resize] : items) {
     vtts::PatchifyJob job;
     job.frame_a = view(frame_a);
     job.frame_b = view(frame_b);
     std::tie(job.box.x0, job.box.y0, job.box.x1, job.box.y1) = box;
     std::tie(job.height, job.width) = size;
+    job.resize = vtts::parse_resize("patchify", resize);
     jobs.push_back(job);
   }
   return jobs;
 }
 
-vtts::PatchifyOptions options_of(const Floats& mean, const Floats& std, bool fixed_point) {
+vtts::PatchifyOptions options_of(const Floats& mean, const Floats& std) {
   vtts::PatchifyOptions options;
-  options.rounding = fixed_point ? vtts::Rounding::kCpu : vtts::Rounding::kCuda;
   std::tie(options.mean[0], options.mean[1], options.mean[2]) = mean;
   std::tie(options.std[0], options.std[1], options.std[2]) = std;
   return options;
@@ -62,10 +63,10 @@ vtts::PatchifyOptions options_of(const Floats& mean, const Floats& std, bool fix
 
 // `workspace` is called with a number of bytes and returns the address of as much device memory.
 void patchify_cuda(const std::vector<Item>& items, const Floats& mean, const Floats& std,
-                   bool fixed_point, uintptr_t places, const py::function& workspace, uintptr_t out,
+                   uintptr_t places, const py::function& workspace, uintptr_t out,
                    const std::string& dtype, uintptr_t stream) {
   const auto jobs = jobs_of(items);
-  const auto options = options_of(mean, std, fixed_point);
+  const auto options = options_of(mean, std);
   const int64_t bytes = vtts::patchify_cuda_workspace_bytes(jobs.data(), jobs.size(), options);
   void* memory = pointer<void>(workspace(bytes).cast<uintptr_t>());
   const vtts::DType type = parse_dtype(dtype);
@@ -74,12 +75,11 @@ void patchify_cuda(const std::vector<Item>& items, const Floats& mean, const Flo
                       bytes, pointer<void>(out), type, pointer<void>(stream));
 }
 
-void patch_embed_cuda(const std::vector<Item>& items, bool fixed_point, uintptr_t weight,
-                      uintptr_t bias, int64_t num_outputs, uintptr_t places,
-                      const py::function& workspace, uintptr_t out, const std::string& dtype,
-                      uintptr_t stream) {
+void patch_embed_cuda(const std::vector<Item>& items, uintptr_t weight, uintptr_t bias,
+                      int64_t num_outputs, uintptr_t places, const py::function& workspace,
+                      uintptr_t out, const std::string& dtype, uintptr_t stream) {
   const auto jobs = jobs_of(items);
-  const auto options = options_of({0, 0, 0}, {1, 1, 1}, fixed_point);
+  const auto options = options_of({0, 0, 0}, {1, 1, 1});
   vtts::PatchEmbedCudaArgs args;
   args.weight = pointer<const void>(weight);
   args.bias = pointer<const float>(bias);
@@ -98,12 +98,12 @@ void patch_embed_cuda(const std::vector<Item>& items, bool fixed_point, uintptr_
 void bind_cuda(py::module_& m) {
   m.attr("HAS_CUDA") = true;
   m.def("patchify_cuda", &patchify_cuda, py::arg("jobs"), py::arg("mean"), py::arg("std"),
-        py::arg("fixed_point"), py::arg("places"), py::arg("workspace"), py::arg("out"),
+        py::arg("places"), py::arg("workspace"), py::arg("out"), py::arg("dtype"),
+        py::arg("stream"),
+        "Enqueues patch rows of jobs [((address, row stride, H, W) twice, box, size, resize)].");
+  m.def("patch_embed_cuda", &patch_embed_cuda, py::arg("jobs"), py::arg("weight"), py::arg("bias"),
+        py::arg("num_outputs"), py::arg("places"), py::arg("workspace"), py::arg("out"),
         py::arg("dtype"), py::arg("stream"),
-        "Enqueues patch rows of jobs [((address, row stride, H, W) twice, box, size)].");
-  m.def("patch_embed_cuda", &patch_embed_cuda, py::arg("jobs"), py::arg("fixed_point"),
-        py::arg("weight"), py::arg("bias"), py::arg("num_outputs"), py::arg("places"),
-        py::arg("workspace"), py::arg("out"), py::arg("dtype"), py::arg("stream"),
         "Enqueues patch rows times a folded weight, jobs as for patchify_cuda.");
 }
 

@@ -14,8 +14,9 @@ multiply-adds of 6 taps along x and 6 along y) it should reach 70 % of an H100's
 with float32 rows and 45 % with bfloat16: arithmetic is the limit, and the packed dot products that
 would lift it are not to be had in Triton.
 
-Rounding "cpu" sums int16 weights in int32 and rounds to uint8 after either axis; "cuda" takes
-float32 fused multiply-adds along both and rounds once, half to even. Both bitwise the reference.
+FIXED jobs (resize kernels "fixed" and "pil", which differ in their tap tables only) sum integers in
+int32 and round to uint8 after either axis; the others ("float") take float32 fused multiply-adds
+along both and round once, half to even. All bitwise the reference.
 
 Legend: T merged tokens, J jobs; a unit is one token of one frame.
 """
@@ -26,7 +27,7 @@ import triton.language as tl
 
 # A job is FIELDS int64 in this order; addresses of crops and tap tables are on the device. A tap
 # table is int32 (2 + taps, extent): of each output pixel the first source pixel, the number of
-# taps, and the weights (bits of float32 in rounding "cuda"), which are `precision` bits up.
+# taps, and the weights (bits of float32 unless FIXED), which are `precision` bits up.
 FIELDS = tl.constexpr(16)
 (
     CROP_A,
@@ -212,8 +213,9 @@ def patchify(
 ) -> None:
     """jobs: (J, 16) int64; job_of_unit: (units,) int32; places: (T,) int32 or int64, where a
     token goes; normalisation: float32, three means and three deviations in 0..255 units;
-    stage_rows: most source rows of a token; fixed: rounding "cpu"; out: contiguous (4 T, 1176) of
-    float32, float16, bfloat16, or uint8 for the pixels as they are. All on one device."""
+    stage_rows: most source rows of a token; fixed: whether the jobs are FIXED; out: contiguous
+    (4 T, 1176) of float32, float16, bfloat16, or uint8 for the pixels as they are. All on one
+    device."""
     num_units = len(job_of_unit)
     row_bytes = STAGE_ROW.value * (1 if fixed else 4)
     programs = max(1, min(num_units, _num_programs(out), STAGE_BYTES // (stage_rows * row_bytes)))
@@ -244,10 +246,10 @@ def _num_programs(out: torch.Tensor) -> int:
 
 
 def variants() -> list[dict]:
-    """What is compiled ahead of time: every type of rows in both roundings."""
+    """What is compiled ahead of time: every type of rows of both sums."""
     return [
         {
-            "name": f"{kind}, rounding {'cpu' if fixed else 'cuda'}",
+            "name": f"{kind}, {'integer' if fixed else 'float'} sums",
             "kernel": patchify_kernel,
             "signature": {
                 "job_ptr": "*i64",

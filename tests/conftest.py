@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
-sys.path.append(str(ROOT / "tests"))  # for `utils` and `torchvision_shim`
+sys.path += [str(ROOT / "tests"), str(ROOT / "bench")]  # for `utils` and what benches measure
 
 
 @pytest.fixture(scope="session", autouse=True)

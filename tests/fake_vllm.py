@@ -46,6 +46,7 @@ class LLM:
         self.llm_engine = SimpleNamespace(
             reset_encoder_cache=self._encoded.clear,
             vllm_config=SimpleNamespace(
+                device_config=SimpleNamespace(device_type="cpu"),
                 model_config=SimpleNamespace(enforce_eager=options["enforce_eager"]),
                 cache_config=SimpleNamespace(enable_prefix_caching=True, block_size=BLOCK),
                 scheduler_config=SimpleNamespace(max_num_batched_tokens=4096),

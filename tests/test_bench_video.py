@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench_agreement import agreement
 
 from vtts_rt import bench
 from vtts_rt.bench import differences, readers, video
-from vtts_rt.bench.agreement import agreement
 from vtts_rt.bench.encodings import encode
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.runtime import Runtime

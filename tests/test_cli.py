@@ -123,6 +123,18 @@ def test_context_and_several_videos(
     assert "somebody speaks" in answer["rounds"][0]["prompt"] and len(answer["videos"]) == 2
 
 
+def test_the_rate_of_an_array(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "frames.npy")
+    np.save(path, np.zeros((12, 64, 96, 3), np.uint8))
+    assert main(ask(path, checkpoint, "--source-fps", "4", "--rounds", "1", "--json")) == 0
+    (video,) = json.loads(capsys.readouterr().out)["videos"]
+    assert (video["num_frames"], video["source_fps"], video["duration_seconds"]) == (12, 4.0, 3.0)
+    assert main(ask(path, checkpoint)) == 2
+    assert "source_fps must be" in capsys.readouterr().err
+
+
 def test_plan(clip: str, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     shared = ["plan", clip, "which?", "--model", checkpoint, *SMALL]
     assert main([*shared, "--json"]) == 0
@@ -178,6 +190,11 @@ GOOD = "CLIP"  # stands for the good clip
         (["ask", GOOD, "q", "--start-seconds", "9", "--end-seconds", "3"], 2, "seconds"),
         (["ask", GOOD, "q", "--timeout-seconds", "0"], 2, "timeout_seconds"),
         (["ask", GOOD, "q", "--threads", "-1"], 2, "threads"),
+        (["ask", GOOD, "q", "--source-fps", "0"], 2, "source_fps"),
+        (["ask", GOOD, "q", "--media-limit", "max_frames=9"], 2, "MediaLimits.max_frames"),
+        (["ask", GOOD, "q", "--media-limit", "max_frames=x"], 2, "max_frames must be a number"),
+        (["ask", GOOD, "q", "--media-limit", "frames=9"], 2, "'frames' is no bound"),
+        (["ask", GOOD, "q", "--media-limit", "max_frames=0"], 2, "max_frames must be"),
         (["plan", "/nowhere.mp4", "q"], 2, "/nowhere.mp4"),
     ],
 )

@@ -46,7 +46,7 @@ ROW_0_USERS = {"kernels": {"ops"}, "_C": {"ops"}, "_build_info": {"ops", "cli"}}
 
 # pyproject.toml's dependencies, and what transformers itself always brings.
 BASE_DEPENDENCIES = {"torch", "transformers", "safetensors", "numpy", "av", "rich"}
-BASE_DEPENDENCIES |= {"tokenizers", "huggingface_hub"}
+BASE_DEPENDENCIES |= {"tokenizers", "huggingface_hub", "PIL"}
 KERNEL_DEPENDENCIES = {"torch", "triton"}
 MAX_LINES = 420
 

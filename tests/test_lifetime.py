@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,17 +211,37 @@ def test_closing_on_the_drivers_own_thread(checkpoint: Path, clips: list[Path]) 
 
 
 def test_time_runs_from_the_call_and_while_the_driver_is_busy(
-    runtime: Runtime, clips: list[Path]
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Busy(runtime):
-        late = request(clips[0], timeout_seconds=0.05)
-        answers = [runtime.ask(**late), *runtime.ask_batch([late, late])]
-        answers.append(asyncio.run(runtime.ask_async(**late)))
-    assert [(a.stop_reason, a.rounds) for a in answers] == [("timeout", [])] * 4
+    late = False
+    submit = runtime._driver.submit
+
+    def noted(*arguments: Any) -> Any:
+        nonlocal late
+        late = True
+        return submit(*arguments)
+
+    def monotonic() -> float:
+        return time.monotonic() + (1e6 if late else 0.0)
+
+    arguments = request(clips[0], timeout_seconds=1000)
+    ways: list[Callable[[], Any]] = [
+        lambda: runtime.ask(**arguments),
+        lambda: runtime.ask_batch([arguments])[0],
+        lambda: asyncio.run(runtime.ask_async(**arguments)),
+    ]
+    clock = SimpleNamespace(monotonic=monotonic, perf_counter=time.perf_counter)
+    with Busy(runtime), monkeypatch.context() as patch:
+        patch.setattr(runtime._driver, "submit", noted)
+        patch.setattr("vtts_rt.question.time", clock)
+        for way in ways:
+            late = False
+            answer = way()
+            assert (answer.stop_reason, answer.rounds) == ("timeout", [])
     stream = runtime.stream(**request(clips[0], timeout_seconds=0.001))
     threading.Event().wait(0.01)  # what the caller does in between counts, too
-    *_, last = stream
-    assert (last.answer.stop_reason, last.answer.rounds) == ("timeout", [])
+    with pytest.raises(TimeoutError, match="passed before the video was open"):
+        next(stream)
     assert len(runtime.ask(**request(clips[0])).rounds) == 3
 
 

@@ -12,7 +12,7 @@ from utils import tiny_checkpoint
 
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
-from vtts_rt.config import ResolvedPerception
+from vtts_rt.config import PARITIES, ResolvedPerception
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.sizing import smart_nframes
@@ -123,9 +123,13 @@ def test_the_cases_have_odd_even_and_deduplicated_frame_counts(clip: Path) -> No
     assert any(n < wanted for n, wanted in zip(sampled, nominal, strict=True))
 
 
-def test_other_positions_give_other_tokens(
+def test_each_parity_is_the_loop_and_gives_tokens_of_its_own(
     loop: PublishedLoop, runtime: Runtime, clip: Path
 ) -> None:
-    """The comparison above can fail: the original release's positions are told apart."""
-    theirs, ours = both(loop, runtime, clip, [[[4, 8]], [[5, 6]]], perception(parity="release"))
-    assert [t.token_ids for t in theirs] != [o.token_ids for o in ours.rounds]
+    found = []
+    for parity in PARITIES:
+        config = perception(parity=parity)
+        theirs, ours = both(loop, runtime, clip, [[[4, 8]], [[5, 6]]], config)
+        found.append([look.token_ids for look in ours.rounds])
+        assert [look.token_ids for look in theirs] == found[-1]
+    assert found[0] != found[1], "the comparison can fail"

@@ -50,24 +50,37 @@ def test_a_table_is_written_from_the_result(checkout: Path) -> None:
     assert "old" not in text
 
 
-def test_rounds_and_phases_come_from_one_result(checkout: Path) -> None:
+def test_rounds_stand_in_every_dtype_and_headlines_rest_on_no_drafts(checkout: Path) -> None:
     timings = {"decode": 900.4, "preprocess": 2, "vision": 30, "prefill": 4, "generate": 5}
     look = {
         "index": 0,
-        "num_frames": 30,
+        "num_frames": 29,
         "prompt_tokens": 2000,
         "completion_tokens": 32,
-        "timings_ms": {**timings, "total": 1234.0},
+        "timings_ms": {**timings, "total": 1234.0, "ttft": 937},
     }
     reuse = {"frames_decoded": 8, "pairs_encoded": 4, "tokens_prefilled": 99, "tokens_reused": 1}
+
+    def run(dtype: str, seconds: float, differences: list[str]) -> dict[str, object]:
+        ours = {"median_latency": seconds, "rounds": [{**look, "reuse": reuse}]}
+        official = {"name": "official", "baseline": "loop", "speedup": 4 / seconds}
+        return {
+            "dtype": dtype,
+            "contenders": {
+                "loop": {"median_latency": 4.0, "rounds": [{**look, "reuse": None}]},
+                "official": ours,
+                "official, same question again": ours,
+                "official with drafts": ours,
+            },
+            "comparisons": [
+                {**official, "same_work": True, "differences": differences},
+                {**official, "name": "append", "same_work": False, "differences": None},
+            ],
+        }
+
     data = {
-        "setting": {"rounds": 1},
         "hardware": {"cpu": "A CPU", "gpu": None, "threads": 2},
-        "contenders": {
-            "loop": {"median_latency": 4.0, "rounds": [{**look, "reuse": None}]},
-            "append": {"median_latency": 1.0, "rounds": [{**look, "reuse": reuse}]},
-        },
-        "comparisons": [{"name": "append", "time_ratio": 0.25}],
+        "runs": [run("float32", 2.0, []), run("bfloat16", 1.0, [])],
         "vllm": {
             **{"vllm": "0.32.0", "torch": "2.13.0", "transformers": "5.19.0", "threads": 2},
             **{"compiled": False, "ld_preload": ["libiomp5.so"], "enable_prefix_caching": True},
@@ -76,14 +89,29 @@ def test_rounds_and_phases_come_from_one_result(checkout: Path) -> None:
     path = checkout / "bench" / "results" / "rounds_cpu_202611.json"
     path.write_text(json.dumps(data))
     rounds = report.table("rounds", checkout)
-    assert "| seconds | round 1 | all | share of time | tokens/s |" in rounds
-    assert "| loop | 1.23 | 4.00 | 1 | 8.0 |\n| append | 1.23 | 1.00 | 0.25 | 32.0 |" in rounds
+    assert "| seconds | float32 | times as fast | bfloat16 | times as fast |" in rounds
+    assert (
+        "| loop | 4.00 | 1.00 | 4.00 | 1.00 |\n| official | 2.00 | 2.00 | 1.00 | 4.00 |" in rounds
+    )
+    said = "against the loop, times as fast: 2.00 in float32, 4.00 in bfloat16"
+    assert f"- `official` {said} (same frames and prompts).\n" in rounds
+    assert f"- `append` {said} (same spans, but other frames and another prompt).\n" in rounds
     assert "vLLM 0.32.0 (torch 2.13.0, transformers 5.19.0)" in rounds
     assert "eager mode, 2 threads, libiomp5.so preloaded, prefix caching on." in rounds
     assert "A CPU, 2 threads" in rounds
     phases = report.table("phases", checkout)
-    assert "| loop, 1 | 900 | 2 | 30 | 4 | 5 |  | 30 | 15 | 2,000 | 0 |" in phases
-    assert "| append, 1 | 900 | 2 | 30 | 4 | 5 |  | 8 | 4 | 99 | 1 |" in phases
+    assert (
+        "| loop, float32, 1 | 900 | 2 | 30 | 4 | 5 | 1,234 | 937 | 29 | 15 | 2,000 | 0 |" in phases
+    )
+    assert (
+        "| official, bfloat16, 1 | 900 | 2 | 30 | 4 | 5 | 1,234 | 937 | 8 | 4 | 99 | 1 |" in phases
+    )
+    assert "again" not in phases and "drafts" not in phases
+    data["runs"] = [run("float32", 2.0, []), run("bfloat16", 1.0, ["sizes of round 2: 1 and 2"])]
+    path.write_text(json.dumps(data))
+    assert "(not the same work: sizes of round 2: 1 and 2 in bfloat16)" in report.table(
+        "rounds", checkout
+    )
 
 
 def file(checkout: Path, theme: str, data: dict[str, object]) -> str:
@@ -99,10 +127,11 @@ def test_ablations_are_shares_of_the_whole_of_their_strategy(checkout: Path) -> 
     for name, median in seconds.items():
         contenders[name] = {"median_latency": median}
         contenders[f"{name}, another question"] = {"median_latency": median / 2}
-    text = file(checkout, "ablations", {"contenders": contenders})
-    assert "| append | 4.00 | 2.00 | 1.00 | 1.00 |" in text
-    assert "| append without prefix cache | 6.00 | 3.00 | 1.50 | 1.50 |" in text
-    assert "| official | 10.00 | 5.00 | 1.00 | 1.00 |" in text
+    runs = [{"dtype": "float32", "contenders": contenders}]
+    text = file(checkout, "ablations", {"runs": runs})
+    assert "| append, float32 | 4.00 | 2.00 | 1.00 | 1.00 |" in text
+    assert "| append without prefix cache, float32 | 6.00 | 3.00 | 1.50 | 1.50 |" in text
+    assert "| official, float32 | 10.00 | 5.00 | 1.00 | 1.00 |" in text
 
 
 LEVEL = {
@@ -110,19 +139,29 @@ LEVEL = {
     **{"output_throughput": 38.4, "median_ttft_ms": 2500.0, "median_tpot_ms": 40.4},
     **{"median_e2el_ms": 19000.0, "reuse": {"pairs_encoded": 24, "tokens_prefilled": 26848}},
 }
+SETTING = {"video": "real", "draft_tokens": 0}
 SERVED = "8 | 8 | 20.0 | 38.4 | 2.50 | 40 | 19.00 | 24 | 26,848 |"
 
 
-def test_askers_have_a_line_for_each_number_of_them(checkout: Path) -> None:
-    text = file(checkout, "serve", {"setting": {"num_videos": 4}, "sweep": [LEVEL]})
-    assert text.startswith("\n| 4 videos | askers | questions |")
-    assert f"| `append` | {SERVED}" in text
+def test_concurrency_has_a_line_for_each_level(checkout: Path) -> None:
+    data = {"setting": {**SETTING, "num_videos": 4}, "dtype": "float32", "sweep": [LEVEL]}
+    text = file(checkout, "serve", data)
+    assert text.startswith("\n| 4 videos | concurrency | questions |")
+    assert f"| `append` | {SERVED}" in text and "real video, float32, no drafts." in text
 
 
-def test_askers_of_one_video_stand_beside_each_alone(checkout: Path) -> None:
+def test_times_of_a_token_are_told_only_without_drafts(checkout: Path) -> None:
+    setting = {**SETTING, "num_videos": 4, "draft_tokens": 15}
+    text = file(checkout, "serve", {"setting": setting, "dtype": "float32", "sweep": [LEVEL]})
+    assert f"| `append` | {SERVED.replace('| 40 |', '|  |')}" in text
+    assert "drafts of up to 15 tokens." in text
+
+
+def test_requests_about_one_video_stand_beside_each_alone(checkout: Path) -> None:
     alone = {**LEVEL, "max_concurrency": 1}
     part = {"strategy": "append", "shared": LEVEL, "separate": alone, "time_ratio": 0.3}
-    text = file(checkout, "onevideo", {"one_video": [part]})
+    data = {"setting": SETTING, "dtype": "float32", "one_video": [part]}
+    text = file(checkout, "onevideo", data)
     assert f"| `append`, together | {SERVED}" in text
     assert "| `append`, each alone and cold | 1 | 8 |" in text
     assert "Together over alone: 0.30 with `append`." in text

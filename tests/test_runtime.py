@@ -18,6 +18,7 @@ from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.question import open_videos
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
@@ -53,7 +54,13 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
             segment = span.segment
             frames = dict(source.read(segment.frame_indices))
             jobs = [
-                PatchifyJob(frames[p.frame_a], frames[p.frame_b], segment.box, segment.resized_hw)
+                PatchifyJob(
+                    frames[p.frame_a],
+                    frames[p.frame_b],
+                    segment.box,
+                    segment.resized_hw,
+                    segment.resize,
+                )
                 for p in segment.pairs
             ]
             features = model.visual(patchify(jobs), [segment.grid_thw])
@@ -223,10 +230,8 @@ def test_a_constrained_clue_always_parses(
         "sampling": SamplingParams(max_tokens=400, stop=("</glue>",)),
     }
     for constrain in (True, False):
-        config = PerceptionConfig(
-            strategy="official", max_rounds=2, constrain_clues=constrain, **LOOK
-        )
-        answer = ask(runtime, clip, "official", perception=config, **arguments)
+        config = PerceptionConfig(strategy="grid", max_rounds=2, constrain_clues=constrain, **LOOK)
+        answer = ask(runtime, clip, "grid", perception=config, **arguments)
         clue = answer.rounds[0].clue
         problems = set(clue.problems) - {"<glue> is never closed"}  # the stop text closed it
         assert (clue.usable and not problems) == constrain
@@ -273,8 +278,15 @@ def test_token_budget(checkpoint: Path, clip: Path) -> None:
             ask(runtime, clip, "append", context="many words " * 300)
 
 
-def test_timeout_and_closing_leave_the_runtime_usable(runtime: Runtime, clip: Path) -> None:
-    late = ask(runtime, clip, "append", timeout_seconds=1e-9)
+def test_timeout_and_closing_leave_the_runtime_usable(
+    runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(stack: Any, video: Any, deadline_seconds: Any = None, **options: Any) -> Any:
+        return open_videos(stack, video, **options)
+
+    with monkeypatch.context() as patch:  # as if it passed right after the opening
+        patch.setattr("vtts_rt.question.open_videos", slowly)
+        late = ask(runtime, clip, "append", timeout_seconds=1e-9)
     assert (late.stop_reason, late.rounds, late.text) == ("timeout", [], "")
     stream = runtime.stream(clip, "which?", perception=PerceptionConfig(**LOOK), sampling=FORCED)
     while next(stream).type != "token":

@@ -28,7 +28,7 @@ class PixelBox(c.Structure):
 class Job(c.Structure):
     _fields_ = [
         ("struct_size", c.c_uint32),
-        ("reserved", c.c_uint32),
+        ("resize", c.c_int32),
         ("frame_a", Frame),
         ("frame_b", Frame),
         ("box", PixelBox),
@@ -40,7 +40,6 @@ class Job(c.Structure):
 class Options(c.Structure):
     _fields_ = [
         ("struct_size", c.c_uint32),
-        ("rounding", c.c_int32),
         ("isa", c.c_int32),
         ("num_threads", c.c_int32),
         ("mean", c.c_float * 3),

@@ -17,6 +17,7 @@ _HOMES = {
     "Runtime": "vtts_rt.runtime",
     "PerceptionConfig": "vtts_rt.config",
     "EngineConfig": "vtts_rt.config",
+    "MediaLimits": "vtts_rt.config",
     "SamplingParams": "vtts_rt.types",
     "Region": "vtts_rt.types",
     "Box": "vtts_rt.types",
@@ -36,6 +37,7 @@ __all__ = [
     "Clue",
     "EngineConfig",
     "FrameStore",
+    "MediaLimits",
     "PerceptionConfig",
     "Region",
     "RolloutDataFeed",
@@ -52,7 +54,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vtts_rt.config import EngineConfig, PerceptionConfig
+    from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.perception.clue import Clue
     from vtts_rt.runtime import Runtime

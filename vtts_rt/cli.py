@@ -12,12 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtts_rt import LOG_LEVELS, __version__
-from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES
+from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
 from vtts_rt.types import DECODERS, require
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _question_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("video", metavar="VIDEO", help="file of a video or an image")
+    parser.add_argument("video", metavar="VIDEO", help="file of a video, an image or a .npy array")
     parser.add_argument("question", metavar="QUESTION")
     parser.add_argument(
         "--and-video",
@@ -122,13 +123,39 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refresh, append: the first look before the question, for many questions a video",
     )
+    parser.add_argument(
+        "--sticky-clues",
+        action="store_true",
+        help="official: a round without a clue looks where the last clue pointed",
+    )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
+    parser.add_argument(
+        "--source-fps", type=float, metavar="F", help="rate of a .npy array or a raw stream"
+    )
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
     parser.add_argument("--end-seconds", type=float, help="the video ends here")
     parser.add_argument("--decoder", choices=DECODERS, help="of video files (auto: see env)")
+    parser.add_argument(
+        "--media-limit",
+        action="append",
+        default=[],
+        type=_media_limit,
+        metavar="NAME=N",
+        help=f"another bound on a video: {', '.join(f.name for f in fields(MediaLimits))}",
+    )
     parser.add_argument("--allow-urls", action="store_true", help="VIDEO may be a URL")
     parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="per round")
+
+
+def _media_limit(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in {f.name for f in fields(MediaLimits)}:
+        raise argparse.ArgumentTypeError(f"{name!r} is no bound on a video")
+    try:
+        return name, float(value) if name.endswith("_seconds") else int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{name} must be a number, got {value!r}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,6 +232,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         total_pixels=args.total_pixels,
         min_pixels=args.min_pixels,
         parity=args.parity,
+        sticky_clues=args.sticky_clues or None,
         prompts=args.prompts,
         text_first=False if args.video_first else None,
         constrain_clues=getattr(args, "constrain_clues", False) or None,
@@ -217,6 +245,8 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         "perception": perception,
         "start_seconds": args.start_seconds,
         "end_seconds": args.end_seconds,
+        "source_fps": args.source_fps,
+        "limits": MediaLimits(**dict(args.media_limit)),
         "allow_urls": args.allow_urls,
     }
 
@@ -227,7 +257,7 @@ def _read_text(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"ask: context must be a readable UTF-8 file, got {path!r}: {error}"
-        ) from None
+        ) from error
 
 
 def _ask(args: argparse.Namespace) -> int:

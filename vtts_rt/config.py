@@ -210,6 +210,34 @@ class PerceptionConfig:
         return ResolvedPerception(**chosen)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaLimits:
+    """Bounds on one video or image, checked before the work that they bound.
+
+    max_pixels: of a frame; the default is 8192 x 8192, twice an 8K frame.
+    max_packets: of the video stream, and samples of all streams together that a header lists;
+        the default is 19 hours of 60 packets a second.
+    max_frames: that show; the default is 8 hours of 30 frames a second.
+    max_bytes: of the encoded content, or of an array; the default is 64 GiB.
+    max_open_seconds: from the call of `open_video` until the video is open.
+    Raises ValueError for anything but positive numbers.
+    """
+
+    max_pixels: int = 1 << 26
+    max_packets: int = 1 << 22
+    max_frames: int = 864_000
+    max_bytes: int = 1 << 36
+    max_open_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            whole = f.name != "max_open_seconds"
+            number = isinstance(value, int) or (isinstance(value, float) and not whole)
+            ok = number and not isinstance(value, bool) and value > 0
+            require("MediaLimits", f.name, value, ok, "an integer > 0" if whole else "seconds > 0")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Memory, batching and threads of one engine.
@@ -235,6 +263,7 @@ class EngineConfig:
     threads: CPU threads for torch and patchify (0: leave as they are).
     decoder: of video files, as `open_video`: "auto" is DALI where the model's GPU has NVDEC and
         DALI is installed, else PyAV; "pyav"; "dali".
+    media_limits: bounds on every video and image; `limits=` of a question takes their place.
     """
 
     page_size: int = 16
@@ -254,6 +283,7 @@ class EngineConfig:
     cuda_graphs: bool | None = None
     threads: int = 0
     decoder: Decoder = "auto"
+    media_limits: MediaLimits = field(default_factory=MediaLimits)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -271,6 +301,10 @@ class EngineConfig:
         names = ", ".join(DECODERS)
         require(
             "EngineConfig", "decoder", self.decoder, self.decoder in DECODERS, f"one of {names}"
+        )
+        limits = self.media_limits
+        require(
+            "EngineConfig", "media_limits", limits, isinstance(limits, MediaLimits), "a MediaLimits"
         )
         path, disk = self.vision_disk_path, self.vision_disk_bytes
         require("EngineConfig", "vision_disk_path", path, bool(path) or not disk, "a folder")

@@ -37,6 +37,7 @@ class Question:
     Arguments as `Runtime.stream`; `stack` closes the videos. called: `time.monotonic()` of the
     call, from which timeout_seconds counts. engine: what will run it; a first round that is too
     long for it is refused here, on the caller's thread.
+    Raises TimeoutError when its time passes before the videos are open.
     """
 
     def __init__(
@@ -71,7 +72,12 @@ class Question:
             deadline = called + timeout_seconds
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
-        sources = open_videos(stack, video, **opening)
+        try:
+            sources = open_videos(stack, video, deadline_seconds=deadline, **opening)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"ask: timeout_seconds ({timeout_seconds}) passed before the video was open"
+            ) from error
         self.request = RoundRequest(
             question=question,
             videos=[source.metadata for source in sources],
@@ -125,8 +131,25 @@ class Question:
         return [output, AnswerReady(self.answer)]
 
 
-def open_videos(stack: ExitStack, video: Any, **options: Any) -> list[FrameSource]:
-    """Open a video or a list of them; options as `open_video`. `stack` closes them."""
-    many = list(video) if isinstance(video, (list, tuple)) else [video]
-    require("ask", "video", video, len(many) > 0, "at least one video or image")
-    return [stack.enter_context(open_video(item, **options)) for item in many]
+def open_videos(
+    stack: ExitStack, video: Any, timestamps_seconds: Any = None, **options: Any
+) -> list[FrameSource]:
+    """Open a video or a list of them; options as `open_video`. `stack` closes them.
+
+    timestamps_seconds: of a list, a list as long, with None for a video that has times.
+    """
+    if not isinstance(video, (list, tuple)):
+        return [_opened(stack, video, timestamps_seconds, options)]
+    require("ask", "video", video, len(video) > 0, "at least one video or image")
+    if timestamps_seconds is None:
+        timestamps_seconds = [None] * len(video)
+    rule = f"a list of {len(video)}, one entry a video"
+    as_long = isinstance(timestamps_seconds, (list, tuple))
+    as_long = as_long and len(timestamps_seconds) == len(video)
+    require("ask", "timestamps_seconds", timestamps_seconds, as_long, rule)
+    both = zip(video, timestamps_seconds, strict=True)
+    return [_opened(stack, item, times, options) for item, times in both]
+
+
+def _opened(stack: ExitStack, video: Any, times: Any, options: dict[str, Any]) -> FrameSource:
+    return stack.enter_context(open_video(video, timestamps_seconds=times, **options))

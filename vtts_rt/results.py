@@ -30,7 +30,8 @@ class RoundResult:
 
     prompt: the exact text tokenised in this round (`append`: the part this round added).
     answer: what stood in the answer tag, or None if the model wrote none.
-    clue: as the model wrote it, or as forced by `assume_clues`. regions: the clue as geometry
+    clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
+    forced by `assume_clues`. regions: the clue as geometry
     on the whole frame. plan: frames, boxes and sizes shown.
     """
 
@@ -102,7 +103,8 @@ class TokenGenerated:
 
 @dataclass(slots=True)
 class ClueFound:
-    """A span or box closed in the stream, before the answer ends: numbers as written."""
+    """A span or box read in the stream, before the answer ends: numbers as written. `official`
+    tells them once the tag closes."""
 
     type: ClassVar[str] = "clue"
     index: int

@@ -12,8 +12,9 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.grammar import ClueGrammar
+from vtts_rt.engine.grammar import ClueGrammar, GrammarState
 from vtts_rt.engine.sequence import (
     Completion,
     FailedEvent,
@@ -22,10 +23,11 @@ from vtts_rt.engine.sequence import (
     TokenEvent,
 )
 from vtts_rt.models.tokenizer import EncodedPrompt
-from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream, option_letter
+from vtts_rt.perception.clue import Clue, ClueEvent, option_letter
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
+from vtts_rt.perception.published import clue_stream
 from vtts_rt.prepare import RoundRequest, prepare, prepared_round
 from vtts_rt.results import (
     ClueFound,
@@ -78,7 +80,7 @@ class RoundScheduler:
         self._waiting_on: dict[int, int] = {}  # engine request -> task
         self._ready: list[tuple[int, Output]] = []
         self._next_id = 0
-        self._grammar: ClueGrammar | None = None
+        self._grammars: dict[bool, ClueGrammar] = {}
 
     def add(self, request: RoundRequest | GenerationRequest) -> int:
         """Begin a question, or a plain generation; returns its id. Errors come out of `step`."""
@@ -185,7 +187,7 @@ class RoundScheduler:
                 stop = "token_budget"
                 break
             yield RoundStarted(index, plan)
-            clues = ClueStream()
+            clues = clue_stream(config.strategy)
             provider, upcoming = upcoming, request.provider.fresh()
             ahead = self._engine.config.speculative_fetch and index + 1 < config.max_rounds
             if ahead and config.strategy != "official":
@@ -204,7 +206,7 @@ class RoundScheduler:
                 member=request.member,
                 deadline_seconds=request.deadline_seconds,
                 earlier_answers=[result.token_ids for result in results],
-                constraint=self._clue_grammar().start() if config.constrain_clues else None,
+                constraint=self._constraint(config),
             )
             while isinstance(event, TokenEvent):
                 yield TokenGenerated(index, event.token_id, event.logprob, event.text)
@@ -273,7 +275,8 @@ class RoundScheduler:
         spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
         boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception
-        look = RoundHistory(plan, Clue(spans=spans, boxes=boxes))  # type: ignore[arg-type]
+        clue = Clue(spans=spans, boxes=boxes, glue="")  # type: ignore[arg-type]
+        look = RoundHistory(plan, clue)
         history = [*request.history, look]
         ahead = plan_round(config.strategy, config, request.videos, history, len(history))
         # Frames whose features are cached are not asked for.
@@ -282,10 +285,14 @@ class RoundScheduler:
         for video in range(len(request.videos)):
             provider.guess(video, wanted.get(video, []))
 
-    def _clue_grammar(self) -> ClueGrammar:
-        if self._grammar is None:
-            self._grammar = ClueGrammar(self._engine.tokenizer)
-        return self._grammar
+    def _constraint(self, config: ResolvedPerception) -> GrammarState | None:
+        """What keeps the clues of a round parseable, by the rule that reads them."""
+        if not config.constrain_clues:
+            return None
+        literal = config.strategy == "official"
+        if literal not in self._grammars:
+            self._grammars[literal] = ClueGrammar(self._engine.tokenizer, literal=literal)
+        return self._grammars[literal].start()
 
     def _without_end(self, token_ids: list[int]) -> list[int]:
         """The next round's text closes the turn itself."""

@@ -83,7 +83,8 @@ class Runtime:
         self._store = frame_store
         place = model.device
         ordinal = place.index or 0 if place.type == "cuda" else None
-        self._decoding = {"decoder": self.config.decoder, "device": ordinal}
+        decoder, limits = self.config.decoder, self.config.media_limits
+        self._decoding = {"decoder": decoder, "device": ordinal, "limits": limits}
         self._staged = StagedWeights(model)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
@@ -210,10 +211,11 @@ class Runtime:
         perception: PerceptionConfig, sampling: SamplingParams. assume_clues: a clue per round
         that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
         "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
-        the model says. source_fps: of an array. start_seconds, end_seconds: the part of the
-        video that exists. timeout_seconds: stop with what there is. decoder: as `open_video`, in
-        place of EngineConfig's. allow_urls: video may be a
-        URL. member: index in a rollout group, part of the sampling noise.
+        the model says. source_fps, timestamps_seconds: of an array (of a list of videos, a list of
+        times or None). start_seconds, end_seconds: the part of the video that exists. decoder,
+        limits: as `open_video`, in place of EngineConfig's. timeout_seconds: stop with what there
+        is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
+        a URL. member: index in a rollout group, part of the sampling noise.
         """
         self._driver.check_process()
         return stream(self._driver, self._opener(video, question, options))
@@ -278,8 +280,7 @@ class Runtime:
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; `opening`: source_fps, start_seconds, end_seconds, allow_urls,
-        decoder.
+        Arguments as `ask`; `opening`: what `ask` hands on to `open_video`.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views

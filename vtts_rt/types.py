@@ -26,6 +26,10 @@ PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a p
 
 # Whose numbers a run reproduces: the code that was released with VideoChat-R1.5, or transformers 5.
 Parity = Literal["release", "transformers"]
+# How a crop becomes the pixels of its view, always antialiased bicubic (vtts_rt.ops.bicubic):
+# "fixed" as torchvision v2 and transformers 5 on a CPU, "float" as torchvision v1, "pil" as PIL.
+ResizeKernel = Literal["fixed", "float", "pil"]
+RESIZE_KERNELS: tuple[ResizeKernel, ...] = ("fixed", "float", "pil")
 Strategy = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
 DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")
@@ -121,7 +125,8 @@ class Segment:
 
     pairs: frame pairs in order, all seen through the same `box` and resized to `resized_hw`
         (px, multiples of 28). seconds_per_grid: seconds between two pairs as told to M-RoPE
-        (ignored for a single pair). is_image: pads are `<|image_pad|>`.
+        (ignored for a single pair). is_image: pads are `<|image_pad|>`. resize: the kernel that
+        makes the pixels of the view.
     """
 
     pairs: tuple[PairRef, ...]
@@ -129,6 +134,7 @@ class Segment:
     resized_hw: tuple[int, int]
     seconds_per_grid: float = 1.0
     is_image: bool = False
+    resize: ResizeKernel = "fixed"
 
     @property
     def grid_thw(self) -> tuple[int, int, int]:

@@ -49,6 +49,11 @@ Jobs read_jobs(const vtts_patchify_job* jobs, int64_t num_jobs, const char* what
                narrow(given.box.y1)};
     job.height = narrow(given.resized_height);
     job.width = narrow(given.resized_width);
+    const int32_t resize = number_of(given.resize);
+    require(resize >= VTTS_RESIZE_FIXED && resize <= VTTS_RESIZE_PIL, what, name + ".resize",
+            "a vtts_resize", resize);
+    constexpr Resize kKernels[] = {Resize::kFixed, Resize::kFloat, Resize::kPil};
+    job.resize = kKernels[resize];
     validate(job);
     result.num_rows += num_patch_rows(job);
     require(result.num_rows <= kMaxRows, what, "rows of all jobs", "at most 2^40", result.num_rows);
@@ -62,10 +67,6 @@ PatchifyOptions read_options(const vtts_patchify_options* options, bool for_cpu,
   const vtts_patchify_options given =
       options == nullptr ? defaults : read_struct(options, defaults, what, "options");
   PatchifyOptions result;
-  const int32_t rounding = number_of(given.rounding);
-  require(rounding == VTTS_ROUNDING_CPU || rounding == VTTS_ROUNDING_CUDA, what, "options.rounding",
-          "a vtts_rounding", rounding);
-  result.rounding = rounding == VTTS_ROUNDING_CPU ? Rounding::kCpu : Rounding::kCuda;
   for (int c = 0; c < kChannels; ++c) {
     if (!std::isfinite(given.mean[c]) || !std::isfinite(given.std[c]) || !(given.std[c] > 0.0f)) {
       reject(what, "options.mean, options.std", "finite, std > 0",

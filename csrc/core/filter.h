@@ -1,4 +1,4 @@
-// Taps of the antialiased bicubic filter (a = -0.5), as ATen computes them.
+// Taps of the antialiased bicubic filter (a = -0.5), as ATen and PIL compute them.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ struct Taps {
   std::vector<int32_t> starts;
   std::vector<int32_t> counts;
   std::vector<Weight> weights;
-  int precision = 0;  // int16_t only: weights are fixed point with this many fractional bits
+  int precision = 0;  // of integers: weights are fixed point with this many fractional bits
 
   int num_outputs() const { return static_cast<int>(starts.size()); }
   const Weight* weights_of(int output) const {
@@ -24,11 +24,14 @@ struct Taps {
   }
 };
 
-// CPU rounding: weights in double, then one fixed-point precision for the axis, the largest that
+// Resize::kFixed: weights in double, then one fixed-point precision for the axis, the largest that
 // keeps its largest weight below 2^15 (at most 22 bits).
 Taps<int16_t> fixed_point_taps(int source_extent, int target_extent);
 
-// CUDA rounding: all arithmetic in float32.
+// Resize::kFloat: all arithmetic in float32.
 Taps<float> float_taps(int source_extent, int target_extent);
+
+// Resize::kPil: weights in double, then 22 fractional bits.
+Taps<int32_t> pil_taps(int source_extent, int target_extent);
 
 }  // namespace vtts

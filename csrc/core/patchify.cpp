@@ -1,11 +1,14 @@
 #include "core/patchify.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -41,7 +44,7 @@ void validate_frame(const char* what, const FrameView& frame, const char* name) 
   }
 }
 
-// What the two roundings differ in.
+// What the kernels differ in.
 struct FixedPoint {
   using Stage = uint8_t;  // what the horizontal pass hands to the vertical one
   using Weight = int16_t;
@@ -54,6 +57,21 @@ struct FixedPoint {
                        const Taps<Weight>& taps, int row, int num_values, uint8_t* target) {
     kernels.vertical_fixed(source, taps.weights_of(row), taps.counts[row] + taps.counts[row] % 2,
                            taps.precision, num_values, target);
+  }
+};
+
+struct Pil {
+  using Stage = uint8_t;
+  using Weight = int32_t;
+  static Taps<Weight> taps(int source, int target) { return pil_taps(source, target); }
+  static void horizontal(const RowKernels& kernels, const uint8_t* const* source,
+                         const Taps<Weight>& taps, Stage* const* target) {
+    kernels.horizontal_pil(source, taps, target);
+  }
+  static void vertical(const RowKernels& kernels, const Stage* const* source,
+                       const Taps<Weight>& taps, int row, int num_values, uint8_t* target) {
+    kernels.vertical_pil(source, taps.weights_of(row), taps.counts[row], taps.precision, num_values,
+                         target);
   }
 };
 
@@ -71,6 +89,18 @@ struct FloatingPoint {
   }
 };
 
+template <typename Use>
+void with_numerics(Resize resize, const Use& use) {
+  switch (resize) {
+    case Resize::kFixed:
+      return use(FixedPoint());
+    case Resize::kFloat:
+      return use(FloatingPoint());
+    case Resize::kPil:
+      return use(Pil());
+  }
+}
+
 // Resizes the crop of one frame row by row, top to bottom. Horizontally resized rows live in a ring
 // just large enough for one output row, so that they are still in L1 when they are summed.
 template <typename Numerics>
@@ -79,18 +109,19 @@ class RowResizer {
   using Stage = typename Numerics::Stage;
   using AxisTaps = Taps<typename Numerics::Weight>;
 
-  // `first_row`, `last_row`: the source rows (of the crop) that will be needed, half-open.
-  void start(const RowKernels& kernels, const uint8_t* crop, int64_t row_stride_bytes,
-             int crop_width, const AxisTaps& columns, const AxisTaps& rows, int first_row,
-             int last_row) {
+  // Output rows [first, last) of `job` will be wanted, of the crop at `crop`.
+  void start(const RowKernels& kernels, const PatchifyJob& job, const uint8_t* crop,
+             int64_t row_stride_bytes, const AxisTaps& columns, const AxisTaps& rows, int first,
+             int last) {
     kernels_ = &kernels;
     crop_ = crop;
     row_stride_bytes_ = row_stride_bytes;
-    crop_row_bytes_ = static_cast<size_t>(crop_width) * kChannels;
+    crop_row_bytes_ = static_cast<size_t>(job.box.x1 - job.box.x0) * kChannels;
     columns_ = &columns;
     rows_ = &rows;
-    done_ = first_row;
-    last_row_ = last_row;
+    rows_first_ = job.resize == Resize::kPil && pil_rows_first(job);
+    done_ = rows_first_ ? first : rows.starts[first];
+    last_row_ = rows_first_ ? last : rows.starts[last - 1] + rows.counts[last - 1];
     // A weight of zero may stand on up to `stride` pixels beyond the crop.
     padded_row_bytes_ =
         crop_row_bytes_ + static_cast<size_t>(columns.stride) * kChannels + kRowSlack;
@@ -103,6 +134,13 @@ class RowResizer {
 
   // Output row `row`, num_outputs * 3 bytes (and slack); rows must ascend.
   void resize(int row, uint8_t* target) {
+    if constexpr (std::is_same_v<Numerics, Pil>) {
+      if (rows_first_) {
+        if (row == done_) advance_rows_first();
+        std::memcpy(target, ring_row(row), ring_row_ - kRowSlack);
+        return;
+      }
+    }
     const int begin = rows_->starts[row], count = rows_->counts[row];
     done_ = std::max(done_, begin);
     while (done_ < begin + count) advance();
@@ -133,35 +171,76 @@ class RowResizer {
     done_ += batch;
   }
 
+  // The next output rows, each from source rows where they lie.
+  void advance_rows_first() {
+    const uint8_t* sources[kRowBatch];
+    Stage* targets[kRowBatch];
+    const int batch = std::min(kRowBatch, last_row_ - done_);
+    for (int i = 0; i < kRowBatch; ++i) {
+      uint8_t* padded = padded_.data() + padded_row_bytes_ * std::min(i, batch - 1);
+      if (i < batch) sum_source_rows(done_ + i, padded);
+      sources[i] = padded;
+      targets[i] = ring_row(done_ + std::min(i, batch - 1));
+    }
+    Numerics::horizontal(*kernels_, sources, *columns_, targets);
+    done_ += batch;
+  }
+
+  void sum_source_rows(int row, uint8_t* target) {
+    const int count = rows_->counts[row];
+    for (int k = 0; k < count; ++k) {
+      sources_[k] = crop_ + (rows_->starts[row] + k) * row_stride_bytes_;
+    }
+    // Kernels read whole vectors: what is left of the rows is copied to where they may.
+    const size_t whole = crop_row_bytes_ / kRowSlack * kRowSlack, rest = crop_row_bytes_ - whole;
+    if (whole > 0) {
+      Numerics::vertical(*kernels_, sources_.data(), *rows_, row, static_cast<int>(whole), target);
+    }
+    if (rest == 0) return;
+    ends_.resize(static_cast<size_t>(count) * kRowSlack);
+    for (int k = 0; k < count; ++k) {
+      uint8_t* const end = ends_.data() + k * kRowSlack;
+      std::memcpy(end, sources_[k] + whole, rest);
+      sources_[k] = end;
+    }
+    Numerics::vertical(*kernels_, sources_.data(), *rows_, row, static_cast<int>(rest),
+                       target + whole);
+  }
+
   const RowKernels* kernels_ = nullptr;
   const uint8_t* crop_ = nullptr;
   int64_t row_stride_bytes_ = 0;
   size_t crop_row_bytes_ = 0, padded_row_bytes_ = 0, ring_row_ = 0;
   const AxisTaps *columns_ = nullptr, *rows_ = nullptr;
-  int done_ = 0, last_row_ = 0, ring_capacity_ = 0;
-  std::vector<uint8_t> padded_;
+  bool rows_first_ = false;
+  // Source rows in the ring and wanted; output rows where the resize runs along y first.
+  int done_ = 0, last_row_ = 0;
+  int ring_capacity_ = 0;
+  std::vector<uint8_t> padded_, ends_;
   std::vector<Stage> ring_;
   std::vector<const Stage*> sources_;
 };
 
-template <typename Numerics>
 class Patchifier {
  public:
-  using AxisTaps = typename RowResizer<Numerics>::AxisTaps;
-
   Patchifier(const PatchifyJob* jobs, size_t num_jobs, const RowKernels& kernels,
              const Normalisation& normalisation)
       : kernels_(kernels), normalisation_(normalisation) {
     for (size_t i = 0; i < num_jobs; ++i) {
       const PatchifyJob& job = jobs[i];
       if (!needs_resize(job)) continue;
-      remember(job.box.x1 - job.box.x0, job.width);
-      remember(job.box.y1 - job.box.y0, job.height);
+      with_numerics(job.resize, [&](auto numerics) {
+        remember<decltype(numerics)>(job.box.x1 - job.box.x0, job.width);
+        remember<decltype(numerics)>(job.box.y1 - job.box.y0, job.height);
+      });
     }
   }
 
+  template <typename Numerics>
+  using Resizers = std::array<RowResizer<Numerics>, kFramesPerPair>;
+
   struct Scratch {
-    RowResizer<Numerics> resizers[kFramesPerPair];
+    std::tuple<Resizers<FixedPoint>, Resizers<FloatingPoint>, Resizers<Pil>> resizers;
     std::vector<uint8_t> packed;                 // one resized row
     std::vector<uint8_t> strip[kFramesPerPair];  // kTokenPx rows, each as three channel rows
     uint8_t patch[kPatchRow + kRowSlack] = {};
@@ -169,51 +248,35 @@ class Patchifier {
 
   void run(const TokenRows& task, Scratch& scratch) const {
     const PatchifyJob& job = *task.job;
-    const bool same = job.frame_a.data == job.frame_b.data &&
-                      job.frame_a.row_stride_bytes == job.frame_b.row_stride_bytes;
-    const int num_frames = same ? 1 : kFramesPerPair;
-    const int64_t plane_stride = job.width;
-    const int64_t strip_row = kChannels * plane_stride;
+    const int64_t strip_row = kChannels * int64_t{job.width};
     scratch.packed.resize(static_cast<size_t>(strip_row) + kRowSlack);
     for (auto& strip : scratch.strip) {
       strip.resize(static_cast<size_t>(kTokenPx * strip_row) + kRowSlack);
     }
 
-    float* out = task.out;
     if (!needs_resize(job)) {
-      for (int token_row = task.begin; token_row < task.end; ++token_row) {
-        for (int f = 0; f < num_frames; ++f) {
-          const FrameView& frame = f == 0 ? job.frame_a : job.frame_b;
-          for (int y = 0; y < kTokenPx; ++y) {
-            kernels_.split_channels(
-                crop_of(frame, job.box) + (token_row * kTokenPx + y) * frame.row_stride_bytes,
-                job.width, scratch.strip[f].data() + y * strip_row, plane_stride);
-          }
-        }
-        out = write_token_row(job, same, scratch, out);
-      }
+      write_rows(task, scratch, [&](int frame, int y, uint8_t* planes) {
+        const FrameView& view = frame == 0 ? job.frame_a : job.frame_b;
+        kernels_.split_channels(crop_of(view, job.box) + y * view.row_stride_bytes, job.width,
+                                planes, job.width);
+      });
       return;
     }
-
-    const AxisTaps& columns = taps(job.box.x1 - job.box.x0, job.width);
-    const AxisTaps& rows = taps(job.box.y1 - job.box.y0, job.height);
-    const int last = task.end * kTokenPx - 1;
-    for (int f = 0; f < num_frames; ++f) {
-      const FrameView& frame = f == 0 ? job.frame_a : job.frame_b;
-      scratch.resizers[f].start(
-          kernels_, crop_of(frame, job.box), frame.row_stride_bytes, job.box.x1 - job.box.x0,
-          columns, rows, rows.starts[task.begin * kTokenPx], rows.starts[last] + rows.counts[last]);
-    }
-    for (int token_row = task.begin; token_row < task.end; ++token_row) {
-      for (int f = 0; f < num_frames; ++f) {
-        for (int y = 0; y < kTokenPx; ++y) {
-          scratch.resizers[f].resize(token_row * kTokenPx + y, scratch.packed.data());
-          kernels_.split_channels(scratch.packed.data(), job.width,
-                                  scratch.strip[f].data() + y * strip_row, plane_stride);
-        }
+    with_numerics(job.resize, [&](auto numerics) {
+      using Numerics = decltype(numerics);
+      auto& resizers = std::get<Resizers<Numerics>>(scratch.resizers);
+      for (int f = 0; f < num_frames(job); ++f) {
+        const FrameView& view = f == 0 ? job.frame_a : job.frame_b;
+        resizers[f].start(kernels_, job, crop_of(view, job.box), view.row_stride_bytes,
+                          taps<Numerics>(job.box.x1 - job.box.x0, job.width),
+                          taps<Numerics>(job.box.y1 - job.box.y0, job.height),
+                          task.begin * kTokenPx, task.end * kTokenPx);
       }
-      out = write_token_row(job, same, scratch, out);
-    }
+      write_rows(task, scratch, [&](int frame, int y, uint8_t* planes) {
+        resizers[frame].resize(y, scratch.packed.data());
+        kernels_.split_channels(scratch.packed.data(), job.width, planes, job.width);
+      });
+    });
   }
 
  private:
@@ -225,18 +288,47 @@ class Patchifier {
     return frame.data + box.y0 * frame.row_stride_bytes + int64_t{kChannels} * box.x0;
   }
 
+  static int num_frames(const PatchifyJob& job) {
+    const bool same = job.frame_a.data == job.frame_b.data &&
+                      job.frame_a.row_stride_bytes == job.frame_b.row_stride_bytes;
+    return same ? 1 : kFramesPerPair;
+  }
+
+  template <typename Numerics>
+  using TapsOf = std::map<std::pair<int, int>, Taps<typename Numerics::Weight>>;
+
+  template <typename Numerics>
   void remember(int source, int target) {
-    auto& slot = taps_[{source, target}];
+    auto& slot = std::get<TapsOf<Numerics>>(taps_)[{source, target}];
     if (slot.stride == 0) slot = Numerics::taps(source, target);
   }
 
-  const AxisTaps& taps(int source, int target) const { return taps_.at({source, target}); }
+  template <typename Numerics>
+  const auto& taps(int source, int target) const {
+    return std::get<TapsOf<Numerics>>(taps_).at({source, target});
+  }
+
+  // `make(frame, y, planes)` writes row y of a frame as three channel rows.
+  template <typename Make>
+  void write_rows(const TokenRows& task, Scratch& scratch, const Make& make) const {
+    const PatchifyJob& job = *task.job;
+    const int64_t strip_row = kChannels * int64_t{job.width};
+    float* out = task.out;
+    for (int token_row = task.begin; token_row < task.end; ++token_row) {
+      for (int f = 0; f < num_frames(job); ++f) {
+        for (int y = 0; y < kTokenPx; ++y) {
+          make(f, token_row * kTokenPx + y, scratch.strip[f].data() + y * strip_row);
+        }
+      }
+      out = write_token_row(job, scratch, out);
+    }
+  }
 
   // The patches of one strip, in row order: the output is written strictly forward.
-  float* write_token_row(const PatchifyJob& job, bool same, Scratch& scratch, float* out) const {
+  float* write_token_row(const PatchifyJob& job, Scratch& scratch, float* out) const {
     const int64_t width = job.width;
     const uint8_t* strips[kFramesPerPair] = {scratch.strip[0].data(),
-                                             scratch.strip[same ? 0 : 1].data()};
+                                             scratch.strip[num_frames(job) - 1].data()};
     for (int token = 0; token < job.width / kTokenPx; ++token) {
       for (int quarter = 0; quarter < kPatchesPerToken; ++quarter) {
         const int64_t y0 = quarter / 2 * kPatch;
@@ -261,7 +353,7 @@ class Patchifier {
 
   const RowKernels& kernels_;
   const Normalisation& normalisation_;
-  std::map<std::pair<int, int>, AxisTaps> taps_;
+  std::tuple<TapsOf<FixedPoint>, TapsOf<FloatingPoint>, TapsOf<Pil>> taps_;
 };
 
 const RowKernels& row_kernels(const char* what, Isa isa) {
@@ -275,11 +367,10 @@ const RowKernels& row_kernels(const char* what, Isa isa) {
   }
 }
 
-template <typename Numerics>
-class RowsOf : public PatchRows {
+class Rows : public PatchRows {
  public:
-  RowsOf(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
-         const RowKernels& kernels)
+  Rows(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
+       const RowKernels& kernels)
       : normalisation_(make_normalisation(options)),
         patchifier_(jobs, num_jobs, kernels, normalisation_),
         scratch_(options.num_threads) {}
@@ -291,14 +382,27 @@ class RowsOf : public PatchRows {
 
  private:
   const Normalisation normalisation_;
-  const Patchifier<Numerics> patchifier_;
-  std::vector<typename Patchifier<Numerics>::Scratch> scratch_;
+  const Patchifier patchifier_;
+  std::vector<Patchifier::Scratch> scratch_;
 };
 
 }  // namespace
 
 int64_t num_patch_rows(const PatchifyJob& job) {
   return int64_t{job.height / kPatch} * (job.width / kPatch);
+}
+
+Resize parse_resize(const std::string& what, const std::string& name) {
+  if (name == "fixed") return Resize::kFixed;
+  if (name == "float") return Resize::kFloat;
+  if (name == "pil") return Resize::kPil;
+  reject(what, "resize", "fixed, float or pil", name);
+}
+
+bool pil_rows_first(const PatchifyJob& job) {
+  const int fewer_rows = job.box.y1 - job.box.y0 - job.height;
+  const int fewer_columns = job.box.x1 - job.box.x0 - job.width;
+  return fewer_rows > std::max(0, 2 * fewer_columns);
 }
 
 Normalisation make_normalisation(const PatchifyOptions& options) {
@@ -345,10 +449,7 @@ std::unique_ptr<PatchRows> make_patch_rows(const char* what, const PatchifyJob* 
   }
   for (size_t i = 0; i < num_jobs; ++i) validate(jobs[i], what);
   const RowKernels& kernels = row_kernels(what, options.isa);
-  if (options.rounding == Rounding::kCpu) {
-    return std::make_unique<RowsOf<FixedPoint>>(jobs, num_jobs, options, kernels);
-  }
-  return std::make_unique<RowsOf<FloatingPoint>>(jobs, num_jobs, options, kernels);
+  return std::make_unique<Rows>(jobs, num_jobs, options, kernels);
 }
 
 int64_t rows_per_part(int64_t num_token_rows, int num_threads) {

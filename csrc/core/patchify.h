@@ -1,11 +1,12 @@
 // patchify: uint8 RGB frames -> crop -> antialiased bicubic resize -> normalise -> ViT patch rows.
 //
 // Torch-free and Python-free. One job is one frame pair seen through one crop box at one size; a
-// call takes many jobs. The numbers are bit for bit those of transformers' Qwen2VLVideoProcessor.
+// call takes many jobs, each with its own resize kernel.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "cpu/cpu_features.h"
 
@@ -32,6 +33,13 @@ struct PixelBox {
   int32_t x0 = 0, y0 = 0, x1 = 0, y1 = 0;
 };
 
+// How a crop becomes the pixels of its view; without effect where it has the target's size.
+enum class Resize {
+  kFixed,  // ATen for uint8 on a CPU: int16 weights, rounded to uint8 after each of the two passes
+  kFloat,  // torchvision v1, and ATen on a GPU: float32 in both passes, rounded half to even once
+  kPil,    // PIL 13: weights of 22 bits, rounded after each pass, along y first where that is less
+};
+
 // Both frames are cropped to `box` and resized to `height` x `width` (multiples of kTokenPx). The
 // resize sees the crop only: taps stop at its border. Frames may be the same memory, then the work
 // is done once.
@@ -40,16 +48,16 @@ struct PatchifyJob {
   PixelBox box;
   int32_t height = 0;
   int32_t width = 0;
+  Resize resize = Resize::kFixed;
 };
 
-// Where ATen rounds in a uint8 bicubic resize.
-enum class Rounding {
-  kCpu,   // int16 weights, rounded to uint8 after each of the two passes
-  kCuda,  // float32 in both passes, rounded half to even once at the end
-};
+// "fixed", "float" or "pil". Throws std::invalid_argument, in the name of `what`, on another.
+Resize parse_resize(const std::string& what, const std::string& name);
+
+// Whether PIL resizes this job along y before it does along x (Resample.c of Pillow 13).
+bool pil_rows_first(const PatchifyJob& job);
 
 struct PatchifyOptions {
-  Rounding rounding = Rounding::kCpu;
   Isa isa = Isa::kAuto;
   int num_threads = 1;
   // A value x of channel c becomes (x - mean[c]) / std[c] in float32; both are in 0..255 units.

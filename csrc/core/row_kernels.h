@@ -28,11 +28,16 @@ struct RowKernels {
   // kRowBatch rows of packed RGB -> rows of taps.num_outputs() packed RGB pixels.
   void (*horizontal_fixed)(const uint8_t* const* source, const Taps<int16_t>& taps,
                            uint8_t* const* target);
+  void (*horizontal_pil)(const uint8_t* const* source, const Taps<int32_t>& taps,
+                         uint8_t* const* target);
   void (*horizontal_float)(const uint8_t* const* source, const Taps<float>& taps,
                            float* const* target);
   // num_taps (even) rows of `num_values` values, weighted -> one row of uint8.
   void (*vertical_fixed)(const uint8_t* const* source, const int16_t* weights, int num_taps,
                          int precision, int num_values, uint8_t* target);
+  // num_taps rows, weighted by integers `precision` bits up or by floats.
+  void (*vertical_pil)(const uint8_t* const* source, const int32_t* weights, int num_taps,
+                       int precision, int num_values, uint8_t* target);
   void (*vertical_float)(const float* const* source, const float* weights, int num_taps,
                          int num_values, uint8_t* target);
   // One row of packed RGB -> three rows, `plane_stride` bytes apart.

@@ -34,6 +34,22 @@ VTTS_AVX2_INLINE __m256i pair_mask(int p) {
       _mm_setr_epi8(r, z, r + 3, z, r + 1, z, r + 4, z, r + 2, z, r + 5, z, z, z, z, z));
 }
 
+// Sums of four rows' pixel `i`, cut to 0..255: saturation is the clamp.
+VTTS_AVX2_INLINE void store_pixel(__m256i sums01, __m256i sums23, int i, uint8_t* out0,
+                                  uint8_t* out1, uint8_t* out2, uint8_t* out3) {
+  const __m256i words = _mm256_packs_epi32(sums01, sums23);
+  const __m256i bytes = _mm256_packus_epi16(words, words);
+  const uint64_t rows02 = static_cast<uint64_t>(_mm256_extract_epi64(bytes, 0));
+  const uint64_t rows13 = static_cast<uint64_t>(_mm256_extract_epi64(bytes, 2));
+  // Four bytes a pixel: the fourth is overwritten by the next pixel or lies in the slack.
+  const uint32_t pixel0 = static_cast<uint32_t>(rows02), pixel2 = rows02 >> 32;
+  const uint32_t pixel1 = static_cast<uint32_t>(rows13), pixel3 = rows13 >> 32;
+  std::memcpy(out0 + kChannels * i, &pixel0, 4);
+  std::memcpy(out1 + kChannels * i, &pixel1, 4);
+  std::memcpy(out2 + kChannels * i, &pixel2, 4);
+  std::memcpy(out3 + kChannels * i, &pixel3, 4);
+}
+
 VTTS_AVX2 void horizontal_fixed(const uint8_t* const* source, const Taps<int16_t>& taps,
                                 uint8_t* const* target) {
   const __m256i first = pair_mask(0), second = pair_mask(2);
@@ -67,31 +83,45 @@ VTTS_AVX2 void horizontal_fixed(const uint8_t* const* source, const Taps<int16_t
       sum01 = _mm256_add_epi32(sum01, _mm256_madd_epi16(_mm256_shuffle_epi8(pixels01, first), w0));
       sum23 = _mm256_add_epi32(sum23, _mm256_madd_epi16(_mm256_shuffle_epi8(pixels23, first), w0));
     }
-    const __m256i words =
-        _mm256_packs_epi32(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift));
-    const __m256i bytes = _mm256_packus_epi16(words, words);  // saturation is the clamp to 0..255
-    const uint64_t rows02 = static_cast<uint64_t>(_mm256_extract_epi64(bytes, 0));
-    const uint64_t rows13 = static_cast<uint64_t>(_mm256_extract_epi64(bytes, 2));
-    // Four bytes a pixel: the fourth is overwritten by the next pixel or lies in the slack.
-    const uint32_t pixel0 = static_cast<uint32_t>(rows02), pixel2 = rows02 >> 32;
-    const uint32_t pixel1 = static_cast<uint32_t>(rows13), pixel3 = rows13 >> 32;
-    std::memcpy(out0 + kChannels * i, &pixel0, 4);
-    std::memcpy(out1 + kChannels * i, &pixel1, 4);
-    std::memcpy(out2 + kChannels * i, &pixel2, 4);
-    std::memcpy(out3 + kChannels * i, &pixel3, 4);
+    store_pixel(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift), i, out0, out1, out2,
+                out3);
   }
 }
 
-VTTS_AVX2_INLINE __m256 load_two_pixels(const uint8_t* a, const uint8_t* b) {
+// One pixel of two rows, a row a lane, as 32-bit integers; the fourth byte is the next pixel's.
+VTTS_AVX2_INLINE __m256i load_two_pixels(const uint8_t* a, const uint8_t* b) {
   int32_t pixel_a, pixel_b;
   std::memcpy(&pixel_a, a, 4);
   std::memcpy(&pixel_b, b, 4);
-  const __m128i both = _mm_unpacklo_epi32(_mm_cvtsi32_si128(pixel_a), _mm_cvtsi32_si128(pixel_b));
-  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(both));
+  return _mm256_cvtepu8_epi32(
+      _mm_unpacklo_epi32(_mm_cvtsi32_si128(pixel_a), _mm_cvtsi32_si128(pixel_b)));
+}
+
+VTTS_AVX2 void horizontal_pil(const uint8_t* const* source, const Taps<int32_t>& taps,
+                              uint8_t* const* target) {
+  const __m256i half = _mm256_set1_epi32(1 << (taps.precision - 1));
+  const __m128i shift = _mm_cvtsi32_si128(taps.precision);
+  uint8_t *out0 = target[0], *out1 = target[1], *out2 = target[2], *out3 = target[3];
+  for (int i = 0; i < taps.num_outputs(); ++i) {
+    const int64_t offset = int64_t{kChannels} * taps.starts[i];
+    const int32_t* weights = taps.weights_of(i);
+    __m256i sum01 = half, sum23 = half;
+    for (int k = 0; k < taps.counts[i]; ++k) {
+      const int64_t at = offset + kChannels * k;
+      const __m256i weight = _mm256_set1_epi32(weights[k]);
+      const __m256i pixel01 = load_two_pixels(source[0] + at, source[1] + at);
+      const __m256i pixel23 = load_two_pixels(source[2] + at, source[3] + at);
+      sum01 = _mm256_add_epi32(sum01, _mm256_mullo_epi32(pixel01, weight));
+      sum23 = _mm256_add_epi32(sum23, _mm256_mullo_epi32(pixel23, weight));
+    }
+    store_pixel(_mm256_sra_epi32(sum01, shift), _mm256_sra_epi32(sum23, shift), i, out0, out1, out2,
+                out3);
+  }
 }
 
 VTTS_AVX2 void horizontal_float(const uint8_t* const* source, const Taps<float>& taps,
                                 float* const* target) {
+  float *out0 = target[0], *out1 = target[1], *out2 = target[2], *out3 = target[3];
   for (int i = 0; i < taps.num_outputs(); ++i) {
     const int64_t offset = int64_t{kChannels} * taps.starts[i];
     const float* weights = taps.weights_of(i);
@@ -99,13 +129,15 @@ VTTS_AVX2 void horizontal_float(const uint8_t* const* source, const Taps<float>&
     for (int k = 0; k < taps.counts[i]; ++k) {
       const int64_t at = offset + kChannels * k;
       const __m256 weight = _mm256_set1_ps(weights[k]);
-      sum01 = _mm256_fmadd_ps(load_two_pixels(source[0] + at, source[1] + at), weight, sum01);
-      sum23 = _mm256_fmadd_ps(load_two_pixels(source[2] + at, source[3] + at), weight, sum23);
+      const __m256i pixel01 = load_two_pixels(source[0] + at, source[1] + at);
+      const __m256i pixel23 = load_two_pixels(source[2] + at, source[3] + at);
+      sum01 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(pixel01), weight, sum01);
+      sum23 = _mm256_fmadd_ps(_mm256_cvtepi32_ps(pixel23), weight, sum23);
     }
-    _mm_storeu_ps(target[0] + kChannels * i, _mm256_castps256_ps128(sum01));
-    _mm_storeu_ps(target[1] + kChannels * i, _mm256_extractf128_ps(sum01, 1));
-    _mm_storeu_ps(target[2] + kChannels * i, _mm256_castps256_ps128(sum23));
-    _mm_storeu_ps(target[3] + kChannels * i, _mm256_extractf128_ps(sum23, 1));
+    _mm_storeu_ps(out0 + kChannels * i, _mm256_castps256_ps128(sum01));
+    _mm_storeu_ps(out1 + kChannels * i, _mm256_extractf128_ps(sum01, 1));
+    _mm_storeu_ps(out2 + kChannels * i, _mm256_castps256_ps128(sum23));
+    _mm_storeu_ps(out3 + kChannels * i, _mm256_extractf128_ps(sum23, 1));
   }
 }
 
@@ -135,18 +167,47 @@ VTTS_AVX2 void vertical_fixed(const uint8_t* const* source, const int16_t* weigh
   }
 }
 
+// Values as bytes, cut to 0..255.
+VTTS_AVX2_INLINE void store_sixteen(__m256i a, __m256i b, uint8_t* target) {
+  // Packing stays inside 128-bit lanes: pieces of four come out as a0 b0 a1 b1.
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+  const __m128i bytes =
+      _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bytes);
+}
+
+VTTS_AVX2_INLINE __m256i load_eight(const uint8_t* bytes) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+}
+
+VTTS_AVX2 void vertical_pil(const uint8_t* const* source, const int32_t* weights, int num_taps,
+                            int precision, int num_values, uint8_t* target) {
+  const __m256i half = _mm256_set1_epi32(1 << (precision - 1));
+  const __m128i shift = _mm_cvtsi32_si128(precision);
+  for (int i = 0; i < num_values; i += 16) {
+    __m256i sum0 = half, sum1 = half;
+    for (int k = 0; k < num_taps; ++k) {
+      const __m256i weight = _mm256_set1_epi32(weights[k]);
+      sum0 = _mm256_add_epi32(sum0, _mm256_mullo_epi32(load_eight(source[k] + i), weight));
+      sum1 = _mm256_add_epi32(sum1, _mm256_mullo_epi32(load_eight(source[k] + i + 8), weight));
+    }
+    store_sixteen(_mm256_sra_epi32(sum0, shift), _mm256_sra_epi32(sum1, shift), target + i);
+  }
+}
+
+// Sixteen values at once: two chains of multiply-adds.
 VTTS_AVX2 void vertical_float(const float* const* source, const float* weights, int num_taps,
                               int num_values, uint8_t* target) {
   const __m256 low = _mm256_setzero_ps(), high = _mm256_set1_ps(255.0f);
-  for (int i = 0; i < num_values; i += 8) {
-    __m256 sum = _mm256_setzero_ps();
+  for (int i = 0; i < num_values; i += 16) {
+    __m256 sum0 = low, sum1 = low;
     for (int k = 0; k < num_taps; ++k) {
-      sum = _mm256_fmadd_ps(_mm256_loadu_ps(source[k] + i), _mm256_set1_ps(weights[k]), sum);
+      const __m256 weight = _mm256_broadcast_ss(weights + k);
+      sum0 = _mm256_fmadd_ps(_mm256_loadu_ps(source[k] + i), weight, sum0);
+      sum1 = _mm256_fmadd_ps(_mm256_loadu_ps(source[k] + i + 8), weight, sum1);
     }
-    const __m256i rounded = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(sum, low), high));
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(target + i), _mm_packus_epi16(words, words));
+    store_sixteen(_mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(sum0, low), high)),
+                  _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(sum1, low), high)), target + i);
   }
 }
 
@@ -183,11 +244,6 @@ VTTS_AVX2 void split_channels(const uint8_t* source, int width, uint8_t* target,
   }
 }
 
-VTTS_AVX2_INLINE __m256 load_eight(const uint8_t* bytes) {
-  return _mm256_cvtepi32_ps(
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
-}
-
 VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisation, float* target) {
   constexpr int kPerChannel = kPatchRow / kChannels;
   static_assert(kPerChannel % 8 == 0, "a channel is whole vectors");
@@ -198,14 +254,14 @@ VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisatio
     const int end = (c + 1) * kPerChannel;
     if (normalisation.division_is_two_fmas) {
       for (int i = c * kPerChannel; i < end; i += 8) {
-        const __m256 centred = _mm256_sub_ps(load_eight(patch + i), mean);
+        const __m256 centred = _mm256_sub_ps(_mm256_cvtepi32_ps(load_eight(patch + i)), mean);
         const __m256 guess = _mm256_mul_ps(centred, reciprocal);
         const __m256 rest = _mm256_fnmadd_ps(guess, std, centred);
         _mm256_storeu_ps(target + i, _mm256_fmadd_ps(rest, reciprocal, guess));
       }
     } else {
       for (int i = c * kPerChannel; i < end; i += 8) {
-        const __m256 centred = _mm256_sub_ps(load_eight(patch + i), mean);
+        const __m256 centred = _mm256_sub_ps(_mm256_cvtepi32_ps(load_eight(patch + i)), mean);
         _mm256_storeu_ps(target + i, _mm256_div_ps(centred, std));
       }
     }
@@ -215,8 +271,9 @@ VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisatio
 }  // namespace
 
 const RowKernels* avx2_row_kernels() {
-  static const RowKernels kernels = {horizontal_fixed, horizontal_float, vertical_fixed,
-                                     vertical_float,   split_channels,   normalise};
+  static const RowKernels kernels = {horizontal_fixed, horizontal_pil, horizontal_float,
+                                     vertical_fixed,   vertical_pil,   vertical_float,
+                                     split_channels,   normalise};
   return &kernels;
 }
 

@@ -29,6 +29,19 @@ VTTS_INLINE int32x4_t half_of(int precision) {
   return vdupq_n_s32(precision > 0 ? 1 << (precision - 1) : 0);
 }
 
+// Pixel `i` of four rows.
+VTTS_INLINE void store_pixel(const int32x4_t (&sums)[kRowBatch], int32x4_t shift, int i,
+                             uint8_t* const* target) {
+  for (int row = 0; row < kRowBatch; row += 2) {
+    const uint64_t bytes =
+        vget_lane_u64(vreinterpret_u64_u8(round_fixed(sums[row], sums[row + 1], shift)), 0);
+    // Four bytes a pixel: the fourth is overwritten by the next pixel or lies in the slack.
+    const uint32_t first = static_cast<uint32_t>(bytes), second = bytes >> 32;
+    std::memcpy(target[row] + kChannels * i, &first, 4);
+    std::memcpy(target[row + 1] + kChannels * i, &second, 4);
+  }
+}
+
 void horizontal_fixed(const uint8_t* const* source, const Taps<int16_t>& taps,
                       uint8_t* const* target) {
   alignas(16) static const uint8_t kSpread[16] = {0, 1, 2, 255, 3, 4,  5,  255,
@@ -59,22 +72,32 @@ void horizontal_fixed(const uint8_t* const* source, const Taps<int16_t>& taps,
         sums[row] = vmlal_high_n_s16(sums[row], pixels[0], weights[k + 1]);
       }
     }
-    for (int row = 0; row < kRowBatch; row += 2) {
-      const uint64_t bytes =
-          vget_lane_u64(vreinterpret_u64_u8(round_fixed(sums[row], sums[row + 1], shift)), 0);
-      // Four bytes a pixel: the fourth is overwritten by the next pixel or lies in the slack.
-      const uint32_t first = static_cast<uint32_t>(bytes), second = bytes >> 32;
-      std::memcpy(target[row] + kChannels * i, &first, 4);
-      std::memcpy(target[row + 1] + kChannels * i, &second, 4);
-    }
+    store_pixel(sums, shift, i, target);
   }
 }
 
-VTTS_INLINE float32x4_t load_pixel(const uint8_t* from) {
+VTTS_INLINE uint32x4_t load_pixel(const uint8_t* from) {
   uint32_t pixel;
   std::memcpy(&pixel, from, 4);
   const uint8x8_t bytes = vreinterpret_u8_u32(vdup_n_u32(pixel));
-  return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+  return vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
+}
+
+void horizontal_pil(const uint8_t* const* source, const Taps<int32_t>& taps,
+                    uint8_t* const* target) {
+  const int32x4_t half = half_of(taps.precision), shift = vdupq_n_s32(-taps.precision);
+  for (int i = 0; i < taps.num_outputs(); ++i) {
+    const int64_t offset = int64_t{kChannels} * taps.starts[i];
+    const int32_t* weights = taps.weights_of(i);
+    int32x4_t sums[kRowBatch] = {half, half, half, half};
+    for (int k = 0; k < taps.counts[i]; ++k) {
+      for (int row = 0; row < kRowBatch; ++row) {
+        const uint32x4_t pixel = load_pixel(source[row] + offset + kChannels * k);
+        sums[row] = vmlaq_n_s32(sums[row], vreinterpretq_s32_u32(pixel), weights[k]);
+      }
+    }
+    store_pixel(sums, shift, i, target);
+  }
 }
 
 void horizontal_float(const uint8_t* const* source, const Taps<float>& taps, float* const* target) {
@@ -86,7 +109,7 @@ void horizontal_float(const uint8_t* const* source, const Taps<float>& taps, flo
     for (int k = 0; k < taps.counts[i]; ++k) {
       const float32x4_t weight = vdupq_n_f32(weights[k]);
       for (int row = 0; row < kRowBatch; ++row) {
-        const float32x4_t pixel = load_pixel(source[row] + offset + kChannels * k);
+        const float32x4_t pixel = vcvtq_f32_u32(load_pixel(source[row] + offset + kChannels * k));
         sums[row] = vfmaq_f32(sums[row], pixel, weight);
       }
     }
@@ -111,6 +134,20 @@ void vertical_fixed(const uint8_t* const* source, const int16_t* weights, int nu
     }
     vst1q_u8(target + i, vcombine_u8(round_fixed(sums[0], sums[1], shift),
                                      round_fixed(sums[2], sums[3], shift)));
+  }
+}
+
+void vertical_pil(const uint8_t* const* source, const int32_t* weights, int num_taps, int precision,
+                  int num_values, uint8_t* target) {
+  const int32x4_t half = half_of(precision), shift = vdupq_n_s32(-precision);
+  for (int i = 0; i < num_values; i += 8) {
+    int32x4_t sums[2] = {half, half};
+    for (int k = 0; k < num_taps; ++k) {
+      const int16x8_t values = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(source[k] + i)));
+      sums[0] = vmlaq_n_s32(sums[0], vmovl_s16(vget_low_s16(values)), weights[k]);
+      sums[1] = vmlaq_n_s32(sums[1], vmovl_high_s16(values), weights[k]);
+    }
+    vst1_u8(target + i, round_fixed(sums[0], sums[1], shift));
   }
 }
 
@@ -170,8 +207,9 @@ void normalise(const uint8_t* patch, const Normalisation& normalisation, float* 
 }  // namespace
 
 const RowKernels* neon_row_kernels() {
-  static const RowKernels kernels = {horizontal_fixed, horizontal_float, vertical_fixed,
-                                     vertical_float,   split_channels,   normalise};
+  static const RowKernels kernels = {horizontal_fixed, horizontal_pil, horizontal_float,
+                                     vertical_fixed,   vertical_pil,   vertical_float,
+                                     split_channels,   normalise};
   return &kernels;
 }
 

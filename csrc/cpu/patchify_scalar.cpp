@@ -12,12 +12,13 @@ uint8_t round_fixed(int32_t sum, int precision) {
   return static_cast<uint8_t>(std::clamp((sum + half) >> precision, 0, 255));
 }
 
-void horizontal_fixed(const uint8_t* const* source, const Taps<int16_t>& taps,
-                      uint8_t* const* target) {
+template <typename Weight>
+void horizontal_integer(const uint8_t* const* source, const Taps<Weight>& taps,
+                        uint8_t* const* target) {
   for (int row = 0; row < kRowBatch; ++row) {
     for (int i = 0; i < taps.num_outputs(); ++i) {
       const uint8_t* pixel = source[row] + kChannels * taps.starts[i];
-      const int16_t* weights = taps.weights_of(i);
+      const Weight* weights = taps.weights_of(i);
       for (int c = 0; c < kChannels; ++c) {
         int32_t sum = 0;
         for (int k = 0; k < taps.counts[i]; ++k) sum += weights[k] * pixel[kChannels * k + c];
@@ -43,8 +44,9 @@ void horizontal_float(const uint8_t* const* source, const Taps<float>& taps, flo
   }
 }
 
-void vertical_fixed(const uint8_t* const* source, const int16_t* weights, int num_taps,
-                    int precision, int num_values, uint8_t* target) {
+template <typename Weight>
+void vertical_integer(const uint8_t* const* source, const Weight* weights, int num_taps,
+                      int precision, int num_values, uint8_t* target) {
   for (int i = 0; i < num_values; ++i) {
     int32_t sum = 0;
     for (int k = 0; k < num_taps; ++k) sum += weights[k] * source[k][i];
@@ -78,8 +80,14 @@ void normalise(const uint8_t* patch, const Normalisation& normalisation, float* 
 }  // namespace
 
 const RowKernels& scalar_row_kernels() {
-  static const RowKernels kernels = {horizontal_fixed, horizontal_float, vertical_fixed,
-                                     vertical_float,   split_channels,   normalise};
+  static const RowKernels kernels = {horizontal_integer<int16_t>,
+                                     horizontal_integer<int32_t>,
+                                     horizontal_float,
+                                     vertical_integer<int16_t>,
+                                     vertical_integer<int32_t>,
+                                     vertical_float,
+                                     split_channels,
+                                     normalise};
   return kernels;
 }
 

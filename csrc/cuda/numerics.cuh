@@ -1,5 +1,4 @@
-// The arithmetic of the resize on the device, in both roundings: what csrc/cpu computes, to the
-// bit.
+// The arithmetic of the resize kernels on the device: what csrc/cpu computes, to the bit.
 #pragma once
 
 #include "cuda/device.h"
@@ -29,10 +28,25 @@ class Words {
   uint32_t low_;
 };
 
-// int16 weights, rounded to uint8 after each pass.
-struct DeviceFixedPoint {
+// Rounded to uint8 after each pass.
+struct DeviceIntegers {
   using Stage = uint8_t;
   using Sum = int;
+
+  __device__ static Stage staged(Sum sum, int precision) {
+    const int half = precision > 0 ? 1 << (precision - 1) : 0;
+    return static_cast<Stage>(min(max((sum + half) >> precision, 0), 255));
+  }
+  __device__ static uint32_t finished(Sum sum, int precision) { return staged(sum, precision); }
+  __device__ static uint32_t finished(const Sum (&sums)[4], int precision) {
+    uint32_t bytes = 0;
+    for (int i = 0; i < 4; ++i) bytes |= uint32_t{staged(sums[i], precision)} << (8 * i);
+    return bytes;
+  }
+};
+
+// int16 weights.
+struct DeviceFixedPoint : DeviceIntegers {
   using FourTaps = uint2;
   static constexpr int kTapsPerWord = 2;
 
@@ -52,11 +66,6 @@ struct DeviceFixedPoint {
     sums[2] = dot_high(weights.y, __byte_perm(blue, c, 0x7410), sums[2]);
   }
 
-  __device__ static Stage staged(Sum sum, int precision) {
-    const int half = precision > 0 ? 1 << (precision - 1) : 0;
-    return static_cast<Stage>(min(max((sum + half) >> precision, 0), 255));
-  }
-
   // Four neighbouring values of a resized row. The stage has a row more than is used.
   __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
                                          int precision) {
@@ -72,9 +81,7 @@ struct DeviceFixedPoint {
       sums[3] = dot_high(weight, high, sums[3]);
       stage += 2 * kTokenValues;
     }
-    uint32_t bytes = 0;
-    for (int i = 0; i < 4; ++i) bytes |= uint32_t{staged(sums[i], precision)} << (8 * i);
-    return bytes;
+    return finished(sums, precision);
   }
 
   __device__ static Sum add_pixel(uint32_t pixel, uint32_t weights, int k, Sum sum) {
@@ -83,7 +90,45 @@ struct DeviceFixedPoint {
   __device__ static Sum add_staged(Stage value, uint32_t weights, int k, Sum sum) {
     return add_pixel(value, weights, k, sum);
   }
-  __device__ static uint32_t finished(Sum sum, int precision) { return staged(sum, precision); }
+};
+
+// PIL's weights of 22 bits: 30 bits a product.
+struct DevicePil : DeviceIntegers {
+  using FourTaps = uint4;
+  static constexpr int kTapsPerWord = 1;
+
+  __device__ static int pixel(uint32_t word, int index) {
+    return static_cast<int>(word >> (8 * index) & 255);
+  }
+
+  template <bool kFour>
+  __device__ static void add(const uint32_t (&pixels)[3], const FourTaps& weights,
+                             Sum (&sums)[kChannels]) {
+    const uint32_t each[4] = {weights.x, weights.y, weights.z, weights.w};
+#pragma unroll
+    for (int i = 0; i < (kFour ? 12 : 6); ++i) {
+      sums[i % 3] = add_pixel(pixel(pixels[i / 4], i % 4), each[i / 3], 0, sums[i % 3]);
+    }
+  }
+
+  __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
+                                         int precision) {
+    Sum sums[4] = {};
+    for (int k = 0; k < count; ++k) {
+      const uint32_t weight = __ldg(weights + k);
+      const uint32_t values = *reinterpret_cast<const uint32_t*>(stage);
+      for (int i = 0; i < 4; ++i) sums[i] = add_pixel(pixel(values, i), weight, 0, sums[i]);
+      stage += kTokenValues;
+    }
+    return finished(sums, precision);
+  }
+
+  __device__ static Sum add_pixel(uint32_t value, uint32_t weight, int, Sum sum) {
+    return sum + static_cast<int>(value) * static_cast<int>(weight);
+  }
+  __device__ static Sum add_staged(Stage value, uint32_t weight, int, Sum sum) {
+    return add_pixel(value, weight, 0, sum);
+  }
 };
 
 // float32 with fused multiply-adds in both passes, rounded once.
@@ -139,5 +184,16 @@ struct DeviceFloatingPoint {
     return __float_as_uint(__fadd_rn(clamped, 8388608.0f)) & 255;
   }
 };
+
+template <typename Use>
+__device__ void with_numerics(Resize resize, const Use& use) {
+  if (resize == Resize::kFixed) {
+    use(DeviceFixedPoint());
+  } else if (resize == Resize::kFloat) {
+    use(DeviceFloatingPoint());
+  } else {
+    use(DevicePil());
+  }
+}
 
 }  // namespace vtts

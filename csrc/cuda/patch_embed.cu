@@ -273,7 +273,7 @@ struct Float32Product {
   }
 };
 
-template <typename Numerics, typename Multiply>
+template <typename Multiply>
 __global__ void __launch_bounds__(kThreads, 2) patch_embed_kernel(PatchEmbedArguments arguments) {
   VTTS_DYNAMIC_SHARED(shared);
   uint8_t* const tile = shared;
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, 2) patch_embed_kernel(PatchEmbedArgu
   for (int64_t unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
     const int64_t first_token = unit / num_splits * kTileTokens, split = unit % num_splits;
     const int64_t end_token = first_token + kTileTokens;
-    resize_tokens<Numerics, kThreads>(
+    resize_tokens<kThreads>(
         jobs, first_token, end_token < jobs.num_tokens ? end_token : jobs.num_tokens, 1, scratch,
         kRowPitch,
         [&](uint32_t token) {
@@ -305,17 +305,16 @@ struct Variant {
   int buffer_bytes;
 };
 
-template <typename Numerics>
 Variant variant_of(DType type) {
   using BFloat16 = TensorCoreProduct<true>;
   using Float16 = TensorCoreProduct<false>;
   switch (type) {
     case DType::kBFloat16:
-      return {patch_embed_kernel<Numerics, BFloat16>, BFloat16::kBufferBytes};
+      return {patch_embed_kernel<BFloat16>, BFloat16::kBufferBytes};
     case DType::kFloat16:
-      return {patch_embed_kernel<Numerics, Float16>, Float16::kBufferBytes};
+      return {patch_embed_kernel<Float16>, Float16::kBufferBytes};
     default:
-      return {patch_embed_kernel<Numerics, Float32Product>, Float32Product::kBufferBytes};
+      return {patch_embed_kernel<Float32Product>, Float32Product::kBufferBytes};
   }
 }
 
@@ -353,9 +352,7 @@ void patch_embed_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOp
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   send("patch_embed", plan.blob, workspace, cuda_stream);
 
-  const auto [kernel, buffer_bytes] = options.rounding == Rounding::kCpu
-                                          ? variant_of<DeviceFixedPoint>(args.type)
-                                          : variant_of<DeviceFloatingPoint>(args.type);
+  const auto [kernel, buffer_bytes] = variant_of(args.type);
   const int shared_bytes = kTileBytes + std::max(buffer_bytes, plan.scratch_bytes);
   const int64_t at_once = blocks_at_once("patch_embed", kernel, kThreads, shared_bytes);
   const int64_t num_tiles = (plan.num_tokens + kTileTokens - 1) / kTileTokens;

@@ -36,7 +36,7 @@ struct PatchifyArguments {
 };
 
 // Element: the 16 or 32 bits of a row's value. Values are only looked up, so bits are enough.
-template <typename Numerics, typename Element>
+template <typename Element>
 __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArguments arguments) {
   VTTS_DYNAMIC_SHARED(shared);
   uint8_t* const tile = shared;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArg
     table[i] = static_cast<const Element*>(arguments.table)[i];
   }
   const DeviceJobs& jobs = arguments.jobs;
-  resize_tokens<Numerics, kResizeThreads>(
+  resize_tokens<kResizeThreads>(
       jobs, blockIdx.x, jobs.num_tokens, gridDim.x, scratch, kPatchRow,
       [tile](uint32_t) { return tile; },
       [&](uint32_t token) {
@@ -74,12 +74,6 @@ __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArg
       });
 }
 
-template <typename Numerics>
-auto kernel_of(DType type) {
-  return type == DType::kFloat32 ? patchify_kernel<Numerics, uint32_t>
-                                 : patchify_kernel<Numerics, uint16_t>;
-}
-
 }  // namespace
 
 int64_t patchify_cuda_workspace_bytes(const PatchifyJob* jobs, size_t num_jobs,
@@ -99,8 +93,8 @@ void patchify_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptio
       {plan.jobs, plan.num_jobs, plan.stage_offset_bytes, plan.num_tokens, places},
       plan.table,
       out};
-  const auto kernel = options.rounding == Rounding::kCpu ? kernel_of<DeviceFixedPoint>(out_type)
-                                                         : kernel_of<DeviceFloatingPoint>(out_type);
+  const auto kernel =
+      out_type == DType::kFloat32 ? patchify_kernel<uint32_t> : patchify_kernel<uint16_t>;
   const int shared_bytes =
       static_cast<int>(kTokenBytes + kChannels * 256 * bytes_of(out_type)) + plan.scratch_bytes;
   const int64_t num_blocks =

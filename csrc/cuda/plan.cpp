@@ -32,14 +32,20 @@ bool same_frames(const PatchifyJob& job) {
 struct AxisKey {
   int source, target;
   bool columns;
+  Resize resize;
   bool operator<(const AxisKey& other) const {
-    return std::tie(source, target, columns) < std::tie(other.source, other.target, other.columns);
+    return std::tie(source, target, columns, resize) <
+           std::tie(other.source, other.target, other.columns, other.resize);
   }
 };
 
-AxisKey columns_of(const PatchifyJob& job) { return {job.box.x1 - job.box.x0, job.width, true}; }
+AxisKey columns_of(const PatchifyJob& job) {
+  return {job.box.x1 - job.box.x0, job.width, true, job.resize};
+}
 
-AxisKey rows_of(const PatchifyJob& job) { return {job.box.y1 - job.box.y0, job.height, false}; }
+AxisKey rows_of(const PatchifyJob& job) {
+  return {job.box.y1 - job.box.y0, job.height, false, job.resize};
+}
 
 // Starts, counts and at most one word a tap; an output has at most 2 * support + 1 taps, support
 // being 2 * max(scale, 1) (core/filter.cpp), made a multiple of four.
@@ -76,8 +82,7 @@ struct PlannedAxis {
 
 class Planner {
  public:
-  Planner(const PatchifyOptions& options, const void* workspace)
-      : rounding_(options.rounding), base_(static_cast<const uint8_t*>(workspace)) {}
+  explicit Planner(const void* workspace) : base_(static_cast<const uint8_t*>(workspace)) {}
 
   // Appends; returns the device address.
   template <typename T>
@@ -91,9 +96,16 @@ class Planner {
   const PlannedAxis& axis(const AxisKey& key) {
     const auto [found, is_new] = axes_.try_emplace(key);
     if (is_new) {
-      found->second = rounding_ == Rounding::kCpu
-                          ? planned(key, fixed_point_taps(key.source, key.target))
-                          : planned(key, float_taps(key.source, key.target));
+      switch (key.resize) {
+        case Resize::kFixed:
+          found->second = planned(key, fixed_point_taps(key.source, key.target));
+          break;
+        case Resize::kFloat:
+          found->second = planned(key, float_taps(key.source, key.target));
+          break;
+        case Resize::kPil:
+          found->second = planned(key, pil_taps(key.source, key.target));
+      }
     }
     return found->second;
   }
@@ -101,8 +113,9 @@ class Planner {
   std::vector<uint8_t> take_blob() { return std::move(blob_); }
 
  private:
-  static void words_of(const int16_t* weights, int stride, bool, uint32_t* words) {
-    std::memcpy(words, weights, stride * sizeof(int16_t));
+  template <typename Integer>
+  static void words_of(const Integer* weights, int stride, bool, uint32_t* words) {
+    std::memcpy(words, weights, stride * sizeof(Integer));
   }
 
   static void words_of(const float* weights, int stride, bool columns, uint32_t* words) {
@@ -134,7 +147,6 @@ class Planner {
             taps.counts};
   }
 
-  const Rounding rounding_;
   const uint8_t* const base_;
   std::vector<uint8_t> blob_;
   std::map<AxisKey, PlannedAxis> axes_;
@@ -164,7 +176,7 @@ struct ScratchBytes {
 
 // Chooses kind and groups; returns the shared memory that the job needs.
 ScratchBytes lay_out(const PlannedAxis& columns, const PlannedAxis& rows, int64_t stage_value_bytes,
-                     const ScratchBudget& budget, DeviceJob* job) {
+                     const ScratchBudget& budget, bool rows_first, DeviceJob* job) {
   const int64_t pitch = raw_pitch(columns.widest(kTokenPx));
   // Taps of weight zero may lie behind the last row, there and among the resized ones.
   const int64_t slack = aligned(int64_t{kChannels} * columns.device.stride + 8);
@@ -173,13 +185,13 @@ ScratchBytes lay_out(const PlannedAxis& columns, const PlannedAxis& rows, int64_
     const ScratchBytes bytes = {num_rows * pitch + slack,
                                 aligned((num_rows + 1) * kTokenValues * stage_value_bytes)};
     const int64_t most = group >= kPatch ? budget.good_bytes : budget.most_bytes;
-    if (bytes.raw + bytes.stage > most) continue;
+    if (bytes.raw + bytes.stage > most || rows_first) continue;
     job->kind = JobKind::kBanded;
     job->rows_per_group = group;
     set_raw_pitch(pitch, job);
     return bytes;
   }
-  job->kind = JobKind::kDirect;
+  job->kind = rows_first ? JobKind::kDirectRowsFirst : JobKind::kDirect;
   job->rows_per_group = kTokenPx;
   return {};
 }
@@ -223,7 +235,7 @@ int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs) {
 Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
                std::optional<DType> table_type, const ScratchBudget& budget,
                const void* workspace) {
-  Planner planner(options, workspace);
+  Planner planner(workspace);
   Plan plan;
   if (table_type) plan.table = append_table(options, *table_type, &planner);
   std::vector<DeviceJob> device_jobs(num_jobs);
@@ -235,6 +247,7 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
     job.frames[0] = device_frame(from.frame_a, from.box);
     job.frames[1] = device_frame(from.frame_b, from.box);
     job.first_token = static_cast<uint32_t>(plan.num_tokens);
+    job.resize = from.resize;
     job.tokens_wide = from.width / kTokenPx;
     job.num_frames = same_frames(from) ? 1 : kFramesPerPair;
     if (same_extents(from)) {
@@ -247,8 +260,10 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
       const PlannedAxis& rows = planner.axis(rows_of(from));
       job.columns = columns.device;
       job.rows = rows.device;
-      const int64_t stage_value_bytes = options.rounding == Rounding::kCpu ? 1 : sizeof(float);
-      const ScratchBytes needed = lay_out(columns, rows, stage_value_bytes, budget, &job);
+      const int64_t stage_value_bytes = from.resize == Resize::kFloat ? sizeof(float) : 1;
+      const bool rows_first = from.resize == Resize::kPil && pil_rows_first(from);
+      const ScratchBytes needed =
+          lay_out(columns, rows, stage_value_bytes, budget, rows_first, &job);
       scratch.raw = std::max(scratch.raw, needed.raw);
       scratch.stage = std::max(scratch.stage, needed.stage);
     }

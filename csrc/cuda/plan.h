@@ -24,8 +24,9 @@ struct DeviceFrame {
   int64_t row_stride_bytes;
 };
 
-// Taps of one axis. `weights` are 32-bit words: float32 (times kColumnScale along columns), or two
-// int16 in a row for two taps. `stride` is even, taps beyond an output's count weigh zero.
+// Taps of one axis. `weights` are 32-bit words: float32 (times kColumnScale along columns), int32
+// (PIL), or two int16 in a row for two taps. `stride` is even, taps beyond an output's count weigh
+// zero.
 struct DeviceAxis {
   const int32_t* starts;
   const int32_t* counts;
@@ -44,9 +45,10 @@ inline constexpr float kColumnScale = 0x1p125f;
 inline constexpr float kColumnUnscale = 0x1p8f;
 
 enum class JobKind : int32_t {
-  kCopy,    // the crop has the target's size
-  kBanded,  // the source of a token's rows fits into shared memory
-  kDirect,  // it does not: every value sums its window alone, no matter how large that is
+  kCopy,             // the crop has the target's size
+  kBanded,           // the source of a token's rows fits into shared memory
+  kDirect,           // it does not: every value sums its window alone, no matter how large that is
+  kDirectRowsFirst,  // likewise, along y before x, as PIL does for some
 };
 
 struct DeviceJob {
@@ -56,6 +58,7 @@ struct DeviceJob {
   int32_t tokens_wide;
   int32_t num_frames;  // 1: both are the same memory
   JobKind kind;
+  Resize resize;
   int32_t rows_per_group;     // resized rows made at once
   int32_t raw_pitch_bytes;    // of a source row in shared memory
   uint32_t piece_reciprocal;  // times i, its upper half is i / (raw_pitch_bytes / 16)

@@ -87,7 +87,7 @@ __device__ inline int offset_in_slot(const uint8_t* source) {
 template <int kThreads>
 __device__ void fetch(const Step& step, uint8_t* raw) {
   const DeviceJob& job = *step.job;
-  if (job.kind == JobKind::kDirect) return;
+  if (job.kind == JobKind::kDirect || job.kind == JobKind::kDirectRowsFirst) return;
   const Region region = region_of(step);
   const DeviceFrame frame = job.frames[step.frame];
   const int pieces = job.raw_pitch_bytes / 16;
@@ -222,14 +222,15 @@ __device__ void split_pixels(const Step& step, const Region& region, const uint8
   }
 }
 
-// Every value from global memory by itself: windows of any size, each source row summed again for
-// every output row that it reaches.
+// Every value from global memory by itself: windows of any size, along x and then y or along y and
+// then x. The sums of the first axis are made again for every output that they reach.
 template <typename Numerics, int kThreads>
 __device__ void resize_directly(const Step& step, const Region& region, uint8_t* tile, int pitch) {
   using Sum = typename Numerics::Sum;
   constexpr int kPerWord = Numerics::kTapsPerWord;
   const DeviceFrame& frame = step.job->frames[step.frame];
   const DeviceAxis &columns = step.job->columns, &rows = step.job->rows;
+  const bool rows_first = step.job->kind == JobKind::kDirectRowsFirst;
 #pragma unroll 1
   for (int i = threadIdx.x; i < kTokenPx * kTokenValues / 2; i += kThreads) {
     const int y = i / (kTokenValues / 2), pair = i % (kTokenValues / 2);
@@ -238,22 +239,35 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
 #pragma unroll 1
     for (int which = 0; which < 2; ++which) {
       const int column = region.x + x + which, row = region.y + y;
-      const uint32_t* row_weights = rows.weights + int64_t{row} * (rows.stride / kPerWord);
+      const auto weight_of = [&](bool of_row, int k) {
+        const uint32_t* const words =
+            of_row ? rows.weights + int64_t{row} * (rows.stride / kPerWord) + k / kPerWord
+                   : columns.weights + (int64_t{k / 4} * columns.extent + column) * (4 / kPerWord) +
+                         k % 4 / kPerWord;
+        return __ldg(words);
+      };
+      const uint8_t* const window = frame.crop + __ldg(rows.starts + row) * frame.row_stride_bytes +
+                                    int64_t{kChannels} * __ldg(columns.starts + column) + channel;
+      const int num_rows = __ldg(rows.counts + row), num_columns = __ldg(columns.counts + column);
+      const int num_first = rows_first ? num_rows : num_columns;
+      const int num_second = rows_first ? num_columns : num_rows;
+      const int64_t first_step = rows_first ? frame.row_stride_bytes : kChannels;
+      const int64_t second_step = rows_first ? kChannels : frame.row_stride_bytes;
       Sum total = 0;
-      for (int j = 0; j < __ldg(rows.counts + row); ++j) {
-        const uint8_t* from = frame.crop + (__ldg(rows.starts + row) + j) * frame.row_stride_bytes +
-                              int64_t{kChannels} * __ldg(columns.starts + column) + channel;
+#pragma unroll 1
+      for (int j = 0; j < num_second; ++j) {
         Sum sum = 0;
-        for (int k = 0; k < __ldg(columns.counts + column); ++k) {
-          const int64_t group = int64_t{k / 4} * columns.extent + column;
-          const uint32_t weight =
-              __ldg(columns.weights + group * (4 / kPerWord) + k % 4 / kPerWord);
-          sum = Numerics::add_pixel(from[int64_t{kChannels} * k], weight, k, sum);
+#pragma unroll 1
+        for (int k = 0; k < num_first; ++k) {
+          sum = Numerics::add_pixel(window[j * second_step + k * first_step],
+                                    weight_of(rows_first, k), k, sum);
         }
-        total = Numerics::add_staged(Numerics::staged(sum, columns.precision),
-                                     __ldg(row_weights + j / kPerWord), j, total);
+        const int precision = rows_first ? rows.precision : columns.precision;
+        total = Numerics::add_staged(Numerics::staged(sum, precision), weight_of(!rows_first, j), j,
+                                     total);
       }
-      bytes |= Numerics::finished(total, rows.precision) << (8 * which);
+      const int precision = rows_first ? columns.precision : rows.precision;
+      bytes |= Numerics::finished(total, precision) << (8 * which);
     }
     TileColumn(step, channel, x, tile, pitch).put(y, bytes);
   }
@@ -262,13 +276,12 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
 // Resizes tokens first, first + stride, ... below `last`. `tile_of(token)` is where the token's
 // four rows of bytes go, `pitch` bytes apart; `done(token)` is called by all threads when they
 // are there, and may read them until it returns.
-template <typename Numerics, int kThreads, typename TileOf, typename Done>
+template <int kThreads, typename TileOf, typename Done>
 __device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t last,
                               uint32_t stride, uint8_t* scratch, int pitch, const TileOf& tile_of,
                               const Done& done) {
   if (first >= last) return;
-  auto* const stage =
-      reinterpret_cast<typename Numerics::Stage*>(scratch + jobs.stage_offset_bytes);
+  uint8_t* const stage = scratch + jobs.stage_offset_bytes;
   Step step = {first, job_of(jobs, first), 0, 0};
   fetch<kThreads>(step, scratch);
   while (true) {
@@ -279,7 +292,11 @@ __device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t l
     wait_copies<0>();
     __syncthreads();
     if (job.kind == JobKind::kBanded) {
-      resize_rows<Numerics, kThreads>(step, region, scratch, stage);
+      with_numerics(job.resize, [&](auto numerics) {
+        using Numerics = decltype(numerics);
+        resize_rows<Numerics, kThreads>(step, region, scratch,
+                                        reinterpret_cast<typename Numerics::Stage*>(stage));
+      });
     } else if (job.kind == JobKind::kCopy) {
       split_pixels<kThreads>(step, region, scratch, tile, pitch);
     }
@@ -301,9 +318,15 @@ __device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t l
     const bool ends = next.token >= last;
     if (!ends) fetch<kThreads>(next, scratch);
     if (job.kind == JobKind::kBanded) {
-      sum_columns<Numerics, kThreads>(step, region, stage, tile, pitch);
-    } else if (job.kind == JobKind::kDirect) {
-      resize_directly<Numerics, kThreads>(step, region, tile, pitch);
+      with_numerics(job.resize, [&](auto numerics) {
+        using Numerics = decltype(numerics);
+        sum_columns<Numerics, kThreads>(
+            step, region, reinterpret_cast<const typename Numerics::Stage*>(stage), tile, pitch);
+      });
+    } else if (job.kind != JobKind::kCopy) {
+      with_numerics(job.resize, [&](auto numerics) {
+        resize_directly<decltype(numerics), kThreads>(step, region, tile, pitch);
+      });
     }
     if (token_ends) {
       __syncthreads();

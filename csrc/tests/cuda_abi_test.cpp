@@ -58,9 +58,9 @@ struct Scene {
   }
 };
 
-void test_rows(const Scene& scene, vtts_rounding rounding) {
-  vtts_patchify_options options = vtts_patchify_options_default();
-  options.rounding = rounding;
+void test_rows(Scene scene, vtts_resize resize) {
+  const vtts_patchify_options options = vtts_patchify_options_default();
+  scene.jobs[0].resize = resize;
   const size_t num_floats = static_cast<size_t>(scene.num_rows) * VTTS_PATCH_ROW;
   std::vector<float> expected(num_floats);
   check(vtts_patchify_cpu(scene.jobs, 2, &options, expected.data()) == VTTS_OK, "rows on the CPU");
@@ -146,8 +146,9 @@ void test_product(const Scene& scene) {
 int main() {
   check(vtts_has_cuda() == 1, "this is a build with CUDA");
   const Scene scene;
-  test_rows(scene, VTTS_ROUNDING_CPU);
-  test_rows(scene, VTTS_ROUNDING_CUDA);
+  for (const vtts_resize resize : {VTTS_RESIZE_FIXED, VTTS_RESIZE_FLOAT, VTTS_RESIZE_PIL}) {
+    test_rows(scene, resize);
+  }
   test_product(scene);
   std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
   return num_failures == 0 ? 0 : 1;

@@ -20,15 +20,14 @@ namespace {
 
 using vtts::DType;
 using vtts::PatchifyJob;
-using vtts::Rounding;
+using vtts::Resize;
 
 using testing::check;
 using testing::check_refused;
 using testing::num_failures;
 
-vtts::PatchifyOptions options(Rounding rounding) {
+vtts::PatchifyOptions options() {
   vtts::PatchifyOptions result;
-  result.rounding = rounding;
   result.isa = vtts::Isa::kScalar;
   const float mean[] = {122.77f, 116.75f, 104.09f}, std[] = {68.5f, 66.63f, 70.32f};
   std::copy(mean, mean + 3, result.mean);
@@ -92,7 +91,9 @@ class Image {
   vtts::FrameView view_;
 };
 
-// Jobs over images of their own.
+constexpr Resize kKernels[] = {Resize::kFixed, Resize::kFloat, Resize::kPil};
+
+// Jobs over images of their own, each with a resize kernel of its own.
 struct Batch {
   std::vector<std::unique_ptr<Image>> images;
   std::vector<PatchifyJob> jobs;
@@ -108,7 +109,7 @@ struct Batch {
   void add(int height, int width, vtts::PixelBox box, int target_height, int target_width) {
     const vtts::FrameView a = image(height, width);
     const vtts::FrameView b = below(4) == 0 ? a : image(height, width);
-    jobs.push_back({a, b, box, target_height, target_width});
+    jobs.push_back({a, b, box, target_height, target_width, kKernels[below(3)]});
   }
   void add_whole(int height, int width, int target_height, int target_width) {
     add(height, width, {0, 0, width, height}, target_height, target_width);
@@ -125,6 +126,10 @@ struct Batch {
     add(height, width, {x, y, x + 1 + below(width - x), y + 1 + below(height - y)}, target_height,
         target_width);
   }
+  Batch& with(Resize resize) {
+    for (PatchifyJob& job : jobs) job.resize = resize;
+    return *this;
+  }
   int64_t num_rows() const {
     int64_t num = 0;
     for (const PatchifyJob& job : jobs) num += vtts::num_patch_rows(job);
@@ -132,9 +137,9 @@ struct Batch {
   }
 };
 
-std::vector<float> core_rows(const Batch& batch, Rounding rounding) {
+std::vector<float> core_rows(const Batch& batch) {
   std::vector<float> rows(static_cast<size_t>(batch.num_rows()) * vtts::kPatchRow);
-  vtts::patchify(batch.jobs.data(), batch.jobs.size(), options(rounding), rows.data());
+  vtts::patchify(batch.jobs.data(), batch.jobs.size(), options(), rows.data());
   return rows;
 }
 
@@ -146,37 +151,32 @@ std::vector<int32_t> random_places(const Batch& batch) {
 }
 
 void check_patchify(const Batch& batch, const std::string& what) {
-  for (const Rounding rounding : {Rounding::kCpu, Rounding::kCuda}) {
-    const std::vector<float> expected = core_rows(batch, rounding);
-    const std::vector<int32_t> places = random_places(batch);
-    for (const DType type : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      const bool placed = batch.random() % 2 == 0;
-      const auto how = options(rounding);
-      Memory out(batch.num_rows() * vtts::kPatchRow * vtts::bytes_of(type));
-      Memory workspace(
-          vtts::patchify_cuda_workspace_bytes(batch.jobs.data(), batch.jobs.size(), how));
-      const int launches = vtts::emulation::num_launches;
-      vtts::patchify_cuda(batch.jobs.data(), batch.jobs.size(), how,
-                          placed ? places.data() : nullptr, workspace.data(), workspace.bytes(),
-                          out.data(), type, nullptr);
-      check(vtts::emulation::num_launches == launches + 1, what + ": one launch");
-      check(out.canaries_live() && workspace.canaries_live(), what + ": stays inside its memory");
-      int64_t num_wrong = 0;
-      for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
-        const int64_t row = i / vtts::kPatchRow, column = i % vtts::kPatchRow;
-        const int64_t to = placed ? 4 * int64_t{places[row / 4]} + row % 4 : row;
-        const int64_t at = to * vtts::kPatchRow + column;
-        if (type == DType::kFloat32) {
-          num_wrong += std::memcmp(static_cast<float*>(out.data()) + at, &expected[i], 4) != 0;
-        } else {
-          num_wrong +=
-              static_cast<uint16_t*>(out.data())[at] != vtts::to_16_bits(expected[i], type);
-        }
+  const std::vector<float> expected = core_rows(batch);
+  const std::vector<int32_t> places = random_places(batch);
+  for (const DType type : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    const bool placed = batch.random() % 2 == 0;
+    const auto how = options();
+    Memory out(batch.num_rows() * vtts::kPatchRow * vtts::bytes_of(type));
+    Memory workspace(
+        vtts::patchify_cuda_workspace_bytes(batch.jobs.data(), batch.jobs.size(), how));
+    const int launches = vtts::emulation::num_launches;
+    vtts::patchify_cuda(batch.jobs.data(), batch.jobs.size(), how, placed ? places.data() : nullptr,
+                        workspace.data(), workspace.bytes(), out.data(), type, nullptr);
+    check(vtts::emulation::num_launches == launches + 1, what + ": one launch");
+    check(out.canaries_live() && workspace.canaries_live(), what + ": stays inside its memory");
+    int64_t num_wrong = 0;
+    for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
+      const int64_t row = i / vtts::kPatchRow, column = i % vtts::kPatchRow;
+      const int64_t to = placed ? 4 * int64_t{places[row / 4]} + row % 4 : row;
+      const int64_t at = to * vtts::kPatchRow + column;
+      if (type == DType::kFloat32) {
+        num_wrong += std::memcmp(static_cast<float*>(out.data()) + at, &expected[i], 4) != 0;
+      } else {
+        num_wrong += static_cast<uint16_t*>(out.data())[at] != vtts::to_16_bits(expected[i], type);
       }
-      check(num_wrong == 0, what + ": " + std::to_string(num_wrong) + " of " +
-                                std::to_string(expected.size()) + " values differ, rounding " +
-                                (rounding == Rounding::kCpu ? "cpu" : "cuda"));
     }
+    check(num_wrong == 0, what + ": " + std::to_string(num_wrong) + " of " +
+                              std::to_string(expected.size()) + " values differ");
   }
 }
 
@@ -194,7 +194,10 @@ void test_patchify() {
   for (const auto& [height, width] : sizes) {
     Batch batch(random);
     batch.add_whole(height, width, 28, 28);
-    check_patchify(batch, "downscale of " + std::to_string(height) + " x " + std::to_string(width));
+    for (const Resize resize : kKernels) {
+      check_patchify(batch.with(resize),
+                     "downscale of " + std::to_string(height) + " x " + std::to_string(width));
+    }
   }
   Batch mixed(random);
   mixed.add_whole(28 * 14, 200, 28, 28);
@@ -211,9 +214,9 @@ double ulp(double value, DType type) {
 
 // Errors against float64 are at most twice those of the plain computation in `type` (rows and
 // weight rounded to it, sums in float32, the result rounded) plus one step of the largest value.
-void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, Rounding rounding,
-                       bool placed, bool with_bias, const std::string& what) {
-  const auto how = options(rounding);
+void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, bool placed,
+                       bool with_bias, const std::string& what) {
+  const auto how = options();
   std::normal_distribution<float> normal(0.0f, 0.02f);
   std::vector<float> weight(static_cast<size_t>(num_outputs) * vtts::kPatchRow),
       bias(static_cast<size_t>(num_outputs), 0.0f);
@@ -236,7 +239,7 @@ void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, Roun
                          out.data(), nullptr);
   check(out.canaries_live() && workspace.canaries_live(), what + ": stays inside its memory");
 
-  const std::vector<float> rows = core_rows(batch, rounding);
+  const std::vector<float> rows = core_rows(batch);
   const auto rounded = [type](float value) {
     return type == DType::kFloat32 ? value
                                    : vtts::from_16_bits(vtts::to_16_bits(value, type), type);
@@ -271,25 +274,25 @@ void test_patch_embed() {
   std::mt19937 random(7);
   const DType types[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
   for (const DType type : types) {
-    for (const Rounding rounding : {Rounding::kCpu, Rounding::kCuda}) {
+    for (const Resize resize : kKernels) {
       const std::string what = "patch_embed, type " + std::to_string(static_cast<int>(type));
       Batch small(random);  // one token of 16, and one tile of outputs, a part of it
       small.add_whole(40, 31, 28, 28);
-      check_patch_embed(small, 8, type, rounding, false, false, what + ", one token");
+      check_patch_embed(small.with(resize), 8, type, false, false, what + ", one token");
       Batch mixed(random);  // tiles over the borders of jobs; more tiles of outputs than one
       mixed.add_whole(100, 90, 28, 28 * 3);
       mixed.add_whole(28, 56, 28, 56);
       mixed.add_whole(28 * 30, 9, 28, 28);
       mixed.add_random();
-      mixed.add_whole(50, 60, 28 * 2, 28 * 6);
-      check_patch_embed(mixed, 136, type, rounding, true, true, what + ", many jobs");
+      mixed.add_whole(50, 60, 28 * 2, 28 * 6);  // of every kernel
+      check_patch_embed(mixed, 136, type, true, true, what + ", many jobs");
     }
   }
   // More tiles than blocks: a block's next resize follows upon its product, in the same memory.
   for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
     Batch many(random);
     many.add_whole(400, 380, 28 * 9, 28 * 16);
-    check_patch_embed(many, 16, type, Rounding::kCuda, true, true, "nine tiles");
+    check_patch_embed(many, 16, type, true, true, "nine tiles");
   }
 }
 
@@ -297,7 +300,7 @@ void test_refusals() {
   std::mt19937 random(6);
   Batch batch(random);
   batch.add_whole(40, 50, 28, 28);
-  const auto how = options(Rounding::kCpu);
+  const auto how = options();
   Memory out(4 * vtts::kPatchRow * 4), workspace(64 << 10);
   const auto run = [&](const PatchifyJob& job, void* work, int64_t work_bytes, void* to) {
     return [&how, job, work, work_bytes, to] {

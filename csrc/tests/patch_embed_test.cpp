@@ -21,9 +21,8 @@ using testing::check;
 using testing::check_refused;
 using testing::num_failures;
 
-vtts::PatchifyOptions options(vtts::Rounding rounding, int num_threads) {
+vtts::PatchifyOptions options(int num_threads) {
   vtts::PatchifyOptions result;
-  result.rounding = rounding;
   result.num_threads = num_threads;
   const float mean[] = {122.77f, 116.75f, 104.09f}, std[] = {68.5f, 66.63f, 70.32f};
   std::copy(mean, mean + 3, result.mean);
@@ -44,9 +43,10 @@ void test_bits() {
   for (uint8_t& pixel : pixels) pixel = static_cast<uint8_t>(random());
   const vtts::FrameView a = {pixels.data(), 120 * 3, 90, 120};
   const vtts::FrameView b = {pixels.data() + 5 * 360, 120 * 3, 85, 120};
-  const vtts::PatchifyJob small = {a, b, {3, 2, 70, 77}, 28, 28};  // 4 rows
-  const vtts::PatchifyJob narrow = {a, a, {0, 0, 31, 85}, 28 * 20, 28};
-  const vtts::PatchifyJob wide = {b, a, {1, 0, 120, 9}, 56, 28 * 300};  // 1,200 rows a token row
+  const vtts::PatchifyJob small = {a, b, {3, 2, 70, 77}, 28, 28, vtts::Resize::kFixed};  // 4 rows
+  const vtts::PatchifyJob narrow = {a, a, {0, 0, 31, 85}, 28 * 20, 28, vtts::Resize::kPil};
+  // 1,200 rows a token row.
+  const vtts::PatchifyJob wide = {b, a, {1, 0, 120, 9}, 56, 28 * 300, vtts::Resize::kFloat};
   const std::vector<std::vector<vtts::PatchifyJob>> calls = {
       {small},                              // linear's side of few rows
       {small, small, small, small},         // its last number, in one strip
@@ -61,29 +61,27 @@ void test_bits() {
     const auto& jobs = calls[i];
     int64_t num_rows = 0;
     for (const auto& job : jobs) num_rows += vtts::num_patch_rows(job);
-    for (const vtts::Rounding rounding : {vtts::Rounding::kCpu, vtts::Rounding::kCuda}) {
-      for (const bool with_bias : {true, false}) {
-        std::vector<float> rows(static_cast<size_t>(num_rows) * vtts::kPatchRow);
-        vtts::patchify(jobs.data(), jobs.size(), options(rounding, 1), rows.data());
-        std::vector<float> expected(static_cast<size_t>(num_rows * num_outputs));
-        vtts::LinearArgs linear;
-        linear.x = rows.data();
-        linear.x_stride = linear.num_channels = vtts::kPatchRow;
-        linear.weight = weight.data();
-        linear.bias = with_bias ? bias.data() : nullptr;
-        linear.out = expected.data();
-        linear.num_rows = num_rows;
-        linear.num_outputs = num_outputs;
-        vtts::linear(linear, vtts::Isa::kAuto, 1);
-        for (const int num_threads : {1, 3}) {
-          std::vector<float> out(expected.size() + 8, NAN);
-          vtts::patch_embed(jobs.data(), jobs.size(), options(rounding, num_threads),
-                            {weight.data(), linear.bias, num_outputs, out.data()});
-          check(std::memcmp(out.data(), expected.data(), expected.size() * sizeof(float)) == 0,
-                "call " + std::to_string(i) + " on " + std::to_string(num_threads) + " threads");
-          check(std::all_of(out.end() - 8, out.end(), [](float x) { return std::isnan(x); }),
-                "nothing is written behind the rows");
-        }
+    for (const bool with_bias : {true, false}) {
+      std::vector<float> rows(static_cast<size_t>(num_rows) * vtts::kPatchRow);
+      vtts::patchify(jobs.data(), jobs.size(), options(1), rows.data());
+      std::vector<float> expected(static_cast<size_t>(num_rows * num_outputs));
+      vtts::LinearArgs linear;
+      linear.x = rows.data();
+      linear.x_stride = linear.num_channels = vtts::kPatchRow;
+      linear.weight = weight.data();
+      linear.bias = with_bias ? bias.data() : nullptr;
+      linear.out = expected.data();
+      linear.num_rows = num_rows;
+      linear.num_outputs = num_outputs;
+      vtts::linear(linear, vtts::Isa::kAuto, 1);
+      for (const int num_threads : {1, 3}) {
+        std::vector<float> out(expected.size() + 8, NAN);
+        vtts::patch_embed(jobs.data(), jobs.size(), options(num_threads),
+                          {weight.data(), linear.bias, num_outputs, out.data()});
+        check(std::memcmp(out.data(), expected.data(), expected.size() * sizeof(float)) == 0,
+              "call " + std::to_string(i) + " on " + std::to_string(num_threads) + " threads");
+        check(std::all_of(out.end() - 8, out.end(), [](float x) { return std::isnan(x); }),
+              "nothing is written behind the rows");
       }
     }
   }
@@ -92,14 +90,12 @@ void test_bits() {
 void test_refusals() {
   std::vector<uint8_t> pixels(30 * 30 * 3);
   const vtts::FrameView frame = {pixels.data(), 90, 30, 30};
-  const vtts::PatchifyJob job = {frame, frame, {0, 0, 30, 30}, 28, 28};
-  const vtts::PatchifyJob bad = {frame, frame, {0, 0, 31, 30}, 28, 28};
+  const vtts::PatchifyJob job = {frame, frame, {0, 0, 30, 30}, 28, 28, vtts::Resize::kFixed};
+  const vtts::PatchifyJob bad = {frame, frame, {0, 0, 31, 30}, 28, 28, vtts::Resize::kFixed};
   const std::vector<float> weight(vtts::kPatchRow);
   float out[4] = {};
   const auto run = [&](const vtts::PatchifyJob& of, vtts::PatchEmbedArgs args, int num_threads) {
-    return [&of, args, num_threads] {
-      vtts::patch_embed(&of, 1, options(vtts::Rounding::kCpu, num_threads), args);
-    };
+    return [&of, args, num_threads] { vtts::patch_embed(&of, 1, options(num_threads), args); };
   };
   check_refused("patch_embed: box must be", run(bad, {weight.data(), nullptr, 1, out}, 1));
   check_refused("patch_embed: num_threads must be", run(job, {weight.data(), nullptr, 1, out}, 0));
@@ -107,7 +103,7 @@ void test_refusals() {
   check_refused("patch_embed: out must be", run(job, {weight.data(), nullptr, 1, nullptr}, 1));
   check_refused("patch_embed: num_outputs must be >= 1, got 0",
                 run(job, {weight.data(), nullptr, 0, out}, 1));
-  vtts::patch_embed(nullptr, 0, options(vtts::Rounding::kCpu, 1), {});  // nothing to do
+  vtts::patch_embed(nullptr, 0, options(1), {});  // nothing to do
 }
 
 void test_sixteen_bits() {
@@ -136,7 +132,7 @@ void test_sixteen_bits() {
 void test_folding() {
   std::mt19937 random(4);
   const auto weight = random_floats(3 * vtts::kPatchRow, random);
-  const auto how = options(vtts::Rounding::kCpu, 1);
+  const auto how = options(1);
   std::vector<uint16_t> folded(weight.size());
   float bias[3];
   vtts::fold_patch_embed(weight.data(), nullptr, 3, how.mean, how.std, vtts::DType::kBFloat16,

@@ -38,10 +38,9 @@ struct Image {
   }
 };
 
-vtts::PatchifyOptions options(vtts::Isa isa, vtts::Rounding rounding, int num_threads) {
+vtts::PatchifyOptions options(vtts::Isa isa, int num_threads) {
   vtts::PatchifyOptions result;
   result.isa = isa;
-  result.rounding = rounding;
   result.num_threads = num_threads;
   const float mean[] = {122.77f, 116.75f, 104.09f}, std[] = {68.5f, 66.63f, 70.32f};
   std::copy(mean, mean + 3, result.mean);
@@ -71,9 +70,9 @@ void test_refusals() {
   std::mt19937 random(1);
   const Image image(40, 50, random);
   const auto job = [&](vtts::PixelBox box, int height, int width) {
-    return vtts::PatchifyJob{image.view, image.view, box, height, width};
+    return vtts::PatchifyJob{image.view, image.view, box, height, width, vtts::Resize::kFixed};
   };
-  const vtts::PatchifyOptions usual = options(vtts::Isa::kAuto, vtts::Rounding::kCpu, 1);
+  const vtts::PatchifyOptions usual = options(vtts::Isa::kAuto, 1);
   const auto refuse = [&](const std::string& message, const vtts::PatchifyJob& bad,
                           const vtts::PatchifyOptions& how) {
     float out = 0.0f;
@@ -91,39 +90,37 @@ void test_refusals() {
   vtts::PatchifyJob huge = job({0, 0, 50, 40}, 28, 28);
   huge.frame_a.width = std::numeric_limits<int32_t>::max();
   refuse("frame_a must be 1 to 1048576 px", huge, usual);
-  refuse("num_threads must be >= 1", job({0, 0, 50, 40}, 28, 28),
-         options(vtts::Isa::kAuto, vtts::Rounding::kCpu, 0));
+  refuse("num_threads must be >= 1", job({0, 0, 50, 40}, 28, 28), options(vtts::Isa::kAuto, 0));
   vtts::patchify(nullptr, 0, usual, nullptr);  // no jobs, nothing to do
 }
 
 void test_every_way_gives_the_same_bits() {
   std::mt19937 random(2);
   const auto below = [&](int limit) { return static_cast<int>(random() % limit); };
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 90; ++round) {
     std::vector<Image> images;
     std::vector<vtts::PatchifyJob> jobs;
     images.reserve(8);
     for (int i = 0; i <= below(3); ++i) {
-      const int height = 1 + below(150), width = 1 + below(150);
+      const int height = 1 + below(below(5) == 0 ? 900 : 150), width = 1 + below(150);
       images.emplace_back(height, width, random);
       const vtts::FrameView a = images.back().view;
       images.emplace_back(height, width, random);
       const vtts::FrameView b = below(3) == 0 ? a : images.back().view;
       const int x0 = below(width), y0 = below(height);
       const vtts::PixelBox box = {x0, y0, x0 + 1 + below(width - x0), y0 + 1 + below(height - y0)};
-      jobs.push_back({a, b, box, 28 * (1 + below(4)), 28 * (1 + below(4))});
+      const vtts::Resize kernels[] = {vtts::Resize::kFixed, vtts::Resize::kFloat,
+                                      vtts::Resize::kPil};
+      jobs.push_back({a, b, box, 28 * (1 + below(4)), 28 * (1 + below(4)), kernels[below(3)]});
     }
-    for (const vtts::Rounding rounding : {vtts::Rounding::kCpu, vtts::Rounding::kCuda}) {
-      const auto expected = run(jobs, options(vtts::Isa::kScalar, rounding, 1));
-      check(same_bits(run(jobs, options(vtts::Isa::kScalar, rounding, 3)), expected),
-            "scalar, three threads");
-      for (const vtts::Isa isa : kVectorIsas) {
-        if (!vtts::isa_supported(isa)) continue;
-        for (const int num_threads : {1, 4}) {
-          check(same_bits(run(jobs, options(isa, rounding, num_threads)), expected),
-                std::string(vtts::isa_name(isa)) + ", " + std::to_string(num_threads) +
-                    " threads, round " + std::to_string(round));
-        }
+    const auto expected = run(jobs, options(vtts::Isa::kScalar, 1));
+    check(same_bits(run(jobs, options(vtts::Isa::kScalar, 3)), expected), "scalar, three threads");
+    for (const vtts::Isa isa : kVectorIsas) {
+      if (!vtts::isa_supported(isa)) continue;
+      for (const int num_threads : {1, 4}) {
+        check(same_bits(run(jobs, options(isa, num_threads)), expected),
+              std::string(vtts::isa_name(isa)) + ", " + std::to_string(num_threads) +
+                  " threads, round " + std::to_string(round));
       }
     }
   }
@@ -140,7 +137,7 @@ void test_row_order_without_resize() {
   vtts::PatchifyOptions how;
   std::fill(how.std, how.std + 3, 1.0f);
   const vtts::FrameView frame = {bytes.data(), 84 * 3, 56, 84};
-  const auto rows = run({{frame, frame, {0, 0, 84, 56}, 56, 84}}, how);
+  const auto rows = run({{frame, frame, {0, 0, 84, 56}, 56, 84, vtts::Resize::kFixed}}, how);
   // Row 4 * (1 * 3 + 2) + 1: token (1, 2), its upper right patch, which starts at y 28, x 70.
   const float* row = rows.data() + (4 * (1 * 3 + 2) + 1) * vtts::kPatchRow;
   check(row[0] == 70.0f && row[13] == 83.0f, "red runs along x");
@@ -153,15 +150,19 @@ void test_taps() {
   for (const auto& [source, target] :
        {std::pair{1, 28}, {7, 28}, {28, 28}, {720, 560}, {9999, 28}}) {
     const auto fixed = vtts::fixed_point_taps(source, target);
+    const auto pil = vtts::pil_taps(source, target);
     const auto real = vtts::float_taps(source, target);
     for (int i = 0; i < target; ++i) {
       float total = 0.0f;
-      int32_t fixed_total = 0;
+      int32_t fixed_total = 0, pil_total = 0;
       for (int k = 0; k < real.stride; ++k) total += real.weights_of(i)[k];
       for (int k = 0; k < fixed.stride; ++k) fixed_total += fixed.weights_of(i)[k];
+      for (int k = 0; k < pil.stride; ++k) pil_total += pil.weights_of(i)[k];
       check(std::abs(total - 1.0f) < 1e-5f, "weights sum to one");
       check(std::abs(fixed_total - (1 << fixed.precision)) <= fixed.counts[i],
             "fixed-point weights sum to one up to their rounding");
+      check(std::abs(pil_total - (1 << 22)) <= pil.counts[i] && pil.precision == 22,
+            "PIL's weights sum to one up to their rounding");
       check(fixed.starts[i] >= 0 && fixed.counts[i] >= 1 &&
                 fixed.starts[i] + fixed.counts[i] <= source,
             "taps stay inside the source");

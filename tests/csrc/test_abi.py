@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import itertools
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from vtts_abi import Frame
 
 import vtts_rt
 from vtts_rt.ops.patchify import PatchifyJob, patchify_ref
-from vtts_rt.types import PixelBox
+from vtts_rt.types import RESIZE_KERNELS, PixelBox, ResizeKernel
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc" / "include"
@@ -40,24 +41,25 @@ def frames(num: int, height: int, width: int) -> list[np.ndarray]:
 BOXES = [((0, 0, 91, 70), (56, 84)), ((3, 5, 80, 61), (28, 56)), ((1, 2, 29, 30), (28, 28))]
 
 
-def both(kind: str = "cpu") -> tuple[list[np.ndarray], list[Any], torch.Tensor]:
+def both(*kernels: ResizeKernel) -> tuple[list[np.ndarray], list[Any], torch.Tensor]:
     """(frames to keep, jobs of the library, the reference's rows)."""
     pixels = frames(4, 70, 91)
     pairs = [(pixels[0], pixels[1]), (pixels[2], pixels[2]), (pixels[3][::-1], pixels[0])]
-    native = [vtts_abi.job(pair, box, hw) for pair, (box, hw) in zip(pairs, BOXES, strict=True)]
-    jobs = [PatchifyJob(*p, PixelBox(*b), hw) for p, (b, hw) in zip(pairs, BOXES, strict=True)]
-    rounding: Any = kind
-    return pixels, native, patchify_ref(jobs, rounding=rounding)
+    native, jobs = [], []
+    for pair, (box, hw), resize in zip(pairs, BOXES, kernels or ("fixed",) * 3, strict=True):
+        native.append(vtts_abi.job(pair, box, hw))
+        native[-1].resize = RESIZE_KERNELS.index(resize)
+        jobs.append(PatchifyJob(*pair, PixelBox(*box), hw, resize))
+    return pixels, native, patchify_ref(jobs)
 
 
-@pytest.mark.parametrize("rounding", ["cpu", "cuda"])
-@pytest.mark.parametrize("num_threads", [1, 3])
-def test_patchify_has_the_reference_bits(rounding: str, num_threads: int) -> None:
-    _keep, native, expected = both(rounding)
-    number = ("cpu", "cuda").index(rounding)
-    rows = vtts_abi.patchify(native, rounding=number, num_threads=num_threads)
-    assert np.array_equal(rows, expected.numpy())
-    assert np.array_equal(vtts_abi.patchify(native, rounding=number, isa=1), rows)
+@pytest.mark.parametrize("kernels", itertools.permutations(RESIZE_KERNELS))
+def test_patchify_has_the_reference_bits(kernels: tuple[ResizeKernel, ...]) -> None:
+    _keep, native, expected = both(*kernels)
+    for num_threads in (1, 3):
+        rows = vtts_abi.patchify(native, num_threads=num_threads)
+        assert np.array_equal(rows, expected.numpy())
+    assert np.array_equal(vtts_abi.patchify(native, isa=1), rows)
 
 
 def test_patch_embed_is_the_product_of_the_rows() -> None:
@@ -79,7 +81,7 @@ def test_patch_embed_is_the_product_of_the_rows() -> None:
 def test_folding_moves_the_normalisation_into_the_weight() -> None:
     _keep, native, _ = both()
     options = vtts_abi.default("patchify_options")
-    pixels = torch.from_numpy(vtts_abi.patchify(native, rounding=0)).double()
+    pixels = torch.from_numpy(vtts_abi.patchify(native)).double()
     mean = torch.tensor(list(options.mean)).double().repeat_interleave(392)
     std = torch.tensor(list(options.std)).double().repeat_interleave(392)
     whole = (pixels * std + mean).round()  # 0..255

@@ -48,6 +48,8 @@ JOBS: list[tuple[str, Callable[[], Job]]] = [
     ("multiples of 28 px, got (0, 28)", lambda: job(hw=(0, 28))),
     ("multiples of 28 px, got (-28, 28)", lambda: job(hw=(-28, 28))),
     ("multiples of 28", lambda: job(hw=(28 * 2**40, 28))),
+    ("jobs[0].resize must be a vtts_resize, got 3", lambda: job(resize=3)),
+    ("jobs[0].resize must be a vtts_resize, got -1", lambda: job(resize=-1)),
     ("frame_b must be a frame, got a null pointer", lambda: job(frame_b__data=None)),
     ("frame_a must be 1 to 1048576 px", lambda: job(frame_a__height=0)),
     ("frame_a must be 1 to 1048576 px", lambda: job(frame_a__width=2**32 + 1)),
@@ -86,8 +88,6 @@ def options(**change: Any) -> Options:
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        ("options.rounding must be a vtts_rounding, got 2", {"rounding": 2}),
-        ("options.rounding must be a vtts_rounding, got -1", {"rounding": -1}),
         ("options.isa must be a vtts_isa, got 9", {"isa": 9}),
         ("options.num_threads must be in [1, 1024], got 0", {"num_threads": 0}),
         ("options.num_threads must be in [1, 1024]", {"num_threads": 2**31 - 1}),

@@ -11,20 +11,20 @@ _C = pytest.importorskip("vtts_rt._C")
 MEAN, STD = (122.77, 116.75, 104.09), (68.5, 66.63, 70.32)
 
 
-def jobs() -> list[Any]:
+def jobs(resize: str = "fixed") -> list[Any]:
     random = np.random.default_rng(0)
     a, b = random.integers(0, 256, (2, 61, 80, 3), dtype=np.uint8)
-    return [(a, b, (3, 1, 80, 60), (56, 84)), (b, b, (0, 0, 28, 28), (28, 28))]
+    return [(a, b, (3, 1, 80, 60), (56, 84), resize), (b, b, (0, 0, 28, 28), (28, 28), "fixed")]
 
 
-@pytest.mark.parametrize("rounding", ["cpu", "cuda"])
+@pytest.mark.parametrize("resize", ["fixed", "float", "pil"])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_same_bits_as_patchify_and_linear(rounding: str, with_bias: bool) -> None:
+def test_same_bits_as_patchify_and_linear(resize: str, with_bias: bool) -> None:
     random = np.random.default_rng(1)
     weight = random.standard_normal((5, 1176)).astype(np.float32)
     bias = random.standard_normal(5).astype(np.float32) if with_bias else None
     rows = np.empty((28, 1176), np.float32)
-    _C.patchify(jobs(), rows, MEAN, STD, rounding)
+    _C.patchify(jobs(resize), rows, MEAN, STD)
     expected = np.empty((28, 5), np.float32)
     address = bias.ctypes.data if bias is not None else 0
     shape = (28, 1176, 5, 1)
@@ -32,7 +32,7 @@ def test_same_bits_as_patchify_and_linear(rounding: str, with_bias: bool) -> Non
         rows.ctypes.data, 1176, weight.ctypes.data, address, expected.ctypes.data, *shape, "auto"
     )
     out = np.full((28, 5), np.nan, np.float32)
-    _C.patch_embed(jobs(), weight, bias, out, MEAN, STD, rounding, num_threads=2)
+    _C.patch_embed(jobs(resize), weight, bias, out, MEAN, STD, num_threads=2)
     assert np.array_equal(out.view(np.int32), expected.view(np.int32))
 
 
@@ -49,7 +49,9 @@ def test_refusals() -> None:
     refuse(r"patch_embed: bias must be contiguous \(5\)", bias=np.zeros(4, np.float32))
     refuse(r"patch_embed: out must be contiguous \(28, 5\)", out=out[:-1])
     frame = jobs()[0][0]
-    outside = [(frame, frame, (0, 0, 81, 60), (28, 28))]
+    outside = [(frame, frame, (0, 0, 81, 60), (28, 28), "fixed")]
     refuse(r"patch_embed: box must be non-empty and inside", jobs=outside)
+    unknown = [(frame, frame, (0, 0, 80, 60), (28, 28), "cubic")]
+    refuse(r"patch_embed: resize must be fixed, float or pil, got cubic", jobs=unknown)
     with pytest.raises(TypeError):  # nothing is converted
         _C.patch_embed(jobs(), weight.astype(np.float64), None, out, MEAN, STD)

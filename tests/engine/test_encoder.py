@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -69,19 +70,35 @@ def test_frames_give_the_answer_of_rows_and_are_uploaded_once(
 def test_features_of_a_folded_product_have_a_key_of_their_own(
     narrow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def key(model: Any, device: str) -> str:
+    def numerics(model: Any, device: str) -> str:
         with monkeypatch.context() as patch:
             patch.setattr(type(model), "device", torch.device(device))
-            return encoder.VisionEncoder(model, VisionCache(0))._kernel
+            return encoder.VisionEncoder(model, VisionCache(0))._numerics
 
     half = copy.deepcopy(narrow).half()
-    plain = key(half, "cpu")
-    assert key(half, "cuda") == plain == key(narrow, "cuda")
+    plain = numerics(half, "cpu")
+    assert numerics(half, "cuda") == plain == numerics(narrow, "cuda")
     monkeypatch.setattr(measured, "possible", lambda op, size, device: {"triton", "unfused"})
-    assert key(half, "cuda") == plain + "/folded"
-    assert key(narrow, "cuda") == plain == key(half, "cpu")  # float32 never folds, rows neither
+    assert numerics(half, "cuda") == "folded"
+    # float32 never folds, rows neither.
+    assert numerics(narrow, "cuda") == plain == numerics(half, "cpu")
     monkeypatch.setenv("VTTS_RT_BACKEND", "patch_embed=unfused")
-    assert key(half, "cuda") == plain
+    assert numerics(half, "cuda") == plain
     monkeypatch.setenv("VTTS_RT_BACKEND", "patch_embed=triton")
     monkeypatch.setattr(measured, "possible", lambda op, size, device: set())
-    assert key(half, "cuda") == plain + "/folded"
+    assert numerics(half, "cuda") == "folded"
+
+
+def test_features_of_one_resize_kernel_are_not_those_of_another(
+    narrow: Any, tokenizer: Tokenizer
+) -> None:
+    engine = make_engine(narrow, tokenizer)
+    found = set()
+    for resize in ("fixed", "float", "pil"):
+        segment = dataclasses.replace(look(pair(1, 2)), resize=resize)
+        prompt = encode(tokenizer, "look ", segment, " say")
+        first = run(engine, prompt, Frames())
+        assert (first.reuse.pairs_encoded, first.reuse.pairs_reused) == (1, 0), resize
+        assert run(engine, prompt, Frames()).reuse.pairs_encoded == 0
+        found.add(tuple(run(make_engine(narrow, tokenizer), prompt, Frames()).logprobs))
+    assert len(found) == 3

@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from vtts_rt.bench.model import qwen_tokenizer
-from vtts_rt.engine.grammar import CONTENT, MAX_BOXES, MAX_SPANS, ClueGrammar, GrammarState
+from vtts_rt.engine.grammar import (
+    CONTENT,
+    LITERAL,
+    MAX_BOXES,
+    MAX_SPANS,
+    ClueGrammar,
+    GrammarState,
+)
 from vtts_rt.models.qwen2_5_vl import resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.published import published_spans
 from vtts_rt.train.tokenizer import build_tokenizer
 
 PADDING = 40  # logits of Qwen's models are wider than their tokenizer
@@ -181,6 +189,29 @@ def test_all_that_the_grammar_allows_is_a_clue(odd_grammar: ClueGrammar, content
     assert len(clue.spans) <= MAX_SPANS and len(clue.boxes) <= MAX_BOXES
     state = odd_grammar.start()
     assert state.feed(f"<glue>{content}</glue>".encode()) and not state.in_clue
+
+
+@pytest.fixture(scope="module")
+def literal_grammar() -> ClueGrammar:
+    return ClueGrammar(tiny(), literal=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_official_is_kept_to_what_its_rule_reads(literal_grammar: ClueGrammar, seed: int) -> None:
+    tokenizer, state = literal_grammar.tokenizer, literal_grammar.start()
+    begin = tokenizer.encode("<glue>")
+    write(state, begin)
+    bias = torch.zeros(len(tokenizer) + PADDING)
+    content = tokenizer.decode(sample(state, bias, seed)).split("</glue>")[0]
+    assert re.fullmatch(LITERAL, content)
+    assert 1 <= len(published_spans(content)) <= MAX_SPANS
+
+
+@given(st.from_regex(LITERAL, fullmatch=True))
+@settings(max_examples=100, deadline=None)
+def test_a_literal_is_read_alike_by_both_rules(content: str) -> None:
+    spans = published_spans(content)
+    assert spans and spans == parse_clue(f"<glue>{content}</glue>").spans
 
 
 @pytest.mark.parametrize("grammar", [tiny, qwen], indirect=True)

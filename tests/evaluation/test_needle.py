@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vtts_rt.config import PerceptionConfig
+from vtts_rt.config import PerceptionConfig, ResolvedPerception
 from vtts_rt.data.needle import make_question, make_scene, needle_row
 from vtts_rt.evaluation import needle
 from vtts_rt.types import Box, Region, TimeSpan
@@ -27,8 +27,8 @@ class _Oracle:
             row = needle_row(scene, make_question(scene, seed % len(scene.cards)), "clip")
             self.rows[row.question, row.options] = row
 
-    def perception(self, given: PerceptionConfig | None) -> PerceptionConfig:
-        return given or PerceptionConfig(strategy="append")
+    def perception(self, given: PerceptionConfig | None) -> ResolvedPerception:
+        return (given or PerceptionConfig(strategy="append")).resolve()
 
     def clear_caches(self) -> None:
         self.cleared += 1
@@ -48,6 +48,7 @@ class _Oracle:
                 regions=(region,),
                 plan=SimpleNamespace(segments=[segment] * 4),
                 answer=row.answer if index == 2 else "A",
+                text="<think>A</think><answer>Definitely A</answer>",
                 timings=SimpleNamespace(total=10.0),
             )
             for index in range(rounds)
@@ -109,9 +110,20 @@ def test_one_run_can_stand_for_fewer_rounds() -> None:
         assert [r[name] for r in together["rounds"]] == [r[name] for r in separate["rounds"]]
 
 
+def test_the_published_letter_rule_reads_another_option() -> None:
+    """ "Definitely A" is D by that rule, which reads the text of the round itself."""
+    oracle = _Oracle()
+    arguments: dict[str, Any] = {"seed": 5, "num": 3, "rounds": (3,), "footage": False}
+    result = needle.evaluate(oracle, letter="published", **arguments)  # type: ignore[arg-type]
+    assert result["letter"] == "published" and result["parity"] == "release"
+    truths = [row.answer for row in oracle.rows.values()]
+    assert result["rounds"][0]["accuracy"] == pytest.approx(truths.count("D") / 3, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"letter": "strict"}, "letter must be one of lenient, published"),
         ({"num": 0}, "num must be >= 1"),
         ({"rounds": ()}, "rounds must be numbers in 1..64"),
         ({"rounds": (0,)}, "rounds must be"),

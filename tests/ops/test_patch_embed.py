@@ -4,7 +4,6 @@ rule, choices by measurement."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +21,18 @@ from vtts_rt.ops.patch_embed import (
 )
 from vtts_rt.ops.patch_jobs import mean_and_std
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.types import PixelBox
+from vtts_rt.types import PixelBox, ResizeKernel
 
 pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 CPU = torch.device("cpu")
 
 
-def some_jobs(low: int = 0, high: int = 256) -> list[PatchifyJob]:
+def some_jobs(low: int = 0, high: int = 256, resize: ResizeKernel = "fixed") -> list[PatchifyJob]:
     """Of noise between two pixel values."""
     rng = np.random.default_rng(0)
     frames = rng.integers(low, high, (2, 60, 75, 3), dtype=np.uint8)
     job = PatchifyJob(frames[0], frames[1], PixelBox(3, 2, 70, 55), (56, 84))
-    return [job, replace(job, frame_b=frames[0], resized_hw=(28, 56))]
+    return [job, replace(job, frame_b=frames[0], resized_hw=(28, 56), resize=resize)]
 
 
 JOBS = some_jobs()
@@ -44,25 +43,23 @@ def some_weight(outputs: int, dtype: torch.dtype = torch.float32) -> torch.Tenso
     return (torch.randn(outputs, 1176) / 34).to(dtype)
 
 
-@pytest.mark.parametrize("rounding", ["cpu", "cuda"])
+@pytest.mark.parametrize("resize", ["float", "pil"])
 @pytest.mark.parametrize("places", [None, PLACES, PLACES.int()])
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_native_and_unfused_have_the_bits_of_rows_and_a_product(
-    rounding: Any, places: torch.Tensor | None, with_bias: bool
+    resize: ResizeKernel, places: torch.Tensor | None, with_bias: bool
 ) -> None:
-    weight = some_weight(37)
+    jobs, weight = some_jobs(resize=resize), some_weight(37)
     bias = torch.randn(37) if with_bias else None
-    rows = patchify(JOBS, rounding=rounding, places=places)
+    rows = patchify(jobs, places=places)
     for backend, product in (("cpu", "cpu"), ("unfused", "auto")):
         expected = linear(rows, weight, bias, backend=product)
         for embed in (weight, PatchEmbedWeight(weight, bias)):
             own = bias if embed is weight else None
-            out = patch_embed(
-                JOBS, embed, own, places=places, rounding=rounding, backend=backend, num_threads=2
-            )
+            out = patch_embed(jobs, embed, own, places=places, backend=backend, num_threads=2)
             assert torch.equal(out, expected), backend
-    exact = patch_embed_ref(JOBS, weight, bias, places=places, rounding=rounding)
-    out = patch_embed(JOBS, weight, bias, places=places, rounding=rounding)
+    exact = patch_embed_ref(jobs, weight, bias, places=places)
+    out = patch_embed(jobs, weight, bias, places=places)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 

@@ -220,6 +220,39 @@ def test_option_letter_of_a_clue_and_without_options() -> None:
     assert option_letter("A", []) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("B", 1),
+        ("(C) text", 2),
+        ("The answer is C", 2),
+        ("The correct answer is D.", 3),
+        ("Based on it, C", 1),
+        ("Definitely B", 3),
+        ("b", None),
+        ("E", None),  # no such option, and the first letter counts
+        ("E or A", None),
+        ("H, then A", 0),
+        ("The best option is: A", 0),
+        ("<think>B</think><answer>C</answer><answer>A</answer>", 2),
+        ("<think>Because</think><answer>c</answer> B", None),
+        ("<think>Because</think> A", 1),
+        ("<answer>A", 0),
+        ("one two three four five six seven eight nine ten eleven", None),
+        ("one two three four five six seven eight nine ten eleven A", 0),
+        ("", None),
+    ],
+)
+def test_published_option_letter(text: str, index: int | None) -> None:
+    assert option_letter(text, OPTIONS, letter="published") == index
+    assert option_letter(Clue(text=text), OPTIONS, letter="published") == index
+
+
+def test_unknown_letter_rule() -> None:
+    with pytest.raises(ValueError, match="letter must be one of .*, got 'strict'"):
+        option_letter("A", OPTIONS, letter="strict")  # type: ignore[arg-type]
+
+
 @settings(max_examples=100, deadline=None)
 @given(text=TEXTS)
 def test_option_letter_is_an_option(text: str) -> None:

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
-from vtts_rt.perception.clue import Clue, parse_clue
+from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, first_pairs, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
+from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
@@ -43,7 +44,9 @@ def follow(strategy, config, videos, *clues, forced=False):  # type: ignore[no-u
     history: list[RoundHistory] = []
     plans = [plan_round(strategy, config, videos, history, 0)]
     for i, glue in enumerate(clues):
-        history.append(RoundHistory(plans[-1], parse_clue(f"<glue>{glue}</glue>"), forced))
+        stream = clue_stream(strategy)
+        stream.feed(f"<glue>{glue}</glue>")
+        history.append(RoundHistory(plans[-1], stream.finish(), forced))
         plans.append(plan_round(strategy, config, videos, history, i + 1))
     return plans
 
@@ -309,6 +312,24 @@ def test_grid_keeps_most_pairs_and_a_prefix() -> None:
         )
     assert np.mean(kept) > 0.90 and min(kept) > 0.85
     assert np.mean(prefix) > 0.25
+
+
+@pytest.mark.parametrize(
+    ("glue", "num", "fps", "unchanged"),
+    [
+        ("(0, 60)", 1800, 30.0, True),  # everything
+        ("(10, 20)", 1800, 30.0, False),
+        ("(10, 10)", 1800, 30.0, True),  # one cell of sixty: no half cell more
+        ("(2, 4)", 8, 1.0, True),  # no frames between those shown
+    ],
+)
+def test_grid_says_that_a_clue_changes_nothing(
+    glue: str, num: int, fps: float, unchanged: bool
+) -> None:
+    first, second = follow("grid", ResolvedPerception(), [video(num, fps)], glue)
+    assert (first.segments == second.segments) == unchanged
+    assert any("the clue changes nothing" in note for note in second.notes) == unchanged
+    assert not first.notes
 
 
 # -- refresh, append ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import random
 from collections.abc import Callable
@@ -35,6 +36,71 @@ def test_arrays_and_tensors(wrap: Callable, painted: Callable) -> None:
         np.testing.assert_array_equal(dict(source.read([5]))[5], frames[5])
     strided = open_video(frames[::2, :, ::2], source_fps=4.0)
     np.testing.assert_array_equal(dict(strided.read([1]))[1], frames[2, :, ::2])
+
+
+@pytest.mark.parametrize("source_fps", [None, 4.0])
+def test_arrays_with_times(source_fps: float | None, painted: Callable) -> None:
+    frames = np.stack([painted(i) for i in range(5)])
+    times = [7.0, 7.5, 9.0, 9.25, 11.0]
+    for given in (times, tuple(times), np.array(times), torch.tensor(times)):
+        with open_video(frames, timestamps_seconds=given, source_fps=source_fps) as source:
+            meta = source.metadata
+            np.testing.assert_array_equal(meta.timestamps_seconds, np.array(times) - 7)
+            # The last frame shows for a frame of the rate, else for the mean step.
+            assert meta.duration_seconds == pytest.approx(4.25 if source_fps else 5.0)
+            assert meta.source_fps == pytest.approx(source_fps or 1.0)
+    clip = open_video(frames, timestamps_seconds=times, start_seconds=1.9, end_seconds=2.1)
+    assert [int(i) for i in dict(clip.read([0, 1]))] == [0, 1]
+    np.testing.assert_array_equal(dict(clip.read([1]))[1], frames[2])
+    assert open_video(frames[:1], timestamps_seconds=[3.0], source_fps=2.0).metadata.num_frames == 1
+
+
+@pytest.mark.parametrize(
+    ("video", "times", "words"),
+    [
+        ("array", [0.0, 1.0], "timestamps_seconds must be 3 finite seconds.*got '2 numbers'"),
+        ("array", [0.0, 1.0, 1.0], "strictly ascending.*got '1.0 s before 1.0 s'"),
+        ("array", [0.0, 2.0, 1.0], "strictly ascending"),
+        ("array", [0.0, 1.0, float("nan")], "finite"),
+        ("array", [0.0, 1.0, float("inf")], "finite"),
+        ("array", ["a", "b", "c"], "timestamps_seconds must be"),
+        ("array", [[0.0, 1.0, 2.0]], "timestamps_seconds must be"),
+        ("array", 3.0, "timestamps_seconds must be"),
+        ("array", {}, "timestamps_seconds must be"),
+        ("one frame", [0.0], "source_fps must be given with the time of one frame"),
+        ("image", [0.0], "timestamps_seconds must be None for an image"),
+        ("file", [0.0, 1.0, 2.0], "timestamps_seconds must be None, as only arrays"),
+    ],
+)
+def test_bad_times(video: str, times: Any, words: str, make_clip: Make) -> None:
+    array = np.zeros((3, 8, 8, 3), np.uint8)
+    videos = {"array": array, "one frame": array[:1], "image": array[0]}
+    given = make_clip("c.mp4", 3) if video == "file" else videos[video]
+    with pytest.raises(ValueError, match=f"^open_video: {words}" if video != "array" else words):
+        open_video(given, timestamps_seconds=times)
+
+
+def test_npy_files(tmp_path: Path, painted: Callable) -> None:
+    frames = np.stack([painted(i) for i in range(3)])
+    np.save(tmp_path / "a.npy", frames)
+    for video in (tmp_path / "a.npy", (tmp_path / "a.npy").read_bytes()):
+        with open_video(video, source_fps=2.0) as source:
+            assert source.metadata.video_id == open_video(frames, source_fps=2.0).metadata.video_id
+            np.testing.assert_array_equal(dict(source.read([2]))[2], frames[2])
+    data = (tmp_path / "a.npy").read_bytes()
+    longer = data.replace(b"(3, 48, 64, 3), }          ", b"(3000000000, 48, 64, 3), } ")
+    assert longer != data and len(longer) == len(data)
+    for wrong in (data[:-1], data[:40], data[:10], data.replace(b"|u1", b"|O "), longer):
+        with pytest.raises(ValueError, match="^open_video: video must be a .npy file"):
+            open_video(wrong, source_fps=2.0)
+    for seed in range(100):
+        changed = bytearray(data)
+        changed[random.Random(seed).randrange(128)] = random.Random(-seed).randrange(256)
+        with contextlib.suppress(ValueError):
+            open_video(bytes(changed), source_fps=2.0)
+    np.save(tmp_path / "f.npy", frames.astype(np.float32))
+    with pytest.raises(ValueError, match="^open_video: video must be uint8"):
+        open_video(tmp_path / "f.npy", source_fps=2.0)
 
 
 def test_array_ids_follow_pixels_and_shape() -> None:

@@ -1,24 +1,37 @@
-"""Packets that no picture refers to are those that FFmpeg's own skipping leaves out."""
+"""What packet headers tell: pictures that none refers to, as FFmpeg skips them, and damage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vtts_rt.video import open_video
-from vtts_rt.video.references import is_disposable
+from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
 
 Make = Callable[..., Path]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "h264"])
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [
+        *((suffix, "libx264") for suffix in ("mp4", "mkv", "ts", "h264")),
+        *((suffix, "libx265") for suffix in ("mp4", "mkv", "ts")),
+        *((suffix, "mpeg2video") for suffix in ("mkv", "ts")),
+    ],
+)
 @pytest.mark.parametrize("b_frames", [0, 2, 3])
-def test_the_same_packets_as_ffmpeg_skips(suffix: str, b_frames: int, make_clip: Make) -> None:
-    path = make_clip(f"c.{suffix}", 40, gop=12, b_frames=b_frames)
+def test_the_same_packets_as_ffmpeg_skips(
+    suffix: str, codec: str, b_frames: int, make_clip: Make
+) -> None:
+    path = make_clip(f"c.{suffix}", 40, codec=codec, gop=12, b_frames=b_frames)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.skip_frame = "NONREF"
@@ -33,7 +46,7 @@ def test_the_same_packets_as_ffmpeg_skips(suffix: str, b_frames: int, make_clip:
 
 
 def test_what_is_not_understood_is_kept(make_clip: Make) -> None:
-    for name, codec in (("c.webm", "libvpx-vp9"), ("c.mkv", "mpeg4")):
+    for name, codec in (("c.webm", "libvpx-vp9"), ("c.mkv", "mpeg4"), ("c.mkv", "ffv1")):
         with av.open(str(make_clip(name, 4, codec=codec))) as container:
             stream = container.streams.video[0]
             packets = [p for p in container.demux(stream) if p.size]
@@ -65,3 +78,79 @@ def test_a_frame_read_alone_is_the_frame_of_the_whole(codec: str, make_clip: Mak
             ((_, frame),) = source.read([index])
             assert source.frames_substituted == 0, index
         np.testing.assert_array_equal(frame, whole[index])
+
+
+def h264_packets(path: Path) -> tuple[bytes | None, list[bytes]]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        packets = [bytes(packet) for packet in container.demux(stream) if packet.size]
+        return stream.codec_context.extradata, packets
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "h264"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"b_frames": 0},
+        {"b_frames": 3},
+        {"x264": "open-gop=1:slices=3"},
+        {"x264": "tff=1"},
+        {"x264": "intra-refresh=1"},
+        {"pixel_format": "yuv444p"},
+        {"pixel_format": "yuv422p10le"},
+        {"x264": "cqm=jvt"},
+    ],
+)
+def test_numbers_of_h264_frames(suffix: str, options: dict[str, Any], make_clip: Make) -> None:
+    options = dict(options)
+    # Painted frames have nothing in common: left alone, x264 would start anew at each.
+    params = {"x264-params": ":".join(["scenecut=0", options.pop("x264", "ref=2")])}
+    path = make_clip(f"c.{suffix}", 40, gop=12, encoder_options=params, **options)
+    extradata, packets = h264_packets(path)
+    numbers = FrameNumbers(extradata)
+    assert all(numbers.follows(packet) for packet in packets)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        referred = [
+            n
+            for n, data in enumerate(packets)
+            if n and not is_disposable(context, av.Packet(data)) and data != packets[0]
+        ]
+    missed = 0
+    for n in referred[1:-1]:
+        numbers = FrameNumbers(extradata)
+        missed += all(numbers.follows(data) for k, data in enumerate(packets) if k != n)
+    # Nothing tells of the last one before a picture that starts anew.
+    assert missed <= 40 // 12 + 1
+
+
+def test_parameter_sets_that_change_are_told(make_clip: Make) -> None:
+    extradata, packets = h264_packets(make_clip("c.ts", 20, gop=5))
+    changed = packets[5].replace(b"\0\0\1\x68", b"\0\0\1\x68\x80", 1)
+    numbers = FrameNumbers(extradata)
+    assert changed != packets[5] and numbers.follows(packets[4])
+    assert not numbers.follows(changed)
+
+
+@given(data=st.binary(max_size=80), extradata=st.none() | st.binary(max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_survived(data: bytes, extradata: bytes | None) -> None:
+    FrameNumbers(extradata).follows(data)
+    for name in ("h264", "hevc", "mpeg2video", "mpeg4"):
+        context = SimpleNamespace(name=name, extradata=extradata)
+        assert is_disposable(context, data) in (True, False)
+        assert is_sound(name, data, early=True) in (True, False)
+
+
+def test_kinds_of_mpeg_pictures_fit_their_times() -> None:
+    b_picture = bytes.fromhex("00000100001ffffb 00000101 00 00000102 00")
+    reference = bytes.fromhex("000001000017fffb 00000101 00 00000102 00")
+    for early, packet in ((True, b_picture), (False, reference)):
+        assert is_sound("mpeg2video", packet, early)
+        assert not is_sound("mpeg2video", packet, not early)
+        lost_row = packet.replace(b"\0\0\1\2", b"\0\0\1\7")
+        assert not is_sound("mpeg2video", lost_row, early)
+    b_vop, p_vop = bytes.fromhex("000001b690"), bytes.fromhex("000001b650")
+    assert is_sound("mpeg4", b_vop, early=True) and is_sound("mpeg4", p_vop, early=False)
+    assert not is_sound("mpeg4", b_vop, early=False) and not is_sound("mpeg4", p_vop, early=True)
+    assert is_sound("mpeg4", p_vop + b_vop, early=False)  # packed

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
-from video.zoo import FRAMES, encoded, packets_of, remux
-from video.zoo_sound import VP8
 
 from vtts_rt.data.backgrounds import ProceduralBackground
 from vtts_rt.types import PixelBox
 from vtts_rt.video import open_video, packets
-from vtts_rt.video.index import decode_tagged, demuxed
 from vtts_rt.video.pyav import PyavSource
 from vtts_rt.video.writer import write_video
 
@@ -48,40 +43,6 @@ def test_what_follows_a_broken_packet_is_the_same_in_any_order(
         for wanted in ([16, 17], [18], [19], [10, 20, 30], [21, 22], [18, 23]):
             for i, frame in source.read(wanted):
                 np.testing.assert_array_equal(frame, whole[i], err_msg=f"{i} of {wanted}")
-
-
-def test_damaged_headers_of_vp8_show_the_same_with_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bits of a frame's first partition turned over: among them, how many more there are."""
-    monkeypatch.setattr(packets, "num_decoder_threads", lambda: 4)
-    sound = packets_of(encoded(**VP8))
-    rng = random.Random(0)
-    shown = 0
-    for _ in range(30):
-        place = rng.randrange(1, FRAMES)
-        data = bytearray(sound[place].data)
-        for _ in range(3):
-            data[3 + rng.randrange(10)] ^= 1 << rng.randrange(8)
-        damaged = sound[place]._replace(data=bytes(data))
-        path = tmp_path / "c.webm"
-        remux(encoded(**VP8), path, lambda p, d=damaged, n=place: [*p[:n], d, *p[n + 1 :]])
-        with av.open(str(path)) as file:
-            stream = file.streams.video[0]
-            stream.thread_count = 1
-            alone: list[dict[int, np.ndarray]] = [{}, {}]
-            for frames in alone:  # the second time into used memory, which shows where it stops
-                for n, packet in enumerate(demuxed(file, stream)):
-                    for frame in decode_tagged(stream, packet, n):
-                        frames[frame.pts] = frame.to_ndarray(format="rgb24")
-                file.seek(0)
-        with open_video(path) as source:
-            whole = dict(source.read(range(FRAMES)))
-        for i in alone[0].keys() & alone[1].keys():
-            if np.array_equal(alone[0][i], alone[1][i]) and alone[0][i].shape == whole[i].shape:
-                np.testing.assert_array_equal(alone[0][i], whole[i], err_msg=f"{i} {place}")
-                shown += 1
-    assert shown > 25 * FRAMES, shown
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(None, 1), (1, 1), (2, 2), (4, 2), (64, 8)])

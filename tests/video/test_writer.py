@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +70,38 @@ def test_bad_input(options: dict[str, Any], words: str, tmp_path: Path) -> None:
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="^write_video: .*No such file"):
         write_video(tmp_path / "none" / "c.mp4", frames(), source_fps=10)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_a_full_disk_is_told_as_one(container: str) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'") as caught:
+        write_video("/dev/full", frames(), source_fps=10, container_format=container)
+    assert caught.value.errno == errno.ENOSPC and caught.value.__cause__ is not None
+
+
+class FullFile(io.BytesIO):
+    def write(self, data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_an_error_of_a_file_object_is_kept(container: str) -> None:
+    with pytest.raises(OSError) as caught:
+        write_video(FullFile(), frames(), source_fps=10, container_format=container)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_no_right_to_write(tmp_path: Path) -> None:
+    (tmp_path / "c.mp4").mkdir()
+    with pytest.raises(ValueError, match="^write_video: path_or_file must be .*Is a directory"):
+        write_video(tmp_path / "c.mp4", frames(), source_fps=10)
+    if os.geteuid() == 0:
+        return  # who may write everywhere
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        write_video(tmp_path / "d.mp4", frames(), source_fps=10)
+
+
+def test_a_suffix_that_names_no_container(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^write_video: container_format must be given"):
+        write_video(tmp_path / "c.zzz", frames(), source_fps=10)

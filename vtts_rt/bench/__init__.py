@@ -1,4 +1,4 @@
-"""`vtts-rt bench KIND`: what rounds, askers, time, kernels and decoders cost, and how they err."""
+"""`vtts-rt bench KIND`: what rounds, requests, kernels and decoders cost, and how they err."""
 
 from __future__ import annotations
 

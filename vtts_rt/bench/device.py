@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,33 +19,38 @@ import torch
 
 from vtts_rt.bench.frames import ArrayReader
 from vtts_rt.bench.model import moving_frames
+from vtts_rt.bench.ops.case import bench_dtype
 from vtts_rt.bench.ops.timing import median_seconds
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
-from vtts_rt.bench.rounds import PEERS, Run
+from vtts_rt.bench.rounds import PEERS, SAME_WORK, Run, samples
 from vtts_rt.bench.setting import (
     OPTIONS,
     QUESTIONS,
     Setting,
-    add_device_flag,
+    add_compute_flags,
     add_output_flags,
-    check_device,
+    check_compute,
     heading,
 )
 from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
-from vtts_rt.bench.summary import comparisons, summary
-from vtts_rt.config import STRATEGIES, EngineConfig
+from vtts_rt.bench.summary import comparisons, sentence, summary
+from vtts_rt.config import PARITIES, STRATEGIES, EngineConfig
 from vtts_rt.models.language import ForwardBatch, PagedKV
+from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, SamplingParams, require
+from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
 
 VIDEO_FPS = 8.0  # frames a second of the array; 60 s of 640x360 are 330 MB
-DTYPES = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench device`."""
     add = parser.add_argument
-    add_device_flag(parser)
+    add_compute_flags(
+        parser,
+        threads=torch.get_num_threads(),
+        dtype_help="default: float32 on a CPU, else bfloat16",
+    )
     add("--shape", default="7b", help=f"one of {', '.join(SHAPES)}")
     add("--strategy", default="official,append", help="ours, comma-separated")
     add("--rounds", type=int, default=3)
@@ -54,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--height", type=int, default=360, help="px; the width is 16 / 9 of it")
     add("--pairs", type=int, default=16, help="frame pairs of the vision tower's pass")
     add("--prefill", type=int, default=4096, help="tokens of the prefill")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add("--parity", choices=PARITIES, default="release", help="whose numbers, on both sides")
     add_output_flags(parser)
 
 
@@ -68,10 +74,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     for name in args.strategy.split(","):
         require("bench", "strategy", name, name in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
-    check_device(args.device)
-    torch.set_num_threads(args.threads)
+    check_compute(args)
     args.model = None
-    dtype = DTYPES[args.device]
+    dtype = DTYPES[args.dtype] if args.dtype else bench_dtype(args.device)
     twins = make_twins(args.shape, dtype, args.device)
     with torch.inference_mode():
         parts = {
@@ -79,9 +84,19 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "prefill": _prefill(twins, args),
         }
     runs = _rounds(twins, args)
-    flags = ("device", "shape", "strategy", "rounds", "max_tokens", "repeats", "seconds")
+    flags = (
+        "device",
+        "dtype",
+        "shape",
+        "parity",
+        "strategy",
+        "rounds",
+        "max_tokens",
+        "repeats",
+        "seconds",
+    )
     return {
-        **heading("device", args, (*flags, "height", "pairs", "prefill", "threads")),
+        **heading("device", args, [*flags, "seconds", "height", "pairs", "prefill", "threads"]),
         "model_id": f"qwen2_5_vl-random-{args.shape}",
         "dtype": str(dtype).removeprefix("torch."),
         "attention_of_the_loop": "sdpa",
@@ -89,7 +104,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "decode_bytes": bytes_per_step(twins.model),
         "parts": parts,
         "contenders": {name: summary(found) for name, found in runs.items()},
-        "comparisons": comparisons(runs),
+        "comparisons": comparisons(
+            runs,
+            [(s, PEERS["hf"], s == SAME_WORK["hf"]) for s in args.strategy.split(",")],
+        ),
     }
 
 
@@ -155,7 +173,7 @@ def _rounds(twins: Twins, args: argparse.Namespace) -> dict[str, list[Run]]:
                 ArrayReader(video, VIDEO_FPS),
                 QUESTIONS[0],
                 options=OPTIONS,
-                perception=setting.perception("official"),
+                perception=runtime.perception(setting.perception("official")),
                 clues=setting.parsed_clues,
                 max_tokens=setting.max_tokens,
             )
@@ -163,26 +181,24 @@ def _rounds(twins: Twins, args: argparse.Namespace) -> dict[str, list[Run]]:
         def ours(strategy: Any) -> Callable[[Setting], list[RoundSample]]:
             def ask(setting: Setting) -> list[RoundSample]:
                 runtime.clear_caches()
-                answer = runtime.ask(
-                    video,
-                    QUESTIONS[0],
-                    source_fps=VIDEO_FPS,
-                    options=OPTIONS,
-                    perception=setting.perception(strategy),
-                    sampling=SamplingParams(max_tokens=setting.max_tokens, ignore_eos=True),
-                    assume_clues=setting.clues,
+                return samples(
+                    runtime.ask(
+                        video,
+                        QUESTIONS[0],
+                        source_fps=VIDEO_FPS,
+                        options=OPTIONS,
+                        perception=setting.perception(strategy),
+                        sampling=setting.sampling,
+                        assume_clues=setting.clues,
+                    )
                 )
-                return [
-                    RoundSample(r.token_ids, list(r.frames), r.prompt_tokens, r.timings, r.reuse)
-                    for r in answer.rounds
-                ]
 
             return ask
 
         sides = {PEERS["hf"]: published}
         sides |= {strategy: ours(strategy) for strategy in args.strategy.split(",")}
         for side in sides.values():
-            side(Setting(rounds=1, max_tokens=4, clues=[]))
+            side(replace(setting, rounds=1, max_tokens=4, clues=[]))
         for _ in range(args.repeats):
             for name, side in sides.items():
                 began = time.perf_counter()
@@ -200,4 +216,4 @@ def print_table(result: dict[str, Any]) -> None:
         later = statistics.median(look["tpot_ms"] for look in contender["rounds"])
         print(f"{name}: {contender['median_latency']:.2f} s, {later:.1f} ms a token")
     for comparison in result["comparisons"]:
-        print(f"{comparison['name']}: {comparison['speedup']:.2f} times the {PEERS['hf']}")
+        print(sentence(comparison))

@@ -16,7 +16,8 @@ import torch
 from vtts_rt.bench.ops import CASES, check, op_names
 from vtts_rt.bench.ops.case import Error, Scale
 from vtts_rt.bench.ops.isolated import Row, outcomes, serve
-from vtts_rt.bench.setting import add_device_flag, add_output_flags, check_device, heading
+from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
+from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.ops.dispatch import interpreted
 from vtts_rt.types import require
 
@@ -28,11 +29,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench errors`."""
     add = parser.add_argument
     add("--op", default=",".join(CASES), help="comma-separated")
-    add_device_flag(parser)
     add("--scale", default="check", help=f"of {', '.join(SCALES)}: small shapes, real ones")
     add("--jobs", type=int, default=1, help="processes at a time")
     add("--timeout-seconds", type=float, default=600.0, help="of one case")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add_compute_flags(parser, threads=torch.get_num_threads(), dtype_help="default: all")
     add_output_flags(parser)
 
 
@@ -43,7 +43,7 @@ def theme(args: argparse.Namespace) -> str:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The result's JSON; "failures": a sentence for each op that did not end or errs too much."""
     ops, scales = op_names(args.op), args.scale.split(",")
-    check_device(args.device)
+    check_compute(args)
     for name in scales:
         require("bench", "scale", name, name in SCALES, f"of {', '.join(SCALES)}")
     args.model = None
@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         where = ("check",) if interpret else scales
         for outcome in outcomes(
             _CHILD,
-            [args.device, ",".join(where), str(args.threads)],
+            [args.device, args.dtype or "", ",".join(where), str(args.threads)],
             ops,
             seconds=args.timeout_seconds,
             interpret=interpret,
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 if not row["within"]
             ]
     found.sort(key=lambda row: (list(CASES).index(row["op"]), row["backend"]))
-    flags = ("op", "device", "scale", "threads")
+    flags = ("op", "device", "dtype", "scale", "threads")
     return {**heading("errors", args, flags), "results": found, "failures": failures}
 
 
@@ -110,9 +110,9 @@ def print_table(result: dict[str, Any]) -> None:
 # -- the child ----------------------------------------------------------------------------------
 
 
-def _rows(op: str, device: str, scales: Iterable[Scale]) -> Iterator[Row]:
+def _rows(op: str, device: str, dtype: str, scales: Iterable[Scale]) -> Iterator[Row]:
     for scale in scales:
-        for case, backend, error in check(op, device, scale):
+        for case, backend, error in check(op, device, scale, DTYPES.get(dtype)):
             if interpreted() and backend != "triton":
                 continue
             yield {
@@ -125,8 +125,8 @@ def _rows(op: str, device: str, scales: Iterable[Scale]) -> Iterator[Row]:
 
 
 def child() -> None:
-    """Called by `measure` with device, scales, threads and ops."""
-    device, scales, threads, ops = sys.argv[1:]
+    """Called by `measure` with device, dtype or nothing, scales, threads and ops."""
+    device, dtype, scales, threads, ops = sys.argv[1:]
     torch.set_num_threads(int(threads))
     chosen = [scale for scale in SCALES if scale in scales.split(",")]
-    serve(ops.split(","), lambda op: _rows(op, device, chosen))
+    serve(ops.split(","), lambda op: _rows(op, device, dtype, chosen))

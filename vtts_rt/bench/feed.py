@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vtts_rt.bench.encodings import encode
 from vtts_rt.bench.model import moving_frames
-from vtts_rt.bench.setting import add_output_flags, heading
+from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
 from vtts_rt.data.feed import RolloutDataFeed
 from vtts_rt.data.rows import DataSet, Row, write_rows
 from vtts_rt.types import require
@@ -52,6 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=2)
     add("--repeats", type=int, default=3, help="runs of each contender, alternating")
     add("--cache-dir", type=Path, default=Path.home() / ".cache" / "vtts_rt" / "bench")
+    add_compute_flags(parser, dtypes=(), threads=None)
     add_output_flags(parser)
 
 
@@ -63,6 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result (the JSON file's content); arguments as `--help` says."""
     for name in ("clips", "frames", "group_size", "workers", "repeats"):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
+    check_compute(args)
     args.threads, args.model = 1, None
     torch.set_num_threads(1)
     paths = _clips(args)
@@ -77,7 +79,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 free, _ = _consumed(samples(), 0.0, None)
                 runs[name].append((busy, first, args.clips / free))
     flags = ("clips", "seconds", "height", "width", "frames", "group_size", "sample_ms")
-    result = heading("feed", args, (*flags, "compute", "workers", "repeats"))
+    result = heading("feed", args, (*flags, "compute", "workers", "repeats", "device"))
     del result["model_id"]
     rows = [_row(name, found, args) for name, found in runs.items()]
     return {**result, "absent": absent, "results": rows, "busy": rows[0]["busy"]}
@@ -161,7 +163,8 @@ def _contenders(
             frames=args.frames,
             group_size=args.group_size,
             num_workers=args.workers,
-            decoder="pyav",
+            decoder="dali" if args.device == "cuda" else "pyav",
+            device=0 if args.device == "cuda" else None,
         )
         yield from feed
         decoded = feed.stats()["frames_decoded"]

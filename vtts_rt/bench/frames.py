@@ -92,12 +92,17 @@ class ArrayReader:
         pass
 
 
-def resized(frames: np.ndarray | Tensor, hw: Sequence[int]) -> Tensor:
-    """(N, 3, h, w) uint8 from (N, H, W, 3) uint8: transformers' antialiased bicubic resize.
+def resized(frames: np.ndarray | Tensor, hw: Sequence[int], *, fixed_point: bool = False) -> Tensor:
+    """(N, 3, h, w) uint8 from (N, H, W, 3) uint8, antialiased bicubic, without torchvision, which
+    only forwards to it.
 
-    Without torchvision, which only forwards to it.
+    In float32, rounded once, as the release does (torchvision's functional resize of version 1,
+    `_functional_tensor.py`); fixed_point: as transformers 5 does on a CPU, uint8 between passes.
     """
     video = torch.as_tensor(frames).permute(0, 3, 1, 2)
-    if tuple(video.shape[-2:]) != tuple(hw):
-        video = F.interpolate(video, tuple(hw), mode="bicubic", antialias=True)
-    return video
+    if tuple(video.shape[-2:]) == tuple(hw):
+        return video
+    if fixed_point:
+        return F.interpolate(video, tuple(hw), mode="bicubic", antialias=True)
+    video = F.interpolate(video.float(), tuple(hw), mode="bicubic", antialias=True)
+    return video.clamp_(0, 255).round_().to(torch.uint8)

@@ -1,8 +1,7 @@
-"""What the bench runs on: a random Qwen2.5-VL of 118 M parameters with Qwen's own tokenizer,
-and a synthetic clip.
+"""The model that benches run: a random Qwen2.5-VL of 118 M parameters with Qwen's own tokenizer.
 
-Both are built once into a cache folder, as a Hugging Face checkpoint and an H.264 file, so that
-every engine under comparison loads the same bytes.
+Built once into a cache folder, as a Hugging Face checkpoint, so that every engine under comparison
+loads the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import numpy as np
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS
 
 SEED = 0
-VIDEO_SECONDS, VIDEO_FPS, VIDEO_HW = 60, 30, (360, 640)
 # Named in results: a change of shape is a new model.
 MODEL_ID = "qwen2_5_vl-random-118m-seed0"
 _LIBRARIES: list[Any] = []  # operator declarations live as long as their library object
@@ -160,21 +158,6 @@ def byte_letters() -> list[str]:
         letters.append(chr(byte if byte in keep else spare))
         spare += byte not in keep
     return letters
-
-
-def synthetic_video(cache: Path) -> Path:
-    """The bench clip: a panning texture with moving discs, the same bytes' worth of motion in
-    every second; encoded once into `cache`."""
-    path = cache / f"synthetic-{VIDEO_SECONDS}s-{VIDEO_HW[1]}x{VIDEO_HW[0]}.mp4"
-    if not path.is_file():
-        from vtts_rt.video.writer import write_video  # other benches need no PyAV
-
-        cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part.mp4")
-        frames = moving_frames(VIDEO_SECONDS * VIDEO_FPS, VIDEO_HW)
-        write_video(aside, frames, source_fps=VIDEO_FPS)
-        aside.rename(path)
-    return path
 
 
 def moving_frames(num_frames: int, hw: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -5,6 +5,8 @@ round opens the file, indexes it, decodes the sampled frames, resizes, tokenises
 from a fresh prompt; of an earlier round only the clue travels. PyAV stands for decord, with
 the same plan (index at open, then seek or read on, whichever is nearer). Which frames, at what
 size and in what words is the `official` strategy's plan and prompt, so both sides see the same.
+The perception's parity says whose resize and positions: those of the release, or those of the
+installed transformers.
 """
 
 from __future__ import annotations
@@ -47,14 +49,16 @@ def file_metadata(reader: FileReader | ArrayReader, name: str) -> VideoMetadata:
     )
 
 
-def patch_rows(frames: np.ndarray | Tensor, resized_hw: tuple[int, int]) -> Tensor:
+def patch_rows(
+    frames: np.ndarray | Tensor, resized_hw: tuple[int, int], *, fixed_point: bool = True
+) -> Tensor:
     """(P, 1176) float32 rows of transformers' Qwen2-VL video processor from (N, H, W, 3) uint8,
     on the device of the frames.
 
-    The same operations: uint8 antialiased bicubic resize, fused rescale and normalise, patches
-    of 2 x 2 merged rows; an odd last frame is repeated.
+    The same operations: antialiased bicubic resize (fixed_point: its own, else the release's),
+    fused rescale and normalise, patches of 2 x 2 merged rows; an odd last frame is repeated.
     """
-    video = resized(frames, resized_hw)
+    video = resized(frames, resized_hw, fixed_point=fixed_point)
     mean, std = ((255 * torch.tensor(v).view(3, 1, 1)).to(video.device) for v in (_MEAN, _STD))
     video = video.contiguous().float().sub_(mean).div_(std)
     if len(video) % 2:
@@ -78,12 +82,13 @@ def patch_rows(frames: np.ndarray | Tensor, resized_hw: tuple[int, int]) -> Tens
 
 @dataclass(slots=True)
 class RoundSample:
-    """One measured round of any side. reuse: our counters, or as many of them as a peer tells;
-    None for the loop on transformers, which keeps nothing. prompt_tokens: the whole context,
-    what was reused included."""
+    """One measured round of any side. sizes: (height, width) px of each vision segment.
+    prompt_tokens: the whole context, what was reused included. reuse: our counters, or as many of
+    them as a peer tells; None for the loop on transformers, which keeps nothing."""
 
     token_ids: list[int]
     frame_indices: list[int]
+    sizes: list[tuple[int, int]]
     prompt_tokens: int
     timings: RoundTimings
     reuse: ReuseStats | None = None
@@ -96,24 +101,29 @@ class PublishedLoop:
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
+        from transformers import GenerationConfig
+
         self.model, self.tokenizer = model, tokenizer
-        # Every round generates its full number of tokens, without masking the end token: that
-        # would cost a pass over the logits and change what is chosen.
-        self.model.generation_config.eos_token_id = None
-        self.model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+        # Every side is greedy and without penalties, whatever the checkpoint's file says. Every
+        # round generates its full number of tokens, without masking the end token: that would
+        # cost a pass over the logits and change what is chosen.
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=None, pad_token_id=self.tokenizer.pad_token_id
+        )
         self._clock = _ForwardClock(self.model)
+        self._own_positions = self.model.model.get_rope_index
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, dtype: torch.dtype = torch.float32
+        cls, model: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
     ) -> PublishedLoop:
-        """A checkpoint, on the CPU, with SDPA."""
+        """A checkpoint, with SDPA."""
         allow_broken_torchvision()
         from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
         loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             model, dtype=dtype, attn_implementation="sdpa"
-        )
+        ).to(device)
         return cls(loaded.eval(), AutoTokenizer.from_pretrained(model))
 
     def ask(
@@ -128,6 +138,10 @@ class PublishedLoop:
         templates: PromptTemplates | None = None,
     ) -> list[RoundSample]:
         """All rounds of a question; `clues` replace what the model says after each round."""
+        released = perception.parity == "release"
+        self.model.model.get_rope_index = (
+            self._released_positions if released else self._own_positions
+        )
         history: list[RoundHistory] = []
         rounds = []
         for index in range(perception.max_rounds):
@@ -152,20 +166,32 @@ class PublishedLoop:
                 indices = list(plan.frame_indices)
                 frames = reader.frames(indices)
             decoded = time.perf_counter()
-            inputs = self._inputs(prompt.text, segment, frames)
+            inputs = self._inputs(prompt.text, segment, frames, fixed_point=not released)
             prepared = time.perf_counter()
             timings.decode = 1e3 * (decoded - began)
             timings.preprocess = 1e3 * (prepared - decoded)
             token_ids = self._generate(inputs, max_tokens, timings)
             timings.total = 1e3 * (time.perf_counter() - began)
-            rounds.append(
-                RoundSample(token_ids, indices, int(inputs["input_ids"].shape[1]), timings)
-            )
+            size, num_tokens = segment.resized_hw, int(inputs["input_ids"].shape[1])
+            rounds.append(RoundSample(token_ids, indices, [size], num_tokens, timings))
             if index < len(clues):
                 history.append(RoundHistory(plan, clues[index], forced=True))
         return rounds
 
-    def _inputs(self, text: str, segment: Segment, frames: np.ndarray) -> dict[str, Tensor]:
+    def _released_positions(
+        self, input_ids: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """transformers 5's positions of one prompt with one video, but the text behind the video
+        goes on from its largest one, as it did when the release was made (4.49 to 4.51)."""
+        positions, _ = self._own_positions(input_ids, *args, **kwargs)
+        pads = (input_ids[0] == self.model.config.video_token_id).nonzero()
+        end = int(pads[-1]) + 1
+        positions[..., end:] += positions[..., :end].max() + 1 - positions[0, 0, end]
+        return positions, positions.max() + 1 - torch.full_like(input_ids[:, :1], len(input_ids[0]))
+
+    def _inputs(
+        self, text: str, segment: Segment, frames: np.ndarray, *, fixed_point: bool
+    ) -> dict[str, Tensor]:
         """What Qwen2_5_VLProcessor returns for one video and its text."""
         pad, device = "<|video_pad|>", self.model.device
         expanded = text.replace(pad, pad * segment.num_tokens)
@@ -175,7 +201,7 @@ class PublishedLoop:
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": (ids == self.model.config.video_token_id).int() * 2,
             "pixel_values_videos": patch_rows(
-                torch.from_numpy(frames).to(device), segment.resized_hw
+                torch.from_numpy(frames).to(device), segment.resized_hw, fixed_point=fixed_point
             ),
             "video_grid_thw": torch.tensor([segment.grid_thw], device=device),
             "second_per_grid_ts": torch.tensor([segment.seconds_per_grid], device=device),

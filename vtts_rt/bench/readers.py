@@ -54,10 +54,11 @@ class Contender:
     index_cache: bool = False
 
 
-def contenders(index_cache: Path) -> tuple[list[Contender], dict[str, str]]:
+def contenders(index_cache: Path, device: str = "cuda") -> tuple[list[Contender], dict[str, str]]:
     """Who takes part on this machine, ours first; and of the others, why not.
 
-    index_cache: folder for the index cache of the contender that uses it.
+    index_cache: folder for the index cache of the contender that uses it. device: "cpu" leaves out
+    what decodes on a GPU.
     """
 
     def ours(
@@ -71,7 +72,9 @@ def contenders(index_cache: Path) -> tuple[list[Contender], dict[str, str]]:
 
     found = [ours("pyav", "pyav"), ours("pyav, indexed before", "pyav", cache=index_cache)]
     devices, absent = dali_devices()
-    found += [ours(name, "dali", device) for name, device in devices.items()]
+    if device == "cpu" and devices.pop("dali-nvdec", None) is not None:
+        absent["dali-nvdec"] = "the device is the CPU"
+    found += [ours(name, "dali", place) for name, place in devices.items()]
     for name, peer in (("decord", _Decord), ("opencv", _OpenCv), ("torchcodec", _TorchCodec)):
         try:
             peer.load()

@@ -1,8 +1,8 @@
 """`vtts-rt bench rounds`: the published loop and vLLM against ours, decoding included.
 
-All sides answer the same question about the same file with the same weights, forced clues and
-a fixed number of greedy tokens a round. Runs alternate, and a cold run is cold for all: a fresh
-copy of the file, every cache cleared. Loading a model is not measured.
+All sides answer the same question about the same file with the same weights, pixel budgets, forced
+clues and a fixed number of greedy tokens a round. Runs alternate, and a cold run is cold for all: a
+fresh copy of the file, every cache cleared. Loading a model is not measured.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.bench.setting import (
@@ -26,32 +25,39 @@ from vtts_rt.bench.setting import (
     QUESTIONS,
     Setting,
     add_setting_flags,
+    check_compute,
     heading,
     model_and_video,
     strategies_of,
+    video_name,
 )
-from vtts_rt.bench.summary import PHASES, comparisons, print_table, ratios, summary, token_agreement
-from vtts_rt.bench.vllm import VllmPeer
+from vtts_rt.bench.summary import PHASES, comparisons, print_table, summary
+from vtts_rt.bench.vllm import ENVIRONMENT, VllmPeer
 from vtts_rt.config import EngineConfig
-from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.models.checkpoint import load_extras
+from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
+from vtts_rt.results import Answer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import Parity, SamplingParams, Strategy, VideoMetadata, require
+from vtts_rt.types import Strategy, VideoMetadata, require
 
 __all__ = ["PHASES", "add_flags", "measure", "print_table", "theme"]
 
 PEERS = {"hf": "transformers loop", "vllm": "vllm loop", "vllm-append": "vllm append"}
+# The peers that show what a strategy of ours shows: equal frames, sizes and prompts.
+SAME_WORK: dict[str, Strategy] = {"hf": "official", "vllm": "official", "vllm-append": "append"}
 SAME = ", same question again"
 OTHER = ", another question"
-# Random weights soon repeat one token, which every draft guesses; real text is not like that.
-NO_DRAFTS: dict[str, dict[str, Any]] = {"without drafts": {"draft_tokens": 0}}
-# What else is measured with --ablations -> settings of the engine.
+# Random weights soon repeat one token, which every draft guesses; real text is not like that. So
+# no comparison rests on drafts: what they save has rows of its own.
+DRAFTS = "with drafts"
+# What is measured with --ablations -> settings of the engine.
 SWITCHES: dict[str, dict[str, Any]] = {
     "without prefix cache": {"prefix_cache": False},
     "without vision cache": {"vision_cache_bytes": 0},
     "without frame store": {"frame_store_bytes": 0},
     "without fetching ahead": {"speculative_fetch": False},
-    **NO_DRAFTS,
 }
 ABLATIONS = {
     **SWITCHES,
@@ -61,7 +67,8 @@ ABLATIONS = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench rounds`; the second names are those of `vllm bench latency`."""
-    add_setting_flags(parser, strategy="official,append")
+    drafts = EngineConfig().draft_tokens
+    add_setting_flags(parser, strategy="official,append", draft_tokens=drafts, several_dtypes=True)
     add = parser.add_argument
     add("--peer", default="hf", help=f"whom to compare with: none, or of {', '.join(PEERS)}")
     add("--repeats", "--num-iters", type=int, default=3, help="runs of each side")
@@ -85,62 +92,143 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result (the JSON file's content); arguments as `--help` says."""
     strategies = strategies_of(args)
     peers = [name for name in args.peer.split(",") if name not in ("", "none")]
+    dtypes = args.dtype.split(",") if args.dtype else ["auto"]
     for name in peers:
         require("bench", "peer", name, name in PEERS, f"none, or of {', '.join(PEERS)}")
-    for name in ("repeats", "threads", "max_tokens"):
+    for name in dtypes:
+        ok = name in DTYPES or args.dtype is None
+        require("bench", "dtype", name, ok, f"of {', '.join(DTYPES)}")
+    for name in ("repeats", "max_tokens"):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
-    on_vllm = [name for name in peers if name.startswith("vllm")]
-    python = args.vllm_python
-    require("bench", "vllm_python", python, not on_vllm or python is not None, "set for vllm")
-    torch.set_num_threads(args.threads)
+    if args.vllm_python is None and any(name.startswith("vllm") for name in peers):
+        raise RuntimeError(f"bench: --vllm-python is missing: {ENVIRONMENT}")
+    check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
-    engine = EngineConfig(threads=args.threads, draft_tokens=args.draft_tokens)
-    with ExitStack() as stack:
-        contenders = []
-        if "hf" in peers:
-            contenders.append(
-                _hf(PublishedLoop.from_pretrained(folder, dtype=getattr(torch, args.dtype)))
-            )
-        vllm: VllmPeer | None = None
-        if on_vllm:
-            vllm = VllmPeer(
-                folder, python, dtype=args.dtype, threads=args.threads, compiled=args.vllm_compile
-            )
-            stack.enter_context(vllm)
-            contenders += [_vllm(vllm, name, metadata) for name in on_vllm]
-        model = load_model(folder, dtype=getattr(torch, args.dtype), device="cpu")
-        tokenizer = Tokenizer.from_pretrained(folder)
-        full = stack.enter_context(Runtime(model, tokenizer, engine=engine))
-        contenders += [_ours(full, strategy) for strategy in strategies]
-        others = ABLATIONS if args.ablations else NO_DRAFTS if args.draft_tokens else {}
-        for name, changed in others.items():
-            runtime = Runtime(model, tokenizer, engine=replace(engine, **changed))
-            stack.enter_context(runtime)
-            contenders += [_ours(runtime, strategy, name) for strategy in strategies]
-        ours = [contender.name for contender in contenders[len(peers) :]]
-        follow_up = OTHER if args.ablations else SAME
-        runs = _alternate(contenders, video, setting, args.repeats, follow_up)
-        agreement = []
-        if vllm is not None:
-            agreement = _agreement(full, video, setting, runs)
-    flags = ["peer", "strategy", "rounds", "max_tokens", "repeats", "threads", "dtype", "video"]
-    flags += ["model", "draft_tokens", "ablations", "vllm_compile"]
+    bench = _Bench(args, folder, video, metadata, setting, strategies, peers)
+    runs = [bench.measured(dtype) for dtype in dtypes]
+    flags = ["peer", "strategy", "rounds", "max_tokens", "repeats", "device", "dtype", "threads"]
+    flags += ["footage", "video", "model", "parity", "draft_tokens", "ablations", "vllm_compile"]
     return {
         **heading("rounds", args, flags),
-        "dtype": args.dtype,
         "setting": {
-            **setting.as_dict("synthetic" if args.video == "synthetic" else video.name, metadata),
+            **setting.as_dict(video_name(args), metadata, bench.resolved),
             "repeats": args.repeats,
             "draft_tokens": args.draft_tokens,
             "unmeasured": "loading the models; a warm-up of one round and two tokens a side",
         },
-        "vllm": None if vllm is None else vllm.about,
-        "contenders": {name: summary(samples) for name, samples in runs.items()},
-        "comparisons": comparisons(runs),
-        "ratios": ratios(runs, [PEERS[name] for name in peers], ours, SAME),
-        "token_agreement": agreement,
+        "vllm": bench.about_vllm,
+        "runs": runs,
     }
+
+
+class _Bench:
+    """What is measured in every dtype: all sides on one file. resolved: the perception of the
+    first strategy, with the model's own budgets; about_vllm: how vLLM ran."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        folder: Path,
+        video: Path,
+        metadata: VideoMetadata,
+        setting: Setting,
+        strategies: list[Strategy],
+        peers: list[str],
+    ) -> None:
+        self._args, self._folder, self._video = args, folder, video
+        self._metadata, self._setting = metadata, setting
+        self._strategies, self._peers = strategies, peers
+        self._words = prompts_from_dict(load_extras(folder).get("prompts", {}))
+        self.resolved = setting.perception(strategies[0]).resolve({})
+        self.about_vllm: dict[str, Any] | None = None
+
+    def measured(self, dtype: str) -> dict[str, Any]:
+        """Runs of all sides in one dtype ("auto": the checkpoint's own), summed up."""
+        args, peers = self._args, self._peers
+        with ExitStack() as stack:
+            ours = list(self._ours(stack, dtype))
+            runtime = ours[0].runtime
+            assert runtime is not None
+            self.resolved = runtime.perception(self._setting.perception(self._strategies[0]))
+            kind = str(runtime.engine.model.dtype).removeprefix("torch.")
+            sides = [*self._theirs(stack, runtime, kind), *ours]
+            follow_up = OTHER if args.ablations else SAME
+            runs = _alternate(sides, self._video, self._setting, args.repeats, follow_up)
+        compared = [
+            (strategy, PEERS[peer], SAME_WORK[peer] == strategy)
+            for peer in peers
+            for strategy in self._strategies
+        ]
+        return {
+            "dtype": kind,
+            "contenders": {name: summary(samples) for name, samples in runs.items()},
+            "comparisons": comparisons(runs, compared),
+        }
+
+    def _ours(self, stack: ExitStack, dtype: str) -> Iterator[_Contender]:
+        args = self._args
+        model = load_model(self._folder, dtype=dtype, device=args.device)
+        tokenizer = Tokenizer.from_pretrained(self._folder)
+        drafts = {DRAFTS: {"draft_tokens": args.draft_tokens}} if args.draft_tokens else {}
+        engine = EngineConfig(threads=args.threads, draft_tokens=0)
+        for name, changed in {"": {}, **(ABLATIONS if args.ablations else {}), **drafts}.items():
+            runtime = stack.enter_context(
+                Runtime(
+                    model,
+                    tokenizer,
+                    templates=self._words,
+                    engine=replace(engine, **changed),
+                )
+            )
+            for strategy in self._strategies:
+                yield _our_side(runtime, strategy, f"{strategy} {name}".strip())
+
+    def _theirs(self, stack: ExitStack, runtime: Runtime, dtype: str) -> Iterator[_Contender]:
+        """The peers, with the budgets and words that `runtime` gives ours."""
+        args, vllm = self._args, None
+        for name in self._peers:
+            if name == "hf":
+                loop = PublishedLoop.from_pretrained(
+                    self._folder, dtype=DTYPES[dtype], device=args.device
+                )
+                yield self._peer(name, loop.ask, None, runtime)
+                continue
+            if vllm is None:
+                vllm = VllmPeer(
+                    self._folder,
+                    args.vllm_python,
+                    dtype=dtype,
+                    device=args.device,
+                    threads=args.threads,
+                    compiled=args.vllm_compile,
+                )
+                stack.enter_context(vllm)
+                self.about_vllm = vllm.about
+            yield self._peer(name, partial(vllm.ask, metadata=self._metadata), vllm.forget, runtime)
+
+    def _peer(
+        self,
+        name: str,
+        asked: Callable[..., list[RoundSample]],
+        forget: Callable[[], None] | None,
+        runtime: Runtime,
+    ) -> _Contender:
+        def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
+            perception, words = runtime.perception(setting.perception(SAME_WORK[name])), self._words
+            if perception.prompts:
+                words = load_prompts(perception.prompts, base=words)
+            return asked(
+                video,
+                question,
+                options=OPTIONS,
+                perception=perception,
+                clues=setting.parsed_clues,
+                max_tokens=setting.max_tokens,
+                templates=words,
+            )
+
+        return _Contender(PEERS[name], ask, forget)
 
 
 # -- the sides --------------------------------------------------------------------------------
@@ -159,11 +247,12 @@ class Run:
 @dataclass(slots=True)
 class _Contender:
     """ask: rounds of one question about a file; forget: make the next question a cold one, None
-    for a side that keeps nothing."""
+    for a side that keeps nothing; runtime: of ours."""
 
     name: str
     ask: Ask
     forget: Callable[[], None] | None = None
+    runtime: Runtime | None = None
 
     def run(self, video: Path, setting: Setting, question: str = QUESTIONS[0]) -> Run:
         began = time.perf_counter()
@@ -171,64 +260,32 @@ class _Contender:
         return Run(time.perf_counter() - began, rounds)
 
 
-def _hf(loop: PublishedLoop) -> _Contender:
+def _our_side(runtime: Runtime, strategy: Strategy, name: str) -> _Contender:
     def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
-        return loop.ask(
-            video,
+        answer = runtime.ask(
+            str(video),
             question,
             options=OPTIONS,
-            perception=setting.perception("official"),
-            clues=setting.parsed_clues,
-            max_tokens=setting.max_tokens,
+            perception=setting.perception(strategy),
+            sampling=setting.sampling,
+            assume_clues=setting.clues,
         )
+        return samples(answer)
 
-    return _Contender(PEERS["hf"], ask)
-
-
-def _vllm(peer: VllmPeer, name: str, metadata: VideoMetadata) -> _Contender:
-    strategy: Strategy = "append" if name == "vllm-append" else "official"
-
-    def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
-        return peer.ask(
-            video,
-            question,
-            metadata=metadata,
-            options=OPTIONS,
-            perception=setting.perception(strategy, "release"),
-            clues=setting.parsed_clues,
-            max_tokens=setting.max_tokens,
-        )
-
-    return _Contender(PEERS[name], ask, peer.forget)
+    return _Contender(name, ask, runtime.clear_caches, runtime)
 
 
-def _ours(runtime: Runtime, strategy: Strategy, ablation: str = "") -> _Contender:
-    def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
-        return ask_ours(runtime, video, setting, question, strategy)
-
-    name = f"{strategy} {ablation}".strip()
-    return _Contender(name, ask, runtime.clear_caches)
-
-
-def ask_ours(
-    runtime: Runtime,
-    video: Path,
-    setting: Setting,
-    question: str,
-    strategy: Strategy,
-    parity: Parity = "transformers",
-) -> list[RoundSample]:
-    """The rounds of one question asked of a Runtime."""
-    answer = runtime.ask(
-        str(video),
-        question,
-        options=OPTIONS,
-        perception=setting.perception(strategy, parity),
-        sampling=SamplingParams(max_tokens=setting.max_tokens, ignore_eos=True),
-        assume_clues=setting.clues,
-    )
+def samples(answer: Answer) -> list[RoundSample]:
+    """The rounds of an answer of a Runtime."""
     return [
-        RoundSample(r.token_ids, list(r.frames), r.prompt_tokens, r.timings, r.reuse)
+        RoundSample(
+            r.token_ids,
+            list(r.frames),
+            [segment.resized_hw for segment in r.plan.segments],
+            r.prompt_tokens,
+            r.timings,
+            r.reuse,
+        )
         for r in answer.rounds
     ]
 
@@ -250,7 +307,7 @@ def _alternate(
         print(f"run {len(runs[name])}/{repeats} {name}: {run.seconds:.2f} s", file=sys.stderr)
 
     for contender in contenders:  # code, threads and allocator, not caches
-        contender.run(video, Setting(rounds=1, max_tokens=2, clues=[]))
+        contender.run(video, replace(setting, rounds=1, max_tokens=2, clues=[]))
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(repeats):
             for contender in contenders:
@@ -263,17 +320,3 @@ def _alternate(
                     note(contender.name + follow_up, contender.run(path, setting, again))
                 path.unlink()
     return runs
-
-
-def _agreement(
-    runtime: Runtime, video: Path, setting: Setting, runs: dict[str, list[Run]]
-) -> list[dict[str, Any]]:
-    """vLLM's tokens beside ours at the same positions (parity "release"), not measured."""
-    found = []
-    pairs: list[tuple[str, Strategy]] = [("vllm", "official"), ("vllm-append", "append")]
-    for name, strategy in pairs:
-        if PEERS[name] in runs:
-            ours = ask_ours(runtime, video, setting, QUESTIONS[0], strategy, "release")
-            theirs = runs[PEERS[name]][0].rounds
-            found.append(token_agreement(PEERS[name], theirs, f"{strategy}, parity release", ours))
-    return found

@@ -1,8 +1,9 @@
-"""`vtts-rt bench serve`: many askers at once, on several videos and on one.
+"""`vtts-rt bench serve`: concurrent requests, on several videos and on one.
 
-Closed loop: each of C askers asks its next question when it has its answer. Every measured part
+Closed loop: each of C clients sends its next question when it has its answer. Every measured part
 begins cold: files not seen before, caches cleared. Field names are those of `vllm bench serve`;
-TTFT is that of the first round, from the question on, opening the file included.
+TTFT is that of the first round, from the question on, opening the file included. With drafts,
+which are off by default, tokens come several at a time: there is no inter-token latency then.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vtts_rt.bench.setting import (
     OPTIONS,
     Setting,
     add_setting_flags,
+    check_compute,
+    dtype_of,
     heading,
     model_and_video,
     question,
     strategies_of,
+    video_name,
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.results import Answer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import ReuseStats, SamplingParams, Strategy, require
+from vtts_rt.types import ReuseStats, Strategy, require
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
 
@@ -47,7 +50,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--max-concurrency",
         "--concurrency",
         default="1,2,4,8",
-        help="askers, comma-separated, or none",
+        help="concurrent requests, comma-separated, or none",
     )
     add("--num-prompts", type=int, default=8, help="questions asked at each concurrency")
     add("--num-videos", type=int, default=4, help="files they are about")
@@ -55,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--one-video",
         type=int,
         default=8,
-        help="askers about one file against as many separate cold questions; 0 leaves this out",
+        help="requests about one file at once, against as many separate cold ones; 0: leave out",
     )
 
 
@@ -76,21 +79,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         ("max_concurrency", levels),
         ("num_prompts", [args.num_prompts]),
         ("num_videos", [args.num_videos]),
-        ("threads", [args.threads]),
     ):
         for value in values:
             require("bench", name, value, value >= 1, ">= 1")
     low = 0 if levels else 1
     require("bench", "one_video", args.one_video, args.one_video >= low, f">= {low}")
-    torch.set_num_threads(args.threads)
+    check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
     engine = EngineConfig(threads=args.threads, draft_tokens=args.draft_tokens)
     with (
         tempfile.TemporaryDirectory() as files,
-        Runtime.from_pretrained(folder, dtype=args.dtype, device="cpu", engine=engine) as runtime,
+        Runtime.from_pretrained(
+            folder, dtype=dtype_of(args, folder), device=args.device, engine=engine
+        ) as runtime,
     ):
-        bench = _Bench(runtime, video, Path(files), setting)
+        resolved = runtime.perception(setting.perception(strategies[0]))
+        bench = _Bench(runtime, video, Path(files), setting, args.draft_tokens > 0)
         bench.ask(bench.copy(), 0, strategies[0])  # code, threads and allocator, not caches
         sweep = []
         for strategy in strategies:
@@ -101,22 +106,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             layouts = [(strategy, True) for strategy in strategies]
             layouts += [("append", False)] if "append" in strategies else []
             one_video = [bench.one_video(*layout, args.one_video) for layout in layouts]
-    flags = ["strategy", "rounds", "max_tokens", "threads", "dtype", "video", "model"]
-    flags += ["draft_tokens", "max_concurrency", "num_prompts", "num_videos", "one_video"]
-    name = "synthetic" if args.video == "synthetic" else video.name
+    flags = ["strategy", "rounds", "max_tokens", "device", "dtype", "threads", "footage", "video"]
+    flags += ["model", "parity", "draft_tokens", "max_concurrency", "num_prompts", "num_videos"]
+    flags += ["one_video"]
     return {
         **heading("serve", args, flags),
         "backend": "vtts_rt",
-        "dtype": args.dtype,
+        "dtype": dtype_of(args, folder),
         "setting": {
-            **setting.as_dict(name, metadata),
+            **setting.as_dict(video_name(args), metadata, resolved),
             "num_videos": args.num_videos,
             "draft_tokens": args.draft_tokens,
             "unmeasured": "loading the model; one question on another file",
         },
         "sweep": sweep,
         "one_video": one_video,
-        "ratios": _ratios(sweep, one_video),
     }
 
 
@@ -139,12 +143,15 @@ class _Asked:
 
 
 class _Bench:
-    def __init__(self, runtime: Runtime, video: Path, files: Path, setting: Setting) -> None:
+    def __init__(
+        self, runtime: Runtime, video: Path, files: Path, setting: Setting, drafts: bool
+    ) -> None:
         self._runtime = runtime
         self._bytes = video.read_bytes()
         self._suffix = video.suffix
         self._files = files
         self._setting = setting
+        self._drafts = drafts
         self._copies = count()
 
     def copy(self) -> Path:
@@ -171,7 +178,7 @@ class _Bench:
             question(number),
             options=OPTIONS,
             perception=self._setting.perception(strategy),
-            sampling=SamplingParams(max_tokens=self._setting.max_tokens, ignore_eos=True),
+            sampling=self._setting.sampling,
             assume_clues=self._setting.clues,
             on_event=note,
         )
@@ -180,55 +187,56 @@ class _Bench:
     def serve(
         self, strategy: Strategy, concurrency: int, num_prompts: int, num_videos: int
     ) -> dict[str, Any]:
-        """`num_prompts` questions by `concurrency` askers, cold; the files in turn."""
+        """`num_prompts` questions, `concurrency` at once, cold; the files in turn."""
         self._runtime.clear_caches()
         videos = [self.copy() for _ in range(num_videos)]
         before = self._runtime.stats()["scheduler"]
         began = time.perf_counter()
-        with ThreadPoolExecutor(concurrency) as askers:
+        with ThreadPoolExecutor(concurrency) as clients:
             futures = [
-                askers.submit(self.ask, videos[number % num_videos], number, strategy)
+                clients.submit(self.ask, videos[number % num_videos], number, strategy)
                 for number in range(num_prompts)
             ]
             asked = [future.result() for future in futures]
         result = {
             "strategy": strategy,
             "num_videos": num_videos,
-            **_served(asked, concurrency, time.perf_counter() - began),
+            **_served(asked, concurrency, time.perf_counter() - began, self._drafts),
         }
         after = self._runtime.stats()["scheduler"]
         result["steps"] = after["steps"] - before["steps"]
         result["preemptions"] = after["preemptions"] - before["preemptions"]
         said = f"{result['duration']:.2f} s, {result['output_throughput']:.1f} tokens/s"
-        print(f"{strategy}, {concurrency} askers, {num_videos} videos: {said}", file=sys.stderr)
+        print(f"{strategy}, {concurrency} at once, {num_videos} videos: {said}", file=sys.stderr)
         for path in videos:
             path.unlink()
         return result
 
-    def one_video(self, strategy: Strategy, text_first: bool, askers: int) -> dict[str, Any]:
-        """Askers about one file, together, against each alone and cold, one after the other."""
+    def one_video(self, strategy: Strategy, text_first: bool, num_requests: int) -> dict[str, Any]:
+        """Requests about one file, together, against each alone and cold, one after the other."""
         self._setting = replace(self._setting, text_first=text_first)
         name = strategy if text_first else f"{strategy}, video first"
-        shared = self.serve(strategy, askers, askers, 1)
+        shared = self.serve(strategy, num_requests, num_requests, 1)
         alone = []
-        for number in range(askers):
+        for number in range(num_requests):
             self._runtime.clear_caches()
             path = self.copy()
             alone.append(self.ask(path, number, strategy))
             path.unlink()
-        separate = _served(alone, 1, sum(asked.seconds for asked in alone))
-        print(f"{name}, {askers} alone: {separate['duration']:.2f} s", file=sys.stderr)
+        separate = _served(alone, 1, sum(asked.seconds for asked in alone), self._drafts)
+        print(f"{name}, {num_requests} alone: {separate['duration']:.2f} s", file=sys.stderr)
         return {
             "strategy": name,
-            "num_askers": askers,
+            "num_requests": num_requests,
             "shared": shared,
             "separate": separate,
             "time_ratio": shared["duration"] / separate["duration"],
         }
 
 
-def _served(asked: list[_Asked], concurrency: int, duration: float) -> dict[str, Any]:
-    """Fields of `vllm bench serve` (duration in seconds, tokens and requests a second, ms)."""
+def _served(asked: list[_Asked], concurrency: int, duration: float, drafts: bool) -> dict[str, Any]:
+    """Fields of `vllm bench serve` (duration in seconds, tokens and requests a second, ms), those
+    of ITL only without drafts."""
     answers = [a.answer for a in asked]
     rounds = [r for answer in answers for r in answer.rounds]
     inputs = [sum(r.prompt_tokens for r in answer.rounds) for answer in answers]
@@ -256,7 +264,7 @@ def _served(asked: list[_Asked], concurrency: int, duration: float) -> dict[str,
         "total_token_throughput": (sum(inputs) + sum(outputs)) / duration,
         **_statistics("ttft", [a.ttft for a in asked]),
         **_statistics("tpot", per_token),
-        **_statistics("itl", gaps),
+        **({} if drafts else _statistics("itl", gaps)),
         **_statistics("e2el", [a.seconds for a in asked]),
         "round_ttft_ms": [
             statistics.median(answer.rounds[index].timings.ttft for answer in answers)
@@ -279,19 +287,6 @@ def _statistics(name: str, seconds: list[float]) -> dict[str, float]:
     }
 
 
-def _ratios(sweep: list[dict[str, Any]], one_video: list[dict[str, Any]]) -> dict[str, Any]:
-    """throughput_gain: strategy -> askers -> tokens a second over those of the first level;
-    one_video_time_ratio: strategy -> askers together over each alone."""
-    gain: dict[str, dict[str, float]] = {}
-    first: dict[str, float] = {}
-    for level in sweep:
-        base = first.setdefault(level["strategy"], level["output_throughput"])
-        levels = gain.setdefault(level["strategy"], {})
-        levels[str(level["max_concurrency"])] = level["output_throughput"] / base
-    ratio = {part["strategy"]: part["time_ratio"] for part in one_video}
-    return {"throughput_gain": gain, "one_video_time_ratio": ratio}
-
-
 def print_table(result: dict[str, Any]) -> None:
     """The result for people."""
     from rich.console import Console
@@ -300,7 +295,7 @@ def print_table(result: dict[str, Any]) -> None:
     machine = result["hardware"]
     title = f"{result['model_id']}, {result['dtype']}, {machine['cpu']}"
     table = Table("", title=f"{title}, {machine['threads']} threads")
-    for name in ("askers", "videos", "s", "tokens/s", "TTFT ms", "p99", "TPOT ms", "E2EL ms"):
+    for name in ("concurrency", "videos", "s", "tokens/s", "TTFT ms", "p99", "TPOT ms", "E2EL ms"):
         table.add_column(name, justify="right")
     parts = list(result["sweep"])
     for part in result["one_video"]:
@@ -320,5 +315,7 @@ def print_table(result: dict[str, Any]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     for part in result["one_video"]:
-        ratio = f"{part['time_ratio']:.2f} of the time of {part['num_askers']} alone"
-        console.print(f"{part['strategy']}: {part['num_askers']} askers on one video take {ratio}")
+        ratio = f"{part['time_ratio']:.2f} of the time of {part['num_requests']} alone"
+        console.print(
+            f"{part['strategy']}: {part['num_requests']} requests on one video take {ratio}"
+        )

@@ -18,18 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from vtts_rt.bench.model import MODEL_ID, bench_model, synthetic_video
-from vtts_rt.config import STRATEGIES, EngineConfig, ResolvedPerception
+from vtts_rt.bench.footage import FOOTAGE
+from vtts_rt.bench.model import MODEL_ID, bench_model
+from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig, ResolvedPerception
+from vtts_rt.models.qwen2_5_vl import DTYPES, checkpoint_dtype
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.results import versions
-from vtts_rt.types import Parity, Strategy, VideoMetadata, require
+from vtts_rt.types import Parity, SamplingParams, Strategy, VideoMetadata, require
 from vtts_rt.video import open_video
 
 # The setting: a frame every two seconds in the coarse pass (15 pairs of the 60 s clip), clues
 # at 20-30 s, 24-28 s and so on, as fractions of the duration so that they fit any file.
 SAMPLE_FPS = 0.5
 CLUES = ((20 / 60, 30 / 60), (24 / 60, 28 / 60), (25 / 60, 27 / 60), (25.5 / 60, 26.5 / 60))
-# One question for each of eight askers; where there is one asker, it is the first.
+# One question for each of eight concurrent requests; a single one asks the first.
 QUESTIONS = (
     "What does the person do right after the red card has been put on the table?",
     "Which hand opens the door before the light goes out?",
@@ -46,11 +48,23 @@ OPTIONS = (
     "They pour water into the glass",
     "They leave the room with the bag",
 )
+# Settings that change no logit; an unset one is the checkpoint's.
+NEUTRAL: dict[str, Any] = {
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_tokens": 0,
+    "suppress_tokens": (),
+    "begin_suppress_tokens": (),
+    "bad_words_ids": (),
+}
 PERCENTILES = (10, 25, 50, 75, 90, 99)  # of `vllm bench latency`
 
 
 def question(number: int) -> str:
-    """The question of an asker: every number has one of its own."""
+    """The question of a request: every number has one of its own."""
     text = QUESTIONS[number % len(QUESTIONS)]
     return text if number < len(QUESTIONS) else f"{text} ({number})"
 
@@ -63,44 +77,56 @@ class Setting:
     rounds: int
     max_tokens: int
     clues: list[list[list[float]]]
+    parity: Parity = "release"
     text_first: bool = True
 
     @classmethod
     def of(cls, args: argparse.Namespace, duration_seconds: float) -> Setting:
-        """From --rounds and --max-tokens, for a video of that duration."""
+        """From --rounds, --max-tokens and --parity, for a video of that duration."""
         clues = [
             [[round(share * duration_seconds, 6) for share in span]]
             for span in CLUES[: args.rounds - 1]
         ]
-        return cls(args.rounds, args.max_tokens, clues)
+        return cls(args.rounds, args.max_tokens, clues, args.parity)
 
     @property
     def parsed_clues(self) -> list[Clue]:
         return [clue_from_json(clue) for clue in self.clues]
 
-    def perception(self, strategy: Strategy, parity: Parity = "transformers") -> ResolvedPerception:
-        """Budgets of VideoChat-R1.5; "transformers": the numbers of the loop on it."""
-        return ResolvedPerception(
+    @property
+    def sampling(self) -> SamplingParams:
+        """Greedy and always `max_tokens` tokens, whatever the checkpoint's generation_config.json
+        says."""
+        known = SamplingParams.__dataclass_fields__
+        neutral = {name: value for name, value in NEUTRAL.items() if name in known}
+        return SamplingParams(max_tokens=self.max_tokens, ignore_eos=True, **neutral)
+
+    def perception(self, strategy: Strategy) -> PerceptionConfig:
+        """What this setting fixes; the model's own settings fill the rest, for every side
+        (`Runtime.perception`)."""
+        return PerceptionConfig(
             strategy=strategy,
             max_rounds=self.rounds,
             sample_fps=SAMPLE_FPS,
-            parity=parity,
+            parity=self.parity,
             text_first=self.text_first,
         )
 
-    def as_dict(self, video: str, metadata: VideoMetadata) -> dict[str, Any]:
-        """The JSON of a result's "setting"."""
-        perception = self.perception("official")
+    def as_dict(
+        self, video: str, metadata: VideoMetadata, resolved: ResolvedPerception
+    ) -> dict[str, Any]:
+        """The JSON of a result's "setting"; resolved: the budgets that all sides were given."""
         return {
             "video": video,
             "duration_seconds": metadata.duration_seconds,
             "source_fps": metadata.source_fps,
             "height": metadata.height,
             "width": metadata.width,
-            "sample_fps": SAMPLE_FPS,
-            "total_pixels": perception.total_pixels,
-            "min_pixels": perception.min_pixels,
-            "parity": perception.parity,
+            "sample_fps": resolved.sample_fps,
+            "max_frames": resolved.max_frames,
+            "total_pixels": resolved.total_pixels,
+            "min_pixels": resolved.min_pixels,
+            "parity": self.parity,
             "rounds": self.rounds,
             "max_tokens": self.max_tokens,
             "assume_clues": self.clues,
@@ -110,19 +136,28 @@ class Setting:
 # -- flags that several benches take ----------------------------------------------------------
 
 
-def add_setting_flags(parser: argparse.ArgumentParser, *, strategy: str) -> None:
+def add_setting_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    strategy: str,
+    draft_tokens: int = 0,
+    several_dtypes: bool = False,
+) -> None:
     """Flags of what is asked and of what; the second names are those of `vllm bench`."""
     add = parser.add_argument
     add("--strategy", default=strategy, help="ours, comma-separated")
     add("--rounds", type=int, default=3, help=f"1 to {len(CLUES) + 1}")
     add("--max-tokens", "--output-len", type=int, default=32, help="generated in every round")
-    drafts = EngineConfig().draft_tokens
-    add("--draft-tokens", type=int, default=drafts, help="most tokens drafted by ours; 0: none")
-    add("--threads", type=int, default=2, help="CPU threads of every side")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--video", default="synthetic", help="a file, or `synthetic`: 60 s of 640x360 H.264")
+    add("--draft-tokens", type=int, default=draft_tokens, help="most tokens ours drafts; 0: none")
+    add("--parity", choices=PARITIES, default="release", help="whose numbers, on every side")
+    add("--footage", choices=tuple(FOOTAGE), default="real", help="60 s of 640x360 H.264")
+    add("--video", type=Path, help="a file instead")
     add("--model", type=Path, help="checkpoint folder; default: the random 118 M bench model")
     add("--cache-dir", type=Path, default=Path.home() / ".cache" / "vtts_rt" / "bench")
+    if several_dtypes:
+        known = ", ".join(DTYPES)
+        add("--dtype", help=f"of {known}, comma-separated; default: the checkpoint's own")
+    add_compute_flags(parser, dtypes=() if several_dtypes else tuple(DTYPES))
     add_output_flags(parser)
 
 
@@ -133,16 +168,43 @@ def add_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--result-dir", type=Path, help="folder to file it in, named by theme, machine and month")
 
 
-def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """--device, for benches that run on either; `check_device` says whether it is there."""
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=here, choices=("cpu", "cuda"))
+def add_compute_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    devices: Sequence[str] = ("cpu", "cuda"),
+    dtypes: Sequence[str] = tuple(DTYPES),
+    threads: int | None = 2,
+    dtype_help: str = "default: the checkpoint's own",
+) -> None:
+    """--device, --dtype and --threads of every bench; `check_compute` reads them.
+
+    devices: what the bench runs on; the default is a GPU where there is one and it takes it.
+    dtypes: what --dtype may be, none where nothing is computed in one. threads: the default, None
+    where it is not for the caller to choose.
+    """
+    add = parser.add_argument
+    here = "cuda" if torch.cuda.is_available() and "cuda" in devices else devices[0]
+    add("--device", choices=devices, default=here)
+    if dtypes:
+        only = dtypes[0] if len(dtypes) == 1 else None
+        add("--dtype", choices=dtypes, default=only, help="" if only else dtype_help)
+    if threads is not None:
+        add("--threads", type=int, default=threads, help="CPU threads of every side")
 
 
-def check_device(device: str) -> None:
-    """RuntimeError where there is no such device."""
-    if device == "cuda" and not torch.cuda.is_available():
+def check_compute(args: argparse.Namespace) -> None:
+    """Check --device and --threads, where it is a flag, and set the threads of torch. RuntimeError
+    where there is no such device."""
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("bench: no CUDA device is available; use --device cpu")
+    if (threads := getattr(args, "threads", None)) is not None:
+        require("bench", "threads", threads, threads >= 1, ">= 1")
+        torch.set_num_threads(threads)
+
+
+def dtype_of(args: argparse.Namespace, model: str | Path) -> str:
+    """--dtype, or the checkpoint's own."""
+    return args.dtype or str(checkpoint_dtype(model)).removeprefix("torch.")
 
 
 def strategies_of(args: argparse.Namespace) -> list[Strategy]:
@@ -158,9 +220,16 @@ def strategies_of(args: argparse.Namespace) -> list[Strategy]:
 def model_and_video(args: argparse.Namespace) -> tuple[Path, Path, VideoMetadata]:
     """Checkpoint folder, file and its metadata; the default ones are built on first use."""
     folder = args.model or bench_model(args.cache_dir)
-    video = synthetic_video(args.cache_dir) if args.video == "synthetic" else Path(args.video)
+    video = args.video or FOOTAGE[args.footage](args.cache_dir)
     with open_video(str(video)) as source:
-        return folder, video, source.metadata
+        metadata = source.metadata
+    require("bench", "video", video.name, metadata.num_frames > 1, "a video of several frames")
+    return folder, video, metadata
+
+
+def video_name(args: argparse.Namespace) -> str:
+    """How results name what was looked at: the footage, or the file without its folder."""
+    return args.footage if args.video is None else Path(args.video).name
 
 
 # -- results ----------------------------------------------------------------------------------
@@ -171,11 +240,11 @@ def heading(bench: str, args: argparse.Namespace, flags: Sequence[str]) -> dict[
     words = ["vtts-rt", "bench", bench]
     for name in flags:
         value = getattr(args, name)
-        if isinstance(value, Path) or name == "video":  # where files lie changes nothing
-            value = Path(value).name
+        if isinstance(value, Path):  # where files lie changes nothing
+            value = value.name
         if value is True:
             words.append(f"--{name.replace('_', '-')}")
-        elif value not in (None, False) and (name, value) != ("video", "synthetic"):
+        elif value not in (None, False):
             words += [f"--{name.replace('_', '-')}", str(value)]
     return {
         "bench": bench,

@@ -21,10 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from vtts_rt.bench.model import moving_frames
-from vtts_rt.bench.setting import add_output_flags, heading
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    add_output_flags,
+    check_compute,
+    dtype_of,
+    heading,
+)
 from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
@@ -72,9 +77,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--frame-store-mib", type=int, default=4)
     add("--vision-cache-mib", type=int, default=2)
     add("--kv-mib", type=int, default=8)
-    add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)
     add("--model", type=Path, help="checkpoint folder; default: the embedded model")
+    add_compute_flags(parser)
     add_output_flags(parser)
 
 
@@ -91,7 +96,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     left = args.num_prompts - args.num_warmups
     few = left >= 2 * args.sample_every and args.num_warmups >= 0
     require("bench", "num_warmups", args.num_warmups, few, "two readings below num_prompts")
-    torch.set_num_threads(args.threads)
+    check_compute(args)
+    model = args.model or "tiny"
+    dtype = dtype_of(args, model)
     engine = EngineConfig(
         frame_store_bytes=args.frame_store_mib * MIB,
         vision_cache_bytes=args.vision_cache_mib * MIB,
@@ -100,7 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
     with (
         tempfile.TemporaryDirectory() as files,
-        Runtime.from_pretrained(args.model or "tiny", device="cpu", engine=engine) as runtime,
+        Runtime.from_pretrained(model, dtype=dtype, device=args.device, engine=engine) as runtime,
     ):
         soak = _Soak(runtime, _videos(Path(files)), engine, args.sample_every)
         loaded = resident_mb()
@@ -116,11 +123,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     warm = measured[0][1]
     peak = max(mb for _, mb in soak.samples)
     budget = sum(bound for _, bound in soak.budgets.values())
-    flags = ("num_prompts", "num_warmups", "sample_every", "frame_store_mib", "vision_cache_mib")
-    result = heading("soak", args, (*flags, "kv_mib", "concurrency", "threads", "seed", "model"))
+    flags = ["num_prompts", "num_warmups", "sample_every", "frame_store_mib", "vision_cache_mib"]
+    flags += ["kv_mib", "concurrency", "device", "dtype", "threads", "seed", "model"]
+    result = heading("soak", args, flags)
     return {
         **result,
         "model_id": "tiny" if args.model is None else args.model.name,
+        "dtype": dtype,
         "duration": seconds,
         "num_prompts": soak.requests,
         "outcomes": dict(sorted(soak.outcomes.items())),

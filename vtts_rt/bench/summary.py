@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vtts_rt.bench.peer import RoundSample
@@ -51,99 +51,89 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def comparisons(runs: Runs) -> list[dict[str, Any]]:
-    """Every contender against the first one, by median."""
-    baseline, *others = runs
-    base = median_seconds(runs[baseline])
+def comparisons(runs: Runs, pairs: Iterable[tuple[str, str, bool]]) -> list[dict[str, Any]]:
+    """Ours against peers by median; pairs: names of both, and whether both do the same work.
+
+    same_work: as the pairs say; differences: where two that should do the same did not, a text for
+    each difference; equal_tokens, first_difference: by round, of those that show the same frames.
+    """
     found = []
-    for name in others:
-        pairs = list(zip(runs[baseline][0].rounds, runs[name][0].rounds, strict=False))
-        same = len(pairs) == len(runs[baseline][0].rounds) == len(runs[name][0].rounds)
-        same = same and all(a.frame_indices == b.frame_indices for a, b in pairs)
+    for name, peer, same_work in pairs:
+        ours, theirs = (runs[side][0].rounds for side in (name, peer))
+        both = list(zip(theirs, ours, strict=True))
+        same_frames = all(a.frame_indices == b.frame_indices for a, b in both)
+        parts = [_first_difference(a.token_ids, b.token_ids) for a, b in both]
+        times = (statistics.median(run.seconds for run in runs[side]) for side in (name, peer))
+        taken, base = times
         found.append(
             {
                 "name": name,
-                "baseline": baseline,
-                "time_ratio": median_seconds(runs[name]) / base,
-                "speedup": base / median_seconds(runs[name]),
-                "same_frames": same,
-                "equal_tokens": [a.token_ids == b.token_ids for a, b in pairs] if same else None,
+                "baseline": peer,
+                "time_ratio": taken / base,
+                "speedup": base / taken,
+                "same_work": same_work,
+                "differences": _differences(both) if same_work else None,
+                "same_frames": same_frames,
+                "equal_tokens": [part is None for part in parts] if same_frames else None,
+                "first_difference": parts if same_frames else None,
             }
         )
     return found
 
 
-def ratios(
-    runs: Runs, peers: Sequence[str], strategies: Sequence[str], again: str
-) -> dict[str, Any]:
-    """What the comparison comes to, by name.
-
-    speedup: strategy -> peer -> peer's median time over ours, all rounds. round_1_time_ratio:
-    strategy -> peer -> our median of the first round over the peer's. same_question_again:
-    strategy -> the most of each counter in a round of the warm run.
-    """
-    result: dict[str, Any] = {"speedup": {}, "round_1_time_ratio": {}, "same_question_again": {}}
-    for strategy in strategies:
-        ours = runs[strategy]
-        result["speedup"][strategy] = {
-            peer: median_seconds(runs[peer]) / median_seconds(ours) for peer in peers
-        }
-        result["round_1_time_ratio"][strategy] = {
-            peer: _first_round(ours) / _first_round(runs[peer]) for peer in peers
-        }
-        reuse = [r.reuse for run in runs.get(strategy + again, ()) for r in run.rounds]
-        counters = ("frames_decoded", "pairs_encoded", "tokens_prefilled")
-        result["same_question_again"][strategy] = {
-            counter: max((getattr(r, counter) for r in reuse if r is not None), default=None)
-            for counter in counters
-        }
-    return result
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """The first index at which two lists of tokens part."""
+    if list(a) == list(b):
+        return None
+    tokens = enumerate(zip(a, b, strict=False))
+    return next((index for index, (x, y) in tokens if x != y), min(len(a), len(b)))
 
 
-def median_seconds(runs: Sequence[Run]) -> float:
-    return statistics.median(run.seconds for run in runs)
-
-
-def _first_round(runs: Sequence[Run]) -> float:
-    return statistics.median(run.rounds[0].timings.total for run in runs)
-
-
-def token_agreement(
-    name: str, theirs: Sequence[RoundSample], baseline: str, ours: Sequence[RoundSample]
-) -> dict[str, Any]:
-    """Where the generated tokens of two sides part: by round None, or the first index."""
-    both = list(zip(theirs, ours, strict=True))
-    parts = []
-    for a, b in both:
-        tokens = enumerate(zip(a.token_ids, b.token_ids, strict=True))
-        parts.append(next((index for index, (x, y) in tokens if x != y), None))
-    return {
-        "name": name,
-        "baseline": baseline,
-        "equal_tokens": [part is None for part in parts],
-        "first_difference": parts,
-        "equal_prompt_tokens": [a.prompt_tokens == b.prompt_tokens for a, b in both],
-    }
+def _differences(both: Sequence[tuple[RoundSample, RoundSample]]) -> list[str]:
+    """What two sides (theirs, ours) did not do alike, in words."""
+    found = []
+    for number, (theirs, ours) in enumerate(both, 1):
+        for what, a, b in (
+            ("frames", theirs.frame_indices, ours.frame_indices),
+            ("sizes", sorted(set(theirs.sizes)), sorted(set(ours.sizes))),
+            ("prompt tokens", theirs.prompt_tokens, ours.prompt_tokens),
+            ("generated tokens", len(theirs.token_ids), len(ours.token_ids)),
+        ):
+            if a != b:
+                found.append(f"{what} of round {number}: {a} and {b}")
+    return found
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The result for people: a row a round, then a sentence a contender."""
+    """The result for people: a row a round, then a sentence a contender and a comparison."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=160)
-    machine = result["hardware"]
+    for run in result["runs"]:
+        console.print(_table(result, run))
+        for name, contender in run["contenders"].items():
+            low, high = contender["min_latency"], contender["max_latency"]
+            rate = contender["output_throughput"]
+            median = contender["median_latency"]
+            console.print(f"{name}: {median:.2f} s ({low:.2f} to {high:.2f}), {rate:.1f} tokens/s")
+        for comparison in run["comparisons"]:
+            console.print(sentence(comparison))
+
+
+def _table(result: dict[str, Any], run: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    machine, setting = result["hardware"], result["setting"]
     table = Table(
-        title=f"{result['model_id']}, {result['dtype']}, {machine['cpu']}, "
+        title=f"{result['model_id']}, {run['dtype']}, {setting['video']} video, {machine['cpu']}, "
         f"{machine['threads']} threads: medians in ms",
     )
     table.add_column("")
     for name in ("round", *PHASES, "prefilled", "reused", "pairs", "decoded"):
         table.add_column(name, justify="right")
-    for name, contender in result["contenders"].items():
+    for name, contender in run["contenders"].items():
         for entry in contender["rounds"]:
             reuse = entry["reuse"] or {}
-            last = entry is contender["rounds"][-1]
             table.add_row(
                 name if entry["index"] == 0 else "",
                 str(entry["index"] + 1),
@@ -152,32 +142,25 @@ def print_table(result: dict[str, Any]) -> None:
                 str(reuse.get("tokens_reused", 0)),
                 str(reuse.get("pairs_encoded", (entry["num_frames"] + 1) // 2)),
                 str(reuse.get("frames_decoded", entry["num_frames"])),
-                end_section=last,
+                end_section=entry is contender["rounds"][-1],
             )
-    console.print(table)
-    for name, contender in result["contenders"].items():
-        low, high = contender["min_latency"], contender["max_latency"]
-        rate = contender["output_throughput"]
-        median = contender["median_latency"]
-        console.print(f"{name}: {median:.2f} s ({low:.2f} to {high:.2f}), {rate:.1f} tokens/s")
-    for comparison in result["comparisons"]:
-        console.print(_sentence(comparison))
-    for agreement in result["token_agreement"]:
-        parts = ["all" if p is None else f"up to {p}" for p in agreement["first_difference"]]
-        equal = ", ".join(parts)
-        console.print(f"tokens of {agreement['name']} and {agreement['baseline']} equal: {equal}")
+    return table
 
 
-def _sentence(comparison: dict[str, Any]) -> str:
-    tokens = comparison["equal_tokens"]
-    if tokens is None:
-        frames = "same spans, other frames"
-    elif all(tokens):
-        frames = "same frames, every token equal"
+def sentence(comparison: dict[str, Any]) -> str:
+    """One comparison in words: how much faster, and whether both did the same."""
+    if not comparison["same_work"]:
+        work = "same spans, but other frames and another prompt"
+    elif comparison["differences"]:
+        work = f"not the same work: {'; '.join(comparison['differences'])}"
     else:
-        differing = ", ".join(str(i + 1) for i, equal in enumerate(tokens) if not equal)
-        frames = f"same frames, tokens differ in round {differing}"
+        work = "same frames, sizes and prompt tokens"
+    parts = comparison["first_difference"]
+    if comparison["same_work"] and parts is not None:
+        rounds = (f"{i + 1} from token {p + 1} on" for i, p in enumerate(parts) if p is not None)
+        differing = ", ".join(rounds)
+        work += f"; tokens differ in round {differing}" if differing else "; every token equal"
     return (
-        f"{comparison['name']}: {comparison['time_ratio']:.2f} of the time of "
-        f"{comparison['baseline']}, {comparison['speedup']:.2f} times as fast ({frames})"
+        f"{comparison['name']} against {comparison['baseline']}: {comparison['speedup']:.2f} times "
+        f"as fast, {comparison['time_ratio']:.2f} of the time ({work})"
     )

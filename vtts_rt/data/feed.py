@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from vtts_rt.config import ResolvedPerception
+from vtts_rt.config import MediaLimits, ResolvedPerception
 from vtts_rt.data.ahead import Ahead
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
 from vtts_rt.data.rows import DataSet, Row, read_manifest
@@ -54,7 +54,7 @@ class RolloutDataFeed(IterableDataset[Any]):
     num_workers: decoding threads. prefetch: most videos decoded ahead; prefetch_bytes: most
         bytes of their frames (a video that alone is larger is decoded alone).
     frame_store: where frames are looked up and kept; a Runtime that shares it finds them.
-    decoder, device: as `open_video`.
+    decoder, device, limits: as `open_video`.
 
     A file that is missing, broken or replaced while it is read is skipped with its rows, logged
     once, counted, and listed in `skipped`. In worker processes of a DataLoader (with
@@ -79,6 +79,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         frame_store: FrameStore | None = None,
         decoder: Decoder = "auto",
         device: int | None = None,
+        limits: MediaLimits | None = None,
     ) -> None:
         _check_frames(frames)
         counts = {"group_size": group_size, "num_workers": num_workers, "prefetch": prefetch}
@@ -107,6 +108,8 @@ class RolloutDataFeed(IterableDataset[Any]):
         self._ahead = {"num_threads": num_workers, "max_jobs": prefetch}
         self._ahead["max_bytes"] = prefetch_bytes
         self._opening: dict[str, Any] = {"decoder": decoder, "device": device}
+        if limits is not None:
+            self._opening["limits"] = limits
         self._looker = Looker(frames, frame_store, self._opening)
         self._rows = _rows(manifest)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
@@ -379,6 +382,6 @@ def _rows(manifest: str | Path | Sequence[DataSet]) -> list[PlacedRow]:
     except OSError as error:
         got = f"{error.filename} ({error.strerror})"
         rule = "and its rows must be in files that can be read"
-        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from None
+        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from error
     _require("manifest", manifest, bool(rows), "a manifest of at least one row")
     return rows

@@ -29,9 +29,6 @@ logger = logging.getLogger(__name__)
 # rows: a first look takes 2.89 s, 3.11 in passes of eight pairs, which wait 0.35 s for the decoder
 # before they encode anything (118 M model, 2 cores). An accelerator wants to be filled.
 _ROWS_PER_PASS = 3600
-# Which resize the cached features went through, the same to the bit on every device (part of their
-# key, with the first product's numerics).
-_RESIZE_KERNEL = "bicubic-antialias/uint8-cpu"
 
 Features = dict[Hashable, Tensor]
 
@@ -45,8 +42,7 @@ class VisionEncoder:
         self._rows = PatchBuffer()
         # Resized where the tower is: frames are transferred as bytes, and the CPU is left alone.
         self._from_frames = model.device.type != "cpu"
-        numerics = model.visual.embed_numerics if self._from_frames else "rows"
-        self._kernel = _RESIZE_KERNEL + ("" if numerics == "rows" else f"/{numerics}")
+        self._numerics = model.visual.embed_numerics if self._from_frames else "rows"
 
     def pair_key(self, segment: Segment, pair: PairRef) -> Hashable:
         """All that can change the features of a pair (see VisionCache)."""
@@ -56,7 +52,8 @@ class VisionEncoder:
             pair.frame_b,
             segment.box,
             segment.resized_hw,
-            self._kernel,
+            segment.resize,
+            self._numerics,
             self._model.vision_version,
             str(self._model.dtype),
         )
@@ -164,9 +161,10 @@ class VisionEncoder:
         if self._from_frames:
             frames = _uploaded(frames, self._model.device)
         for sequence, place in batch:
-            pair, own = place.pair, frames[id(sequence)]
+            pair, segment, own = place.pair, place.segment, frames[id(sequence)]
             frame_a, frame_b = (own[pair.video, index] for index in (pair.frame_a, pair.frame_b))
-            jobs.append(PatchifyJob(frame_a, frame_b, place.segment.box, place.segment.resized_hw))
+            view = (segment.box, segment.resized_hw, segment.resize)
+            jobs.append(PatchifyJob(frame_a, frame_b, *view))
         model = self._model
         visual: Tensor
         if self._from_frames:

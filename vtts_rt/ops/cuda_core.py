@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.patch_jobs import Batch, Rounding, mean_and_std, memory
+from vtts_rt.ops.patch_jobs import Batch, mean_and_std, memory
 
 _Item = tuple[object, ...]
 
@@ -22,7 +22,7 @@ def supports(device: str) -> str | None:
     return None if _C.HAS_CUDA else "vtts_rt._C is built without CUDA; see `vtts-rt env`"
 
 
-def patchify(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor) -> None:
+def patchify(batch: Batch, places: Tensor | None, out: Tensor) -> None:
     """Rows of a batch on a CUDA device; out: contiguous (P, 1176) there, P > 0."""
     from vtts_rt import _C
 
@@ -33,7 +33,6 @@ def patchify(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tenso
             _items(batch),
             tuple(mean.tolist()),
             tuple(std.tolist()),
-            rounding == "cpu",
             *work.shared(places),
             work.take,
             out.data_ptr(),
@@ -42,9 +41,7 @@ def patchify(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tenso
         )
 
 
-def patch_embed(
-    batch: Batch, rounding: Rounding, places: Tensor | None, folded: Tensor, bias: Tensor
-) -> Tensor:
+def patch_embed(batch: Batch, places: Tensor | None, folded: Tensor, bias: Tensor) -> Tensor:
     """Rows of a batch times a folded weight (O, 1176), O a multiple of 8; bias: (O,) float32."""
     from vtts_rt import _C
 
@@ -53,7 +50,6 @@ def patch_embed(
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         _C.patch_embed_cuda(
             _items(batch),
-            rounding == "cpu",
             folded.data_ptr(),
             bias.data_ptr(),
             len(folded),
@@ -92,6 +88,7 @@ def _items(batch: Batch) -> list[_Item]:
             *((*memory(frame), *frame.shape[:2]) for frame in pair),
             tuple(job.box),
             tuple(job.resized_hw),
+            job.resize,
         )
         for job, pair in zip(batch.jobs, batch.frames, strict=True)
     ]

@@ -34,7 +34,6 @@ from vtts_rt.ops.patch_jobs import (
     MERGE_UNIT,
     Batch,
     PatchifyJob,
-    Rounding,
     checked,
     launch,
     mean_and_std,
@@ -103,11 +102,10 @@ def patch_embed_ref(
     bias: Tensor | None = None,
     *,
     places: Tensor | None = None,
-    rounding: Rounding = "cpu",
 ) -> Tensor:
     """Official float32 rows times the weight in float64: the yardstick of the backends. Returns
     (P, O) float64 on the weight's device."""
-    rows = patchify_ref(jobs, rounding=rounding, places=places)
+    rows = patchify_ref(jobs, places=places)
     return linear_ref(rows.to(weight.device), weight, bias)
 
 
@@ -115,7 +113,6 @@ def _native(
     batch: Batch,
     embed: PatchEmbedWeight,
     places: Tensor | None,
-    rounding: Rounding,
     num_threads: int,
 ) -> Tensor:
     from vtts_rt import _C
@@ -123,16 +120,12 @@ def _native(
     out = torch.empty(batch.num_rows, len(embed.weight))
     mean, std = mean_and_std(batch.device)
     _C.patch_embed(
-        [
-            (a, b, tuple(job.box), job.resized_hw)
-            for job, (a, b) in zip(batch.jobs, batch.frames, strict=True)
-        ],
+        batch.items(),
         embed.weight.detach().numpy(),
         None if embed.bias is None else embed.bias.detach().numpy(),
         out.numpy(),
         tuple(mean.tolist()),
         tuple(std.tolist()),
-        rounding=rounding,
         num_threads=num_threads or torch.get_num_threads(),
     )
     if places is None:
@@ -152,13 +145,12 @@ def _triton(
     batch: Batch,
     embed: PatchEmbedWeight,
     places: Tensor | None,
-    rounding: Rounding,
     num_threads: int,
 ) -> Tensor:
     from vtts_rt.kernels import patch_embed as kernel
 
     pixels = torch.empty(batch.num_rows, PATCH_ROW, dtype=torch.uint8, device=batch.device)
-    launch(batch, rounding, places, pixels)
+    launch(batch, places, pixels)
     with torch.cuda.device_of(pixels):  # type: ignore[no-untyped-call]
         return kernel.patch_embed(pixels, *embed.folded())  # type: ignore[no-any-return]
 
@@ -167,22 +159,19 @@ def _cuda(
     batch: Batch,
     embed: PatchEmbedWeight,
     places: Tensor | None,
-    rounding: Rounding,
     num_threads: int,
 ) -> Tensor:
-    return cuda_core.patch_embed(batch, rounding, places, *embed.folded())
+    return cuda_core.patch_embed(batch, places, *embed.folded())
 
 
 def _unfused(
     batch: Batch,
     embed: PatchEmbedWeight,
     places: Tensor | None,
-    rounding: Rounding,
     num_threads: int,
 ) -> Tensor:
     rows = patchify(
         batch.jobs,
-        rounding=rounding,
         dtype=embed.weight.dtype,
         places=places,
         num_threads=num_threads,
@@ -216,7 +205,6 @@ def patch_embed(
     bias: Tensor | None = None,
     *,
     places: Tensor | None = None,
-    rounding: Rounding = "cpu",
     backend: str = "auto",
     num_threads: int = 0,
 ) -> Tensor:
@@ -225,7 +213,7 @@ def patch_embed(
     weight: (O, 1176) float32, float16 or bfloat16, on the device of the jobs' frames; a
         `PatchEmbedWeight` with its bias where calls repeat, which folds once for all of them.
     bias: (O,) of weight's dtype or None.
-    places, rounding, num_threads: of `patchify`; rows of the result move as its rows do.
+    places, num_threads: of `patchify`; rows of the result move as its rows do.
     backend: "auto", "cpu" (native: float32 on the CPU, contiguous, no gradient wanted; the bits of
         native patchify and linear), "unfused", "triton" or "cuda" (CUDA frames, 16-bit weights, no
         gradient wanted; the latter with O a multiple of 8). "auto" on a CPU takes the native one
@@ -242,7 +230,7 @@ def patch_embed(
     else:
         embed = PatchEmbedWeight(weight, bias)
     on = embed.weight.device
-    batch = checked("patch_embed", jobs, rounding, places)
+    batch = checked("patch_embed", jobs, places)
     require("patch_embed", "num_threads", num_threads, num_threads >= 0, ">= 0")
     chosen = _OP.resolve(on.type, backend)
     if not jobs:
@@ -260,5 +248,5 @@ def patch_embed(
         rule = f"what backend {chosen.name!r} takes"
         require("patch_embed", "weight, bias", refusal, backend == "auto", rule)
         run = _unfused
-    out: Tensor = run(batch, embed, places, rounding, num_threads)
+    out: Tensor = run(batch, embed, places, num_threads)
     return out

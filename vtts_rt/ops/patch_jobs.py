@@ -6,17 +6,25 @@ Legend: H, W source frame; H', W' target (px, multiples of 28); T merged tokens 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.bicubic import tap_table
+from vtts_rt.ops.bicubic import pil_rows_first, tap_table
 from vtts_rt.ops.upload import stream_of, upload
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX, Frame, PixelBox, require
+from vtts_rt.types import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    RESIZE_KERNELS,
+    TOKEN_PX,
+    Frame,
+    PixelBox,
+    ResizeKernel,
+    require,
+)
 
 # OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, the values in every Qwen2-VL and
 # Qwen2.5-VL preprocessor_config.json.
@@ -26,7 +34,6 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of a merged token
 MAX_EXTENT = 1 << 20  # px a side, source and target; the limit of the native core
 MAX_UNITS = (1 << 31) - 1  # of the Triton kernel: tokens of single frames
-Rounding = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,12 +45,14 @@ class PatchifyJob:
         are copied first. The same object twice is resized once.
     box: source px, half-open, not empty, inside both frames. The resize sees the crop only.
     resized_hw: (H', W') px, positive multiples of 28.
+    resize: the kernel (vtts_rt.ops.bicubic), without effect where the crop has the target's size.
     """
 
     frame_a: Frame
     frame_b: Frame
     box: PixelBox
     resized_hw: tuple[int, int]
+    resize: ResizeKernel = "fixed"
 
     @property
     def num_rows(self) -> int:
@@ -62,6 +71,13 @@ class Batch:
     def num_rows(self) -> int:
         return sum(job.num_rows for job in self.jobs)
 
+    def items(self) -> list[tuple[object, ...]]:
+        """Jobs on the CPU as vtts_rt._C takes them."""
+        return [
+            (a, b, tuple(job.box), job.resized_hw, job.resize)
+            for job, (a, b) in zip(self.jobs, self.frames, strict=True)
+        ]
+
 
 @lru_cache(maxsize=8)
 def mean_and_std(device: torch.device) -> Tensor:
@@ -69,9 +85,8 @@ def mean_and_std(device: torch.device) -> Tensor:
     return (torch.tensor((IMAGE_MEAN, IMAGE_STD)) * 255.0).to(device)
 
 
-def checked(what: str, jobs: Sequence[PatchifyJob], rounding: str, places: Tensor | None) -> Batch:
+def checked(what: str, jobs: Sequence[PatchifyJob], places: Tensor | None) -> Batch:
     """Validates everything; frames are shared where equal."""
-    require(what, "rounding", rounding, rounding in ("cpu", "cuda"), "cpu or cuda")
     pixels: dict[int, Frame] = {}
     device = torch.device("cpu")
     for job in jobs:
@@ -86,6 +101,7 @@ def checked(what: str, jobs: Sequence[PatchifyJob], rounding: str, places: Tenso
                 pixels[id(frame)] = found
             _check_box(what, job.box, pixels[id(frame)].shape)
         check_size(what, job.resized_hw)
+        require(what, "resize", job.resize, job.resize in RESIZE_KERNELS, "fixed, float or pil")
     frames = [(pixels[id(job.frame_a)], pixels[id(job.frame_b)]) for job in jobs]
     batch = Batch(jobs, frames, device)
     if places is not None:
@@ -145,52 +161,91 @@ def _check_places(what: str, places: Tensor, batch: Batch) -> None:
         require(what, "places", "another order or numbers", there, "a permutation of all tokens")
 
 
-def launch(batch: Batch, rounding: Rounding, places: Tensor | None, out: Tensor) -> None:
+def launch(batch: Batch, places: Tensor | None, out: Tensor) -> None:
     """The Triton kernel: rows of float32, float16 or bfloat16, or of uint8 for plain pixels.
 
+    One launch for all jobs that sum integers ("fixed" and "pil") and one for those that sum floats:
+    the type of the sums is compiled in.
     out: contiguous (P, 1176) on the batch's device, P > 0.
     """
-    from vtts_rt.kernels import patchify as kernel
-
     # Launched where the frames are, whichever device is current; without effect on a CPU.
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
-        stream = stream_of(out)
-        fields, units_of_job, stage_rows = [], [], 1
-        first_unit = first_token = 0
-        for job, pair in zip(batch.jobs, batch.frames, strict=True):
-            x0, y0, x1, y1 = job.box
-            height, width = job.resized_hw
-            columns = tap_table(x1 - x0, width, rounding == "cpu", out.device, stream)
-            rows = tap_table(y1 - y0, height, rounding == "cpu", out.device, stream)
-            stage_rows = max(stage_rows, rows.span)
-            crops = [(base + y0 * stride + 3 * x0, stride) for base, stride in map(memory, pair)]
-            num_frames = len(set(crops))
-            tables = [
-                value
-                for extent, taps in ((width, columns), (height, rows))
-                for value in (taps.values.data_ptr(), extent, taps.num_taps, taps.precision)
-            ]
-            tokens_wide = width // TOKEN_PX
-            begin = (num_frames, first_unit, first_token, tokens_wide)
-            fields.append((*crops[0], *crops[1], *begin, *tables))
-            num_tokens = job.num_rows // MERGE_UNIT
-            units_of_job.append(num_tokens * num_frames)
-            first_unit += units_of_job[-1]
-            first_token += num_tokens
-        require("patchify", "jobs", first_unit, first_unit <= MAX_UNITS, f"<= {MAX_UNITS} tokens")
-        jobs = np.array(fields, dtype=np.int64)
-        job_of_unit = np.repeat(np.arange(len(jobs), dtype=np.int32), units_of_job)
-        numbers = np.concatenate((jobs.reshape(-1).view(np.int32), job_of_unit))
-        blob = upload(numbers, out.device)
-        kernel.patchify(
-            blob[: 2 * jobs.size].view(torch.int64).view(jobs.shape),
-            blob[2 * jobs.size :],
-            places,
-            mean_and_std(out.device),
-            stage_rows,
-            rounding == "cpu",
-            out,
-        )
+        for fixed in (True, False):
+            if any((job.resize != "float") == fixed for job in batch.jobs):
+                _launch_alike(batch, fixed, places, out)
+
+
+def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor) -> None:
+    """The rows of the jobs that sum integers, or of the others."""
+    from vtts_rt.kernels import patchify as kernel
+
+    stream = stream_of(out)
+    fields, units_of_job, held, stage_rows = [], [], [], 1
+    first_unit = first_token = 0
+    for job, pair in zip(batch.jobs, batch.frames, strict=True):
+        num_tokens = job.num_rows // MERGE_UNIT
+        first_token += num_tokens
+        if (job.resize != "float") != fixed:
+            continue
+        job, pair = _after_rows(job, pair, out.device, stream)
+        held.append(pair)
+        x0, y0, x1, y1 = job.box
+        height, width = job.resized_hw
+        columns = tap_table(x1 - x0, width, job.resize, out.device, stream)
+        rows = tap_table(y1 - y0, height, job.resize, out.device, stream)
+        stage_rows = max(stage_rows, rows.span)
+        crops = [(base + y0 * stride + 3 * x0, stride) for base, stride in map(memory, pair)]
+        num_frames = len(set(crops))
+        tables = [
+            value
+            for extent, taps in ((width, columns), (height, rows))
+            for value in (taps.values.data_ptr(), extent, taps.num_taps, taps.precision)
+        ]
+        begin = (num_frames, first_unit, first_token - num_tokens, width // TOKEN_PX)
+        fields.append((*crops[0], *crops[1], *begin, *tables))
+        units_of_job.append(num_tokens * num_frames)
+        first_unit += units_of_job[-1]
+    require("patchify", "jobs", first_unit, first_unit <= MAX_UNITS, f"<= {MAX_UNITS} tokens")
+    jobs = np.array(fields, dtype=np.int64)
+    job_of_unit = np.repeat(np.arange(len(jobs), dtype=np.int32), units_of_job)
+    numbers = np.concatenate((jobs.reshape(-1).view(np.int32), job_of_unit))
+    blob = upload(numbers, out.device)
+    kernel.patchify(
+        blob[: 2 * jobs.size].view(torch.int64).view(jobs.shape),
+        blob[2 * jobs.size :],
+        places,
+        mean_and_std(out.device),
+        stage_rows,
+        fixed,
+        out,
+    )
+
+
+def _after_rows(
+    job: PatchifyJob, pair: tuple[Frame, Frame], device: torch.device, stream: int
+) -> tuple[PatchifyJob, tuple[Frame, Frame]]:
+    """What the kernel, which resizes along x first, still has to do: all, or what is left of a job
+    that PIL resizes along y first, by torch's operators here."""
+    x0, y0, x1, y1 = job.box
+    height = job.resized_hw[0]
+    source_hw = (y1 - y0, x1 - x0)
+    if job.resize != "pil" or not pil_rows_first(source_hw, job.resized_hw):
+        return job, pair
+    taps = tap_table(y1 - y0, height, job.resize, device, stream)
+    start, weights = taps.values[0], taps.values[2:, :, None, None]
+    done: dict[int, Tensor] = {}
+    for frame in pair:
+        if id(frame) in done:
+            continue
+        crop = torch.as_tensor(frame[y0:y1, x0:x1])
+        half = (1 << taps.precision) >> 1
+        shape = (height, *crop.shape[1:])
+        total = torch.full(shape, half, dtype=torch.int32, device=device)
+        for k in range(taps.num_taps):  # weights behind an output's own taps are zero
+            total += weights[k] * crop[(start + k).clamp(max=len(crop) - 1)].int()
+        done[id(frame)] = (total >> taps.precision).clamp(0, 255).to(torch.uint8)
+    box = PixelBox(0, 0, x1 - x0, height)
+    return replace(job, box=box), (done[id(pair[0])], done[id(pair[1])])
 
 
 def memory(frame: Frame) -> tuple[int, int]:

@@ -3,10 +3,10 @@
     rows[r, ((c*2 + f)*14 + y)*14 + x] = (resize(frame_f[box])[c, 14*R + y, 14*C + x] - m_c) / s_c
     r = ((bh * W'/28 + bw) * 2 + mh) * 2 + mw,   R = 2*bh + mh,   C = 2*bw + mw
 
-m_c and s_c are 255 times IMAGE_MEAN and IMAGE_STD, in float32. Where the resize rounds is part of
-the numbers: `rounding="cpu"` is what transformers' Qwen2VLVideoProcessor gives on a CPU, bit for
-bit (int16 weights, uint8 between the two passes); "cuda" models what it gives on a GPU (float32
-with fused multiply-add in both passes, clamped and rounded half to even once).
+m_c and s_c are 255 times IMAGE_MEAN and IMAGE_STD, in float32. Every job names its resize kernel
+(vtts_rt.ops.bicubic): "fixed" is what transformers' Qwen2VLVideoProcessor gives on a CPU, bit for
+bit, "float" what torchvision's v1 transforms and with them the published code give, "pil" what
+PIL.Image.resize gives, bit for bit. Every backend has all three, with the reference's bits.
 
 Legend: H, W source frame; H', W' target (px, multiples of 28); P patch rows, H'/14 * W'/14 a job;
 T merged tokens, P / 4.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import cuda_core, native
-from vtts_rt.ops.bicubic import resize_fixed_point, resize_float
+from vtts_rt.ops.bicubic import resize
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.patch_jobs import (
     IMAGE_MEAN,
@@ -29,7 +29,6 @@ from vtts_rt.ops.patch_jobs import (
     MERGE_UNIT,
     Batch,
     PatchifyJob,
-    Rounding,
     checked,
     launch,
     mean_and_std,
@@ -41,7 +40,6 @@ __all__ = [
     "IMAGE_STD",
     "PatchBuffer",
     "PatchifyJob",
-    "Rounding",
     "patchify",
     "patchify_ref",
 ]
@@ -52,24 +50,20 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def patchify_ref(
     jobs: Sequence[PatchifyJob],
     *,
-    rounding: Rounding = "cpu",
     dtype: torch.dtype = torch.float32,
     places: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """The op in plain numpy and torch: same arguments, result and errors as `patchify`."""
-    batch = checked("patchify", jobs, rounding, places)
+    batch = checked("patchify", jobs, places)
     out = _output(batch, dtype, out)
-    _reference(batch, rounding, places, 1, out)
+    _reference(batch, places, 1, out)
     return out
 
 
-def _reference(
-    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
-) -> None:
+def _reference(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
     """`num_threads` is the native core's; numpy keeps its own."""
     mean, std = mean_and_std(torch.device("cpu"))
-    resize = resize_fixed_point if rounding == "cpu" else resize_float
     m, p = MERGE_SIZE, PATCH_SIZE
     found = [torch.empty(0, PATCH_ROW)]
     for job, pair in zip(batch.jobs, batch.frames, strict=True):
@@ -78,7 +72,7 @@ def _reference(
         arrays = [frame.cpu().numpy() if isinstance(frame, Tensor) else frame for frame in pair]
         crops = [array[y0:y1, x0:x1] for array in arrays]
         if (y1 - y0, x1 - x0) != (height, width):
-            crops = [resize(crop, height, width) for crop in crops]
+            crops = [resize(crop, height, width, job.resize) for crop in crops]
         pixels = torch.from_numpy(np.stack(crops)).float()  # (2, H', W', 3)
         pixels = (pixels - mean) / std
         blocks = pixels.reshape(2, height // TOKEN_PX, m, p, width // TOKEN_PX, m, p, 3)
@@ -95,40 +89,29 @@ def _place(rows: Tensor, places: Tensor | None, out: Tensor) -> None:
     out.view(tokens.shape).index_copy_(0, places.long(), tokens)
 
 
-def _native(
-    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
-) -> None:
+def _native(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
     from vtts_rt import _C
 
     mean, std = mean_and_std(batch.device)
-    items = [
-        (a, b, tuple(job.box), job.resized_hw)
-        for job, (a, b) in zip(batch.jobs, batch.frames, strict=True)
-    ]
     as_they_are = places is None and out.dtype is torch.float32
     rows = out if as_they_are else torch.empty(out.shape)
     _C.patchify(
-        items,
+        batch.items(),
         rows.numpy(),
         tuple(mean.tolist()),
         tuple(std.tolist()),
-        rounding=rounding,
         num_threads=num_threads or torch.get_num_threads(),
     )
     if not as_they_are:
         _place(rows, places, out)
 
 
-def _triton(
-    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
-) -> None:
-    launch(batch, rounding, places, out)
+def _triton(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
+    launch(batch, places, out)
 
 
-def _cuda(
-    batch: Batch, rounding: Rounding, places: Tensor | None, num_threads: int, out: Tensor
-) -> None:
-    cuda_core.patchify(batch, rounding, places, out)
+def _cuda(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
+    cuda_core.patchify(batch, places, out)
 
 
 _OP = register(
@@ -149,7 +132,6 @@ _OP = register(
 def patchify(
     jobs: Sequence[PatchifyJob],
     *,
-    rounding: Rounding = "cpu",
     dtype: torch.dtype = torch.float32,
     places: Tensor | None = None,
     backend: str = "auto",
@@ -158,8 +140,6 @@ def patchify(
 ) -> Tensor:
     """Patch rows of all jobs, one job after the other.
 
-    rounding: "cpu" or "cuda", where the resize rounds (see the file's head), on any device;
-        without effect where the crop already has the target size.
     dtype: of the rows, float32, float16 or bfloat16; the latter are the float32 rows, rounded.
     places: (T,) int32 or int64 on the frames' device, contiguous, a permutation: the 4 rows of
         token t, counted over all jobs, go to rows 4 * places[t] on (`VisionPlan.restore` gives the
@@ -173,15 +153,15 @@ def patchify(
     Returns (P, 1176) of `dtype` where the frames are, `out` where it was given; (0, 1176) without
     jobs. Nothing waits for a GPU.
     Raises ValueError on a box that is empty or outside a frame, a size that is not a positive
-    multiple of 28, a frame that is not (H, W, 3) uint8, frames of several devices, or wrong
-    `places` or `out`, RuntimeError on an unusable backend.
+    multiple of 28, an unknown resize kernel, a frame that is not (H, W, 3) uint8, frames of several
+    devices, or wrong `places` or `out`, RuntimeError on an unusable backend.
     """
-    batch = checked("patchify", jobs, rounding, places)
+    batch = checked("patchify", jobs, places)
     require("patchify", "num_threads", num_threads, num_threads >= 0, ">= 0")
     chosen = _OP.resolve(batch.device.type, backend)
     out = _output(batch, dtype, out)
     if jobs:
-        chosen.run(batch, rounding, places, num_threads, out)
+        chosen.run(batch, places, num_threads, out)
     return out
 
 

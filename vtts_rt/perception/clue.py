@@ -37,9 +37,10 @@ class Clue:
 
     text: all of it. think, answer, glue: what stood in these tags (whitespace stripped), None
     where the tag never came. spans: (start, end) seconds and boxes: (x0, y0, x1, y1), both as
-    written in the glue: not clipped, not ordered; finite; at most 64 each. A box refers to the
-    view that the model saw (`region.resolve_boxes`). problems: sentences about what could not be
-    used.
+    written in the glue: not clipped, not ordered; finite; at most 64 each (published.py: all of
+    them). A box refers to the view that the model saw (`region.resolve_boxes`). problems:
+    sentences about what could not be used. empty_list: an empty list of spans was given, which
+    `official` tells from no clue.
     """
 
     text: str = ""
@@ -49,6 +50,7 @@ class Clue:
     boxes: tuple[RawBox, ...] = ()
     problems: tuple[str, ...] = ()
     glue: str | None = None
+    empty_list: bool = False
 
     @property
     def usable(self) -> bool:
@@ -225,12 +227,10 @@ def clue_from_json(item: Any) -> Clue:
     """A forced clue: `[[s, e]...]` or `{"spans": [[s, e]...], "boxes": [[x0, y0, x1, y1]...]}`.
 
     Spans are seconds; any finite numbers are taken and clipped later as a model's would be.
-    Boxes are fractions of the whole frame. None is an empty clue. ValueError says what is wrong
-    with any other shape.
+    Boxes are fractions of the whole frame. None is no clue, an empty list of spans is one for
+    `official`. ValueError says what is wrong with any other shape.
     """
     what = "assume_clues"
-    if item is None:
-        item = []
     if not isinstance(item, Mapping):
         item = {"spans": item}
     for key in item:
@@ -242,7 +242,8 @@ def clue_from_json(item: Any) -> Clue:
         require(what, "boxes", row, inside, "fractions of the frame in [0, 1]")
     boxes = [(r[0], r[1], r[2], r[3]) for r in rows]
     problems = () if spans or boxes else ("the forced clue is empty",)
-    return Clue(spans=tuple(spans), boxes=tuple(boxes), problems=problems)
+    empty_list = item.get("spans") is not None and not spans
+    return Clue(spans=tuple(spans), boxes=tuple(boxes), problems=problems, empty_list=empty_list)
 
 
 def _number_rows(what: str, name: str, rows: Any, width: int, limit: int) -> list[list[float]]:
@@ -261,6 +262,8 @@ def _number_rows(what: str, name: str, rows: Any, width: int, limit: int) -> lis
 
 # -- the chosen option --------------------------------------------------------------------------
 
+LetterRule = Literal["lenient", "published"]
+LETTER_RULES: tuple[LetterRule, ...] = ("lenient", "published")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MAX_ANSWER_CHARS = 4096
 _LEAD_IN = re.compile(
@@ -272,17 +275,37 @@ _LETTER_FIRST = re.compile(r"[\s(\[{*\"'`]*([A-Za-z])(?=[.):\]}*\"'`,;]|\s*$)")
 _LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])")
 
 
-def option_letter(answer: str | Clue, options: Sequence[str]) -> int | None:
+# VideoChat-R1.5 (extract_characters_regex of its evaluation scripts): what it strikes out first.
+_PUBLISHED_LEAD_INS = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
+    "Best answer:Best option:",
+)
+
+
+def option_letter(
+    answer: str | Clue, options: Sequence[str], *, letter: LetterRule = "lenient"
+) -> int | None:
     """Which of `options` an answer names, as an index, or None.
 
     answer: a clue, or a text; where it has an answer tag what stands there counts, otherwise
-    the text outside all tags. In this order: a letter at the start after common lead-ins
-    (`The answer is B.`, `(B)`, `b)`, `B. red`), the text of an option, the first capital that
-    stands alone (`A` and `I` before a lower-case word are words), an option's text inside the
-    answer if only one occurs. Only the first 4,096 characters are read.
+    the text outside all tags. letter: "published" is the rule of VideoChat-R1.5's evaluation, for
+    accuracies that are compared with published ones: the first capital A to G of the first closed
+    answer tag, else of the whole text, be it in a word. "lenient", in this order: a letter at the
+    start after common lead-ins (`The answer is B.`, `(B)`, `b)`, `B. red`), the text of an option,
+    the first capital that stands alone (`A` and `I` before a lower-case word are words), an
+    option's text inside the answer if only one occurs. Only the first 4,096 characters are read.
     """
-    text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
+    require("option_letter", "letter", letter, letter in LETTER_RULES, f"one of {LETTER_RULES}")
     letters = _LETTERS[: len(options)]
+    if letter == "published":
+        named = _published_letter(answer.text if isinstance(answer, Clue) else answer)
+        return letters.index(named) if named and named in letters else None
+    text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
     rest = text
     while True:
         match = _LETTER_FIRST.match(rest)
@@ -304,6 +327,19 @@ def option_letter(answer: str | Clue, options: Sequence[str]) -> int | None:
         i for i, option in enumerate(plain) if option and f" {option} " in f" {_plain(text)} "
     ]
     return inside[0] if len(inside) == 1 else None
+
+
+def _published_letter(text: str) -> str:
+    """The letter, or "". Its other condition, no letter in more than ten words, adds nothing."""
+    opening, closing = TAGS["answer"]
+    _, found, rest = text.partition(opening)
+    if found and closing in rest:
+        text = rest.partition(closing)[0]
+    text = text.strip()
+    for lead_in in _PUBLISHED_LEAD_INS:
+        text = text.replace(lead_in, "")
+    match = re.search("[A-G]", text)
+    return "" if match is None else match[0]
 
 
 def _answer_text(answer: str | Clue) -> str:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.region import clip_box, resolve_boxes, usable_spans
+from vtts_rt.perception.sizing import resize_kernel
 from vtts_rt.types import (
     FULL_BOX,
     Box,
     PairRef,
+    Parity,
     PixelBox,
     Region,
     Segment,
@@ -134,7 +136,8 @@ def frame_times(metadata: VideoMetadata) -> NDArray[np.float64]:
 
 
 def image_segment(
-    video: int, metadata: VideoMetadata, box: PixelBox, hw: tuple[int, int]
+    video: int, metadata: VideoMetadata, box: PixelBox, hw: tuple[int, int], parity: Parity
 ) -> Segment:
     """An image is one pair of the same frame."""
-    return Segment((PairRef(video, metadata.video_id, 0, 0, 0.0),), box, hw, is_image=True)
+    pair = PairRef(video, metadata.video_id, 0, 0, 0.0)
+    return Segment((pair,), box, hw, is_image=True, resize=resize_kernel(parity, True))

@@ -12,7 +12,7 @@ import numpy as np
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View, image_segment
 from vtts_rt.perception.region import MIN_VIEW_PX, full_view, hull, snap_box, widen_spans
-from vtts_rt.perception.sizing import view_size
+from vtts_rt.perception.sizing import image_size, resize_kernel, view_size
 from vtts_rt.perception.timeline import Cells, Timeline
 from vtts_rt.types import (
     PairRef,
@@ -36,7 +36,8 @@ def plan_grid(
 
     A clue moves pairs: some second halves of cells inside the spans come in, so that the
     spans get `key_ratio` times the density, and as many pairs outside go, at most half of
-    them, those after the first span first. An unusable clue shows round 1's frames again.
+    them, those after the first span first. An unusable clue shows round 1's frames again, as
+    does one that covers all or too little; the notes say so.
     """
     segments: list[Segment] = []
     views: list[View] = []
@@ -44,8 +45,8 @@ def plan_grid(
     for video, metadata in enumerate(videos):
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
-            size = _image_size(config, videos, box)
-            segments.append(image_segment(video, metadata, box, size))
+            size = _image_size(config, videos, video, box)
+            segments.append(image_segment(video, metadata, box, size, config.parity))
             views.append(View(video, box, size, (), 0.0))
             continue
         timeline = Timeline(video, metadata, config.sample_fps)
@@ -54,9 +55,12 @@ def plan_grid(
         if history and not spans:
             notes.append("no usable time span in the clue: the frames of the first round")
         pairs = _denser_inside(timeline, level, spans, config.key_ratio)
+        if spans and pairs == timeline.pairs(np.arange(timeline.num_cells(level)), level):
+            notes.append(f"video {video}: the clue changes nothing: the frames of the first round")
         size = view_size(config, metadata.height, metadata.width, 2 * len(pairs))
         step = timeline.cell_seconds(level)
-        segments.append(Segment(tuple(pairs), box, size, seconds_per_grid=step))
+        kernel = resize_kernel(config.parity, False)
+        segments.append(Segment(tuple(pairs), box, size, step, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, step, level))
     return _plan("grid", config, videos, history, round_index, segments, views, notes)
@@ -161,8 +165,10 @@ def _look(
         if look is not None and not boxes:
             notes.append(f"image {video}: no usable box in the clue")
             return None
-        size = _image_size(config, videos, box)
-        return View(video, box, size, (), 0.0), [image_segment(video, metadata, box, size)]
+        size = _image_size(config, videos, video, box)
+        return View(video, box, size, (), 0.0), [
+            image_segment(video, metadata, box, size, config.parity)
+        ]
     size = view_size(config, box.y1 - box.y0, box.x1 - box.x0, config.max_frames)
     timeline = Timeline(video, metadata, config.sample_fps)
     max_pairs = _max_pairs(config, videos)
@@ -185,7 +191,8 @@ def _look(
             return None
     pairs = timeline.pairs(timeline.cells(spans, level), level)
     view = View(video, box, size, spans, timeline.cell_seconds(level), level)
-    return view, [Segment((pair,), box, size) for pair in pairs]
+    kernel = resize_kernel(config.parity, False)
+    return view, [Segment((pair,), box, size, resize=kernel) for pair in pairs]
 
 
 def finer_frames(
@@ -234,11 +241,12 @@ def focus_pairs(config: ResolvedPerception, max_pairs: int, first_pairs: int) ->
 
 
 def _image_size(
-    config: ResolvedPerception, videos: Sequence[VideoMetadata], box: PixelBox
+    config: ResolvedPerception, videos: Sequence[VideoMetadata], video: int, box: PixelBox
 ) -> tuple[int, int]:
     """Images share the pixels of a round; each counts as one pair."""
     images = sum(metadata.is_image for metadata in videos)
-    return view_size(config, box.y1 - box.y0, box.x1 - box.x0, 2 * images)
+    is_crop = box != full_view(videos[video].height, videos[video].width)
+    return image_size(config, box.y1 - box.y0, box.x1 - box.x0, images, is_crop=is_crop)
 
 
 def _plan(

@@ -14,10 +14,8 @@ import numpy as np
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View, frame_times, image_segment
 from vtts_rt.perception.region import RawSpan, full_view
-from vtts_rt.perception.sizing import smart_nframes, view_size
+from vtts_rt.perception.sizing import image_size, resize_kernel, smart_nframes, view_size
 from vtts_rt.types import PairRef, Segment, TimeSpan, VideoMetadata, require
-
-_EMPTY_LISTS = ("[]", "()")
 
 
 def uniform_indices(num_frames: int, num_samples: int) -> list[int]:
@@ -111,6 +109,14 @@ def official_pairs(
     return max(1, smart_nframes(config, metadata.num_frames, metadata.source_fps) // 2)
 
 
+def _leading_look(history: Sequence[RoundHistory], sticky: bool) -> RoundHistory | None:
+    """The round whose clue the next one follows: the last, or the last that wrote a clue."""
+    for look in reversed(history):
+        if not sticky or look.forced or look.clue.glue is not None:
+            return look
+    return None
+
+
 def plan_official(
     config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
@@ -120,18 +126,18 @@ def plan_official(
     """One segment a video. Every video has the whole frame and pixel budget for itself."""
     key_spans: Sequence[RawSpan] | None = None
     notes: list[str] = []
-    if history:
-        clue = history[-1].clue
-        if clue.spans or (clue.glue or "").strip() in _EMPTY_LISTS:
-            key_spans = clue.spans
-        else:
-            notes.append("no time span in the clue: uniform sampling")
+    look = _leading_look(history, config.sticky_clues)
+    if look is not None and (look.clue.spans or look.clue.empty_list):
+        key_spans = look.clue.spans
+    elif history:
+        problems = () if look is None else look.clue.problems
+        notes.append(f"{(*problems, 'no time span in the clue')[0]}: uniform sampling")
     segments, views, frames, times, rates = [], [], [], [], []
     for video, metadata in enumerate(videos):
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
-            size = view_size(config, metadata.height, metadata.width, 2)
-            segments.append(image_segment(video, metadata, box, size))
+            size = image_size(config, metadata.height, metadata.width, 1)
+            segments.append(image_segment(video, metadata, box, size, config.parity))
             views.append(View(video, box, size, (), 0.0))
             frames.append(0)
             times.append(0.0)
@@ -140,14 +146,18 @@ def plan_official(
         if note is not None:
             notes.append(note)
         size = view_size(config, metadata.height, metadata.width, len(indices))
-        sample_fps = num_samples / metadata.num_frames * metadata.source_fps
+        # The release tells the model the nominal rate, transformers' processor the rate of the
+        # frames that it is given.
+        num_told = num_samples if config.parity == "release" else len(indices)
+        sample_fps = num_told / metadata.num_frames * metadata.source_fps
         stamps = frame_times(metadata)[indices].tolist()
         padded = indices + indices[-1:] * (len(indices) % 2)
         pairs = tuple(
             PairRef(video, metadata.video_id, a, b, stamps[2 * i])
             for i, (a, b) in enumerate(zip(padded[::2], padded[1::2], strict=True))
         )
-        segments.append(Segment(pairs, box, size, seconds_per_grid=2.0 / sample_fps))
+        kernel = resize_kernel(config.parity, False)
+        segments.append(Segment(pairs, box, size, 2.0 / sample_fps, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, 2.0 / sample_fps))
         frames += indices
@@ -161,7 +171,7 @@ def plan_official(
         timestamps_seconds=tuple(times),
         sample_fps=rates[0] if rates else config.sample_fps,
         views=tuple(views),
-        regions=history[-1].regions(videos) if history else (),
+        regions=() if look is None else look.regions(videos),
         notes=tuple(notes),
         time_labels=config.time_labels,
     )

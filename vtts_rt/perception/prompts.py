@@ -111,5 +111,5 @@ def load_prompts(path: str | Path, base: PromptTemplates | None = None) -> Promp
     except (OSError, ValueError) as error:
         raise ValueError(
             f"prompts: file must be a readable JSON file, got {path} ({error})"
-        ) from None
+        ) from error
     return prompts_from_dict(overrides, base)

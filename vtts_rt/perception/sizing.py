@@ -1,30 +1,51 @@
-"""How many frames and how many pixels a view gets: the budget rules of Qwen2.5-VL."""
+"""How many frames and how many pixels a view gets, and how it is resized: the rules of Qwen2.5-VL.
+
+Parity decides where the released code of VideoChat-R1.5 and transformers 5 differ.
+"""
 
 from __future__ import annotations
 
 import math
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.types import TOKEN_PX, require
+from vtts_rt.types import TOKEN_PX, Parity, ResizeKernel, require
 
 # qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more, whatever the budget.
 MAX_FRAME_PIXELS = 768 * TOKEN_PX * TOKEN_PX
+# VideoChat-R1.5 (my_vision_process.py), MIN_PIXELS: an image gets at least so many there.
+MIN_IMAGE_PIXELS = 4 * TOKEN_PX * TOKEN_PX
 # transformers, Qwen2VLImageProcessor: larger aspect ratios are an error there.
 MAX_ASPECT = 200
 
 
-def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
+def resize_kernel(parity: Parity, is_image: bool) -> ResizeKernel:
+    """How views become pixels: the release has torchvision v1 resize videos, PIL images."""
+    if parity == "transformers":
+        return "fixed"
+    return "pil" if is_image else "float"
+
+
+def smart_resize(
+    height: int,
+    width: int,
+    min_pixels: int,
+    max_pixels: float,
+    parity: Parity = "transformers",
+) -> tuple[int, int]:
     """(height, width) px of a view: multiples of 28, aspect kept, area between the bounds.
 
-    Equal to transformers' function of that name, Python's half-to-even `round` included. Beyond
-    its aspect limit of 200, where transformers raises, the longer side counts as 200 times the
-    shorter one: the view is then squeezed. The bounds give way to the 28 px a side.
+    Equal to transformers' function of that name, or to the release's, which rounds a side up to 28
+    px before it looks at the bounds; Python's half-to-even `round` included. Beyond their aspect
+    limit of 200, where both raise, the longer side counts as 200 times the shorter one: the view
+    is then squeezed. The bounds give way to the 28 px a side.
     """
     require("smart_resize", "height, width", (height, width), min(height, width) >= 1, ">= 1")
     shorter = min(height, width)
     height, width = min(height, shorter * MAX_ASPECT), min(width, shorter * MAX_ASPECT)
     h = round(height / TOKEN_PX) * TOKEN_PX
     w = round(width / TOKEN_PX) * TOKEN_PX
+    if parity == "release":
+        h, w = max(h, TOKEN_PX), max(w, TOKEN_PX)
     if h * w > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
         h = max(TOKEN_PX, math.floor(height / beta / TOKEN_PX) * TOKEN_PX)
@@ -47,7 +68,28 @@ def view_size(
     config: ResolvedPerception, height: int, width: int, num_frames: int
 ) -> tuple[int, int]:
     """(height, width) px at which a view of `height` x `width` source px is shown."""
-    return smart_resize(height, width, config.min_pixels, frame_cap(config, num_frames))
+    cap = frame_cap(config, num_frames)
+    return smart_resize(height, width, config.min_pixels, cap, config.parity)
+
+
+def image_size(
+    config: ResolvedPerception,
+    height: int,
+    width: int,
+    num_images: int = 1,
+    *,
+    is_crop: bool = False,
+) -> tuple[int, int]:
+    """(height, width) px of one of `num_images` images that share the budget of a round.
+
+    Under parity "release" a whole image gets MIN_IMAGE_PIXELS at least: 224 x 224 stays as it is. A
+    crop is enlarged to config.min_pixels, as is an image under "transformers".
+    """
+    least, most = config.min_pixels, frame_cap(config, 2 * num_images)
+    if config.parity == "release" and not is_crop:
+        share = config.total_pixels / num_images
+        least, most = MIN_IMAGE_PIXELS, max(min(MAX_FRAME_PIXELS, share), MIN_IMAGE_PIXELS)
+    return smart_resize(height, width, least, most, config.parity)
 
 
 def smart_nframes(config: ResolvedPerception, num_frames: int, source_fps: float) -> int:

@@ -1,13 +1,14 @@
-"""Tables about questions: accuracy, rounds, askers, memory over time."""
+"""Tables about questions: accuracy, rounds, concurrent requests, memory over time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vtts_rt.report.results import Result, markdown
 
-_OTHER = ", another question"  # contenders of the ablations, asked while warm
+# Endings of the names of contenders: asked again, asked something else, both while warm; drafts on.
+_AGAIN, _OTHER, _DRAFTS = ", same question again", ", another question", " with drafts"
 
 
 def _needle(result: Result) -> str:
@@ -25,30 +26,45 @@ def _needle(result: Result) -> str:
     data = result.data
     setting = f"{data['num']} clips from seed {data['seed']}, split {data['split']}"
     header = ["rounds", "accuracy", "span IoU", "box IoU", "visual tokens", "ms a question"]
-    return f"{markdown(header, rows)}\n{data['model']}, `{data['strategy']}`, {setting}.\n"
+    model = f"{data['model']} in {data['dtype']}" if "dtype" in data else data["model"]
+    return f"{markdown(header, rows)}\n{model}, `{data['strategy']}`, {setting}.\n"
 
 
 def _rounds(result: Result) -> str:
-    """Seconds by round and in all, medians, and each side's share of the first one's time."""
-    contenders = result.data["contenders"]
-    ratios = {c["name"]: c["time_ratio"] for c in result.data["comparisons"]}
-    num_rounds = result.data["setting"]["rounds"]
-    rows = [
-        [
-            name,
-            *(f"{look['timings_ms']['total'] / 1e3:.2f}" for look in contender["rounds"]),
-            f"{contender['median_latency']:.2f}",
-            f"{ratios[name]:.2f}" if name in ratios else "1",
-            f"{_tokens(contender) / contender['median_latency']:.1f}",
-        ]
-        for name, contender in contenders.items()
+    """Seconds of all rounds, medians, in each dtype, beside the first side's; then ours against
+    each peer in words."""
+    runs = result.data["runs"]
+    header = ["seconds"]
+    for run in runs:
+        header += [run["dtype"], "times as fast"]
+    rows = []
+    for name in runs[0]["contenders"]:
+        row = [name]
+        for run in runs:
+            base, *_ = (c["median_latency"] for c in run["contenders"].values())
+            seconds = run["contenders"][name]["median_latency"]
+            row += [f"{seconds:.2f}", f"{base / seconds:.2f}"]
+        rows.append(row)
+    compared = zip(*(run["comparisons"] for run in runs), strict=True)
+    said = "".join(f"- {_compared(found, runs)}\n" for found in compared)
+    return f"{markdown(header, rows)}\n{said}{_vllm(result)}"
+
+
+def _compared(found: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> str:
+    """One of ours against one peer, in every dtype; found: the comparison of each run."""
+    first = found[0]
+    kinds = [run["dtype"] for run in runs]
+    ratios = ", ".join(f"{c['speedup']:.2f} in {k}" for c, k in zip(found, kinds, strict=True))
+    differing = [
+        f"{d} in {k}" for c, k in zip(found, kinds, strict=True) for d in c["differences"] or ()
     ]
-    header = ["seconds", *(f"round {i + 1}" for i in range(num_rounds)), "all", "share of time"]
-    return markdown([*header, "tokens/s"], rows) + _vllm(result)
-
-
-def _tokens(contender: dict[str, Any]) -> int:
-    return sum(look["completion_tokens"] for look in contender["rounds"])
+    if not first["same_work"]:
+        work = "same spans, but other frames and another prompt"
+    else:
+        work = (
+            f"not the same work: {'; '.join(differing)}" if differing else "same frames and prompts"
+        )
+    return f"`{first['name']}` against the {first['baseline']}, times as fast: {ratios} ({work})."
 
 
 def _vllm(result: Result) -> str:
@@ -68,20 +84,24 @@ def _vllm(result: Result) -> str:
 
 def _ablations(result: Result) -> str:
     """Seconds, medians: a cold question, another one about the same video, shares of the first."""
-    contenders = result.data["contenders"]
-    cold = {n: c for n, c in contenders.items() if f"{n}{_OTHER}" in contenders}
-    base: dict[str, tuple[float, float]] = {}
     rows = []
-    for name, contender in cold.items():
-        times = (contender["median_latency"], contenders[f"{name}{_OTHER}"]["median_latency"])
-        full = base.setdefault(name.split(" ")[0], times)
-        shares = (f"{time / first:.2f}" for time, first in zip(times, full, strict=True))
-        rows.append([name, *(f"{time:.2f}" for time in times), *shares])
+    for run in result.data["runs"]:
+        contenders = run["contenders"]
+        cold = {n: c for n, c in contenders.items() if f"{n}{_OTHER}" in contenders}
+        base: dict[str, tuple[float, float]] = {}
+        for name, contender in cold.items():
+            again = contenders[f"{name}{_OTHER}"]
+            times = (contender["median_latency"], again["median_latency"])
+            full = base.setdefault(name.split(" ")[0], times)
+            shares = (f"{time / first:.2f}" for time, first in zip(times, full, strict=True))
+            rows.append([f"{name}, {run['dtype']}", *(f"{time:.2f}" for time in times), *shares])
     header = ["seconds", "cold", "another question", "cold, of the first", "another, of the first"]
     return markdown(header, rows)
 
 
-def _served(level: dict[str, Any], name: str) -> list[str]:
+def _served(level: dict[str, Any], name: str, setting: dict[str, Any]) -> list[str]:
+    # With drafts tokens come several at a time: no time of one token.
+    tpot = "" if setting["draft_tokens"] else f"{level['median_tpot_ms']:.0f}"
     return [
         name,
         str(level["max_concurrency"]),
@@ -89,33 +109,41 @@ def _served(level: dict[str, Any], name: str) -> list[str]:
         f"{level['duration']:.1f}",
         f"{level['output_throughput']:.1f}",
         f"{level['median_ttft_ms'] / 1e3:.2f}",
-        f"{level['median_tpot_ms']:.0f}",
+        tpot,
         f"{level['median_e2el_ms'] / 1e3:.2f}",
         f"{level['reuse']['pairs_encoded']:,}",
         f"{level['reuse']['tokens_prefilled']:,}",
     ]
 
 
-_SERVED = ["askers", "questions", "s", "tokens/s", "TTFT s", "TPOT ms", "E2EL s"]
+_SERVED = ["concurrency", "questions", "s", "tokens/s", "TTFT s", "TPOT ms", "E2EL s"]
 _SERVED += ["pairs encoded", "tokens prefilled"]
 
 
 def _serve(result: Result) -> str:
-    """Closed-loop askers on several videos, a line for each number of them; medians."""
-    rows = [_served(level, f"`{level['strategy']}`") for level in result.data["sweep"]]
-    videos = result.data["setting"]["num_videos"]
-    return f"{markdown([f'{videos} videos', *_SERVED], rows)}"
+    """Concurrent requests on several videos, a line for each number of them; medians."""
+    setting = result.data["setting"]
+    rows = [_served(level, f"`{level['strategy']}`", setting) for level in result.data["sweep"]]
+    table = markdown([f"{setting['num_videos']} videos", *_SERVED], rows)
+    return f"{table}\n{_how_served(result)}\n"
+
+
+def _how_served(result: Result) -> str:
+    drafts = result.data["setting"]["draft_tokens"]
+    said = f"drafts of up to {drafts} tokens" if drafts else "no drafts"
+    return f"{result.data['setting']['video']} video, {result.data['dtype']}, {said}."
 
 
 def _one_video(result: Result) -> str:
     """Askers about one video, together and each alone; medians."""
-    rows, said = [], []
+    rows, said, setting = [], [], result.data["setting"]
     for part in result.data["one_video"]:
-        rows.append(_served(part["shared"], f"`{part['strategy']}`, together"))
-        rows.append(_served(part["separate"], f"`{part['strategy']}`, each alone and cold"))
+        rows.append(_served(part["shared"], f"`{part['strategy']}`, together", setting))
+        alone = f"`{part['strategy']}`, each alone and cold"
+        rows.append(_served(part["separate"], alone, setting))
         said.append(f"{part['time_ratio']:.2f} with `{part['strategy']}`")
     together = f"Together over alone: {', '.join(said)}."
-    return f"{markdown(['one video', *_SERVED], rows)}\n{together}\n"
+    return f"{markdown(['one video', *_SERVED], rows)}\n{together} {_how_served(result)}\n"
 
 
 def _soak(result: Result) -> str:
@@ -134,31 +162,29 @@ def _soak(result: Result) -> str:
 
 
 def _phases(result: Result) -> str:
-    """Milliseconds by phase and what was computed, a line a round."""
-    phases = ("decode", "preprocess", "vision", "prefill", "generate", "ttft")
+    """Milliseconds by phase and what was computed, a line a round, of cold runs without drafts."""
+    phases = ("decode", "preprocess", "vision", "prefill", "generate", "total", "ttft")
     counts = ("frames_decoded", "pairs_encoded", "tokens_prefilled", "tokens_reused")
     rows = []
-    for name, contender in result.data["contenders"].items():
-        for look in contender["rounds"]:
-            reuse = look["reuse"] or {
-                "frames_decoded": look["num_frames"],
-                "pairs_encoded": look["num_frames"] // 2,
-                "tokens_prefilled": look["prompt_tokens"],
-                "tokens_reused": 0,
-            }
-            rows.append(
-                [
-                    f"{name}, {look['index'] + 1}",
-                    *(_ms(look["timings_ms"].get(phase)) for phase in phases),
-                    *(f"{reuse[count]:,}" for count in counts),
-                ]
-            )
+    for run in result.data["runs"]:
+        for name, contender in run["contenders"].items():
+            if name.endswith((_AGAIN, _DRAFTS)):
+                continue
+            for look in contender["rounds"]:
+                reuse = look["reuse"] or {
+                    "frames_decoded": look["num_frames"],
+                    "pairs_encoded": (look["num_frames"] + 1) // 2,
+                    "tokens_prefilled": look["prompt_tokens"],
+                    "tokens_reused": 0,
+                }
+                rows.append(
+                    [
+                        f"{name}, {run['dtype']}, {look['index'] + 1}",
+                        *(f"{look['timings_ms'][phase]:,.0f}" for phase in phases),
+                        *(f"{reuse[count]:,}" for count in counts),
+                    ]
+                )
     return markdown(["ms", *phases, *(count.replace("_", " ") for count in counts)], rows)
-
-
-def _ms(value: float | None) -> str:
-    """Older results lack the time to the first token."""
-    return "" if value is None else f"{value:,.0f}"
 
 
 def _kept(result: Result) -> str:

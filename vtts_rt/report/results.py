@@ -36,7 +36,7 @@ def load_results(folder: Path, theme: str) -> list[Result]:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"report: {path} must be JSON, got {error}") from None
+            raise ValueError(f"report: {path} must be JSON, got {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"report: {path} must be a JSON object, got {type(data).__name__}")
         known = newest.get(name["hardware"])

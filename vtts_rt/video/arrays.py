@@ -6,32 +6,87 @@ Shape letters: T frames, H height, W width (px).
 from __future__ import annotations
 
 import hashlib
+import io
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from vtts_rt.types import VideoMetadata, require
+from vtts_rt.video.limits import Opening
 from vtts_rt.video.source import distinct_indices
 
+NPY_MAGIC = b"\x93NUMPY"
 
-def array_id(array: np.ndarray) -> str:
-    """Hash of an array's shape and bytes: the content id of frames given as pixels."""
+
+def is_npy(content: Path | bytes) -> bool:
+    """Whether a file or its content is one of numpy's; False for a file that cannot be read."""
+    if isinstance(content, bytes):
+        return content.startswith(NPY_MAGIC)
+    try:
+        if not content.is_file():
+            return False
+        with content.open("rb") as file:
+            return file.read(len(NPY_MAGIC)) == NPY_MAGIC
+    except (OSError, ValueError):
+        return False  # whoever opens it next says why
+
+
+def load_npy(content: Path | bytes, opening: Opening) -> np.ndarray:
+    """The array of a .npy file, at most 1 GiB; ValueError where it is broken."""
+    name = repr(str(content)) if isinstance(content, Path) else f"{len(content)} bytes"
+    num_bytes = content.stat().st_size if isinstance(content, Path) else len(content)
+    opening.check_held(num_bytes, name)
+    with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {1: np.lib.format.read_array_header_1_0}.get(
+                version[0], np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+            told = math.prod(shape) * dtype.itemsize  # before numpy makes room for it
+            if told != num_bytes - file.tell():
+                raise ValueError(f"its header tells of {told} bytes")
+            file.seek(0)
+            return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+        except Exception as error:  # numpy's parser of the header raises many kinds
+            got = f"{name} ({error})"
+            raise ValueError(
+                f"open_video: video must be a .npy file of an array of numbers, got {got}"
+            ) from error
+
+
+def _unchecked() -> None:
+    """For callers that nothing ends."""
+
+
+def array_id(array: np.ndarray, check: Callable[[], None] = _unchecked) -> str:
+    """Hash of an array's shape and bytes: the content id of frames given as pixels.
+
+    check: called before every frame; what it raises ends the work.
+    """
     digest = hashlib.blake2b(f"uint8{array.shape}".encode(), digest_size=16)
     for frame in array if array.ndim == 4 else [array]:
+        check()
         digest.update(np.ascontiguousarray(frame).data)
     return digest.hexdigest()
 
 
 class ArraySource:
-    """A (T, H, W, 3) uint8 RGB array at a constant rate, or an (H, W, 3) array as an image.
+    """A (T, H, W, 3) uint8 RGB array, or an (H, W, 3) array as an image.
 
     array: not copied; frames are copied as they are read. The content id is taken here, so the
         caller must not change the array while the source is in use.
-    source_fps: frames a second; required for T frames, must be left out for an image.
+    source_fps: frames a second; must be left out for an image.
+    timestamps_seconds: (T,) when each frame shows, strictly ascending, counted from the first; in
+        place of a constant rate. The last frame shows for a frame at `source_fps`, by default for
+        the mean step.
     decoder: the name that metadata reports; the default is "array", or "image" for an image.
     content_id: given when the array was decoded from a file that has an id of its own.
-    Raises ValueError for other shapes, other dtypes, no frames, no pixels.
+    opening: the bounds and the deadline that hold; None where the caller has checked them.
+    Raises ValueError for other shapes, other dtypes, no frames, no pixels, neither rate nor times
+    for T frames, times that are none.
     """
 
     def __init__(
@@ -39,32 +94,41 @@ class ArraySource:
         array: np.ndarray,
         *,
         source_fps: float | None = None,
+        timestamps_seconds: Sequence[float] | np.ndarray | None = None,
         decoder: str | None = None,
         content_id: str | None = None,
+        opening: Opening | None = None,
     ) -> None:
         shape, is_image = array.shape, array.ndim == 3
         ok = array.ndim in (3, 4) and shape[-1] == 3 and 0 not in shape
         rule = "a non-empty array of shape (T, H, W, 3), or (H, W, 3) for an image"
         require("open_video", "video", f"an array of shape {shape}", ok, rule)
         require("open_video", "video", f"{array.dtype} pixels", array.dtype == np.uint8, "uint8")
-        fps = float(source_fps) if source_fps is not None else math.nan
-        if not is_image:
-            rule = "a number of frames a second in (0, 10000], as an array holds no rate"
-            require("open_video", "source_fps", source_fps, 0.0 < fps <= 1e4, rule)
-        self._frames = array[None] if is_image else array
         num_frames = 1 if is_image else shape[0]
-        # An image has no rate and no duration; 1.0 keeps divisions by the rate defined.
-        rate = 1.0 if is_image else fps
+        if opening is not None:
+            opening.check_pixels(shape[-3], shape[-2], "an array")
+            opening.check_frames(num_frames, "an array")
+            opening.check_bytes(array.nbytes, "an array")
+        if is_image:
+            rule = "None for an image"
+            none = timestamps_seconds is None
+            require("open_video", "timestamps_seconds", timestamps_seconds, none, rule)
+            # An image has no rate and no duration; 1.0 keeps divisions by the rate defined.
+            times, rate, duration = np.zeros(1), 1.0, 0.0
+        else:
+            times, rate, duration = _times(num_frames, source_fps, timestamps_seconds)
+        self._frames = array[None] if is_image else array
+        check = _unchecked if opening is None else opening.check_time
         self._metadata = VideoMetadata(
-            video_id=content_id or array_id(array),
+            video_id=content_id or array_id(array, check),
             num_frames=num_frames,
             source_fps=rate,
-            duration_seconds=0.0 if is_image else num_frames / rate,
+            duration_seconds=duration,
             height=shape[-3],
             width=shape[-2],
             decoder=decoder or ("image" if is_image else "array"),
             is_image=is_image,
-            timestamps_seconds=np.arange(num_frames, dtype=np.float64) / rate,
+            timestamps_seconds=times,
         )
 
     @property
@@ -93,3 +157,34 @@ class ArraySource:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _times(
+    num_frames: int, source_fps: float | None, timestamps: Sequence[float] | np.ndarray | None
+) -> tuple[np.ndarray, float, float]:
+    """((T,) seconds from the first frame, frames a second, seconds) of T frames."""
+    fps = float(source_fps) if source_fps is not None else math.nan
+    if timestamps is None:
+        rule = "a number of frames a second in (0, 10000], as an array holds no rate"
+        require("open_video", "source_fps", source_fps, 0.0 < fps <= 1e4, rule)
+        return np.arange(num_frames, dtype=np.float64) / fps, fps, num_frames / fps
+    try:
+        times = np.asarray(timestamps, np.float64)
+    except (TypeError, ValueError):
+        times = np.zeros(())
+    rule = f"{num_frames} finite seconds, strictly ascending, one a frame"
+    ok = times.shape == (num_frames,) and bool(np.isfinite(times).all())
+    got = timestamps if times.ndim == 0 else f"{times.size} numbers"
+    require("open_video", "timestamps_seconds", got, ok, rule)
+    steps = np.diff(times)
+    if not (steps > 0.0).all():
+        at = int(np.argmin(steps > 0.0))
+        got = f"{times[at]} s before {times[at + 1]} s"
+        require("open_video", "timestamps_seconds", got, False, rule)
+    times = times - times[0]
+    if source_fps is None:
+        rule = "given with the time of one frame only"
+        require("open_video", "source_fps", None, num_frames > 1, rule)
+        duration = float(times[-1]) * num_frames / (num_frames - 1)
+        return times, num_frames / duration, duration
+    return times, fps, float(times[-1]) + 1.0 / fps

@@ -16,7 +16,9 @@ from typing import Any
 
 import av
 
+from vtts_rt.config import MediaLimits
 from vtts_rt.video.content_hash import hash_bytes, hash_file
+from vtts_rt.video.limits import Opening, require_video
 
 # Demuxers that read other files than the one they are given: their content hash would not
 # cover the pixels, and they reach where the caller did not point.
@@ -26,6 +28,9 @@ HASH_MEMO_ENTRIES = 1024
 # File systems round times by up to this much: a file written so shortly ago can be written again
 # without another change time, so nothing is remembered of it.
 SETTLE_SECONDS = 2.0
+# What a demuxer may read of a content, beyond its size and as much again, before it is open: one
+# whose index names the same bytes many times would read, and keep, more and more.
+OPENING_READ_BYTES = 16 << 20
 
 # (device, inode, size, mtime_ns, ctime_ns): a write, a rename over it or a restore of the
 # modification time all change at least one of them.
@@ -38,21 +43,21 @@ def file_identity(path: Path) -> FileIdentity:
     return (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
 
 
-def require_video(ok: bool, rule: str, got: str) -> None:
-    """`types.require` for the content itself: the rule is a verb phrase, `got` a description."""
-    if not ok:
-        raise ValueError(f"open_video: video must {rule}, got {got}")
-
-
 class Media:
     """One media content, a path or bytes, that can be opened any number of times.
 
     name: how messages call it. num_bytes: its size. A path must be a readable, non-empty
     regular file. settled: what is learned of the content may be remembered for the identity.
-    Raises ValueError otherwise.
+    opening: the call that it is opened for, None once that returned; limits: its bounds.
+    demuxer, demuxer_options: FFmpeg's demuxer where the content does not tell it.
+    Raises ValueError otherwise, and for more than `max_bytes`.
     """
 
-    def __init__(self, content: Path | bytes) -> None:
+    def __init__(self, content: Path | bytes, opening: Opening | None = None) -> None:
+        self.opening = opening
+        self.limits = MediaLimits() if opening is None else opening.limits
+        self.demuxer: str | None = None
+        self.demuxer_options: dict[str, str] = {}
         self.path: Path | None = None
         self.data = b""
         self.identity: FileIdentity | None = None
@@ -62,6 +67,7 @@ class Media:
             self.name, self.num_bytes = f"{len(content)} bytes", len(content)
             require_video(len(content) > 0, "not be empty", "0 bytes")
             self.data = content
+            self._check_bytes()
             return
         self.path, self.name = content, repr(str(content))
         rule = "the path of an existing video or image file"
@@ -70,6 +76,7 @@ class Media:
             require_video(content.is_file(), f"be {rule}", self.name)
             self.num_bytes = self.identity[2]
             require_video(self.num_bytes > 0, "not be empty", self.name)
+            self._check_bytes()
             content.open("rb", buffering=0).close()  # whether it may be read
         except (OSError, ValueError) as error:
             if str(error).startswith("open_video:"):
@@ -78,8 +85,38 @@ class Media:
             reason = getattr(error, "strerror", None) or str(error)
             raise ValueError(
                 f"open_video: video must be {rule}, got {str(content)!r} ({reason})"
-            ) from None
+            ) from error
         self.settled = time.time() - self.identity[4] / 1e9 >= SETTLE_SECONDS
+
+    def _check_bytes(self) -> None:
+        if self.opening is not None:
+            self.opening.check_bytes(self.num_bytes, self.name)
+
+    def check_time(self) -> None:
+        """Ends an opening that takes too long (`Opening.check_time`)."""
+        if self.opening is not None:
+            self.opening.check_time()
+
+    def check_pixels(self, height: int, width: int) -> None:
+        if self.opening is not None:
+            self.opening.check_pixels(height, width, self.name)
+
+    def check_counts(self, num_packets: int, num_frames: int) -> None:
+        """Ends an opening that takes too long, or of a stream that is."""
+        if self.opening is not None:
+            self.opening.check_time()
+            self.opening.check_packets(num_packets, self.name)
+            self.opening.check_frames(num_frames, self.name)
+
+    @contextmanager
+    def cancelled_on_error(self) -> Iterator[None]:
+        """Ends the opening in other threads too when something is raised."""
+        try:
+            yield
+        except BaseException:
+            if self.opening is not None:
+                self.opening.cancel()
+            raise
 
     def check_unchanged(self) -> None:
         """RuntimeError when the file is no longer the one that was opened."""
@@ -98,10 +135,10 @@ class Media:
         """Hash of the whole content, 32 hex digits; computed unless it is known."""
         known = self.known_id()
         if known is None and self.path is not None:
-            known = hash_file(self.path, self.num_bytes)
+            known = hash_file(self.path, self.num_bytes, self.check_time)
             self.check_unchanged()
         elif known is None:
-            known = hash_bytes(self.data)
+            known = hash_bytes(self.data, self.check_time)
         self.remember_id(known)
         return known
 
@@ -122,27 +159,63 @@ class Media:
         PyAV gets a reader without a name, so that formats are told by content alone (by name,
         a text file is a "tty" video and `%03d` a pattern) and a path behaves as its bytes do.
         """
-        reader = io.BytesIO(self.data) if self.path is None else _Reader(self.path)
+        reader = self.reader()
         self.check_unchanged()
+        reader.bytes_left = 2 * self.num_bytes + OPENING_READ_BYTES
         with av_errors(self.name):
             container = av.open(
                 reader,
                 "r",
+                format=self.demuxer,
                 buffer_size=READ_BYTES,
-                container_options={"protocol_whitelist": "none"},
+                options=self.codec_options,
+                container_options={"protocol_whitelist": "none", **self.demuxer_options},
             )
+        reader.bytes_left = None
+        for stream in container.streams.video:
+            if stream.codec_context is not None:
+                stream.codec_context.options = self.codec_options
         nested = bool(NESTED_FORMATS & set(container.format.name.split(",")))
         got = f"{self.name} ({container.format.name})"
         require_video(not nested, "be a self-contained media file", got)
         return container
 
+    @property
+    def codec_options(self) -> dict[str, str]:
+        """A codec of FFmpeg refuses larger frames before it makes room for them."""
+        return {"max_pixels": str(self.limits.max_pixels)}
 
-class _Reader:
-    """What PyAV needs of a file, without its name; closed when the container lets go of it."""
+    def reader(self) -> Reader:
+        """The content from its start; OSError where the file cannot be opened."""
+        file = io.BytesIO(self.data) if self.path is None else self.path.open("rb", buffering=0)
+        return Reader(file, self)
 
-    def __init__(self, path: Path) -> None:
-        file = path.open("rb", buffering=0)
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+class Reader:
+    """What PyAV needs of a file, without its name; closed when the container lets go of it.
+
+    bytes_left: what may still be read, None for all.
+    """
+
+    def __init__(self, file: Any, media: Media) -> None:
+        self._file, self._media = file, media
+        self.bytes_left: int | None = None
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        self._media.check_time()
+        data: bytes = self._file.read(num_bytes)
+        if self.bytes_left is not None:
+            self.bytes_left -= len(data)
+            rule = "have an index that names no bytes many times"
+            require_video(self.bytes_left >= 0, rule, self._media.name)
+        return data
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
 
 class _Memo:
@@ -178,16 +251,19 @@ def av_errors(name: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(
             f"open_video: video must be a readable video or image, got {name} ({reason})"
-        ) from None
+        ) from error
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The first video stream that is not cover art; ValueError when there is none."""
+    """The video stream that FFmpeg deems best (av_find_best_stream), but no cover art;
+    ValueError when there is none."""
     streams = [
         s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
     ]
     kind = "audio-only file" if container.streams.audio else "file without one"
     require_video(bool(streams), "hold a video stream", f"{kind} {name}")
-    known = streams[0].codec_context is not None
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    known = stream.codec_context is not None
     require_video(known, "be of a codec that can be decoded", name)
-    return streams[0]
+    return stream

@@ -18,20 +18,28 @@ MAX_THREADS = 4  # the packet pass beside them copies at most as fast as these h
 ID_BYTES = 16
 
 
-def hash_bytes(data: bytes) -> str:
-    """32 hex digits: SHA-256 of the SHA-256s of the pieces of 4 MiB, the first 16 bytes."""
+def _unchecked() -> None:
+    """For callers that nothing ends."""
+
+
+def hash_bytes(data: bytes, check: Callable[[], None] = _unchecked) -> str:
+    """32 hex digits: SHA-256 of the SHA-256s of the pieces of 4 MiB, the first 16 bytes.
+
+    check: called before every piece; what it raises ends the work.
+    """
     view = memoryview(data)
 
     def piece(start: int) -> bytes:
+        check()
         return hashlib.sha256(view[start : start + PIECE_BYTES]).digest()
 
     return _joined(piece, len(data))
 
 
-def hash_file(path: Path, num_bytes: int) -> str:
+def hash_file(path: Path, num_bytes: int, check: Callable[[], None] = _unchecked) -> str:
     """`hash_bytes` of the first `num_bytes` of a file, read once and in order, 1 MiB at a time.
 
-    OSError where it cannot be read.
+    check: called before every read. OSError where it cannot be read.
     """
     with path.open("rb", buffering=0) as file:
         number = file.fileno()
@@ -39,7 +47,11 @@ def hash_file(path: Path, num_bytes: int) -> str:
         def piece(start: int) -> bytes:
             digest = hashlib.sha256()
             end = min(start + PIECE_BYTES, num_bytes)
-            while start < end and (part := os.pread(number, min(READ_BYTES, end - start), start)):
+            while start < end:
+                check()
+                part = os.pread(number, min(READ_BYTES, end - start), start)
+                if not part:
+                    break
                 digest.update(part)
                 start += len(part)
             return digest.digest()

@@ -112,7 +112,7 @@ def vp9_frames(packet: bytes) -> list[bytes]:
     return frames
 
 
-class _Bits:
+class Bits:
     """Reads bits, the highest of a byte first; IndexError past the end."""
 
     def __init__(self, data: bytes) -> None:
@@ -125,9 +125,18 @@ class _Bits:
             self._at += 1
         return value
 
+    def exp_golomb(self) -> int:
+        """An unsigned number of H.264 (9.1); IndexError for one of more than 32 bits."""
+        zeros = 0
+        while not self(1):
+            zeros += 1
+            if zeros > 32:
+                raise IndexError
+        return (1 << zeros) - 1 + self(zeros)
+
 
 def _vp9_frame(frame: bytes) -> FrameHeader | None:
-    bits = _Bits(frame)
+    bits = Bits(frame)
     if bits(2) != 2:
         return None
     profile = bits(1) | bits(1) << 1

@@ -5,6 +5,7 @@ Shape letters: N packets of the stream in file (decode) order, F frames in prese
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,8 +16,8 @@ import av
 import numpy as np
 
 from vtts_rt.video.frame_headers import shows_nothing
+from vtts_rt.video.timestamps import MISSING, mended_times
 
-MISSING = -(1 << 62)  # a pts, dts or position that the container does not have
 FALLBACK_FPS = 25.0  # ffmpeg's own rate for streams that carry neither times nor a rate
 # A container's average rate is believed within this factor of what the timestamps say: beyond
 # it, it is a header that lies (webcam and screen recordings say 1000 or 90000).
@@ -24,14 +25,15 @@ RATE_TOLERANCE = 1.5
 MAX_FPS = 1000.0
 # Packets that may fail to decode before a file counts as holding no frame at all.
 PROBE_PACKETS = 512
+CHECKED_PACKETS = 1 << 12  # from one `check` of `build_index` to the next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PacketIndex:
     """One entry per packet, all as numpy arrays: a 10-hour file at 60 fps takes about 100 MB.
 
-    keys: (N,) int64, what tells packets apart after a seek (byte position, pts or dts,
-        whichever is there and unique); None when nothing is.
+    keys: (N,) int64, what tells packets apart after a seek (byte position, or `timed_key` of pts
+        or dts, whichever is there and unique); None when nothing is.
     key_name: "pos", "pts" or "dts".
     seek_times: (N,) int64 in stream time base, the time a demuxer seeks by.
     order: (N,) int64, rank in presentation order among all packets.
@@ -62,7 +64,9 @@ class PacketIndex:
 
     def key_of(self, packet: Any) -> int:
         value = getattr(packet, self.key_name)
-        return MISSING if value is None else int(value)
+        if value is None:
+            return MISSING
+        return int(value if self.key_name == "pos" else timed_key(value, packet.size))
 
     def ordinal_of(self, packet: Any) -> int | None:
         """The place of a packet in the file, by its key; None when it cannot be told."""
@@ -89,6 +93,17 @@ class PacketIndex:
         return self.keyframes[k] if k >= 0 else None
 
 
+def timed_key(time: Any, size: Any) -> Any:
+    """A key of a packet by its time and size in bytes (ints or int64 arrays): some demuxers stamp
+    packets otherwise after a seek."""
+    return (time << 24) ^ size if isinstance(time, np.ndarray) else _wrapped((time << 24) ^ size)
+
+
+def _wrapped(value: int) -> int:
+    """As int64 arrays wrap."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
 def demuxed(container: Any, stream: Any) -> Any:
     """The packets of a stream that hold data; a broken tail ends them, as the end of file does."""
     try:
@@ -102,19 +117,24 @@ def demuxed(container: Any, stream: Any) -> Any:
 def build_index(
     container: Any,
     stream: Any,
-    reopen: Callable[[], tuple[Any, Any]],
+    reopen: Callable[[bool], tuple[Any, Any]],
     source_fps: float | None = None,
+    check: Callable[[int, int], None] = lambda num_packets, num_frames: None,
 ) -> tuple[PacketIndex, Any] | None:
     """One pass over the packets of a freshly opened container; the first frame is decoded.
 
     Only a stream of which the container does not say when frames show (no pts although frames
     are reordered, or no times at all: raw H.264) is decoded once, to learn the order.
-    reopen: gives another (container, stream) of the same content, for that one decode.
+    reopen: gives another (container, stream) of the same content, for that one decode; its
+        argument is that of `packets.open_stream`.
     source_fps: rate of a stream without any times; the default is the container's guess.
+    check: told now and then how many packets and frames that show there are; what it raises ends
+    the pass.
     Returns the index and the first frame that decodes (what only a decoder knows: size, display
     matrix); None when no packet holds a frame that shows or none decodes.
     """
     pts, dts, pos = array("q"), array("q"), array("q")
+    sizes, durations = array("q"), array("q")
     hidden, keyframes = bytearray(), array("q")
     codec = stream.codec_context.codec.canonical_name
     reorders = bool(stream.codec_context.has_b_frames)
@@ -130,15 +150,19 @@ def build_index(
         dts.append(MISSING if time is None else time)
         place = packet.pos
         pos.append(MISSING if place is None or place < 0 else place)
+        sizes.append(packet.size)
+        durations.append(packet.duration or 0)
         # Edit lists mark what they cut.
         hidden.append(packet.is_discard or shows_nothing(codec, packet))
+        if not len(hidden) % CHECKED_PACKETS:
+            check(len(hidden), hidden.count(0))
         if probing:
             first = decode_tagged(stream, packet, len(pts) - 1)  # overwrites the packet's times
             probing = not first and len(pts) <= PROBE_PACKETS
     first = first or decode_tagged(stream, None, 0)
     if not first:
         return None
-    columns = [np.frombuffer(c, np.int64).copy() for c in (pts, dts, pos)]
+    columns = [np.frombuffer(c, np.int64).copy() for c in (pts, dts, pos, sizes, durations)]
     shows = np.frombuffer(bytes(hidden), np.uint8) == 0
     times, seek_times = columns[0], columns[1]
     no_pts = bool((times == MISSING).any())
@@ -146,10 +170,10 @@ def build_index(
     no_pts |= container.format.name == "avi" and bool((np.diff(times) > 0).all())
     if no_pts:
         if reorders or (seek_times == MISSING).any():
-            shown_order = _decoded_order(*reopen())
+            shown_order = _decoded_order(reopen)
         times = np.where(times == MISSING, columns[1], times)
     seek_times = np.where(seek_times == MISSING, times, seek_times)
-    times = _without_jumps_back(times, columns[1])
+    times = mended_times(times, columns[1])
     if shown_order is None:
         ranking = np.lexsort((np.arange(len(times)), times))
         packet_of = ranking[shows[ranking]]
@@ -164,14 +188,20 @@ def build_index(
     order[ranking] = np.arange(len(times))
     frame_of = np.full(len(times), -1, np.int64)
     frame_of[packet_of] = np.arange(len(packet_of))
-    rate = _rate(stream.average_rate)
-    if (shown_times == MISSING).any():
-        rate = source_fps or rate or _rate(stream.guessed_rate) or FALLBACK_FPS
+    rate, last_seconds = _rate(stream.average_rate), None
+    # What demuxers of raw streams give as times counts packets at a rate of their own.
+    raw = bool(container.format.flags & av.format.Flags.no_timestamps.value)
+    if raw or (shown_times == MISSING).any():
+        rate = source_fps or _rate(stream.guessed_rate) or rate or FALLBACK_FPS
         seconds = np.arange(len(packet_of), dtype=np.float64) / rate
     else:
         seconds = (shown_times - shown_times[0]) * float(stream.time_base)
-    fps, duration = _rate_and_duration(seconds, rate)
-    keys, key_name = _unique_key({"pos": columns[2], "pts": columns[0], "dts": columns[1]})
+        last_seconds = float(columns[4][packet_of[-1]] * stream.time_base)
+    fps, duration = _rate_and_duration(seconds, rate, last_seconds)
+    timed = {name: timed_key(columns[n], columns[3]) for n, name in enumerate(("pts", "dts"))}
+    for n, name in enumerate(("pts", "dts")):
+        timed[name][columns[n] == MISSING] = MISSING
+    keys, key_name = _unique_key({"pos": columns[2], **timed})
     index = PacketIndex(
         keys=keys,
         key_name=key_name,
@@ -187,49 +217,53 @@ def build_index(
     return index, first[0]
 
 
-def _decoded_order(container: Any, stream: Any) -> list[int]:
+def _decoded_order(reopen: Callable[[bool], tuple[Any, Any]]) -> list[int]:
     """Packet ordinals in the order in which their frames leave the decoder."""
+    container, stream = reopen(False)
     order: list[int] = []
+    with container, contextlib.suppress(av.FFmpegError, OSError):
+        ordinal = -1
+        for ordinal, packet in enumerate(demuxed(container, stream)):
+            frames = decoded(stream, packet, ordinal)
+            if any(frame.is_corrupt for frame in frames):
+                break
+            order += [f.pts for f in frames]
+        else:
+            order += [f.pts for f in decoded(stream, None, 0)]
+        if len(order) == ordinal + 1:
+            return order
+    # Damage: what several threads make of it is left to chance.
+    container, stream = reopen(True)
     with container:
+        order = []
         for ordinal, packet in enumerate(demuxed(container, stream)):
             order += [f.pts for f in decode_tagged(stream, packet, ordinal)]
         return order + [f.pts for f in decode_tagged(stream, None, 0)]
 
 
-def decode_tagged(stream: Any, packet: Any, ordinal: int) -> list[Any]:
+def decoded(decoder: Any, packet: Any, ordinal: int) -> list[Any]:
     """The frames that come out when `packet` (None: the end) goes in; `frame.pts` is the ordinal
     of the packet that held it.
 
     The decoder hands a packet's pts on to its frame whatever it reorders, so writing the
     ordinal there maps frames exactly even where containers repeat or lack timestamps.
-    A packet that does not decode gives no frame.
+    Raises what PyAV raises for a packet that does not decode; with several threads, for one
+    before it.
     """
-    try:
-        if packet is None:
-            frames = stream.decode(None)
-        else:
-            packet.pts, packet.dts = ordinal, None
-            frames = stream.decode(packet)
-    except (av.FFmpegError, OSError):
-        return []
+    if packet is None:
+        frames = decoder.decode(None)
+    else:
+        packet.pts, packet.dts = ordinal, None
+        frames = decoder.decode(packet)
     return [f for f in frames if f.pts is not None]
 
 
-def _without_jumps_back(times: np.ndarray, dts: np.ndarray) -> np.ndarray:
-    """Times with every backward jump of the decode clock closed (joined transport streams).
-
-    The part after a jump continues one usual step after the part before it.
-    """
-    if (dts == MISSING).any() or len(dts) < 2:
-        return times
-    steps = np.diff(dts)
-    back = steps < 0
-    if not back.any():
-        return times
-    usual = int(np.median(steps[~back])) if (~back).any() else 1
-    shift = np.cumsum(np.where(back, usual - steps, 0))
-    shifted: np.ndarray = times + np.concatenate([np.zeros(1, np.int64), shift])
-    return shifted
+def decode_tagged(stream: Any, packet: Any, ordinal: int) -> list[Any]:
+    """As `decoded`; a packet that does not decode gives no frame."""
+    try:
+        return decoded(stream, packet, ordinal)
+    except (av.FFmpegError, OSError):
+        return []
 
 
 def _unique_key(columns: dict[str, np.ndarray]) -> tuple[np.ndarray | None, str]:
@@ -250,17 +284,23 @@ def _rate(value: Any) -> float | None:
     return rate if 0.0 < rate <= MAX_FPS else None
 
 
-def _rate_and_duration(seconds: np.ndarray, rate: float | None) -> tuple[float, float]:
+def _rate_and_duration(
+    seconds: np.ndarray, rate: float | None, last_seconds: float | None
+) -> tuple[float, float]:
     """(frames a second, seconds) from timestamps and the container's average rate.
 
-    The last frame is on screen for one mean step.
+    last_seconds: how long the last frame is on screen, as the file says; one mean step where it
+    says nothing.
     """
     num_frames, span = len(seconds), float(seconds[-1])
-    if span <= 0.0:
-        fps = rate or FALLBACK_FPS
-        return fps, num_frames / fps
-    measured = (num_frames - 1) / span
+    if last_seconds is None or not last_seconds > 0.0:
+        if span <= 0.0:
+            return rate or FALLBACK_FPS, num_frames / (rate or FALLBACK_FPS)
+        measured = (num_frames - 1) / span
+        believed = rate is not None and 1 / RATE_TOLERANCE <= rate / measured <= RATE_TOLERANCE
+        last_seconds = 1.0 / (rate if rate is not None and believed else measured)
+    duration = span + last_seconds
+    measured = num_frames / duration
     if rate is None or not 1 / RATE_TOLERANCE <= rate / measured <= RATE_TOLERANCE:
-        duration = span + 1.0 / measured
-        return num_frames / duration, duration
-    return rate, span + 1.0 / rate
+        rate = measured
+    return rate, duration

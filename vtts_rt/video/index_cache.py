@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Raise it whenever `build_index`, the content hash or the bytes of VideoFacts change.
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 FILE_NAME = "index-1.sqlite3"  # the number is the version of the table
 APPLICATION_ID = 0x76747473  # "vtts": SQLite's mark of whose file it is
 MAX_BYTES = 256 << 20  # of the file: some 200 videos of 2 h, or 50,000 short clips

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from vtts_rt.types import Decoder
+from vtts_rt.video.animations import AnimationSource, ApngFrames, WebpFrames
 from vtts_rt.video.arrays import ArraySource
-from vtts_rt.video.container import Media, av_errors, require_video, video_stream
+from vtts_rt.video.bounds import check_header
+from vtts_rt.video.container import Media, av_errors, video_stream
 from vtts_rt.video.decoders import chosen_decoder
-from vtts_rt.video.facts import learn_facts
+from vtts_rt.video.facts import VideoFacts, learn_facts
 from vtts_rt.video.index import demuxed
 from vtts_rt.video.index_cache import known_facts, remember_facts
+from vtts_rt.video.limits import Opening, require_video
+from vtts_rt.video.picture_files import (
+    num_png_frames,
+    picture_follows,
+    picture_format,
+    png_size,
+    webp_header,
+)
+from vtts_rt.video.pictures import CONVERSION as PICTURE_CONVERSION
+from vtts_rt.video.pictures import decoded, identified
 from vtts_rt.video.pixels import display_matrix, to_rgb
 from vtts_rt.video.pyav import CONVERSION, PyavSource
 from vtts_rt.video.source import FrameSource, derive_id
+from vtts_rt.video.window import Window
 
 logger = logging.getLogger(__name__)
 
-# FFmpeg's demuxers for one picture in memory are called png_pipe, jpeg_pipe, webp_pipe, ...
+# FFmpeg's demuxers for one picture in memory are called exr_pipe, pcx_pipe, ...
 IMAGE_FORMAT_SUFFIX = "_pipe"
+# Those of pictures that follow each other, one a frame, by Pillow's names of the formats.
+SEQUENCE_DEMUXERS = {
+    "JPEG": "mjpeg",
+    "PNG": "png_pipe",
+    "BMP": "bmp_pipe",
+    "PPM": "ppm_pipe",
+    "WEBP": "webp_pipe",
+}
+# TIFF's NewSubfileType: a smaller version of the page before, or its mask.
+SUBFILE_TYPE, NO_PAGE = 254, 1 | 4
 
 
 def open_media(
@@ -28,29 +52,110 @@ def open_media(
     source_fps: float | None = None,
     decoder: Decoder = "pyav",
     device: int | None = None,
+    opening: Opening | None = None,
 ) -> FrameSource:
     """A source for a file's path or content; `open_video` checks the arguments and says more.
 
-    Raises ValueError for what cannot be opened, with one sentence that says why.
+    Raises ValueError for what cannot be opened, with one sentence that says why; DeadlinePassed.
     """
     decoder = chosen_decoder(decoder, device)
-    media = Media(data)
+    opening = opening or Opening()
+    media = Media(data, opening)
+    source = _opened(media, opening, source_fps)
+    if decoder == "dali" and isinstance(source, PyavSource):
+        source = _through_dali(source, device)
+    media.opening = None  # frames are read however long after
+    return source
+
+
+def _opened(media: Media, opening: Opening, source_fps: float | None) -> FrameSource:
+    picture = _open_picture(media, opening, source_fps)
+    if picture is not None:
+        return picture
     facts = known_facts(media, source_fps)
     if facts is None:
-        with media.open() as container:
-            if container.format.name.endswith(IMAGE_FORMAT_SUFFIX):
-                return _picture(media, container)
-            facts = learn_facts(media, container, source_fps)
+        check_header(media, opening)
+        learned = _learned(media, source_fps)
+        if isinstance(learned, ArraySource):
+            return learned
+        facts = learned
         remember_facts(media, source_fps, facts)
-    source = PyavSource(media, facts)
-    return source if decoder == "pyav" else _through_dali(source, device)
+    opening.check_pixels(*facts.stored_hw, media.name)
+    opening.check_packets(facts.index.num_packets, media.name)
+    opening.check_frames(facts.index.num_frames, media.name)
+    return PyavSource(media, facts)
 
 
-def _picture(media: Media, container: Any) -> ArraySource:
+def _open_picture(media: Media, opening: Opening, source_fps: float | None) -> FrameSource | None:
+    """A file of one picture, or an animated PNG or WebP; None for what FFmpeg is to open.
+
+    Of pictures that follow each other in one file, which are a video, it leaves FFmpeg's demuxer
+    and the rate with `media`. Raises ValueError for a picture that Pillow cannot decode.
+    """
+    with media.reader() as reader:
+        data = Window(reader, media.num_bytes)
+        kind = picture_format(data.at(0, 64))
+        if kind is None:
+            return None
+        if kind == "PNG" and num_png_frames(data) > 1:
+            opening.check_pixels(*png_size(data), media.name)
+            opening.check_frames(num_png_frames(data), media.name)
+            return AnimationSource(media, ApngFrames(media, data, opening))
+        if kind in SEQUENCE_DEMUXERS and picture_follows(kind, data, media.name):
+            media.demuxer = SEQUENCE_DEMUXERS[kind]
+            media.demuxer_options = {} if source_fps is None else {"framerate": str(source_fps)}
+            return None
+        durations: list[float] = []
+        if kind == "WEBP":  # Pillow reads all of it, and makes room for the pixels, to open it
+            opening.check_held(media.num_bytes, media.name)
+            height, width, durations = webp_header(data, opening, media.name)
+            opening.check_pixels(height, width, media.name)
+        if len(durations) > 1:
+            return AnimationSource(media, WebpFrames(media, durations))
+        reader.seek(0)
+        image = identified(reader, kind)
+        if image is None:
+            return None  # a variant that FFmpeg may know
+        opening.check_pixels(image.height, image.width, media.name)
+        if kind == "TIFF":
+            _require_one_page(image, media.name)
+        pixels = decoded(image, media.name)
+    content_id = derive_id(media.content_id(), "image", PICTURE_CONVERSION)
+    return ArraySource(pixels, decoder="image", content_id=content_id)
+
+
+def _require_one_page(image: Any, name: str) -> None:
+    """TIFF says nothing of when its pages show."""
+    try:
+        image.seek(1)
+        several = not image.tag_v2.get(SUBFILE_TYPE, 0) & NO_PAGE
+    except (EOFError, OSError, SyntaxError, TypeError, ValueError):
+        several = False
+    rule = "be a TIFF file of one page, as pages have no times (an array has with source_fps)"
+    require_video(not several, rule, f"several pages in {name}")
+    image.seek(0)
+
+
+def _learned(media: Media, source_fps: float | None) -> VideoFacts | ArraySource:
+    with media.open() as container:
+        several = not container.format.name.endswith(IMAGE_FORMAT_SUFFIX) or media.demuxer
+        if several:
+            return learn_facts(media, container, source_fps)
+        picture = _picture(media, container)
+    if picture is not None:
+        return picture
+    with media.open() as container:
+        return learn_facts(media, container, source_fps)
+
+
+def _picture(media: Media, container: Any) -> ArraySource | None:
+    """A picture of a format that Pillow does not know; None where several follow each other."""
     stream = video_stream(container, media.name)
     with av_errors(media.name):
-        frames = [f for packet in demuxed(container, stream) for f in stream.decode(packet)]
-        frames += stream.decode(None)
+        packets = list(islice(demuxed(container, stream), 2))
+        if len(packets) > 1:
+            return None
+        frames = [f for packet in [*packets, None] for f in stream.decode(packet)]
     require_video(bool(frames), "be an image that can be decoded", media.name)
     first = frames[0]
     pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)

@@ -7,37 +7,48 @@ import os
 import re
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vtts_rt.config import MediaLimits
 from vtts_rt.types import DECODERS, Decoder, require
-from vtts_rt.video.arrays import ArraySource
+from vtts_rt.video.arrays import ArraySource, is_npy, load_npy
+from vtts_rt.video.limits import DeadlinePassed, Opening
 from vtts_rt.video.source import ClippedSource, FrameSource
 
 URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^(data):", re.ASCII)
-MAX_URL_BYTES = 1 << 30  # a download is held in memory
 URL_TIMEOUT_SECONDS = 30.0
+URL_READ_BYTES = 1 << 20
 
 
 def open_video(
     video: Any,
     *,
     source_fps: float | None = None,
+    timestamps_seconds: Sequence[float] | np.ndarray | None = None,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
     allow_urls: bool = False,
     decoder: Decoder = "auto",
     device: int | None = None,
+    limits: MediaLimits | None = None,
+    deadline_seconds: float | None = None,
 ) -> FrameSource:
     """Opens a video or an image.
 
     video: path (str or os.PathLike), encoded bytes, (T, H, W, 3) uint8 RGB array or tensor,
-        (H, W, 3) array or tensor, PIL image; files that hold one picture (PNG, JPEG, WebP, BMP,
-        PPM, ...) are images, an animated or still GIF is a video.
-    source_fps: frames a second of an array, required there; also the rate of a stream without
-        timestamps (raw H.264). Files that have timestamps keep them.
+        (H, W, 3) array or tensor, PIL image; a path or bytes may be a .npy file of such an array.
+        Files that hold one picture (PNG, JPEG, WebP, BMP, PPM, ...) are images; an animated or
+        still GIF, and pictures that follow each other in one file, are a video.
+    source_fps: frames a second of an array, required there unless it has times; also the rate of
+        a stream without timestamps (raw H.264, pictures in one file: 25 where it is None). Files
+        that have timestamps keep them.
+    timestamps_seconds: of an array only: when each of its T frames shows, strictly ascending.
+        They are counted from the first. The last frame shows for one frame at `source_fps`, by
+        default for the mean step.
     start_seconds, end_seconds: only the frames on screen during [start, end); indices count
         from 0 at the first of them and timestamps from the start of the range. Images have no
         time and are left whole.
@@ -46,8 +57,10 @@ def open_video(
     decoder: of files and encoded bytes. "pyav"; "dali", with PyAV for what DALI does not decode
         (`metadata.decoder` says which); "auto" is DALI where it has NVDEC on `device`, else PyAV.
     device: CUDA ordinal of the GPU that decodes and keeps the frames, as torch tensors; None: CPU.
+    limits: bounds on the video; None for the defaults of MediaLimits.
+    deadline_seconds: value of `time.monotonic()` by which the video must be open.
     Raises ValueError for anything that cannot be opened, with one sentence that says why;
-    RuntimeError where the decoder asked for cannot be used.
+    RuntimeError where the decoder asked for cannot be used; TimeoutError after the deadline.
     """
     require("open_video", "decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
     fps_ok = source_fps is None or 0.0 < float(source_fps) <= 1e4
@@ -58,7 +71,20 @@ def open_video(
     if start_seconds is not None and end_seconds is not None:
         rule = f"greater than start_seconds ({start_seconds})"
         require("open_video", "end_seconds", end_seconds, end_seconds > start_seconds, rule)
-    source = _open_whole(video, source_fps, allow_urls, decoder, device)
+    opening = Opening(limits, deadline_seconds)
+    try:
+        opening.check_time()
+        video = _fetched(video, allow_urls, opening)
+        pixels = _pixels(video, opening)
+        if pixels is not None:
+            source: FrameSource = _open_array(pixels, source_fps, timestamps_seconds, opening)
+        else:
+            rule = "None, as only arrays come without times of their own"
+            given = timestamps_seconds is not None
+            require("open_video", "timestamps_seconds", timestamps_seconds, not given, rule)
+            source = _open_encoded(video, source_fps, decoder, device, opening)
+    except DeadlinePassed:
+        raise TimeoutError("open_video: the deadline passed before the video was open") from None
     if source.metadata.is_image or (start_seconds is None and end_seconds is None):
         return source
     try:
@@ -68,50 +94,71 @@ def open_video(
         raise
 
 
-def _open_whole(
-    video: Any,
-    source_fps: float | None,
-    allow_urls: bool,
-    decoder: Decoder,
-    device: int | None,
-) -> FrameSource:
+def _fetched(video: Any, allow_urls: bool, opening: Opening) -> Any:
+    """`video`; for a text or path-like the local Path that it names, for a URL its content."""
     if isinstance(video, str) and (url := URL.match(video)):
         got = video if len(video) <= 200 else video[:200] + "..."
         require("open_video", "video", got, allow_urls, "a local path unless URLs are allowed")
-        video = _fetch(video, (url[1] or url[2]).lower())
+        return _fetch(video, (url[1] or url[2]).lower(), opening)
     if isinstance(video, str | os.PathLike):
-        return _open_media(Path(os.fspath(video)), source_fps, decoder, device)
-    if isinstance(video, bytes | bytearray | memoryview):
-        return _open_media(bytes(video), source_fps, decoder, device)
-    if isinstance(video, np.ndarray):
-        return _open_array(video, source_fps)
-    if hasattr(video, "detach"):  # a torch tensor, told without importing torch
-        return _open_array(video.detach().cpu().numpy(), source_fps)
-    if hasattr(video, "convert") and hasattr(video, "getexif"):  # a PIL image
-        from PIL import ImageOps  # the caller has PIL, as the image is one of its own
+        return Path(os.fspath(video))
+    if isinstance(video, bytearray | memoryview):
+        return bytes(video)
+    return video
 
-        return ArraySource(np.asarray(ImageOps.exif_transpose(video).convert("RGB")))
+
+def _pixels(video: Any, opening: Opening) -> np.ndarray | None:
+    """The array that `video` is or holds; None for anything else."""
+    if isinstance(video, np.ndarray):
+        return video
+    if hasattr(video, "detach"):  # a torch tensor, told without importing torch
+        return np.asarray(video.detach().cpu().numpy())
+    if isinstance(video, Path | bytes) and is_npy(video):
+        return load_npy(video, opening)
+    return None
+
+
+def _open_array(
+    array: np.ndarray,
+    source_fps: float | None,
+    timestamps_seconds: Sequence[float] | np.ndarray | None,
+    opening: Opening,
+) -> FrameSource:
+    is_image = array.ndim == 3
+    return ArraySource(
+        array,
+        source_fps=None if is_image else source_fps,
+        timestamps_seconds=timestamps_seconds,
+        opening=opening,
+    )
+
+
+def _open_encoded(
+    video: Any,
+    source_fps: float | None,
+    decoder: Decoder,
+    device: int | None,
+    opening: Opening,
+) -> FrameSource:
+    if isinstance(video, Path | bytes):
+        try:
+            from vtts_rt.video.media import open_media  # arrays need no decoder
+        except ImportError as error:
+            remedy = "pip install av"
+            raise RuntimeError(
+                f"open_video: files are decoded by PyAV: {remedy} ({error})"
+            ) from error
+        return open_media(video, source_fps, decoder, device, opening)
+    if hasattr(video, "convert") and hasattr(video, "getexif"):  # a PIL image
+        from vtts_rt.video.pictures import open_pil_image
+
+        return open_pil_image(video, opening)
     rule = "a path, bytes, a uint8 array or tensor, or a PIL image"
     require("open_video", "video", type(video).__name__, False, rule)
     raise AssertionError("unreachable")
 
 
-def _open_array(array: np.ndarray, source_fps: float | None) -> FrameSource:
-    return ArraySource(array, source_fps=None if array.ndim == 3 else source_fps)
-
-
-def _open_media(
-    media: Path | bytes, source_fps: float | None, decoder: Decoder, device: int | None
-) -> FrameSource:
-    try:
-        from vtts_rt.video.media import open_media  # arrays need no decoder
-    except ImportError as error:
-        remedy = "pip install av"
-        raise RuntimeError(f"open_video: files are decoded by PyAV: {remedy} ({error})") from None
-    return open_media(media, source_fps, decoder, device)
-
-
-def _fetch(url: str, scheme: str) -> Path | bytes:
+def _fetch(url: str, scheme: str, opening: Opening) -> Path | bytes:
     """A file:// URL as a path, http(s):// content as bytes."""
     parts = urllib.parse.urlsplit(url)
     if scheme == "file":
@@ -119,12 +166,22 @@ def _fetch(url: str, scheme: str) -> Path | bytes:
         require("open_video", "video", url, local, "a file URL of this machine")
         return Path(urllib.request.url2pathname(parts.path))
     require("open_video", "video", url, scheme in ("http", "https"), "an http, https or file URL")
+    data = bytearray()
+    for part in _received(url, opening):
+        data += part
+        opening.check_held(len(data), repr(url))
+        opening.check_time()
+    return bytes(data)
+
+
+def _received(url: str, opening: Opening) -> Iterator[bytes]:
     try:
-        with urllib.request.urlopen(url, timeout=URL_TIMEOUT_SECONDS) as response:
-            data: bytes = response.read(MAX_URL_BYTES + 1)
+        seconds = min(URL_TIMEOUT_SECONDS, opening.seconds_left())
+        with urllib.request.urlopen(url, timeout=seconds) as response:
+            while part := response.read1(URL_READ_BYTES):
+                yield part
     except (OSError, ValueError) as error:
+        opening.check_time()  # it may be the time that was left
         raise ValueError(
             f"open_video: video must be a URL that can be fetched, got {url!r} ({error})"
-        ) from None
-    require("open_video", "video", url, len(data) <= MAX_URL_BYTES, f"<= {MAX_URL_BYTES} bytes")
-    return data
+        ) from error

@@ -18,7 +18,9 @@ def to_rgb(
         # More threads, swscale's default, are started and ended for every frame: 0.8 ms of CPU
         # time instead of 0.4 ms for 1280x720 on two cores.
         pixels = frame.to_ndarray(format="rgb24", threads=1, **size)
-    return np.ascontiguousarray(orient(pixels, matrix))
+    # A frame that was RGB already is the decoder's own memory, which it would not use again then.
+    copied = frame.format.name == "rgb24"
+    return np.array(orient(pixels, matrix), order="C", copy=copied or None)
 
 
 def _size(height: int, width: int) -> dict[str, int]:

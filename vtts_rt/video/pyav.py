@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,9 @@ from vtts_rt import process
 from vtts_rt.types import VideoMetadata
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
-from vtts_rt.video.index import decode_tagged
-from vtts_rt.video.packets import PacketReader
+from vtts_rt.video.packets import SEEK_GAP_PACKETS
 from vtts_rt.video.pixels import orient, to_rgb
-from vtts_rt.video.references import is_disposable
+from vtts_rt.video.runs import REORDER_FRAMES, Damaged, Run
 from vtts_rt.video.source import derive_id, distinct_indices
 
 logger = logging.getLogger(__name__)
@@ -40,50 +40,67 @@ logger = logging.getLogger(__name__)
 DECODER = "pyav"
 # Part of the video id, as caches of features hold what this conversion made.
 CONVERSION = "swscale rgb24"
-# Decoding on costs less than a seek over so few packets.
-SEEK_GAP_PACKETS = 8
-# Decoders that are not told to skip: libdav1d looks at skip_frame only when it is opened, and would
-# never give such frames again; FFmpeg's VP8 lets what it skipped show in damaged frames behind it.
-NEVER_SKIPPED = ("libdav1d", "vp8")
-# Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
-REORDER_FRAMES = 16
+# Keyframes to go back where one does not show itself.
+MAX_KEYFRAMES_BACK = 3
+# Codecs whose decoders tell of damage. Videos of others are only read in the one exact way. Of
+# 600 damaged files of these codecs 4 still showed a frame by the way to it (H.264 and HEVC, where a
+# slice that ends early leaves a part of the picture as it was without a word).
+TELLING = frozenset(
+    {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4"}
+    | {"msmpeg4v3", "wmv2", "flv1"}
+)
 
 
-@dataclass(slots=True, eq=False)
-class _Cursor:
-    """What a running decoder was given and gave since the reader's last start.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the pixels of a frame come from: an exact run from `start` on. cut: the packet
+    behind which the decoder is drained, None where the frame comes out by itself."""
 
-    latest: (frame index, av frame) of the last frame that came out.
-    expected: wanted frames whose packet was fed and that have not come out.
-    ended: the decoder was drained, so only a seek revives it.
-    """
+    frame: int
+    start: int
+    cut: int | None = None
 
-    latest: tuple[int, Any] | None = None
-    expected: set[int] = field(default_factory=set)
-    ended: bool = False
+
+@dataclass(slots=True)
+class _Survey:
+    """What an exact run from one start is known to give: which of the frames before `settled`
+    come out, and of which the packet does not decode."""
+
+    settled: int
+    frames: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
 
 
 class PyavSource:
     """The first video stream of a file or of bytes (cover art is not video).
 
     media: what to open; facts: what is known of its content.
-    A packet of which no frame can be decoded (a corrupt file) is served by the nearest earlier
-    frame that can be, else by the next later one, counted in `frames_substituted` and logged
-    once per source. index, matrix: the packet index, and the display matrix of the first frame.
+    What a frame shows depends on the file alone, not on what else is read, the number of threads
+    or chance: it is what a decoder of one thread gives from the keyframe before it on. More
+    threads, skipped frames and seeks give the same of a sound file; where the decoder tells of
+    damage, the group of pictures is decoded again in that one way. A packet of which no frame can
+    be decoded so is served by the nearest earlier frame that can be, else by the next later one,
+    counted in `frames_substituted` and logged once per source.
+    index, matrix: the packet index, and the display matrix of the first frame.
     `read` raises RuntimeError when the file changed since, or after `close`.
     """
 
     def __init__(self, media: Media, facts: VideoFacts) -> None:
         self.media = media
         self._closed = False
-        self._begin()
-        process.after_fork(self, PyavSource._begin)
-        self._stand_ins: dict[int, int] = {}
-        self.frames_codec_decoded = 0
         self.frames_substituted = 0
         self.index = index = facts.index
-        self._packets = PacketReader(media, index)
         self.matrix, self._stored_hw = facts.matrix, facts.stored_hw
+        pixels = partial(_pixels, self._stored_hw, self.matrix, media.name)
+        self._fast = Run(media, index, False, pixels)
+        self._exact = Run(media, index, True, pixels)
+        self._begin()
+        process.after_fork(self, PyavSource._begin)
+        self._tells = facts.codec in TELLING
+        self._damaged: set[int] = set()  # starts of groups that only the exact run reads
+        self._surveys: dict[int, _Survey] = {}
+        self._places: dict[int, _Place | None] = {}
+        self._stand_ins: dict[int, int] = {}
         height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self.matrix).shape[:2]
         self.metadata = VideoMetadata(
             video_id=derive_id(facts.content_id, DECODER, CONVERSION),
@@ -100,7 +117,11 @@ class PyavSource:
         """Decode from nothing, as a forked child does."""
         self._lock = threading.Lock()
         self._holder = 0  # the thread that holds it
-        self._cursor: _Cursor | None = None
+        self._fast.ended = self._exact.ended = True
+
+    @property
+    def frames_codec_decoded(self) -> int:
+        return self._fast.num_decoded + self._exact.num_decoded
 
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
@@ -108,14 +129,14 @@ class PyavSource:
         indices = distinct_indices(frame_indices, self.index.num_frames)
         by_products = set(distinct_indices(passing, self.index.num_frames))
         self._check_usable()
-        return self._deliver(indices, by_products.difference(indices, self._stand_ins))
+        return self._deliver(indices, by_products.difference(indices))
 
     def close(self) -> None:
         self._closed = True
         if self._holder == threading.get_ident():
-            return  # collected as garbage in the middle of a step, which then drops the cursor
+            return  # collected as garbage in the middle of a step, which then closes the runs
         with self._lock:
-            self._drop_cursor()
+            self._close_runs()
 
     def __enter__(self) -> PyavSource:
         return self
@@ -142,7 +163,7 @@ class PyavSource:
                     finally:
                         self._holder = 0
                         if self._closed:
-                            self._drop_cursor()
+                            self._close_runs()
                 for i, frame in delivered:
                     pending.pop(i, None)
                     passing.discard(i)
@@ -164,115 +185,134 @@ class PyavSource:
     ) -> list[tuple[int, np.ndarray]]:
         """Decodes until at least one pending frame is there; with it, the by-products so far."""
         target = next(iter(pending))
-        if target in self._stand_ins:
-            return self._stand_in(target)
-        found, before, after = self._decode(target, pending, passing, drain)
-        if found:
-            return found
-        self._lose(target, pending, before, after)
-        return self._stand_in(target)
-
-    def _decode(
-        self, target: int, pending: dict[int, None], passing: set[int], drain: bool
-    ) -> tuple[list[tuple[int, np.ndarray]], int | None, int | None]:
-        """As `_decode_until`, from other starts too if `target` does not come out."""
         start = self.index.start_for(target)
-        runs_on = self._reaches(target, start)
-        if not runs_on:
-            self._start_at(start)
-        found, before, after = self._decode_until(target, pending, passing, drain)
-        # What a broken or wrongly marked keyframe spoils, the one before it may still give; and a
-        # decoder that ran past a broken packet knows nothing of the frames around it.
-        again = self.index.keyframe_before(start)
-        if again is None and runs_on:
-            again = start
-        if not found and again is not None:
-            self._start_at(again)
-            found, before, after = self._decode_until(target, pending, passing, drain)
-        if not found:
-            # A broken packet behind it may have thrown it out of a decoder that still held it.
-            self._start_at(start)
-            found, _, _ = self._decode_until(target, {target: None}, set(), drain=True)
-        return found, before, after
+        if self._tells and start not in self._damaged:
+            try:
+                return self._read_fast(target, start, pending, passing, drain)
+            except Damaged:
+                self._fast.close()
+                self._damaged.add(start)
+        return self._read_damaged(target, pending, passing)
 
-    def _reaches(self, target: int, start: int) -> bool:
-        """Whether the running decoder gets to `target` without a seek."""
-        cursor = self._cursor
-        if cursor is None or cursor.ended or self._packets.start > start:
-            return False
-        if target in cursor.expected:
-            return True
-        ahead = int(self.index.packet_of[target]) >= self._packets.next
-        return ahead and start <= self._packets.next + SEEK_GAP_PACKETS
-
-    def _decode_until(
-        self, target: int, pending: dict[int, None], passing: set[int], drain: bool
-    ) -> tuple[list[tuple[int, np.ndarray]], int | None, int | None]:
-        """Feeds packets until a pending frame comes out or `target` is past due.
-
-        drain: end the decoder once it holds all of `pending`, as a seek comes next anyway.
-        Returns (frames, nearest frame seen before the target, nearest seen after it).
-        """
-        cursor = self._cursor
-        assert cursor is not None
-        last = max(int(self.index.packet_of[i]) for i in pending)
-        before = cursor.latest[0] if cursor.latest and cursor.latest[0] < target else None
-        after: int | None = None
+    def _read_fast(
+        self, target: int, start: int, pending: dict[int, None], passing: set[int], drain: bool
+    ) -> list[tuple[int, np.ndarray]]:
+        """drain: end the decoder once it holds all of `pending`, as a seek comes next anyway."""
+        run, index = self._fast, self.index
+        if not run.reaches(target):
+            run.start_at(start)
+        last = max(int(index.packet_of[i]) for i in pending)
+        wanted = pending.keys() | passing
         delivered: list[tuple[int, np.ndarray]] = []
-        while not cursor.ended:
-            frames = self._feed(cursor, pending, passing, end=drain and self._packets.next > last)
-            found = False
-            for i, frame in frames:
-                cursor.latest = (i, frame)
-                cursor.expected.discard(i)
-                self.frames_codec_decoded += 1
-                if i in pending or (
-                    i in passing and self._packets.start <= self.index.start_for(i)
-                ):
-                    delivered.append((i, self._pixels(frame)))
+        found = False
+
+        def shows(i: int) -> bool:
+            group = index.start_for(i)
+            return i in wanted and run.start <= group and group not in self._damaged
+
+        while not found:
+            if run.is_past(target):
+                raise Damaged
+            for i, pixels in run.feed(wanted, drain and run.packets.next > last, shows):
+                if pixels is not None:
+                    delivered.append((i, pixels))
                     found = found or i in pending
-                if i < target:
-                    before = i if before is None else max(before, i)
-                elif i > target:
-                    after = i if after is None else min(after, i)
+        return delivered
+
+    # -- damaged groups of pictures ---------------------------------------------------------
+
+    def _read_damaged(
+        self, target: int, pending: dict[int, None], passing: set[int]
+    ) -> list[tuple[int, np.ndarray]]:
+        start = self.index.start_for(target)
+        survey = self._surveys.get(start)
+        if survey is None or target >= survey.settled or target in survey.frames:
+            wanted = {i for i in pending.keys() | passing if self.index.start_for(i) == start}
+            found = self._read_exact(_Place(target, start), wanted)
             if found:
-                return delivered, before, after
-            if cursor.latest is not None and cursor.latest[0] > target + REORDER_FRAMES:
+                return found
+        place = self._place_of(target)
+        if place is None:
+            place = self._place_of(self._stand_in_of(target))
+            assert place is not None, "stand-ins are frames that can be decoded"
+            self.frames_substituted += 1
+        found = self._read_exact(place, {place.frame})
+        assert found, "an exact run gives the same frames always"
+        return [(target, dict(found)[place.frame])]
+
+    def _read_exact(self, place: _Place, wanted: Container[int]) -> list[tuple[int, np.ndarray]]:
+        """Decodes until the frame of `place` comes out; with it, wanted frames before it.
+        Nothing if it does not come."""
+        run = self._exact
+        delivered: list[tuple[int, np.ndarray]] = []
+        if place.cut is not None or run.start != place.start or not run.reaches(place.frame):
+            run.start_at(place.start)
+        while not run.is_past(place.frame):
+            end = place.cut is not None and run.packets.next > place.cut
+            frames = run.feed((), end, lambda i: i == place.frame or i in wanted)
+            delivered += [(i, pixels) for i, pixels in frames if pixels is not None]
+            if any(i == place.frame for i, _ in frames):
+                return delivered
+        return []
+
+    def _place_of(self, frame: int) -> _Place | None:
+        """Where a frame of a damaged group can be decoded; None where it cannot."""
+        if frame not in self._places:
+            self._places[frame] = self._search(frame)
+        return self._places[frame]
+
+    def _search(self, frame: int) -> _Place | None:
+        own = start = self.index.start_for(frame)
+        if self._comes(frame, own):
+            return _Place(frame, own)
+        # What a broken or wrongly marked keyframe spoils, one before it may still give; and where
+        # pictures are refreshed bit by bit, without keyframes, it takes long to see all of one.
+        for _ in range(MAX_KEYFRAMES_BACK):
+            first = int(self.index.frame_of[start])
+            before = self.index.keyframe_before(start)
+            if before is None or (first >= 0 and self._comes(first, start)):
                 break
-        return [], before, after
+            start = before
+            if self._comes(frame, start):
+                return _Place(frame, start)
+        # A broken packet behind it may have thrown it out of a decoder that still held it.
+        if frame not in self._surveys[own].failed:
+            place = _Place(frame, own, cut=int(self.index.packet_of[frame]))
+            if self._read_exact(place, ()):
+                return place
+        return None
 
-    def _feed(
-        self, cursor: _Cursor, pending: dict[int, None], passing: set[int], end: bool
-    ) -> list[tuple[int, Any]]:
-        """Gives the decoder its next packet (or the end); what came out, by frame index."""
-        taken = None if end else self._packets.take()
-        index, stream = self.index, self._packets.stream
-        if taken is None:
-            cursor.ended = True
-            frames = decode_tagged(stream, None, 0)
-        else:
-            ordinal, packet = taken
-            shown = int(index.frame_of[ordinal])
-            wanted = shown in pending
-            if wanted:
-                cursor.expected.add(shown)
-            # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
-            # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
-            kept = wanted or shown in passing or stream.codec_context.name in NEVER_SKIPPED
-            if not kept and is_disposable(stream.codec_context, packet):
-                return []
-            stream.codec_context.skip_frame = "DEFAULT" if kept else "NONREF"
-            frames = decode_tagged(stream, packet, ordinal)
-        known = [(int(index.frame_of[f.pts]), f) for f in frames if 0 <= f.pts < index.num_packets]
-        return [(i, f) for i, f in known if i >= 0]
+    def _comes(self, frame: int, start: int) -> bool:
+        """Whether the frame comes out of an exact run from `start`."""
+        survey = self._surveys.setdefault(start, _Survey(settled=0))
+        if frame >= survey.settled:
+            # Further than is asked for, by as much as leads there: what follows is often lost too.
+            ahead = int(self.index.packet_of[frame]) - start + REORDER_FRAMES
+            goal = min(frame + ahead, self.index.num_frames - 1)
+            run = self._exact
+            run.start_at(start)
+            while not run.is_past(goal):
+                survey.frames.update(i for i, _ in run.feed(()))
+            survey.settled = goal + 1
+            survey.failed |= run.failed
+        return frame in survey.frames
 
-    # -- frames that cannot be decoded ------------------------------------------------------
-
-    def _lose(
-        self, target: int, pending: dict[int, None], before: int | None, after: int | None
-    ) -> None:
-        """Notes which frame stands in for `target` and for the pending ones lost with it."""
-        nearest = before if before is not None else after
+    def _stand_in_of(self, target: int) -> int:
+        """The nearest frame before `target` that can be decoded, else the nearest after it."""
+        if target in self._stand_ins:
+            return self._stand_ins[target]
+        lost = [target]
+        nearest = None
+        for i in range(target - 1, -1, -1):
+            known = self._stand_ins.get(i, i)
+            if known == i and self._place_of(i) is None:
+                lost.append(i)
+                continue
+            nearest = known if known <= i else None
+            break
+        if nearest is None:
+            after = range(target + 1, self.index.num_frames)
+            nearest = next((i for i in after if self._place_of(i) is not None), None)
         if nearest is None:
             self._check_usable()
             raise RuntimeError(
@@ -287,39 +327,21 @@ class PyavSource:
                 target,
                 nearest,
             )
-        gap_ends = after if after is not None else self.index.num_frames
-        for i in pending:
-            if target <= i < gap_ends:
-                self._stand_ins[i] = nearest
+        self._stand_ins.update(dict.fromkeys(lost, nearest))
+        return nearest
 
-    def _stand_in(self, target: int) -> list[tuple[int, np.ndarray]]:
-        nearest = self._stand_ins[target]
-        found, _, _ = self._decode(nearest, {nearest: None}, set(), drain=True)
-        if not found:
-            raise RuntimeError(
-                f"frame {target} of the video {self.media.name} cannot be decoded, nor frame "
-                f"{nearest} beside it: repair or re-encode the file"
-            )
-        self.frames_substituted += 1
-        return [(target, found[0][1])]
+    # -- the decoders -----------------------------------------------------------------------
 
-    # -- the decoder ------------------------------------------------------------------------
-
-    def _start_at(self, ordinal: int) -> None:
-        """Puts the decoder at a keyframe packet."""
-        self._cursor = None
-        self._packets.start_at(ordinal)
-        self._cursor = _Cursor()
-
-    def _drop_cursor(self) -> None:
-        self._packets.close()
-        self._cursor = None
+    def _close_runs(self) -> None:
+        self._fast.close()
+        self._exact.close()
 
     def _check_usable(self) -> None:
         if self._closed:
             raise RuntimeError(f"the video {self.media.name} was closed: open it again")
         self.media.check_unchanged()
 
-    def _pixels(self, frame: Any) -> np.ndarray:
-        height, width = self._stored_hw
-        return to_rgb(frame, height, width, self.matrix, self.media.name)
+
+def _pixels(hw: tuple[int, int], matrix: Any, name: str, frame: Any) -> np.ndarray:
+    height, width = hw
+    return to_rgb(frame, height, width, matrix, name)

@@ -6,6 +6,8 @@ mjpeg, mpeg4, gif, ffv1, huffyuv, qtrle, prores_ks, rawvideo, png, apng.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -29,6 +31,17 @@ ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "libvpx": {"deadline": "realtime", "cpu-used": "8"},
     "libsvtav1": {"preset": "12"},
 }
+
+# No such place: the caller's mistake. No room or no right there: the machine's state.
+WRONG_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+UNUSABLE_PLACE: tuple[int, ...] = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+)
+UNUSABLE_PLACE += (errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 def write_video(
@@ -58,7 +71,8 @@ def write_video(
     gop: most frames from keyframe to keyframe; crf, preset, b_frames: as the encoder takes them.
     rotation_degrees: multiple of 90; players show the frames turned counterclockwise by it.
     threads: encoder threads; output bytes repeat only for a fixed number, hence 1.
-    Raises ValueError for bad frames and for what the encoder refuses.
+    Raises ValueError for bad frames, for what the encoder refuses and for a place that does not
+    exist; OSError where it is full or may not be written.
     """
     require("write_video", "source_fps", source_fps, 0 < source_fps <= 1000, "in (0, 1000]")
     turned = rotation_degrees % 90 == 0
@@ -75,11 +89,11 @@ def write_video(
     if b_frames is not None:
         options["bf"] = str(b_frames)
     options.update(encoder_options or {})
-    target: Any = str(path_or_file) if isinstance(path_or_file, str | Path) else path_or_file
-    if container_format is None and target is path_or_file and not isinstance(target, str):
-        container_format = "mp4"
+    target: Any = str(path_or_file)
+    if not isinstance(path_or_file, str | Path):
+        target, container_format = _File(path_or_file), container_format or "mp4"
     try:
-        with av.open(target, "w", format=container_format) as container:
+        with _opened(target, container_format) as container:
             return _encode(
                 container,
                 frames,
@@ -92,10 +106,49 @@ def write_video(
                 threads=threads,
             )
     except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+        if isinstance(target, _File) and target.error is not None:
+            raise target.error from None
+        number = getattr(error, "errno", None)
+        if number in WRONG_PLACE:
+            rule = "path_or_file must be a file in a folder that exists"
+            raise ValueError(f"write_video: {rule}, got {target!r} ({error})") from error
+        if number in UNUSABLE_PLACE and isinstance(target, str):
+            raise OSError(number, os.strerror(number), target) from error
         raise ValueError(
-            "write_video: the place, container, codec and pixel_format must fit together, got "
-            f"{target!r} with {codec} and {pixel_format} ({error})"
-        ) from None
+            "write_video: container, codec and pixel_format must fit together, got "
+            f"{str(path_or_file)!r} with {codec} and {pixel_format} ({error})"
+        ) from error
+
+
+def _opened(target: Any, container_format: str | None) -> Any:
+    try:
+        return av.open(target, "w", format=container_format)
+    except av.FFmpegError:
+        raise
+    except ValueError as error:
+        rule = "container_format must be given unless the suffix names a container"
+        raise ValueError(f"write_video: {rule}, got {target!r} ({error})") from error
+
+
+class _File:
+    """A file object for PyAV, which loses some of the errors of its `write`.
+
+    error: the first that `write` raised.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: Exception | None = None
+        for name in ("seek", "tell", "read"):
+            if hasattr(file, name):
+                setattr(self, name, getattr(file, name))
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except Exception as error:
+            self.error = self.error or error
+            raise
 
 
 def _encode(
@@ -121,7 +174,7 @@ def _encode(
             except ValueError as error:
                 raise ValueError(
                     f"write_video: codec must be one the container takes, got {codec} ({error})"
-                ) from None
+                ) from error
             stream.height, stream.width = shape[:2]
             stream.pix_fmt = pixel_format
             stream.codec_context.time_base = ticks

@@ -1,6 +1,7 @@
 /* patchify: uint8 RGB frames -> crop -> antialiased bicubic resize -> normalise -> patch rows of a
  * Qwen2-VL / Qwen2.5-VL vision tower; and patch_embed, the same followed by the tower's first
- * product. On the CPU the rows are bit for bit those of transformers' Qwen2VLVideoProcessor.
+ * product. With VTTS_RESIZE_FIXED the rows are bit for bit those of transformers'
+ * Qwen2VLVideoProcessor on a CPU.
  */
 #ifndef VTTS_PATCHIFY_H_
 #define VTTS_PATCHIFY_H_
@@ -14,12 +15,15 @@ extern "C" {
 #define VTTS_PATCH_ROW 1176 /* values of a patch row: 3 channels x 2 frames x 14 x 14 px */
 #define VTTS_TOKEN_PX 28    /* px a side of one language-model token, 2 x 2 patches */
 
-/* Where the resize rounds to whole levels. */
-typedef enum vtts_rounding {
-  VTTS_ROUNDING_CPU = 0,  /* after each pass, as torch on a CPU */
-  VTTS_ROUNDING_CUDA = 1, /* once at the end, as torch on a GPU */
-  VTTS_ROUNDING_FORCE_INT32 = 0x7fffffff
-} vtts_rounding;
+/* How a crop becomes the pixels of its view, always antialiased bicubic; without effect where the
+ * crop has the view's size. Each kernel gives the same bits on every device. */
+typedef enum vtts_resize {
+  VTTS_RESIZE_FIXED = 0, /* torchvision v2 and transformers 5 on a CPU: int16 weights, rounded to
+                            whole levels after each of the two passes */
+  VTTS_RESIZE_FLOAT = 1, /* torchvision v1: float32 in both passes, rounded once at the end */
+  VTTS_RESIZE_PIL = 2, /* Image.resize of Pillow 13: weights of 22 bits, rounded after each pass */
+  VTTS_RESIZE_FORCE_INT32 = 0x7fffffff
+} vtts_resize;
 
 /* Instruction set of the CPU functions; never changes a value of patchify. */
 typedef enum vtts_isa {
@@ -62,7 +66,7 @@ typedef struct vtts_pixel_box {
  * caller apart, so all must have one struct_size. frame_b may be frame_a. */
 typedef struct vtts_patchify_job {
   uint32_t struct_size;
-  uint32_t reserved; /* 0 */
+  vtts_resize resize;
   vtts_frame frame_a, frame_b;
   vtts_pixel_box box;     /* not empty, inside both frames; the resize sees nothing else */
   int64_t resized_height; /* px, positive multiples of 28 */
@@ -71,7 +75,6 @@ typedef struct vtts_patchify_job {
 
 typedef struct vtts_patchify_options {
   uint32_t struct_size;
-  vtts_rounding rounding;
   vtts_isa isa;        /* of the CPU functions */
   int32_t num_threads; /* of the CPU functions, 1 to 1024; never changes a value */
   float mean[3];       /* a value x of channel c becomes (x - mean[c]) / std[c]; 0..255 units */
@@ -109,8 +112,8 @@ typedef struct vtts_patch_embed_folded {
   int64_t num_outputs; /* a multiple of 8, 8 to 65536 */
 } vtts_patch_embed_folded;
 
-/* Defaults: CPU rounding, auto, 1 thread, OpenAI CLIP's mean and std times 255; zeros elsewhere.
- * Never fail. */
+/* Defaults: VTTS_RESIZE_FIXED, auto, 1 thread, OpenAI CLIP's mean and std times 255; zeros
+ * elsewhere. Never fail. */
 VTTS_API vtts_patchify_job vtts_patchify_job_default(void);
 VTTS_API vtts_patchify_options vtts_patchify_options_default(void);
 VTTS_API vtts_patch_embed_weights vtts_patch_embed_weights_default(void);
@@ -119,7 +122,7 @@ VTTS_API vtts_patch_embed_folded vtts_patch_embed_folded_default(void);
 
 /* Rows that `num_jobs` jobs produce together, to *num_rows. Checks the jobs.
  * VTTS_ERROR_INVALID_ARGUMENT: a NULL pointer, a negative count, a box that is empty or outside a
- * frame, a size that is no positive multiple of 28, more than 2^40 rows. */
+ * frame, a size that is no positive multiple of 28, an unknown resize, more than 2^40 rows. */
 VTTS_API vtts_status vtts_patchify_num_rows(const vtts_patchify_job* jobs, int64_t num_jobs,
                                             int64_t* num_rows);
 
@@ -142,8 +145,8 @@ VTTS_API vtts_status vtts_patch_embed_cpu(const vtts_patchify_job* jobs, int64_t
 /* The functions on a GPU. Frames, `out`, places, workspace and folded weights are device memory of
  * the current device; jobs and options are host memory, read before the call returns. The work is
  * enqueued on launch->cuda_stream and not waited for: device memory must stay until it has run.
- * Calls on different streams need workspaces of their own. mean, std and rounding are as on the
- * CPU; isa and num_threads are not read. Without CUDA in the build: VTTS_ERROR_UNSUPPORTED. */
+ * Calls on different streams need workspaces of their own. mean and std are as on the CPU; isa and
+ * num_threads are not read. Without CUDA in the build: VTTS_ERROR_UNSUPPORTED. */
 
 /* Bytes of workspace that a call with these jobs needs, to *num_bytes. */
 VTTS_API vtts_status vtts_patchify_cuda_workspace_bytes(const vtts_patchify_job* jobs,

@@ -53,6 +53,13 @@ void spoil(vtts_frame& frame, Input& input) {
   }
 }
 
+// An enumerator of any number.
+template <typename Enum>
+void number(Enum* target, int64_t value) {
+  const auto narrow = static_cast<int32_t>(value);
+  std::memcpy(target, &narrow, sizeof narrow);
+}
+
 vtts_patchify_job read_job(const Picture& a, const Picture& b, Input& input) {
   vtts_patchify_job job = vtts_patchify_job_default();
   job.frame_a = a.frame;
@@ -63,6 +70,8 @@ vtts_patchify_job read_job(const Picture& a, const Picture& b, Input& input) {
   job.box.y0 = input.below(height);
   job.box.x1 = job.box.x0 + 1 + input.below(width - job.box.x0);
   job.box.y1 = job.box.y0 + 1 + input.below(height - job.box.y0);
+  number(&job.resize, input.below(3));
+  if (input.one_in(8)) number(&job.resize, input.integer());
   job.resized_height = VTTS_TOKEN_PX * (1 + input.below(3));
   job.resized_width = VTTS_TOKEN_PX * (1 + input.below(3));
   if (input.one_in(8)) job.box.x1 = input.integer();
@@ -75,12 +84,6 @@ vtts_patchify_job read_job(const Picture& a, const Picture& b, Input& input) {
 
 vtts_patchify_options read_options(Input& input) {
   vtts_patchify_options options = vtts_patchify_options_default();
-  const auto number = [&](auto* target, int64_t value) {
-    const auto narrow = static_cast<int32_t>(value);
-    std::memcpy(target, &narrow, sizeof narrow);
-  };
-  number(&options.rounding, input.below(2));
-  if (input.one_in(8)) number(&options.rounding, input.integer());
   if (input.one_in(2)) number(&options.isa, input.below(6));
   options.num_threads = 1 + static_cast<int32_t>(input.below(2));
   if (input.one_in(16)) options.num_threads = static_cast<int32_t>(input.integer());

@@ -26,10 +26,11 @@ from vtts_rt.bench.ops import (
     segment_attention,
     swiglu,
 )
-from vtts_rt.bench.ops.case import Case, Error, Scale, error_of
+from vtts_rt.bench.ops.case import Case, Error, Scale, bench_dtype, benched_in, error_of
 from vtts_rt.bench.ops.isolated import Row, outcomes, serve
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
-from vtts_rt.bench.setting import add_device_flag, add_output_flags, check_device, heading
+from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
+from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.ops.dispatch import backends, interpreted
 from vtts_rt.types import require
 
@@ -61,14 +62,19 @@ def op_names(text: str) -> list[str]:
     return names
 
 
-def cases(op: str, device: str, scale: Scale) -> Iterator[Case]:
-    """The cases of an op; device: "cpu" or "cuda"."""
-    return CASES[op](device, scale)
+def cases(op: str, device: str, scale: Scale, dtype: torch.dtype | None = None) -> Iterator[Case]:
+    """The cases of an op, of one storage type where `dtype` names it; device: "cpu" or "cuda"."""
+    with benched_in(dtype):
+        for case in CASES[op](device, scale):
+            if dtype in (None, case.dtype):
+                yield case
 
 
-def check(op: str, device: str, scale: Scale = "check") -> Iterator[tuple[Case, str, Error]]:
+def check(
+    op: str, device: str, scale: Scale = "check", dtype: torch.dtype | None = None
+) -> Iterator[tuple[Case, str, Error]]:
     """Every case with every backend that runs here, torch's own excepted."""
-    for case in cases(op, device, scale):
+    for case in cases(op, device, scale, dtype):
         for backend in backends(op, device):
             if case.takes(backend) and backend not in ("torch", "reference"):
                 yield case, backend, error_of(case, backend)
@@ -81,9 +87,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench ops`."""
     add = parser.add_argument
     add("--op", default=",".join(CASES), help="comma-separated")
-    add_device_flag(parser)
     add("--runs", type=int, default=25, help="timed runs of each contender, alternating")
-    add("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
+    add_compute_flags(
+        parser, threads=torch.get_num_threads(), dtype_help="default: bfloat16, on a CPU float32"
+    )
     add("--timeout-seconds", type=float, default=600.0, help="of one case")
     add_output_flags(parser)
 
@@ -97,18 +104,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row for each case: errors and medians of all backends, GB/s, GFLOP/s and shares."""
     require("bench", "runs", args.runs, args.runs >= 1, ">= 1")
     ops = op_names(args.op)
-    check_device(args.device)
-    torch.set_num_threads(args.threads)
+    check_compute(args)
     args.model = None
     bandwidth = copy_bandwidth(args.device)
-    rates = {
-        str(dtype): matmul_rate(args.device, dtype)
-        for dtype in ((torch.float32,) if args.device == "cpu" else (torch.bfloat16,))
-    }
-    told = [args.device, str(args.threads), str(args.runs), str(bandwidth)]
+    dtype = DTYPES[args.dtype] if args.dtype else bench_dtype(args.device)
+    rates = {str(dtype): matmul_rate(args.device, dtype)}
+    told = [args.device, args.dtype or "", str(args.threads), str(args.runs), str(bandwidth)]
     found = outcomes(_CHILD, told, ops, seconds=args.timeout_seconds, interpret=interpreted())
     return {
-        **heading("ops", args, ("op", "device", "runs", "threads")),
+        **heading("ops", args, ("op", "device", "dtype", "runs", "threads")),
         "copy_gb_per_second": bandwidth / 1e9,
         "matmul_gflops": {dtype: rate / 1e9 for dtype, rate in rates.items()},
         "results": [row for outcome in found for row in outcome.rows],
@@ -117,12 +121,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def child() -> None:
-    """Called by `measure` with device, threads, runs, bandwidth and ops."""
-    device, threads, runs, bandwidth, ops = sys.argv[1:]
+    """Called by `measure` with device, dtype or nothing, threads, runs, bandwidth and ops."""
+    device, dtype, threads, runs, bandwidth, ops = sys.argv[1:]
     torch.set_num_threads(int(threads))
 
     def rows(op: str) -> Iterator[Row]:
-        for case in cases(op, device, "bench"):
+        for case in cases(op, device, "bench", DTYPES.get(dtype)):
             yield _row(op, case, device, int(runs), float(bandwidth))
 
     with torch.inference_mode():

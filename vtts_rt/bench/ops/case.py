@@ -26,9 +26,25 @@ Scale = Literal["check", "bench"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+_asked: list[torch.dtype] = []  # by `benched_in`, the last one counts
+
+
+@contextmanager
+def benched_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within it, cases at "bench" scale are of this storage type; None changes nothing."""
+    if dtype is None:
+        yield
+        return
+    _asked.append(dtype)
+    try:
+        yield
+    finally:
+        _asked.pop()
+
+
 def bench_dtype(device: str) -> torch.dtype:
-    """What models are served in."""
-    return torch.bfloat16 if device == "cuda" else torch.float32
+    """What models are served in, unless `benched_in` asks for another type."""
+    return _asked[-1] if _asked else torch.bfloat16 if device == "cuda" else torch.float32
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
 from vtts_rt.bench.ops.patchify import LOOKS, jobs_of, num_source_bytes, places_of
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
-from vtts_rt.ops.patchify import PatchifyJob, Rounding, patchify
+from vtts_rt.ops.patchify import PatchifyJob, patchify
 
 # Of Qwen2.5-VL's tower, and of the 118 M bench model's.
 OUTPUTS = {"cuda": 1280, "cpu": 384}
@@ -21,18 +21,19 @@ def cases(device: str, scale: Scale) -> Iterator[Case]:
     """At "check" scale odd numbers of outputs, with a bias and another order of tokens."""
     if scale == "check":
         for name in ("as it is, one frame twice", "several"):
-            jobs = jobs_of(LOOKS["check"][name], device)
+            jobs = jobs_of(LOOKS["check"][name], device, "float")
             for dtype in DTYPES:
-                yield _case(f"{name} x 37", jobs, device, dtype, "cuda", 37)
+                yield _case(f"{name} x 37", jobs, device, dtype, 37)
+        jobs = jobs_of(LOOKS["check"]["several"], device, "fixed", "pil", "float")
         for dtype in (torch.float16, torch.bfloat16):
-            yield _case("several x 40", jobs, device, dtype, "cpu", 40)
+            yield _case("several x 40", jobs, device, dtype, 40)
         jobs = jobs_of(LOOKS["check"]["one pixel up"], device)
-        yield _case("one pixel up x 1", jobs, device, torch.float16, "cpu", 1)
+        yield _case("one pixel up x 1", jobs, device, torch.float16, 1)
         return
     for name, looks in LOOKS[device].items():
         outputs = OUTPUTS[device]
         jobs = jobs_of(looks, device)
-        yield _case(f"{name} x {outputs}", jobs, device, bench_dtype(device), "cpu", outputs, False)
+        yield _case(f"{name} x {outputs}", jobs, device, bench_dtype(device), outputs, False)
 
 
 def _refused(dtype: torch.dtype, num_outputs: int) -> tuple[str, ...]:
@@ -47,7 +48,6 @@ def _case(
     jobs: list[PatchifyJob],
     device: str,
     dtype: torch.dtype,
-    rounding: Rounding,
     num_outputs: int,
     awkward: bool = True,
 ) -> Case:
@@ -60,10 +60,10 @@ def _case(
     embed = PatchEmbedWeight(weight, bias)
 
     def run(backend: str) -> tuple[Tensor]:
-        return (patch_embed(jobs, embed, places=places, rounding=rounding, backend=backend),)
+        return (patch_embed(jobs, embed, places=places, backend=backend),)
 
     def eager() -> tuple[Tensor]:
-        rows = patchify(jobs, rounding=rounding, dtype=dtype, places=places)
+        rows = patchify(jobs, dtype=dtype, places=places)
         return (linear(rows, weight, bias, backend="torch"),)
 
     num_rows = sum(job.num_rows for job in jobs)
@@ -71,7 +71,7 @@ def _case(
         name=name,
         dtype=dtype,
         run=run,
-        exact=lambda: (patch_embed_ref(jobs, weight, bias, places=places, rounding=rounding),),
+        exact=lambda: (patch_embed_ref(jobs, weight, bias, places=places),),
         eager=eager,
         num_bytes=num_source_bytes(jobs)
         + (weight.numel() + num_rows * num_outputs) * dtype.itemsize,

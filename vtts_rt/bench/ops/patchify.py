@@ -1,16 +1,17 @@
-"""patchify: crops of uint8 frames, resized in both roundings, as rows of every type."""
+"""patchify: crops of uint8 frames, resized by every kernel, as rows of every type."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
-from vtts_rt.ops.patchify import PatchifyJob, Rounding, patchify, patchify_ref
-from vtts_rt.types import PixelBox
+from vtts_rt.bench.ops.case import Case, Scale, bench_dtype
+from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
+from vtts_rt.types import RESIZE_KERNELS, PixelBox, ResizeKernel
 
 
 class Look(NamedTuple):
@@ -44,9 +45,13 @@ LOOKS: dict[str, dict[str, list[Look]]] = {
 }
 
 
-def jobs_of(looks: Sequence[Look], device: str, seed: int = 0) -> list[PatchifyJob]:
-    """Jobs on frames of noise that lie in wider rows, as frames of a decoder do."""
+def jobs_of(
+    looks: Sequence[Look], device: str, *resize: ResizeKernel, seed: int = 0
+) -> list[PatchifyJob]:
+    """Jobs on frames of noise that lie in wider rows, as frames of a decoder do; the resize kernels
+    take turns."""
     generator = torch.Generator().manual_seed(seed)
+    kernels = cycle(resize or ("fixed",))
 
     def frame(height: int, width: int) -> Tensor:
         noise = torch.randint(0, 256, (height, width + 5, 3), generator=generator)
@@ -57,7 +62,7 @@ def jobs_of(looks: Sequence[Look], device: str, seed: int = 0) -> list[PatchifyJ
         for _ in range(look.num_jobs):
             a = frame(*look.frame_hw)
             b = a if look.same_frame else frame(*look.frame_hw)
-            jobs.append(PatchifyJob(a, b, PixelBox(*look.box), look.resized_hw))
+            jobs.append(PatchifyJob(a, b, PixelBox(*look.box), look.resized_hw, next(kernels)))
     return jobs
 
 
@@ -73,33 +78,36 @@ def places_of(jobs: Sequence[PatchifyJob], device: str) -> Tensor:
 
 
 def cases(device: str, scale: Scale) -> Iterator[Case]:
-    """At "check" scale every type in both roundings, 16-bit types in another order of tokens."""
+    """At "check" scale every kernel to the bit; then 16-bit types, in another order of tokens, and
+    the kernels mixed."""
     for name, looks in LOOKS[scale if scale == "check" else device].items():
-        jobs = jobs_of(looks, device)
         if scale == "check":
-            for dtype in DTYPES:
-                yield _case(f"{name}, rounding cpu", jobs, device, dtype, "cpu")
-            yield _case(f"{name}, rounding cuda", jobs, device, torch.float32, "cuda")
-        else:
+            for resize in RESIZE_KERNELS:
+                jobs = jobs_of(looks, device, resize)
+                yield _case(f"{name}, {resize}", jobs, device, torch.float32)
+            continue
+        for resize in ("fixed", "float"):
+            jobs = jobs_of(looks, device, resize)
             for dtype in dict.fromkeys((torch.float32, bench_dtype(device))):
-                yield _case(name, jobs, device, dtype, "cpu")
+                yield _case(f"{name}, {resize}", jobs, device, dtype)
+    if scale == "check":
+        jobs = jobs_of(LOOKS["check"]["several"], device, *RESIZE_KERNELS)
+        for dtype in (torch.float16, torch.bfloat16):
+            yield _case("several, of all kernels", jobs, device, dtype)
 
 
-def _case(
-    name: str, jobs: list[PatchifyJob], device: str, dtype: torch.dtype, rounding: Rounding
-) -> Case:
+def _case(name: str, jobs: list[PatchifyJob], device: str, dtype: torch.dtype) -> Case:
     wide = dtype is torch.float32
     places = None if wide else places_of(jobs, device)
 
     def run(backend: str) -> tuple[Tensor]:
-        rows = patchify(jobs, rounding=rounding, dtype=dtype, places=places, backend=backend)
-        return (rows,)
+        return (patchify(jobs, dtype=dtype, places=places, backend=backend),)
 
     def exact() -> tuple[Tensor]:
-        return (patchify_ref(jobs, rounding=rounding, places=places),)
+        return (patchify_ref(jobs, places=places),)
 
     def rounded() -> tuple[Tensor]:
-        return (patchify_ref(jobs, rounding=rounding, dtype=dtype, places=places),)
+        return (patchify_ref(jobs, dtype=dtype, places=places),)
 
     num_rows = sum(job.num_rows for job in jobs)
     return Case(

@@ -1,0 +1,140 @@
+"""A frame of a damaged file is the same however, with whatever and how often it is read."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pytest
+from video.zoo_damaged import CODECS, KINDS, damaged, sound
+
+from vtts_rt.video import open_video, packets
+
+# What decoders do not fill of a frame is other memory every time.
+BY_CHANCE = ("flashsv",)
+FILES = [
+    (codec, container, kind)
+    for codec, (containers, _) in CODECS.items()
+    if codec not in BY_CHANCE
+    for container in containers
+    for kind in KINDS
+]
+# One file a codec in `make test`, of those that showed frames by chance or by the way to them.
+CHOSEN = [
+    ("h264", "matroska", "flip", 0),  # a picture that nothing refers to, with another frame_num
+    ("h264 pyramid", "mp4", "drop", 1),  # a gap that FFmpeg fills without a word
+    ("h264 slices", "mpegts", "drop", 3),  # a parameter set that decoders keep
+    ("h264 interlaced", "mp4", "cut", 0),
+    ("h264 refresh", "matroska", "cut", 0),
+    ("hevc", "mp4", "flip", 0),
+    ("mpeg2", "matroska", "drop", 2),
+    ("mpeg2", "mpeg", "empty", 0),
+    ("mpeg4", "mp4", "empty", 1),
+    ("msmpeg4", "avi", "empty", 0),
+    ("vp8", "webm", "empty", 1),
+    ("vp9", "mp4", "flip", 0),
+    ("av1", "mp4", "empty", 0),
+    ("mjpeg", "matroska", "flip", 3),
+    ("ffv1", "matroska", "drop", 0),
+    ("prores", "mov", "flip", 0),
+    ("huffyuv", "avi", "cut", 2),
+    ("qtrle", "mov", "cut", 0),
+]
+Reads = Sequence[Iterable[int]]
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many threads decoders get: the last of the list."""
+    numbers = [1]
+    monkeypatch.setattr(packets, "num_decoder_threads", lambda: numbers[-1])
+    return numbers
+
+
+def assert_same(data: bytes, reads: Reads, whole: dict[int, np.ndarray]) -> None:
+    with open_video(data) as source:
+        for wanted in reads:
+            for i, frame in source.read(list(wanted)):
+                np.testing.assert_array_equal(frame, whole[i], err_msg=f"{i} of {wanted}")
+
+
+def compare_ways(data: bytes, rng: random.Random, threads: list[int], fresh: int) -> None:
+    threads.append(1)
+    with open_video(data) as source:
+        count = source.metadata.num_frames
+        whole = dict(source.read(range(count)))
+    everything = range(count)
+    order = rng.sample(everything, count)
+    windows = [range(a, min(count, a + rng.randrange(1, 6))) for a in order[:8]]
+    sets = [rng.sample(everything, min(count, rng.randrange(1, 8))) for _ in range(5)]
+    for number, reads in (
+        (1, [everything]),
+        (2, [everything]),
+        (4, [everything]),
+        (2, [everything[::7]]),
+        (2, [[i] for i in order]),
+        (2, windows),
+        (4, windows),
+        (2, sets),
+        *((2, [[i]]) for i in order[:fresh]),
+    ):
+        threads.append(number)
+        assert_same(data, reads, whole)
+
+
+@pytest.mark.parametrize(("codec", "container", "kind", "seed"), CHOSEN)
+def test_one_frame_whatever_way(
+    codec: str, container: str, kind: str, seed: int, threads: list[int]
+) -> None:
+    compare_ways(damaged(codec, container, kind, seed), random.Random(seed), threads, fresh=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codec", "container", "kind"), FILES)
+def test_one_frame_whatever_way_many_files(
+    codec: str, container: str, kind: str, threads: list[int]
+) -> None:
+    for seed in range(5):
+        try:
+            data = damaged(codec, container, kind, seed)
+            compare_ways(data, random.Random(seed), threads, fresh=6)
+        except ValueError as error:
+            assert str(error).startswith("open_video: video must ")
+
+
+@pytest.mark.parametrize(
+    ("codec", "container"),
+    [
+        ("h264", "mp4"),
+        ("h264 open gop", "mpegts"),
+        ("h264 pyramid", "mp4"),
+        ("h264 refresh", "mpegts"),
+        ("hevc open gop", "matroska"),
+        ("mpeg2", "mpeg"),  # demuxers stamp its packets otherwise after a seek
+        ("vp8", "webm"),
+        ("mjpeg", "avi"),
+    ],
+)
+def test_sound_files_are_read_exactly(codec: str, container: str, threads: list[int]) -> None:
+    data = sound(codec, container)
+    compare_ways(data, random.Random(0), threads, fresh=2)
+    with open_video(data) as source:
+        for i in random.Random(1).sample(range(30), 10):
+            assert len(dict(source.read([i]))) == 1
+        assert source.frames_substituted == 0
+        # Groups without a keyframe of their own, and frames without a place to seek to, are
+        # decoded once more.
+        if codec not in ("h264 refresh", "mpeg2"):
+            assert not source._damaged
+
+
+def test_lost_frames_count_whenever_they_are_read() -> None:
+    data = damaged("h264", "matroska", "cut", 0)
+    with open_video(data) as source:
+        frames = dict(source.read(range(source.metadata.num_frames)))
+        lost = source.frames_substituted
+        assert lost > 0
+        for i in frames:
+            list(source.read([i]))
+        assert source.frames_substituted == 2 * lost

@@ -1,0 +1,115 @@
+"""The clue rule of VideoChat-R1.5's released code, which `official` follows to the letter.
+
+The clue is what Python's `ast.literal_eval` makes of the text from the first `<glue>` to the next
+`</glue>` (lower case, no spaces, wherever they stand), unpacked into pairs of numbers. Whatever
+fails on the way means uniform sampling; an empty list does not. Restated from the evaluation
+code (`Videochat-R1.5/src_eval/eval_videomme.py`, `my_vision_process.py`). All other strategies read
+clues leniently (clue.py).
+
+Two bounds are ours, against texts that are written to exhaust a parser: a clue of more than
+MAX_CHARS characters, or with brackets nested more than MAX_DEPTH deep, means uniform sampling too.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import replace
+
+from vtts_rt.perception.clue import TAGS, Clue, ClueEvent, ClueStream
+from vtts_rt.perception.region import RawSpan
+from vtts_rt.types import Strategy
+
+MAX_CHARS = 64 * 1024
+MAX_DEPTH = 100
+
+_OPENING, _CLOSING = TAGS["glue"]
+
+
+def published_spans(literal: str) -> tuple[RawSpan, ...]:
+    """The (start, end) seconds of a clue's text, unordered and unclipped; () for an empty literal.
+
+    Numbers as the released sampler takes them: integers, floats, booleans, bytes; pairs in
+    anything that can be unpacked. ValueError, TypeError, SyntaxError, OverflowError, MemoryError or
+    RecursionError where it would sample uniformly; what Python's parser takes depends on its
+    version.
+    """
+    if len(literal) > MAX_CHARS or _depth(literal) > MAX_DEPTH:
+        raise ValueError(f"longer than {MAX_CHARS} characters or {MAX_DEPTH} brackets deep")
+    return tuple((_seconds(start), _seconds(end)) for start, end in ast.literal_eval(literal))
+
+
+def _seconds(value: object) -> float:
+    """A number that the sampler can multiply by a frame rate and turn into an integer."""
+    if not isinstance(value, int | float):
+        raise TypeError(f"{type(value).__name__} is no number of seconds")
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise OverflowError("infinite seconds")
+    return seconds
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested, of whatever kind."""
+    depth = deepest = 0
+    for char in text:
+        if char in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in ")]}":
+            depth -= 1
+    return deepest
+
+
+class PublishedClueStream:
+    """Reads an answer while it is written, like ClueStream: spans are known once the tag closes."""
+
+    def __init__(self) -> None:
+        self._lenient = ClueStream()  # for everything but the clue
+        self._tail = ""  # the end of the text, which may begin a tag
+        self._pieces: list[str] | None = None  # of the open clue
+        self._glue: str | None = None
+        self._spans: tuple[RawSpan, ...] = ()
+        self._problem = f"the text holds no closed {_OPENING}"
+
+    def feed(self, piece: str) -> list[ClueEvent]:
+        """Take the next piece of text; events for all spans where it closes the clue."""
+        self._lenient.feed(piece)
+        if self._glue is not None:
+            return []
+        text = self._tail + piece
+        if self._pieces is None:
+            _, opening, rest = text.partition(_OPENING)
+            if not opening:
+                self._tail = text[1 - len(_OPENING) :]
+                return []
+            self._pieces, text = [], rest
+        before, closing, _ = text.partition(_CLOSING)
+        if not closing:
+            kept = max(0, len(text) - len(_CLOSING) + 1)
+            self._pieces.append(text[:kept])
+            self._tail = text[kept:]
+            return []
+        self._glue = "".join([*self._pieces, before])
+        self._problem = ""
+        try:
+            self._spans = published_spans(self._glue)
+        except Exception as error:  # to the letter: any of them
+            self._problem = f"{_OPENING} is no list of (start, end): {type(error).__name__}"
+        return [ClueEvent("span", span) for span in self._spans]
+
+    def finish(self) -> Clue:
+        """The whole text as a clue; `glue` is None where no tag was closed."""
+        return replace(
+            self._lenient.finish(),
+            spans=self._spans,
+            boxes=(),
+            problems=(self._problem,) if self._problem else (),
+            glue=self._glue,
+            empty_list=not self._problem and not self._spans,
+        )
+
+
+def clue_stream(strategy: Strategy) -> ClueStream | PublishedClueStream:
+    """What reads the clues of a strategy."""
+    return PublishedClueStream() if strategy == "official" else ClueStream()

@@ -1,0 +1,91 @@
+"""What one `open_video` may take: the bounds of MediaLimits, and the time until a deadline."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from vtts_rt.config import MediaLimits
+from vtts_rt.types import require
+
+MAX_HELD_BYTES = 1 << 30  # of a content that is held in memory: downloads, .npy, WebP
+
+
+class DeadlinePassed(Exception):
+    """Private to vtts_rt.video: `open_video` raises a TimeoutError in its place.
+
+    No OSError, which PyAV's callers take for the end of a file.
+    """
+
+
+def require_video(ok: bool, rule: str, got: str) -> None:
+    """`types.require` for the content itself: the rule is a verb phrase, `got` a description."""
+    if not ok:
+        raise ValueError(f"open_video: video must {rule}, got {got}")
+
+
+class Opening:
+    """One call of `open_video`. Thread-safe.
+
+    limits: None for the defaults; a video that exceeds one is a ValueError that names it.
+    deadline_seconds: `time.monotonic()` value; None for none.
+    """
+
+    def __init__(
+        self, limits: MediaLimits | None = None, deadline_seconds: float | None = None
+    ) -> None:
+        is_limits = limits is None or isinstance(limits, MediaLimits)
+        require("open_video", "limits", limits, is_limits, "a MediaLimits or None")
+        is_time = deadline_seconds is None or (
+            isinstance(deadline_seconds, int | float) and not math.isnan(deadline_seconds)
+        )
+        rule = "a value of time.monotonic() or None"
+        require("open_video", "deadline_seconds", deadline_seconds, is_time, rule)
+        self.limits = limits or MediaLimits()
+        self._deadline = math.inf if deadline_seconds is None else deadline_seconds
+        self._end = time.monotonic() + self.limits.max_open_seconds
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End what still works for the opening in other threads, at its next `check_time`."""
+        self._cancelled = True
+
+    def check_time(self) -> None:
+        """DeadlinePassed after the deadline; ValueError after `max_open_seconds`."""
+        now = time.monotonic()
+        if now >= self._deadline or self._cancelled:
+            raise DeadlinePassed
+        require_video(now < self._end, self._rule("max_open_seconds", "open within {} s"), "more")
+
+    def seconds_left(self) -> float:
+        """At least a millisecond, for what takes only more than none."""
+        return max(min(self._deadline, self._end) - time.monotonic(), 1e-3)
+
+    def check_pixels(self, height: int, width: int, name: str) -> None:
+        rule = self._rule("max_pixels", "have at most {} pixels a frame")
+        got = f"{width} x {height} px in {name}"
+        require_video(height * width <= self.limits.max_pixels, rule, got)
+
+    def check_frames(self, num_frames: int, name: str) -> None:
+        rule = self._rule("max_frames", "have at most {} frames")
+        require_video(num_frames <= self.limits.max_frames, rule, f"{num_frames} or more in {name}")
+
+    def check_packets(self, num_packets: int, name: str) -> None:
+        rule = self._rule("max_packets", "have at most {} packets")
+        got = f"{num_packets} or more in {name}"
+        require_video(num_packets <= self.limits.max_packets, rule, got)
+
+    def check_bytes(self, num_bytes: int, name: str) -> None:
+        rule = self._rule("max_bytes", "have at most {} bytes")
+        require_video(num_bytes <= self.limits.max_bytes, rule, f"{num_bytes} in {name}")
+
+    def check_held(self, num_bytes: int, name: str) -> None:
+        """`check_bytes` of what is held in memory, at most 1 GiB."""
+        self.check_bytes(num_bytes, name)
+        rule = f"have at most {MAX_HELD_BYTES} bytes, as it is held in memory"
+        require_video(num_bytes <= MAX_HELD_BYTES, rule, f"{num_bytes} in {name}")
+
+    def _rule(self, limit: str, text: str) -> str:
+        value: Any = getattr(self.limits, limit)
+        return text.format(value) + f" (MediaLimits.{limit})"

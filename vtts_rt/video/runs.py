@@ -1,0 +1,189 @@
+"""One decoder on its way through a file, fed packet by packet from a keyframe on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Any
+
+import av
+import numpy as np
+
+from vtts_rt.video.container import Media
+from vtts_rt.video.index import PacketIndex, decoded
+from vtts_rt.video.packets import SEEK_GAP_PACKETS, Misplaced, PacketReader
+from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
+
+# Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
+REORDER_FRAMES = 16
+MAX_ORDINAL = 1 << 62
+# Decoders that show pictures although they have nothing that those refer to, on grey.
+GROUNDLESS = frozenset(
+    {"flv", "h263", "h263p", "mpeg4", "msmpeg4", "msmpeg4v1", "msmpeg4v2", "wmv1", "wmv2"}
+)
+INTRA = 1  # AVPictureType
+
+
+class Damaged(Exception):
+    """A fast run met damage: what it would give from here on depends on how it got there."""
+
+
+class Run:
+    """A decoder of one video that starts at keyframes and is fed in the order of the file.
+
+    A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
+    `Damaged` at the first error that the decoder tells of and at the first frame that is missing.
+    It holds a frame back until all that was fed before it came out, as only then a decoder tells
+    that a picture is damaged which this one may refer to.
+    What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
+    does by default, and gives the same frames always: no frame threads, a new decoder at every
+    start, every packet from there on.
+
+    start: ordinal of the packet it was started at; ended: it was drained, only a start revives it;
+    expected: frames that it was fed and has not given; failed: frames (of an exact run) whose
+    packet did not decode. num_decoded: frames that came out.
+    """
+
+    def __init__(
+        self,
+        media: Media,
+        index: PacketIndex,
+        exact: bool,
+        pixels: Callable[[Any], np.ndarray],
+    ) -> None:
+        self.packets = PacketReader(media, index, exact)
+        self.start = 0
+        self.ended = True
+        self.expected: set[int] = set()
+        self._held: dict[int, np.ndarray | None] = {}
+        self.failed: set[int] = set()
+        self.num_decoded = 0
+        self._index = index
+        self._exact = exact
+        self._pixels = pixels
+        self._latest = -1
+        self._last_order = -1
+        self._grounded = True
+        self._numbers: FrameNumbers | None = None
+
+    def close(self) -> None:
+        self.packets.close()
+        self.ended = True
+
+    def start_at(self, ordinal: int) -> None:
+        """Go to a keyframe packet."""
+        self.ended = True
+        self.packets.start_at(ordinal)
+        self.start, self.ended = self.packets.start, False
+        self._latest = self._last_order = -1
+        self.expected.clear()
+        self._held.clear()
+        self.failed.clear()
+        context = self.packets.context
+        self._grounded = context.name not in GROUNDLESS
+        self._numbers = None
+        if context.name == "h264" and not self._exact:
+            self._numbers = FrameNumbers(context.extradata)
+
+    def reaches(self, frame: int) -> bool:
+        """Whether the frame may still come out without another start."""
+        index = self._index
+        if self.ended:
+            return False
+        if frame in self.expected or frame in self._held:
+            return True
+        start = index.start_for(frame)
+        near = self._exact or start <= self.packets.next + SEEK_GAP_PACKETS
+        return near and self.start <= start and int(index.packet_of[frame]) >= self.packets.next
+
+    def is_past(self, frame: int) -> bool:
+        """Whether the frame does not come any more."""
+        return self.ended or self._latest > frame + REORDER_FRAMES
+
+    def feed(
+        self,
+        wanted: Container[int],
+        end: bool = False,
+        shows: Callable[[int], bool] = lambda frame: False,
+    ) -> list[tuple[int, np.ndarray | None]]:
+        """Gives the decoder its next packet (or the end); what came out, by frame index, with the
+        pixels of what `shows` says yes to.
+
+        wanted: frames that a fast run must not leave out.
+        No decoded frame outlives the call: decoders use the memory of frames again, and where
+        they leave parts of it as it was, who holds what decides which memory that is.
+        """
+        index = self._index
+        try:
+            taken = None if end else self.packets.take()
+        except Misplaced:
+            if not self._exact:
+                raise Damaged from None
+            self.start_at(self.start)
+            return []
+        context = self.packets.context
+        shown = -1
+        if taken is None:
+            self.ended = True
+            ordinal, packet = 0, None
+        else:
+            ordinal, packet = taken
+            order = int(index.order[ordinal])
+            if not self._exact:
+                self._check(context, packet, order)
+            # What follows a keyframe in the file but shows before it (an open group of pictures)
+            # refers to what this decoder has not seen.
+            if self.start > 0 and order < index.order[self.start]:
+                return []
+            shown = int(index.frame_of[ordinal])
+            # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
+            # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
+            kept = self._exact or shown in wanted
+            if not kept and is_disposable(context, packet):
+                return []
+            if shown >= 0:
+                self.expected.add(shown)
+        try:
+            frames = decoded(context, packet, ordinal)
+        except (av.FFmpegError, OSError):
+            if not self._exact:
+                raise Damaged from None
+            self.failed.add(shown)
+            return []
+        if not self._exact and any(frame.is_corrupt for frame in frames):
+            raise Damaged
+        self.num_decoded += len(frames)
+        known: list[tuple[int, np.ndarray | None]] = []
+        for frame in frames:
+            if not self._grounded and int(frame.pict_type) != INTRA:
+                if not self._exact:
+                    raise Damaged
+                continue
+            self._grounded = True
+            i = int(index.frame_of[frame.pts]) if 0 <= frame.pts < index.num_packets else -1
+            if i < 0:
+                continue
+            self.expected.discard(i)
+            if not self._exact and self.expected and min(self.expected) < i:
+                raise Damaged  # a frame before it did not come
+            self._latest = max(self._latest, i)
+            known.append((i, self._pixels(frame) if shows(i) else None))
+        return known if self._exact else self._released(known)
+
+    def _released(
+        self, frames: list[tuple[int, np.ndarray | None]]
+    ) -> list[tuple[int, np.ndarray | None]]:
+        """Those of `frames`, and of others that were held back, behind which nothing is missing."""
+        self._held.update(frames)
+        if self.expected and self.ended:
+            raise Damaged
+        packet_of = self._index.packet_of
+        missing = min((int(packet_of[i]) for i in self.expected), default=MAX_ORDINAL)
+        free = [i for i in self._held if packet_of[i] < missing]
+        return [(i, self._held.pop(i)) for i in free]
+
+    def _check(self, context: Any, packet: Any, order: int) -> None:
+        """Damage that decoders do not tell of, or not where they leave out the packet."""
+        sound = is_sound(context.name, packet, early=order < self._last_order)
+        self._last_order = max(self._last_order, order)
+        if not sound or (self._numbers is not None and not self._numbers.follows(packet)):
+            raise Damaged
