@@ -82,6 +82,16 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
     runtime.clear_caches()
     alone = runtime.ask(**arguments, member=3)
     assert tokens(alone) == tokens(group[3])
+    videos = iter([clips[0], "/nowhere.mp4", clips[0]])
+    opened = runtime._question
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            runtime,
+            "_question",
+            lambda stack, called, video, *a, **k: opened(stack, called, next(videos), *a, **k),
+        )
+        some = runtime.ask_group(num_answers=3, return_exceptions=True, **arguments)
+    assert sorted(isinstance(one, ValueError) for one in some) == [False, False, True]
     with pytest.raises(ValueError, match="num_answers must be >= 1, got 0"):
         runtime.ask_group(num_answers=0, **arguments)
 

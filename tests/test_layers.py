@@ -24,15 +24,18 @@ ROWS: dict[int, tuple[str, ...]] = {
     4: ("engine",),
     3: ("models", "data"),
     2: ("ops", "video", "perception"),
-    1: ("types", "config", "sampling", "sampling_rules", "sdk"),
+    1: ("types", "config", "sampling", "sampling_rules", "process", "sdk"),
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.
 PART_OF = {
     "cost": "rounds",
     "results": "rounds",
+    "batch": "rounds",
     "driver": "rounds",
+    "prepare": "rounds",
     "question": "rounds",
+    "streams": "rounds",
     "environment": "cli",
 }
 ROW = {unit: row for row, units in ROWS.items() for unit in units}

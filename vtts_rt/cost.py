@@ -7,7 +7,6 @@ from typing import Any
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
-from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.policy_grid import focus_pairs
@@ -43,9 +42,9 @@ def plan_cost(
         history=[],
         text_first=config.text_first,
     )
-    num_tokens = len(encode_prompt(engine.tokenizer, prompt))
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = num_tokens - vision
+    text = engine.tokenizer.count(prompt.text) - len(first.segments)  # one pad each
+    num_tokens = text + vision
     tokens_per_pair = vision // first.num_pairs
     pairs = first.num_pairs
     if config.strategy in ("refresh", "append"):

@@ -1,13 +1,14 @@
-"""Driver: one thread that steps the engine for everybody who asks.
+"""Driver: one thread that steps the engine for all requests.
 
 Requests may come from any thread; each gets its outputs through a callback, in order. Whatever
-touches the engine runs on this thread, between two forward passes. Asking and ending never wait for
-it: they may happen anywhere, in a coroutine or in the middle of a garbage collection.
+touches the engine runs on this thread, between two forward passes. Submitting and aborting never
+wait for it: they may happen anywhere, in a coroutine or in the middle of a garbage collection.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -16,14 +17,28 @@ from typing import TypeVar
 
 import torch
 
+from vtts_rt import process
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.prepare import RoundRequest
 from vtts_rt.results import RoundsEnded
-from vtts_rt.rounds import Output, RequestFailed, RoundRequest, RoundScheduler
+from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
 
 logger = logging.getLogger(__name__)
 
+_CLOSED = "Runtime: it is closed; make a new one"
+
 T = TypeVar("T")
 Deliver = Callable[[Output], None]
+
+
+def set_threads(num_threads: int | None = None) -> None:
+    """Threads of torch on the calling thread, None or 0: as they are. One in a forked child: the
+    threads of GNU's OpenMP are the parent's, and the child's first would wait for them for ever.
+    """
+    if process.is_forked():
+        torch.set_num_threads(1)
+    elif num_threads:
+        torch.set_num_threads(num_threads)
 
 
 class Ticket:
@@ -35,33 +50,57 @@ class Ticket:
 
 
 class Driver:
-    """Runs a RoundScheduler. Thread-safe; the thread starts with the first request."""
+    """Runs a RoundScheduler. Thread-safe; the thread starts with the first request.
 
-    def __init__(self, scheduler: RoundScheduler) -> None:
+    finish: called once, when the driver has been closed and nothing runs any more. threads: for
+    torch on the driver's thread; None: as many as where the first request comes from.
+    Before the interpreter is finalised the thread ends after its forward pass; what is pending
+    then gets no further output, unless `close` is called after that.
+    """
+
+    def __init__(
+        self,
+        scheduler: RoundScheduler,
+        *,
+        finish: Callable[[], None] = lambda: None,
+        threads: int | None = None,
+    ) -> None:
         self._scheduler = scheduler
+        self._finish = finish
+        self._threads = threads
+        self._process = os.getpid()
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._aborts: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
         self._deliver: dict[int, Deliver] = {}
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lock = threading.RLock()  # a garbage collection may close what it collects
+        self._closed = self._suspended = self._finished = False
+        process.at_exit(self, Driver._suspend)
+
+    def check_process(self) -> None:
+        """RuntimeError in a forked child, which has the driver but not its thread."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "Runtime: it belongs to the process that made it, which this one was forked from; "
+                "make a Runtime of its own here"
+            )
 
     def submit(self, request: RoundRequest | GenerationRequest, deliver: Deliver) -> Ticket:
         """Hand a request over; returns at once. `deliver` is called on the driver's thread with
         each output; the last one is RoundsEnded, a Completion or RequestFailed. RuntimeError if
-        the driver is closed."""
+        the driver is closed, and in a forked child."""
         ticket = Ticket()
 
         def add() -> None:
             if ticket.aborted:
                 return
             try:
-                self._refuse_if_closed()
-                ticket.request_id = self._scheduler.add(request)
+                self._check_open()
+                ticket.request_id = request_id = self._scheduler.add(request)
             except Exception as error:
-                deliver(RequestFailed(error))
+                _delivers(deliver, RequestFailed(error))
             else:
-                self._deliver[ticket.request_id] = deliver
+                self._deliver[request_id] = deliver
 
         self._queue(add)
         return ticket
@@ -77,11 +116,15 @@ class Driver:
         future: Future[T] = Future()
 
         def run() -> None:
+            nonlocal future
             try:
-                self._refuse_if_closed()
+                self._check_open()
                 future.set_result(function())
+            except _Suspended:
+                raise
             except BaseException as error:
                 future.set_exception(error)
+                del future  # the error's traceback holds this frame, and the future the error
 
         self._queue(run)
         return future.result()
@@ -92,57 +135,99 @@ class Driver:
             self._fail_all(RuntimeError("Runtime: aborted for an update of the weights"))
         self._serve_aborts()
         while self._scheduler.has_work:
-            self._refuse_if_closed()
+            self._check_open()
             self._step()
 
-    def close(self) -> None:
-        """Fail what is in work and end the thread."""
+    def close(self) -> bool:
+        """Fail what is pending and wait for the thread to end; may be called again, anywhere.
+
+        False where it does not wait: on that thread, which then ends after what it is at, and in a
+        forked child, where nothing happens."""
+        if os.getpid() != self._process:
+            return False
+        self.begin_closing()
         with self._lock:
-            self._closed = True
             thread = self._thread
+        if thread is threading.current_thread():
+            return False
         if thread is not None:
-            self._calls.put(lambda: None)
+            thread.join()
+        with self._lock:
+            self._end()
+        return True
+
+    def begin_closing(self) -> None:
+        """`close` without waiting."""
+        self._closed = True
+        self._calls.put(lambda: None)
+
+    def _suspend(self) -> None:
+        with self._lock:
+            self._suspended, thread = True, self._thread
+        self._calls.put(lambda: None)
+        if thread is not None:
             thread.join()
 
     def _queue(self, run: Callable[[], None]) -> None:
+        self.check_process()
         with self._lock:
-            self._refuse_if_closed()
-            if self._thread is None:
-                threads = torch.get_num_threads()
-                self._thread = threading.Thread(
-                    target=self._work, args=(threads,), name="vtts_rt driver", daemon=True
-                )
-                self._thread.start()
-            self._calls.put(run)
+            if not (self._closed or self._suspended):
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._work,
+                        args=(self._threads or torch.get_num_threads(),),
+                        name="vtts_rt driver",
+                        daemon=True,
+                    )
+                    self._thread.start()
+                self._calls.put(run)
+                return
+        process.wait_for_end()
+        raise RuntimeError(_CLOSED)
 
-    def _refuse_if_closed(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("Runtime: it is closed; make a new one")
+            raise RuntimeError(_CLOSED)
+        if self._suspended:
+            raise _Suspended
 
     def _work(self, threads: int) -> None:
         torch.set_num_threads(threads)  # OpenMP and MKL keep the number for each thread
         try:
-            while not self._closed:
+            while not (self._closed or self._suspended):
                 idle = not self._scheduler.has_work
                 while idle or not self._calls.empty():
                     call = self._calls.get()
                     self._serve_aborts()
-                    call()
+                    try:
+                        call()
+                    except _Suspended:
+                        self._calls.put(call)  # for `close`
+                        return
+                    del call
                     idle = False
-                if self._scheduler.has_work:
+                if self._scheduler.has_work and not self._suspended:
                     self._step()
-        finally:  # whoever still waits hears that nothing more will come
-            with self._lock:
-                self._closed = True
-            while not self._calls.empty():
-                self._calls.get()()
-            self._fail_all(RuntimeError("Runtime: it was closed before the request ended"))
+        finally:
+            if not self._suspended:
+                with self._lock:
+                    self._closed = True
+                    self._end()
+
+    def _end(self) -> None:
+        """Fail all that is pending, and finish."""
+        while not self._calls.empty():
+            self._calls.get()()
+        self._fail_all(RuntimeError("Runtime: it was closed before the request ended"))
+        if not self._finished:
+            self._finished = True
+            self._finish()
 
     def _step(self) -> None:
         self._serve_aborts()
         try:
             outputs = self._scheduler.step()
-        except Exception as error:  # no request's own fault: everybody hears of it
+        except Exception as error:  # no request's own fault
             self._fail_all(error)
             return
         for request_id, output in outputs:
@@ -158,22 +243,32 @@ class Driver:
         deliver = self._deliver.get(request_id)
         if deliver is None:
             return
-        try:
-            deliver(output)
-        except Exception:  # nobody listens any more (an event loop that was closed)
+        if not _delivers(deliver, output):
             self._forget(request_id)
-            return
-        if isinstance(output, RoundsEnded | Completion | RequestFailed):
+        elif isinstance(output, RoundsEnded | Completion | RequestFailed):
             del self._deliver[request_id]
 
     def _forget(self, request_id: int) -> None:
         self._deliver.pop(request_id, None)
         try:
             self._scheduler.abort(request_id)
-        except Exception:  # the others go on, or hear of their own end, all the same
+        except Exception:  # the others go on, or are failed, all the same
             logger.exception("request %d could not be ended", request_id)
 
     def _fail_all(self, error: Exception) -> None:
         for request_id in list(self._deliver):
             self._hand_over(request_id, RequestFailed(error))
             self._forget(request_id)
+
+
+class _Suspended(BaseException):
+    """The interpreter is ending: no more is done for requests, which only daemon threads have."""
+
+
+def _delivers(deliver: Deliver, output: Output) -> bool:
+    """Hand an output over; False where nobody can take it any more (a closed event loop)."""
+    try:
+        deliver(output)
+    except Exception:
+        return False
+    return True

@@ -8,9 +8,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from vtts_rt.config import ResolvedPerception
+from vtts_rt.driver import Ticket
+from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.prepare import RoundRequest, prepare
 from vtts_rt.results import (
     Answer,
     AnswerReady,
@@ -19,26 +22,31 @@ from vtts_rt.results import (
     RoundResult,
     RoundsEnded,
 )
-from vtts_rt.rounds import Output, RequestFailed, RoundRequest
+from vtts_rt.rounds import Output, RequestFailed
 from vtts_rt.sampling import rollout_sampling
 from vtts_rt.types import SamplingParams, require
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
 StreamEvent = RoundEvent | AnswerReady
+# How a question ends that runs out of time before the driver has begun it.
+TIMED_OUT = RoundsEnded("timeout", "", None)
 
 
 class Question:
     """One question in work. request: for a RoundScheduler; answer: None until it is there.
 
-    Arguments as `Runtime.stream`; `stack` closes the videos.
-    called_seconds: `time.monotonic()` of the call from which timeout_seconds counts; None: now.
-    Raises TimeoutError when they pass before the videos are open.
+    Arguments as `Runtime.stream`; `stack` closes the videos. called: `time.monotonic()` of the
+    call, from which timeout_seconds counts. engine: what will run it; a first round that is too
+    long for it is refused here, on the caller's thread.
+    Raises TimeoutError when its time passes before the videos are open.
     """
 
     def __init__(
         self,
         stack: ExitStack,
         store: FrameStore,
+        engine: Engine,
+        called: float,
         video: Any,
         question: str,
         *,
@@ -51,7 +59,6 @@ class Question:
         sampling: SamplingParams | None = None,
         assume_clues: Sequence[Any] | None = None,
         timeout_seconds: float | None = None,
-        called_seconds: float | None = None,
         member: int | None = None,
         **opening: Any,
     ) -> None:
@@ -63,8 +70,7 @@ class Question:
         deadline = None
         if timeout_seconds is not None:
             require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
-            deadline = time.monotonic() if called_seconds is None else called_seconds
-            deadline += timeout_seconds
+            deadline = called + timeout_seconds
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
         sampling = sampling or SamplingParams()
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
@@ -87,11 +93,23 @@ class Question:
             deadline_seconds=deadline,
             member=member or 0,
         )
+        prepare(engine, self.request)
+
+    def seconds_left(self, ticket: Ticket) -> float | None:
+        """How long to wait for the next output before the question ends as TIMED_OUT. None: until
+        it comes, as the driver ends in time what it has begun."""
+        deadline = self.request.deadline_seconds
+        if deadline is None or ticket.request_id is not None:
+            return None
+        return max(0.0, deadline - time.monotonic())
 
     def events(self, output: Output) -> list[StreamEvent]:
         """What to tell of an output; the answer follows the last. A failure is raised."""
         if isinstance(output, RequestFailed):
-            raise output.error
+            try:
+                raise output.error
+            finally:
+                del output  # the error's traceback holds this frame
         assert not isinstance(output, Completion)
         if isinstance(output, RoundFinished):
             self._results.append(output.result)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
@@ -22,14 +22,13 @@ from vtts_rt.engine.sequence import (
     GenerationRequest,
     TokenEvent,
 )
-from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt
+from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.perception.clue import Clue, ClueEvent, option_letter
-from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
-from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.published import clue_stream
+from vtts_rt.prepare import RoundRequest, prepare, prepared_round
 from vtts_rt.results import (
     ClueFound,
     RoundEvent,
@@ -39,40 +38,28 @@ from vtts_rt.results import (
     RoundStarted,
     TokenGenerated,
 )
-from vtts_rt.types import PairRef, SamplingParams, StopReason, VideoMetadata
+from vtts_rt.types import PairRef, StopReason
 from vtts_rt.video.store import FrameCounts, StoreProvider
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class RoundRequest:
-    """One question, ready to be looked at.
+class RequestFailed:
+    """The request ended with an error; others go on.
 
-    videos: metadata in the order of `provider`'s video indices. perception: with the
-    model's defaults applied. assume_clues: a clue per round that replaces the
-    model's, whole-frame boxes; all rounds then run. deadline_seconds: `time.monotonic()` value.
+    The error's traceback is logged (debug) and dropped: its frames, and those that called them,
+    hold the error and all of the request, which would stay until a garbage collection.
     """
 
-    question: str
-    videos: Sequence[VideoMetadata]
-    provider: StoreProvider
-    perception: ResolvedPerception
-    sampling: SamplingParams
-    templates: PromptTemplates
-    options: Sequence[str] = ()
-    context: str = ""
-    assume_clues: Sequence[Clue] | None = None
-    deadline_seconds: float | None = None
-    member: int = 0
-    history: list[RoundHistory] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class RequestFailed:
-    """The request ended with an error; others go on."""
-
     error: Exception
+
+    def __post_init__(self) -> None:
+        logger.debug("a request failed", exc_info=self.error)
+        part: BaseException | None = self.error
+        while part is not None and part.__traceback__ is not None:
+            part.__traceback__ = None
+            part = part.__cause__ or part.__context__
 
 
 # What a task yields: events as they come, a generation to run, or None for the next of its events.
@@ -180,35 +167,23 @@ class RoundScheduler:
         results: list[RoundResult] = []
         stop: StopReason = "max_rounds"
         upcoming = request.provider
+        if request.first is None:
+            prepare(self._engine, request)
+        assert request.first is not None
+        ready = request.first
         for index in range(config.max_rounds):
             if _expired(request.deadline_seconds):
                 stop = "timeout"
                 break
-            plan = plan_round(config.strategy, config, request.videos, request.history, index)
+            if index > 0:
+                ready = prepared_round(self._engine, request, index, conversation)
+            plan, encoded = ready.plan, ready.encoded
             upcoming.keep_guesses(_frames_by_video(p for s in plan.segments for p in s.pairs))
             # A forced clue always gets its round, even if that shows nothing new.
             if plan.empty and not request.history[-1].forced:
                 stop = "no_clue"
                 break
-            began = time.perf_counter()
-            prompt = build_prompt(
-                config.strategy,
-                request.templates,
-                question=request.question,
-                options=request.options,
-                context=request.context,
-                round_index=index,
-                max_rounds=config.max_rounds,
-                plan=plan,
-                history=request.history,
-                text_first=config.text_first,
-            )
-            encoded = encode_prompt(self._engine.tokenizer, prompt)
-            if config.strategy == "append" and conversation is not None:
-                encoded = conversation + encoded
-            if self._too_long(encoded, request.sampling):
-                if index == 0:
-                    raise ValueError(self._length_message(encoded, request.sampling))
+            if encoded is None:
                 stop = "token_budget"
                 break
             yield RoundStarted(index, plan)
@@ -253,9 +228,15 @@ class RoundScheduler:
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
             answer = None if is_cut else said.answer
             result = _result(
-                index, prompt.text, completion, answer, look, request, provider.take_counts()
+                index,
+                ready.prompt.text,
+                completion,
+                answer,
+                look,
+                request,
+                provider.take_counts(),
             )
-            result.timings.total = 1e3 * (time.perf_counter() - began)
+            result.timings.total = 1e3 * (time.perf_counter() - ready.began)
             request.history.append(look)
             results.append(result)
             yield RoundFinished(result)
@@ -321,16 +302,6 @@ class RoundScheduler:
             return token_ids[:-1]
         return token_ids
 
-    def _too_long(self, encoded: EncodedPrompt, sampling: SamplingParams) -> bool:
-        return len(encoded.token_ids) + _fewest(sampling) > self._engine.token_budget
-
-    def _length_message(self, encoded: EncodedPrompt, sampling: SamplingParams) -> str:
-        return (
-            f"ask: prompt plus max_tokens must be <= {self._engine.token_budget} tokens, got "
-            f"{len(encoded.token_ids)} + {_fewest(sampling)}; lower total_pixels, max_frames or "
-            f"max_tokens, or raise kv_bytes"
-        )
-
     @staticmethod
     def _settled(request: RoundRequest, results: list[RoundResult]) -> bool:
         config = request.perception
@@ -346,11 +317,6 @@ def _generation(request: GenerationRequest) -> _Task:
     while isinstance(event, TokenEvent):
         event = yield None
     yield event.completion
-
-
-def _fewest(sampling: SamplingParams) -> int:
-    """Tokens of an answer that must fit: max_tokens, or one where it is cut to what fits."""
-    return sampling.max_tokens or 1
 
 
 def _forced(assume_clues: Sequence[Clue] | None, index: int) -> Clue | None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import queue
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vtts_rt import process
+from vtts_rt.batch import Batch
 from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.cost import plan_cost
-from vtts_rt.driver import Driver
+from vtts_rt.driver import Driver, set_threads
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.engine.staging import StagedWeights
@@ -31,11 +31,13 @@ from vtts_rt.models.qwen2_5_vl import (
     resolve_model,
     write_checked,
 )
-from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
+from vtts_rt.prepare import encode_text
 from vtts_rt.question import Question, StreamEvent, open_videos
 from vtts_rt.results import Answer, AnswerReady, RoundEvent
-from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
+from vtts_rt.rounds import RoundScheduler
+from vtts_rt.streams import complete, stream, stream_async
 from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore
 
@@ -48,6 +50,9 @@ class Runtime:
     A context manager. Thread-safe: questions asked from many threads, or as coroutines, run
     together in the same forward passes, and what one decoded, encoded or prefilled serves the
     others.
+    It ends with its process, however that ends, and when nothing refers to it any more. A forked
+    child makes a Runtime of its own: all methods of its parent's raise RuntimeError there, but for
+    `close`, which does nothing.
     """
 
     def __init__(
@@ -63,12 +68,14 @@ class Runtime:
         began = time.perf_counter()
         self.name = name
         self.config = engine or EngineConfig()
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        set_threads(self.config.threads)
         self._templates = templates or PromptTemplates()
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
-        self._driver = Driver(self._rounds)
+        self._driver = Driver(
+            self._rounds, finish=self._engine.close, threads=self.config.threads or None
+        )
+        weakref.finalize(self, self._driver.begin_closing).atexit = False
         self._own_store = frame_store is None
         if frame_store is None:
             settings = self.config
@@ -82,6 +89,7 @@ class Runtime:
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
+    @process.native_calls()
     def from_pretrained(
         cls,
         model: str | Path = "tiny",
@@ -105,6 +113,7 @@ class Runtime:
         a checkpoint that cannot be had.
         """
         began = time.perf_counter()
+        set_threads()
         place = resolve_device(device)
         known = quantization is None or quantization in QUANTIZATIONS
         rule = f"None or one of {', '.join(QUANTIZATIONS)}"
@@ -155,34 +164,43 @@ class Runtime:
         return_exceptions: put the error of a request that failed in the place of its answer;
         otherwise the first such error is raised once all have ended.
         """
-        if not requests:
-            return []
-        most = min(len(requests), self.config.max_sequences)
-        with ThreadPoolExecutor(most, thread_name_prefix="ask_batch") as pool:
-            futures = [pool.submit(self.ask, **request) for request in requests]
-            errors = [future.exception() for future in futures]
-        outcomes: list[Answer | Exception] = []
-        for future, error in zip(futures, errors, strict=True):
-            if error is not None and not (return_exceptions and isinstance(error, Exception)):
-                raise error
-            outcomes.append(future.result() if error is None else error)
-        return outcomes
+        self._driver.check_process()
+        called = time.monotonic()
+
+        def open_question(stack: ExitStack, **request: Any) -> Question:
+            return self._question(stack, called, **request)
+
+        outcomes = Batch(self._driver, open_question, requests, self.config.max_sequences).run()
+        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        try:
+            if errors and not return_exceptions:
+                raise errors[0]
+            return outcomes
+        finally:
+            del outcomes, errors  # an error's traceback holds this frame
 
     def ask_group(
-        self, video: Any, question: str, *, num_answers: int, **options: Any
-    ) -> list[Answer]:
+        self,
+        video: Any,
+        question: str,
+        *,
+        num_answers: int,
+        return_exceptions: bool = False,
+        **options: Any,
+    ) -> list[Any]:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
         They share every page of the prompt and branch where their tokens differ; what several
         of them look at in later rounds is decoded and encoded once. Arguments as `stream`, but
         what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`).
+        return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
         require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
         members = [
             {"video": video, "question": question, **options, "member": member}
             for member in range(num_answers)
         ]
-        return self.ask_batch(members)
+        return self.ask_batch(members, return_exceptions=return_exceptions)
 
     def stream(self, video: Any, question: str, **options: Any) -> Iterator[StreamEvent]:
         """Events of one question: round_started, token, clue, round_finished, rounds_ended,
@@ -200,16 +218,8 @@ class Runtime:
         is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
         a URL. member: index in a rollout group, part of the noise; `sampling` is then a rollout's.
         """
-        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        with ExitStack() as stack:
-            asked = self._question(stack, video, question, **options)
-            ticket = self._driver.submit(asked.request, outputs.put)
-            try:
-                while asked.answer is None:
-                    yield from asked.events(outputs.get())
-            finally:
-                if asked.answer is None:
-                    self._driver.abort(ticket)
+        self._driver.check_process()
+        return stream(self._driver, self._opener(video, question, options))
 
     async def ask_async(self, video: Any, question: str, **options: Any) -> Answer:
         """`ask` as a coroutine; cancelling it aborts the question."""
@@ -218,31 +228,25 @@ class Runtime:
                 return event.answer
         raise AssertionError("a stream ends with its answer")
 
-    async def stream_async(
+    def stream_async(
         self, video: Any, question: str, **options: Any
-    ) -> AsyncIterator[StreamEvent]:
+    ) -> AsyncGenerator[StreamEvent, None]:
         """`stream` as an asynchronous iterator; closing it or cancelling its task aborts."""
-        loop = asyncio.get_running_loop()
-        outputs: asyncio.Queue[Output] = asyncio.Queue()
+        self._driver.check_process()
+        return stream_async(self._driver, self._opener(video, question, options))
 
-        def deliver(output: Output) -> None:
-            loop.call_soon_threadsafe(outputs.put_nowait, output)
+    def _opener(
+        self, video: Any, question: str, options: Mapping[str, Any]
+    ) -> Callable[[ExitStack], Question]:
+        """A call's question; its time counts from here on."""
+        called = time.monotonic()
+        return lambda stack: self._question(stack, called, video, question, **options)
 
-        with ExitStack() as stack:
-            options = {"called_seconds": time.monotonic(), **options}
-            asked = await asyncio.to_thread(self._question, stack, video, question, **options)
-            ticket = self._driver.submit(asked.request, deliver)
-            try:
-                while asked.answer is None:
-                    for event in asked.events(await outputs.get()):
-                        yield event
-            finally:
-                if asked.answer is None:
-                    self._driver.abort(ticket)
-
+    @process.native_calls()
     def _question(
         self,
         stack: ExitStack,
+        called: float,
         video: Any,
         question: str,
         *,
@@ -253,6 +257,8 @@ class Runtime:
         return Question(
             stack,
             self._store,
+            self._engine,
+            called,
             video,
             question,
             perception=config,
@@ -284,25 +290,25 @@ class Runtime:
         """
         config = self.perception(perception)
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
-        with ExitStack() as stack:
+        with process.native_calls(), ExitStack() as stack:
             sources = open_videos(stack, video, **{**self._decoding, **opening})
-            videos = [source.metadata for source in sources]
-        return plan_cost(
-            self._engine,
-            self._prompts(config),
-            config,
-            videos,
-            question=question,
-            options=options,
-            context=context,
-            max_tokens=max_tokens,
-            model=self.name,
-        )
+            return plan_cost(
+                self._engine,
+                self._prompts(config),
+                config,
+                [source.metadata for source in sources],
+                question=question,
+                options=options,
+                context=context,
+                max_tokens=max_tokens,
+                model=self.name,
+            )
 
     def perception(
         self, perception: PerceptionConfig | ResolvedPerception | None = None
     ) -> ResolvedPerception:
         """`perception` with the model's own settings where it leaves them to the model."""
+        self._driver.check_process()
         if isinstance(perception, ResolvedPerception):
             return perception
         ok = perception is None or isinstance(perception, PerceptionConfig)
@@ -313,39 +319,27 @@ class Runtime:
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
-        chosen = sampling or SamplingParams()
-        return self._generate(GenerationRequest(self._encode(prompt), sampling=chosen))
+        encoded = self._encode(prompt)
+        request = GenerationRequest(encoded, sampling=sampling or SamplingParams())
+        return complete(self._driver, request)
 
     def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural log) of each token id after a text prompt."""
         if not token_ids:
             return []
         request = GenerationRequest(self._encode(prompt), forced_ids=list(token_ids))
-        return self._generate(request).logprobs
+        return complete(self._driver, request).logprobs
 
-    def _generate(self, request: GenerationRequest) -> Completion:
-        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        ticket = self._driver.submit(request, outputs.put)
-        try:
-            output = outputs.get()
-        except BaseException:
-            self._driver.abort(ticket)
-            raise
-        if isinstance(output, RequestFailed):
-            raise output.error
-        assert isinstance(output, Completion)
-        return output
-
+    @process.native_calls()
     def _encode(self, prompt: str | Prompt) -> EncodedPrompt:
-        whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
-        if whole.segments:
-            raise ValueError("generate: prompt must be text only, got vision segments; use ask")
-        return encode_prompt(self._engine.tokenizer, whole)
+        self._driver.check_process()
+        return encode_text(self._engine, prompt)
 
     # -- upkeep -----------------------------------------------------------------------------
 
     @property
     def engine(self) -> Engine:
+        self._driver.check_process()
         return self._engine
 
     def update_weights(
@@ -372,6 +366,7 @@ class Runtime:
                 self._engine.update_weights(lambda model: write_checked(model, whole))
 
         last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
+        self._driver.check_process()
         self._staged.take(tensors, last)
 
     def discard_staged_weights(self) -> None:
@@ -385,21 +380,25 @@ class Runtime:
 
     def stats(self) -> dict[str, Any]:
         """Counters of the scheduler, of every cache and of weights kept for an update."""
+        self._driver.check_process()
         kept = {"frame_store": self._store.stats(), "staged_weights": self._staged.stats()}
         return self._engine.stats() | kept
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
+        self._driver.check_process()
         self._store.clear()
         self._driver.call(self._engine.clear_caches)
 
     def close(self) -> None:
-        """Fail what is in work and give memory back."""
-        self._driver.close()
-        self._engine.close()
-        self._staged.discard()
-        if self._own_store:
-            self._store.close()
+        """Fail what is pending or in work, whatever became of its event loop, and give memory back.
+
+        May be called again, from any thread and while others ask.
+        """
+        if self._driver.close():
+            self._staged.discard()
+            if self._own_store:
+                self._store.close()
 
     def __enter__(self) -> Runtime:
         return self

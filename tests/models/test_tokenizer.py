@@ -10,7 +10,7 @@ import pytest
 from utils import tiny_tokenizer
 
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.tokenizer import LABEL, TEXT, VISION, Tokenizer, encode_prompt
+from vtts_rt.models.tokenizer import LABEL, TEXT, VISION, Tokenizer, encode_prompt, least_tokens
 from vtts_rt.types import PairRef, PixelBox, Prompt, Segment, TimeLabel
 
 TEXTS = [
@@ -143,6 +143,29 @@ def test_positions_of_a_prompt_continue_over_rounds(tokenizer: Tokenizer, parity
     # 3 pair steps of 1.5 s x 2 tokens a second; text goes on by the rule.
     assert whole[0, end - 1] - whole[0, start] == 9
     assert whole[0, end] - whole[0, start] == (10 if parity == "release" else 3)
+
+
+def test_a_lower_bound_of_tokens_is_one(tokenizer: Tokenizer) -> None:
+    rng = random.Random(0)
+    words = [
+        "red",
+        "card",
+        ", ",
+        " ",
+        "\n",
+        "\u4e16\u754c",
+        "\u3002",
+        "x" * 40,
+        "12",
+        "caf\u00e9",
+        ". ",
+    ]
+    pieces = Prompt((segment(3, 56, 84), "".join(rng.choices(words, k=30_000)), segment(1, 28, 28)))
+    true = len(encode_prompt(tokenizer, pieces))
+    vision = 3 * 6 + 1
+    for limit in (0, 10, 1000, true // 4, true // 2, true):
+        assert vision <= least_tokens(tokenizer, pieces, limit) <= true
+    assert least_tokens(tokenizer, pieces, true // 8) > true // 8  # and good enough to refuse by
 
 
 @pytest.mark.parametrize("token", ["<|video_pad|>", "<|image_pad|>", "<|vision_start|>"])

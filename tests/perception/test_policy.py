@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.policy import FramePlan, RoundHistory, plan_round
+from vtts_rt.perception.policy import FramePlan, RoundHistory, first_pairs, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.published import clue_stream
@@ -117,6 +117,23 @@ def test_uniform_is_torch_linspace_bit_for_bit() -> None:
         n = 2 * rng.randint(1, 256)
         expected = torch.linspace(0, total - 1, n).round().long().tolist()
         assert uniform_indices(total, n) == expected, (total, n)
+    # A float32 rounds 2^27 - 1 up to a frame that is not there.
+    for total in (2**24 + 1, 2**26 - 1, 2**27 - 1, 2**27, 2**27 + 9, 2**31 - 5):
+        for n in (2, 5, 64, 512):
+            expected = torch.linspace(0, total - 1, n).round().long().clamp(max=total - 1).tolist()
+            assert uniform_indices(total, n) == expected, (total, n)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_pairs_of_a_first_look_are_counted_without_its_plan(strategy) -> None:  # type: ignore[no-untyped-def]
+    rng = random.Random(1)
+    for _ in range(100):
+        videos = [video(rng.randint(1, 3000), rng.choice((1.0, 8.0, 29.97))) for _ in range(2)]
+        rate = rng.choice((0.5, 1.0, 4.0))
+        config = ResolvedPerception(max_frames=2 * rng.randint(2, 64), sample_fps=rate)
+        num_pairs = plan_round(strategy, config, videos, [], 0).num_pairs
+        counted = first_pairs(strategy, config, videos)
+        assert counted == num_pairs or (strategy == "official" and counted - num_pairs <= 2)
 
 
 def test_an_empty_list_is_not_a_missing_clue() -> None:

@@ -1,8 +1,9 @@
 """`vtts-rt bench soak`: thousands of mixed requests under small budgets; does memory stay?
 
 Videos, questions, strategies, rounds, sampling and lengths vary by a seed; some requests are
-aborted, some run out of time, some come together. Resident memory is read after every few of
-them; the slope is a least-squares line through what comes after the warm-up.
+closed early, some run out of time, some come together. They come from several threads. Resident
+memory and open files are read after every few of them; the slope is a least-squares line through
+what comes after the warm-up. Nothing calls the garbage collector or trims the heap.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import os
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +69,11 @@ CLIPS = (
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench soak`."""
     add = parser.add_argument
-    # What the allocator keeps swings by some 5 MB; over 2,500 requests that is noise of the
-    # slope below 0.1 MB per 100 requests, over 800 it is 0.4.
-    add("--num-prompts", type=int, default=3000, help="requests")
-    add("--num-warmups", type=int, default=500, help="of them before the slope begins")
-    add("--sample-every", type=int, default=10, help="requests between two readings")
+    # What the allocator keeps swings by some 5 MB and grows for thousands of requests.
+    add("--num-prompts", type=int, default=16000, help="requests")
+    add("--num-warmups", type=int, default=4000, help="of them before the slope begins")
+    add("--sample-every", type=int, default=50, help="requests between two readings")
+    add("--concurrency", type=int, default=4, help="threads that ask")
     add("--frame-store-mib", type=int, default=4)
     add("--vision-cache-mib", type=int, default=2)
     add("--kv-mib", type=int, default=8)
@@ -87,7 +90,8 @@ def theme(args: argparse.Namespace) -> str:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result (the JSON file's content); arguments as `--help` says."""
-    for name in ("num_prompts", "sample_every", "frame_store_mib", "vision_cache_mib", "kv_mib"):
+    sizes = ("frame_store_mib", "vision_cache_mib", "kv_mib")
+    for name in ("num_prompts", "sample_every", "concurrency", *sizes):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     left = args.num_prompts - args.num_warmups
     few = left >= 2 * args.sample_every and args.num_warmups >= 0
@@ -105,16 +109,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as files,
         Runtime.from_pretrained(model, dtype=dtype, device=args.device, engine=engine) as runtime,
     ):
-        soak = _Soak(runtime, _videos(Path(files)), random.Random(args.seed), engine)
+        soak = _Soak(runtime, _videos(Path(files)), engine, args.sample_every)
         loaded = resident_mb()
         began = time.perf_counter()
-        while soak.requests < args.num_prompts:
-            soak.next()
-            if soak.requests >= args.sample_every * (len(soak.samples) + 1):
-                soak.sample()
-                if len(soak.samples) % 10 == 0:
-                    now = soak.samples[-1][1]
-                    print(f"{soak.requests} requests: {now:.1f} MB resident", file=sys.stderr)
+        rngs = [random.Random(args.seed + number) for number in range(args.concurrency)]
+        with ThreadPoolExecutor(args.concurrency) as pool:
+            for done in [pool.submit(soak.ask_until, args.num_prompts, rng) for rng in rngs]:
+                done.result()
         seconds = time.perf_counter() - began
         runtime.engine.check_integrity()
         stats = runtime.stats()
@@ -123,7 +124,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     peak = max(mb for _, mb in soak.samples)
     budget = sum(bound for _, bound in soak.budgets.values())
     flags = ["num_prompts", "num_warmups", "sample_every", "frame_store_mib", "vision_cache_mib"]
-    flags += ["kv_mib", "device", "dtype", "threads", "seed", "model"]
+    flags += ["kv_mib", "concurrency", "device", "dtype", "threads", "seed", "model"]
     result = heading("soak", args, flags)
     return {
         **result,
@@ -138,6 +139,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "warm_rss_mb": warm,
         "peak_rss_mb": peak,
         "growth_mb": peak - warm,
+        "open_files": soak.open_files,
         "budget_mb": budget / MIB,
         "caches": {
             name: {"peak_bytes": most, "budget_bytes": bound}
@@ -178,27 +180,34 @@ def _videos(folder: Path) -> list[dict[str, Any]]:
         path = folder / f"{number}.mp4"
         write_video(path, moving_frames(num_frames, (height, width)), source_fps=10)
         videos.append({"video": str(path)})
+    for name, codec, form in (("6.avi", "mjpeg", "yuvj420p"), ("7.gif", "gif", "rgb8")):
+        frames = moving_frames(20, (96, 128))
+        write_video(folder / name, frames, source_fps=10, codec=codec, pixel_format=form)
+        videos.append({"video": str(folder / name)})
     videos.append({"video": (folder / "0.mp4").read_bytes()})
     array = np.stack(list(moving_frames(24, (84, 112))))
     videos.append({"video": array, "source_fps": 8.0})
+    videos.append({"video": array[0]})
     videos.append({"video": [str(folder / "1.mp4"), str(folder / "2.mp4")]})
     return videos
 
 
 class _Soak:
-    """requests: so far; outcomes: how they ended; samples: (requests, resident MB); budgets:
-    cache -> [most bytes seen, budget]."""
+    """requests: so far; outcomes: how they ended; samples: (requests, resident MB); open_files:
+    descriptors at each sample; budgets: cache -> [most bytes seen, budget]."""
 
     def __init__(
         self,
         runtime: Runtime,
         videos: list[dict[str, Any]],
-        rng: random.Random,
         engine: EngineConfig,
+        sample_every: int,
     ) -> None:
         self._runtime = runtime
         self._videos = videos
-        self._rng = rng
+        self._sample_every = sample_every
+        self._lock = threading.Lock()
+        self.open_files: list[int] = []
         self.requests = 0
         self.outcomes: Counter[str] = Counter()
         self.strategies: Counter[str] = Counter()
@@ -209,44 +218,57 @@ class _Soak:
             "kv": [0, engine.kv_bytes],
         }
 
-    def sample(self) -> None:
+    def ask_until(self, num_prompts: int, rng: random.Random) -> None:
+        """Ask, as one of several threads, until all of them have asked so often."""
+        while self.requests < num_prompts:
+            self._next(rng)
+            with self._lock:
+                if self.requests >= self._sample_every * (len(self.samples) + 1):
+                    self._sample()
+
+    def _sample(self) -> None:
         self.samples.append((self.requests, resident_mb()))
+        self.open_files.append(sum(1 for _ in Path("/proc/self/fd").iterdir()))
+        if len(self.samples) % 10 == 0:
+            now = self.samples[-1][1]
+            print(f"{self.requests} requests: {now:.1f} MB resident", file=sys.stderr)
         stats = self._runtime.stats()
         for name, seen in self.budgets.items():
             used = stats[name]["bytes_used" if name == "kv" else "bytes"]
             seen[0] = max(seen[0], used)
 
-    def next(self) -> None:
+    def _next(self, rng: random.Random) -> None:
         """One request, or a few at once."""
-        kind = self._rng.choices(("ask", "abort", "timeout", "together"), (70, 15, 5, 10))[0]
+        kind = rng.choices(("ask", "close", "timeout", "together"), (75, 10, 5, 10))[0]
         if kind == "together":
-            together = [self._question() for _ in range(self._rng.randint(2, 4))]
+            together = [self._question(rng) for _ in range(rng.randint(2, 4))]
             for answer in self._runtime.ask_batch(together):
                 self._note(answer.stop_reason)
             return
-        question = self._question()
+        question = self._question(rng)
         if kind == "ask":
             self._note(self._runtime.ask(**question).stop_reason)
         elif kind == "timeout":
-            question["timeout_seconds"] = self._rng.uniform(0.001, 0.1)
+            question["timeout_seconds"] = rng.uniform(0.001, 0.1)
             self._note(self._runtime.ask(**question).stop_reason)
         else:
             events: Any = self._runtime.stream(**question)
-            for _ in range(self._rng.randint(0, 20)):
+            for _ in range(rng.randint(0, 20)):
                 if next(events, None) is None:
                     break
             events.close()
             self._note("closed")
 
     def _note(self, outcome: str) -> None:
-        self.requests += 1
-        self.outcomes[outcome] += 1
+        with self._lock:
+            self.requests += 1
+            self.outcomes[outcome] += 1
 
-    def _question(self) -> dict[str, Any]:
-        rng = self._rng
+    def _question(self, rng: random.Random) -> dict[str, Any]:
         strategy = rng.choice(STRATEGIES)
-        self.strategies[strategy] += 1
-        rounds = rng.randint(1, 4)
+        with self._lock:
+            self.strategies[strategy] += 1
+        rounds = rng.randint(1, 3)
         clues = [[sorted(rng.uniform(0.0, 4.0) for _ in range(2))] for _ in range(rounds)]
         return {
             **rng.choice(self._videos),
@@ -257,14 +279,14 @@ class _Soak:
             "perception": PerceptionConfig(
                 strategy=strategy,
                 max_rounds=rounds,
-                sample_fps=rng.choice((1.0, 2.0)),
-                max_frames=16,
+                sample_fps=rng.choice((0.5, 1.0)),
+                max_frames=8,
                 min_pixels=28 * 28 * 4,
                 total_pixels=28 * 28 * 64,
             ),
             "sampling": SamplingParams(
                 temperature=rng.choice((0.0, 0.8)),
-                max_tokens=rng.randint(1, 16),
+                max_tokens=rng.randint(1, 6),
                 seed=rng.randrange(1 << 31),
             ),
         }
@@ -277,7 +299,8 @@ def print_table(result: dict[str, Any]) -> None:
     print(
         f"resident: {result['loaded_rss_mb']:.1f} MB loaded, {result['warm_rss_mb']:.1f} MB warm, "
         f"{result['peak_rss_mb']:.1f} MB at most; budgets {result['budget_mb']:.0f} MB; "
-        f"{result['slope_mb_per_100_requests']:+.2f} MB per 100 requests after the warm-up"
+        f"{result['slope_mb_per_100_requests']:+.2f} MB per 100 requests after the warm-up; "
+        f"{min(result['open_files'])} to {max(result['open_files'])} open files"
     )
     for name, cache in result["caches"].items():
         most, bound = cache["peak_bytes"] / MIB, cache["budget_bytes"] / MIB

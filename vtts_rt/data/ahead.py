@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
 
+from vtts_rt import process
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -63,6 +65,7 @@ class Ahead(Generic[Job, Result]):
         ]
         for thread in self._threads:
             thread.start()
+        process.at_exit(self, Ahead.close)
 
     def __iter__(self) -> Iterator[tuple[Job, Result]]:
         return self

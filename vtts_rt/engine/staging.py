@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
+from vtts_rt import process
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, check_hf
 
 
@@ -30,15 +31,18 @@ class StagedWeights:
         before stay, and of this one nothing.
         """
         with self._lock:
-            found = check_hf(self._model, tensors)
+            with process.native_calls():
+                found = check_hf(self._model, tensors)
             if apply is not None:
                 apply({**self._tensors, **found})
                 self._tensors.clear()
                 return
             dtype = self._model.dtype
-            self._tensors |= {
-                name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in found.items()
-            }
+            with process.native_calls():
+                self._tensors |= {
+                    name: tensor.detach().to("cpu", dtype, copy=True)
+                    for name, tensor in found.items()
+                }
 
     def discard(self) -> None:
         """Forget what was kept."""

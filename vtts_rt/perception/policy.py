@@ -7,11 +7,20 @@ from collections.abc import Sequence
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View
-from vtts_rt.perception.policy_grid import plan_focus, plan_grid
-from vtts_rt.perception.policy_official import plan_official
+from vtts_rt.perception.policy_grid import grid_pairs, plan_focus, plan_grid
+from vtts_rt.perception.policy_official import official_pairs, plan_official
 from vtts_rt.types import Strategy, VideoMetadata, require
 
-__all__ = ["FramePlan", "RoundHistory", "View", "plan_round"]
+__all__ = ["FramePlan", "RoundHistory", "View", "first_pairs", "plan_round"]
+
+
+def first_pairs(
+    strategy: Strategy, config: ResolvedPerception, videos: Sequence[VideoMetadata]
+) -> int:
+    """Frame pairs of a first look, counted without making its plan; arguments as `plan_round`."""
+    _check(strategy, videos)
+    count = official_pairs if strategy == "official" else grid_pairs
+    return sum(1 if video.is_image else count(config, video, videos) for video in videos)
 
 
 def plan_round(
@@ -29,6 +38,15 @@ def plan_round(
     `refresh` or `append` may be empty, and its notes say why.
     ValueError for an unknown strategy or a video without frames, size, rate or duration.
     """
+    _check(strategy, videos)
+    if strategy == "official":
+        return plan_official(config, videos, history, round_index)
+    if strategy == "grid":
+        return plan_grid(config, videos, history, round_index)
+    return plan_focus(strategy, config, videos, history, round_index)
+
+
+def _check(strategy: Strategy, videos: Sequence[VideoMetadata]) -> None:
     require("plan_round", "strategy", strategy, strategy in STRATEGIES, f"one of {STRATEGIES}")
     require("plan_round", "videos", videos, len(videos) > 0, "at least one video")
     for metadata in videos:
@@ -40,8 +58,3 @@ def plan_round(
                 value = getattr(metadata, name)
                 positive = math.isfinite(value) and value > 0.0
                 require("plan_round", name, value, positive, "a finite number > 0")
-    if strategy == "official":
-        return plan_official(config, videos, history, round_index)
-    if strategy == "grid":
-        return plan_grid(config, videos, history, round_index)
-    return plan_focus(strategy, config, videos, history, round_index)

@@ -221,6 +221,14 @@ def _content(pair: PairRef, segment: Segment) -> tuple[int, int, int, PixelBox, 
     return pair.video, pair.frame_a, pair.frame_b, segment.box, segment.resized_hw
 
 
+def grid_pairs(
+    config: ResolvedPerception, metadata: VideoMetadata, videos: Sequence[VideoMetadata]
+) -> int:
+    """Frame pairs of a first look at one of `videos`, of `grid`, `refresh` and `append`."""
+    timeline = Timeline(0, metadata, config.sample_fps)
+    return timeline.num_cells(timeline.first_level(config, _max_pairs(config, videos)))
+
+
 def _max_pairs(config: ResolvedPerception, videos: Sequence[VideoMetadata]) -> int:
     moving = sum(not metadata.is_image for metadata in videos)
     return max(1, config.max_frames // 2 // max(moving, 1))

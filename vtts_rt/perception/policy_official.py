@@ -19,7 +19,8 @@ from vtts_rt.types import PairRef, Segment, TimeSpan, VideoMetadata, require
 
 
 def uniform_indices(num_frames: int, num_samples: int) -> list[int]:
-    """`torch.linspace(0, num_frames - 1, num_samples).round()`, bit for bit.
+    """`torch.linspace(0, num_frames - 1, num_samples).round()`, bit for bit, but for the last frame
+    where its float32 is one that is not there (from 2^24 frames on).
 
     torch on CPU works in float32 with fused multiply-add, from the start in the first half and
     from the end in the second. A float64 product of two float32 is exact, so one rounding of
@@ -32,7 +33,7 @@ def uniform_indices(num_frames: int, num_samples: int) -> list[int]:
     i = np.arange(num_samples)
     up, down = step * i, np.float64(end) - step * (num_samples - 1 - i)
     exact = np.where(i < num_samples // 2, up, down).astype(np.float32)
-    return [int(v) for v in np.rint(exact)]
+    return [min(int(v), num_frames - 1) for v in np.rint(exact)]
 
 
 def key_indices(
@@ -99,6 +100,13 @@ def official_indices(
             note = f"the clue cannot be sampled ({error}): uniform sampling"
             return uniform_indices(num_frames, num_samples), num_samples, note
     return uniform_indices(num_frames, num_samples), num_samples, None
+
+
+def official_pairs(
+    config: ResolvedPerception, metadata: VideoMetadata, videos: Sequence[VideoMetadata]
+) -> int:
+    """Frame pairs of a first look at one of `videos`, where no two samples are the same frame."""
+    return max(1, smart_nframes(config, metadata.num_frames, metadata.source_fps) // 2)
 
 
 def _leading_look(history: Sequence[RoundHistory], sticky: bool) -> RoundHistory | None:

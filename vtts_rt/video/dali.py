@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtts_rt import process
 from vtts_rt.video.container import av_errors
 from vtts_rt.video.dali_pipeline import MAX_SAMPLES, Sample, decode, muxed, num_threads
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS
@@ -77,7 +78,8 @@ class DaliSource:
         self._source = source
         self._device = device
         self._packets = PacketReader(source.media, source.index)
-        self._lock = threading.Lock()
+        self._begin()
+        process.after_fork(self, DaliSource._begin)
         self._closed = False
         self._num_fed = 0
         self.frames_by_pyav = 0
@@ -94,6 +96,9 @@ class DaliSource:
         self.metadata = replace(
             whole, video_id=derive_id(whole.video_id, DECODER, kind), decoder=DECODER
         )
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
 
     @property
     def frames_codec_decoded(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtts_rt import process
 from vtts_rt.video.packets import num_decoder_threads
 
 MAX_SAMPLES = 8  # streams decoded in one go
@@ -52,7 +52,7 @@ def muxed(packets: list[Any], ranks: list[int], template: Any) -> np.ndarray:
 def decode(samples: list[Sample], device: int | None) -> list[Tensor]:
     """Of each sample its guard and its frames, (1 + F, H, W, 3) uint8 on the device: DALI's own
     memory, handed over by DLPack. RuntimeError where it fails."""
-    pipeline = _take_pipeline(device)
+    pipeline = _idle.take(device)
     try:
         pipeline.feed_input("encoded", [sample.encoded for sample in samples])
         wanted = [np.array([s.guard, *s.numbers], np.int32) for s in samples]
@@ -61,7 +61,7 @@ def decode(samples: list[Sample], device: int | None) -> list[Tensor]:
         frames = [torch.utils.dlpack.from_dlpack(batch[k]) for k in range(len(samples))]
     except Exception as error:  # the pipeline is of no use any more
         raise RuntimeError(_reason(str(error))) from None
-    _give_back(device, pipeline)
+    _idle.give_back(device, pipeline)
     return frames
 
 
@@ -71,20 +71,30 @@ def _reason(message: str) -> str:
     return lines[0].strip() if lines else "it says nothing"
 
 
-# Pipelines that nobody uses, by (process, device): building one takes 15 ms, and each serves one
-# thread at a time. A forked process makes its own.
-_idle: dict[tuple[int, int | None], list[Any]] = {}
+class _Idle:
+    """Pipelines that nobody uses, by device: building one takes 15 ms, and each serves one thread
+    at a time. A forked process makes its own."""
+
+    def __init__(self) -> None:
+        self._pipelines: dict[int | None, list[Any]] = {}
+        process.after_fork(self, _Idle._leave_to_parent)
+
+    def take(self, device: int | None) -> Any:
+        try:
+            return self._pipelines[device].pop()
+        except (KeyError, IndexError):
+            return _build_pipeline(device)
+
+    def give_back(self, device: int | None, pipeline: Any) -> None:
+        self._pipelines.setdefault(device, []).append(pipeline)
+
+    def _leave_to_parent(self) -> None:
+        for pipelines in self._pipelines.values():
+            process.never_free(*pipelines)
+        self._pipelines = {}
 
 
-def _take_pipeline(device: int | None) -> Any:
-    try:
-        return _idle[os.getpid(), device].pop()
-    except (KeyError, IndexError):
-        return _build_pipeline(device)
-
-
-def _give_back(device: int | None, pipeline: Any) -> None:
-    _idle.setdefault((os.getpid(), device), []).append(pipeline)
+_idle = _Idle()
 
 
 def _build_pipeline(device: int | None) -> Any:

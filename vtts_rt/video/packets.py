@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 
+from vtts_rt import process
 from vtts_rt.video.container import Media, video_stream
 from vtts_rt.video.index import PacketIndex, demuxed
 
@@ -100,6 +101,7 @@ class PacketReader:
         self.context: Any = None
         self.start = 0
         self.next = -1
+        process.after_fork(self, PacketReader._abandon)
 
     def start_at(self, ordinal: int) -> None:
         """Go to a keyframe packet: by seeking or reading on, which flushes the decoder, or from
@@ -151,6 +153,12 @@ class PacketReader:
         if self._container is not None:
             self._container.close()
             self._container, self._packets, self.next = None, iter(()), -1
+
+    def _abandon(self) -> None:
+        """Forget what is open, as it is the parent's; freeing it would wait for its threads."""
+        process.never_free(self._container, self._packets, self.stream, self.context)
+        self._container = self.stream = self.context = None
+        self._packets, self.next = iter(()), -1
 
     def _open(self) -> None:
         self._container, self.stream = open_stream(self._media, self._exact)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from vtts_rt import process
 from vtts_rt.video.source import FrameSource
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,10 @@ class PrefetchQueue:
         self._since = 0
         self._pool = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="prefetch")
         self._working = 0  # threads that are at it
+        self._threads: set[int] = set()  # all there are, by their numbers
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may close what it collects
+        process.before_exit(self, PrefetchQueue._give_up)
 
     def need(self, wanted: Wanted, indices: Sequence[int]) -> None:
         """Frames that a prompt needs, in order; those that were guessed wait as guesses no more."""
@@ -176,12 +179,16 @@ class PrefetchQueue:
         return guessed, used
 
     def close(self) -> None:
-        """Cancels all that waits and ends the threads."""
+        """Cancels all that waits and ends the threads; waits for them if it is none of them."""
+        self._give_up()
+        self._pool.shutdown(wait=threading.get_ident() not in self._threads)
+
+    def _give_up(self) -> None:
+        """Fetch nothing ahead any more: what is asked for is decoded where it is."""
         with self._lock:
             self._closed = True
             for wanted in list(self._waiting):
                 self._cancel(wanted, {*wanted.needed, *wanted.guessed})
-        self._pool.shutdown()
 
     def stats(self) -> dict[str, int]:
         with self._lock:
@@ -283,6 +290,7 @@ class PrefetchQueue:
     # -- internals, without it --------------------------------------------------------------
 
     def _work(self) -> None:
+        self._threads.add(threading.get_ident())
         while True:
             with self._lock:
                 batch = self._take_batch()

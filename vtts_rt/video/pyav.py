@@ -21,10 +21,12 @@ import logging
 import threading
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from vtts_rt import process
 from vtts_rt.types import VideoMetadata
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
@@ -85,19 +87,20 @@ class PyavSource:
 
     def __init__(self, media: Media, facts: VideoFacts) -> None:
         self.media = media
-        self._lock = threading.Lock()
-        self._holder = 0  # the thread that holds it
         self._closed = False
         self.frames_substituted = 0
         self.index = index = facts.index
-        self._fast = Run(media, index, False, self._pixels)
-        self._exact = Run(media, index, True, self._pixels)
+        self.matrix, self._stored_hw = facts.matrix, facts.stored_hw
+        pixels = partial(_pixels, self._stored_hw, self.matrix, media.name)
+        self._fast = Run(media, index, False, pixels)
+        self._exact = Run(media, index, True, pixels)
+        self._begin()
+        process.after_fork(self, PyavSource._begin)
         self._tells = facts.codec in TELLING
         self._damaged: set[int] = set()  # starts of groups that only the exact run reads
         self._surveys: dict[int, _Survey] = {}
         self._places: dict[int, _Place | None] = {}
         self._stand_ins: dict[int, int] = {}
-        self.matrix, self._stored_hw = facts.matrix, facts.stored_hw
         height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self.matrix).shape[:2]
         self.metadata = VideoMetadata(
             video_id=derive_id(facts.content_id, DECODER, CONVERSION),
@@ -109,6 +112,12 @@ class PyavSource:
             decoder=DECODER,
             timestamps_seconds=index.times_seconds,
         )
+
+    def _begin(self) -> None:
+        """Decode from nothing, as a forked child does."""
+        self._lock = threading.Lock()
+        self._holder = 0  # the thread that holds it
+        self._fast.ended = self._exact.ended = True
 
     @property
     def frames_codec_decoded(self) -> int:
@@ -332,6 +341,7 @@ class PyavSource:
             raise RuntimeError(f"the video {self.media.name} was closed: open it again")
         self.media.check_unchanged()
 
-    def _pixels(self, frame: Any) -> np.ndarray:
-        height, width = self._stored_hw
-        return to_rgb(frame, height, width, self.matrix, self.media.name)
+
+def _pixels(hw: tuple[int, int], matrix: Any, name: str, frame: Any) -> np.ndarray:
+    height, width = hw
+    return to_rgb(frame, height, width, matrix, name)

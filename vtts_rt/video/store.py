@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from vtts_rt import process
 from vtts_rt.types import Frame
 from vtts_rt.video.frame_tiers import FrameKey, FrameTier, device_type
 from vtts_rt.video.prefetch import Observer, PrefetchQueue, Wanted
@@ -63,7 +65,8 @@ class FrameStore:
     eviction; one larger than the budget is handed out and not kept.
     device_byte_budget: the same of frames that a decoder leaves on an accelerator. They are a
     tier of their own and never copied down: decoding one again there costs less than the way.
-    Thread-safe. Two threads that ask for the same frame decode it once.
+    Thread-safe. Two threads that ask for the same frame decode it once. In a forked child it is
+    empty, and otherwise of use.
     By-products (`passing`: frames that a decoder passes on its way to those asked for) are kept
     while there is room: they evict nothing, and are the first to go.
     Counters: queries, frames_decoded (frames asked for), frames_passing (by-products),
@@ -72,6 +75,13 @@ class FrameStore:
     """
 
     def __init__(self, byte_budget: int, device_byte_budget: int = 0) -> None:
+        self._budgets = byte_budget, device_byte_budget
+        self._begin()
+        process.after_fork(self, FrameStore._begin)
+
+    def _begin(self) -> None:
+        """Empty; so it begins again in a forked child, where its threads are not."""
+        byte_budget, device_byte_budget = self._budgets
         self.host = FrameTier("byte_budget", byte_budget)
         self.device = FrameTier("device_byte_budget", device_byte_budget)
         self.queries = 0
@@ -79,7 +89,7 @@ class FrameStore:
         self.frames_passing = 0
         self.frames_reused = 0
         self._flights: dict[FrameKey, _Flight] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a garbage collection may close what it collects
         self._decoders: WeakKeyDictionary[FrameSource, _Decoder] = WeakKeyDictionary()
         # Guesses that wait would, once decoded, take at most a quarter of what is kept.
         self.ahead = PrefetchQueue(self._fetch, (byte_budget + device_byte_budget) // 4)
@@ -280,6 +290,49 @@ def _video(source: FrameSource) -> tuple[str, str]:
     return source.metadata.video_id, source.metadata.decoder
 
 
+class _Counted:
+    """The counts of one round; apart from its provider, which what counts must not keep alive."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._delivered: set[FrameKey] = set()
+        self._asked: set[FrameKey] = set()
+        self._num_decoded = self._num_codec_decoded = 0
+        self._blocked_seconds = 0.0
+
+    def observe(
+        self, video: tuple[str, str], indices: Sequence[int], num_codec_decoded: int
+    ) -> None:
+        with self._lock:
+            self._num_decoded += len(indices)
+            self._num_codec_decoded += num_codec_decoded
+            self._delivered.update((*video, i) for i in indices)
+
+    def blocked(self, seconds: float) -> None:
+        with self._lock:
+            self._blocked_seconds += seconds
+
+    def asked(self, frames: Iterable[FrameKey]) -> None:
+        with self._lock:
+            self._asked.update(frames)
+
+    def take(self, guessed: int, used: int) -> FrameCounts:
+        with self._lock:
+            counts = FrameCounts(
+                frames_decoded=self._num_decoded,
+                frames_codec_decoded=self._num_codec_decoded,
+                frames_reused=len(self._asked - self._delivered),
+                decode_ms=self._blocked_seconds * 1e3,
+                frames_guessed=guessed,
+                frames_guessed_used=used,
+            )
+            self._begin()
+            return counts
+
+
 class StoreProvider:
     """The FrameProvider of one request (vtts_rt.types): its sources, through a shared store.
 
@@ -289,20 +342,17 @@ class StoreProvider:
     def __init__(self, store: FrameStore, sources: Sequence[FrameSource]) -> None:
         self._store = store
         self._sources = list(sources)
-        self._lock = threading.Lock()
-        self._wanted = [Wanted(source, self._observer(source)) for source in sources]
-        self._rounds = [self]
-        self._delivered: set[FrameKey] = set()
-        self._asked: set[FrameKey] = set()
-        self._num_decoded = 0
-        self._num_codec_decoded = 0
-        self._blocked_seconds = 0.0
+        self._counted = _Counted()
+        self._wanted = [
+            Wanted(source, partial(self._counted.observe, _video(source))) for source in sources
+        ]
+        self._of_all_rounds = list(self._wanted)
 
     def fresh(self) -> StoreProvider:
         """Another provider of the same frames, with counters of its own: one a round."""
         other = StoreProvider(self._store, self._sources)
-        other._rounds = self._rounds
-        self._rounds.append(other)
+        self._of_all_rounds += other._wanted
+        other._of_all_rounds = self._of_all_rounds
         return other
 
     def passing(self, video: int, frame_indices: Collection[int]) -> None:
@@ -331,9 +381,8 @@ class StoreProvider:
     def cancel(self) -> None:
         """The request has ended: what this provider and those of its other rounds still wait
         for is left to others that want it."""
-        for provider in self._rounds:
-            for wanted in provider._wanted:
-                self._store.ahead.cancel(wanted)
+        for wanted in self._of_all_rounds:
+            self._store.ahead.cancel(wanted)
 
     def ready(self, video: int, frame_indices: Sequence[int]) -> bool:
         return not self._store.ahead.on_their_way(self._wanted[video], frame_indices)
@@ -347,36 +396,10 @@ class StoreProvider:
                 wanted.source, frame_indices, wanted.observer, wanted.passing
             )
         finally:
-            with self._lock:
-                self._blocked_seconds += time.perf_counter() - began
-        with self._lock:
-            self._asked.update((*wanted.video, int(i)) for i in frame_indices)
+            self._counted.blocked(time.perf_counter() - began)
+        self._counted.asked((*wanted.video, int(i)) for i in frame_indices)
         return found
 
     def take_counts(self) -> FrameCounts:
         """The counts since the last take, and a fresh start."""
-        guessed, used = self._store.ahead.take_counts(self._wanted)
-        with self._lock:
-            counts = FrameCounts(
-                frames_decoded=self._num_decoded,
-                frames_codec_decoded=self._num_codec_decoded,
-                frames_reused=len(self._asked - self._delivered),
-                decode_ms=self._blocked_seconds * 1e3,
-                frames_guessed=guessed,
-                frames_guessed_used=used,
-            )
-            self._num_decoded = self._num_codec_decoded = 0
-            self._blocked_seconds = 0.0
-            self._asked, self._delivered = set(), set()
-            return counts
-
-    def _observer(self, source: FrameSource) -> Observer:
-        video = _video(source)
-
-        def observe(indices: Sequence[int], num_codec_decoded: int) -> None:
-            with self._lock:
-                self._num_decoded += len(indices)
-                self._num_codec_decoded += num_codec_decoded
-                self._delivered.update((*video, i) for i in indices)
-
-        return observe
+        return self._counted.take(*self._store.ahead.take_counts(self._wanted))
