@@ -36,7 +36,7 @@ from vtts_rt.bench.shapes import SHAPES, model_config, random_model
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
 from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.ops.sampling import sample_token
-from vtts_rt.types import SamplingParams
+from vtts_rt.sampling import ResolvedSampling
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE_SIZE = 16
@@ -75,7 +75,7 @@ class Step:
 
     def __call__(self) -> None:
         for position, row in enumerate(self.logits()):
-            sample_token(row, SamplingParams(), member=0, round_index=0, position=position)
+            sample_token(row, ResolvedSampling(), member=0, round_index=0, position=position)
 
 
 def seconds(function: Any) -> float:

@@ -34,7 +34,7 @@ class Interleaving:
     """One engine, a random history of actions on it, and what each request came to."""
 
     def __init__(self, seed: int, model: Any, tokenizer: Tokenizer) -> None:
-        self.rng = random.Random(seed)
+        self.rng, self.rng_of_settings = random.Random(seed), random.Random(seed)
         self.model, self.tokenizer = model, tokenizer
         self.weights = 0
         sequences = self.rng.choice((1, 2, 4, 8))
@@ -62,6 +62,23 @@ class Interleaving:
             parts += [TimeLabel(f"<{first}.0s>"), look(*pairs)]
         return encode(self.tokenizer, *parts, rng.choice((" say", " answer: ")))
 
+    def settings(self) -> dict[str, Any]:
+        """Nothing that changes logits, mostly; or one or two things that do."""
+        rng = self.rng_of_settings
+        if rng.random() < 0.6:
+            return {}
+        some = {
+            "repetition_penalty": rng.choice((1.05, 1.5)),
+            "frequency_penalty": 1.0,
+            "presence_penalty": -1.0,
+            "logit_bias": {rng.randrange(400): 20.0},
+            "min_tokens": 5,
+            "no_repeat_ngram_size": 2,
+            "begin_suppress_tokens": range(0, 400, 2),
+            "logprobs": "raw",
+        }
+        return {name: some[name] for name in rng.sample(list(some), 2)}
+
     def add(self, prompt: EncodedPrompt, earlier: Sequence[Sequence[int]] = ()) -> None:
         rng = self.rng
         sampling = SamplingParams(
@@ -69,6 +86,7 @@ class Interleaving:
             temperature=rng.choice((0.0, 0.0, 1.0)),
             seed=rng.randint(0, 2),
             ignore_eos=rng.random() < 0.7,
+            **self.settings(),
         )
         request = GenerationRequest(
             prompt,

@@ -13,6 +13,7 @@ import pytest
 import torch
 from utils import tiny_checkpoint
 
+from vtts_rt import Runtime, SamplingParams
 from vtts_rt.cli import main
 from vtts_rt.video.writer import write_video
 
@@ -76,11 +77,12 @@ def test_json_is_the_contract(
     keys = {
         "index", "prompt", "text", "token_ids", "logprobs", "clue", "frame_indices",
         "timestamps_seconds", "resized_hw", "grid_thw", "sample_fps", "segments",
-        "prompt_tokens", "completion_tokens", "reuse", "timings_ms",
+        "prompt_tokens", "completion_tokens", "reuse", "timings_ms", "finish_reason",
     }  # fmt: skip
     for index, result in enumerate(answer["rounds"]):
         assert keys <= set(result)
         assert result["index"] == index and result["completion_tokens"] == 4
+        assert result["finish_reason"] == "length"
         assert len(result["logprobs"]) == 4 and max(result["logprobs"]) <= 0
         assert result["frame_indices"] == [
             f for s in result["segments"] for f in s["frame_indices"]
@@ -101,6 +103,37 @@ def test_json_is_the_contract(
         "boxes": [[0.25, 0.25, 0.75, 0.75]],
     }
     assert answer["rounds"][2]["segments"][0]["box"][0] > 0
+
+
+def test_sampling_flags(
+    clip: str, checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not given is left to the checkpoint; what is wrong is one line."""
+    asked: list[SamplingParams] = []
+
+    def noted(self: Runtime, *, sampling: SamplingParams, **more: Any) -> None:
+        asked.append(sampling)
+        raise ValueError("noted")
+
+    monkeypatch.setattr(Runtime, "ask", noted)
+    flags = (
+        *("--temperature", "0.5", "--repetition-penalty", "1.05", "--presence-penalty", "1"),
+        *("--frequency-penalty", "-1", "--stop", "a", "--stop", "b"),
+    )
+    for more in ((), flags):
+        assert main([*ask(clip, checkpoint)[:-2], *more]) == 2
+    assert capsys.readouterr().err == "vtts-rt: noted\n" * 2
+    assert asked[0] == SamplingParams()
+    assert asked[1] == SamplingParams(
+        temperature=0.5,
+        repetition_penalty=1.05,
+        presence_penalty=1.0,
+        frequency_penalty=-1.0,
+        stop=("a", "b"),
+    )
+    assert main(ask(clip, checkpoint, "--presence-penalty", "3")) == 2
+    line = "vtts-rt: SamplingParams: presence_penalty must be in [-2, 2], got 3.0\n"
+    assert capsys.readouterr().err == line
 
 
 def test_plain_output_is_the_answer_on_stdout(
@@ -253,6 +286,7 @@ def test_an_unexpected_failure_is_one_line_and_status_1(
 # Ctrl-C in the middle of an answer, whatever the machine's speed: the third forward pass sends it.
 INTERRUPTED = """
 import os, signal, sys
+from vtts_rt import Runtime, SamplingParams
 from vtts_rt.cli import main
 from vtts_rt.engine.engine import Engine
 

@@ -61,7 +61,7 @@ def question(strategy: Any = "append", rounds: int = 2, **more: Any) -> dict[str
         "question": about["question"],
         "options": about["options"],
         "perception": PerceptionConfig(strategy=strategy, max_rounds=rounds),
-        "sampling": SamplingParams(max_tokens=96),
+        "sampling": SamplingParams(temperature=0.0, max_tokens=96),
         **more,
     }
 

@@ -50,10 +50,17 @@ def _parser() -> argparse.ArgumentParser:
 
     ask = commands.add_parser("ask", help="answer a question about a video in rounds")
     _question_flags(ask)
-    ask.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    ask.add_argument("--top-p", type=float, default=1.0)
-    ask.add_argument("--top-k", type=int, default=0)
-    ask.add_argument("--seed", type=int, default=0, help="seed of the sampling noise")
+    unset = "if unset, the checkpoint's own"
+    ask.add_argument("--temperature", type=float, metavar="T", help=f"0 is greedy; {unset}")
+    ask.add_argument("--top-p", type=float, metavar="P", help=f"1 keeps all; {unset}")
+    ask.add_argument("--top-k", type=int, metavar="K", help=f"0 keeps all; {unset}")
+    ask.add_argument(
+        "--repetition-penalty", type=float, metavar="P", help=f"of prompt and answer; {unset}"
+    )
+    ask.add_argument("--presence-penalty", type=float, metavar="P", help="of the answer, once")
+    ask.add_argument("--frequency-penalty", type=float, metavar="P", help="of the answer, by count")
+    ask.add_argument("--stop", action="append", metavar="TEXT", help="ends a round (repeat)")
+    ask.add_argument("--seed", type=int, help="seed of the sampling noise (0)")
     ask.add_argument("--timeout-seconds", type=float, help="stop with what there is")
     ask.add_argument(
         "--constrain-clues",
@@ -145,7 +152,9 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         help=f"another bound on a video: {', '.join(f.name for f in fields(MediaLimits))}",
     )
     parser.add_argument("--allow-urls", action="store_true", help="VIDEO may be a URL")
-    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="per round")
+    parser.add_argument(
+        "--max-tokens", type=int, metavar="N", help="per round (2048, cut to what fits)"
+    )
 
 
 def _media_limit(text: str) -> tuple[str, float]:
@@ -268,9 +277,13 @@ def _ask(args: argparse.Namespace) -> int:
         temperature=args.temperature,
         top_p=args.top_p,
         top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        stop=args.stop,
         max_tokens=args.max_tokens,
         seed=args.seed,
-        ignore_eos=args.ignore_eos,
+        ignore_eos=args.ignore_eos or None,
     )
     clues = None
     if args.assume_clues is not None:
@@ -339,6 +352,10 @@ def _print_answer(answer: Answer, options: Sequence[str]) -> None:
             f"{result.timings.total:.0f}",
         )
     Console(stderr=True).print(table)
+    for result in answer.rounds:
+        if result.finish_reason == "length" and not result.answered:
+            cut = f"round {result.index + 1} was cut at {len(result.token_ids)} tokens"
+            Console(stderr=True).print(f"{cut} (--max-tokens) before its answer was complete")
     index = answer.option_index
     print(answer.text if index is None else f"{answer.option}. {options[index]}")
     Console(stderr=True).print(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.types import DECODERS, Decoder, Parity, Strategy, require
+from vtts_rt.types import DECODERS, Decoder, Parity, SamplingParams, Strategy, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
@@ -348,7 +348,8 @@ class LanguageConfig:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A whole model: towers, special token ids, stop tokens, default perception settings."""
+    """A whole model: towers, special token ids, stop tokens, default perception settings and what
+    the checkpoint says of sampling."""
 
     vision: VisionConfig
     language: LanguageConfig
@@ -358,3 +359,4 @@ class ModelConfig:
     vision_end_token_id: int
     eos_token_ids: tuple[int, ...]
     perception: dict[str, Any] = field(default_factory=dict, hash=False)
+    sampling: SamplingParams = SamplingParams()

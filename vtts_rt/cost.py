@@ -11,6 +11,7 @@ from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.sampling import MAX_TOKENS
 from vtts_rt.types import VideoMetadata
 
 
@@ -23,10 +24,11 @@ def plan_cost(
     question: str,
     options: Sequence[str],
     context: str,
-    max_tokens: int,
+    max_tokens: int | None,
     model: str,
 ) -> dict[str, Any]:
     """What the rounds of one question would cost (see Runtime.plan)."""
+    max_tokens = max_tokens or MAX_TOKENS
     first = plan_round(config.strategy, config, videos, [], 0)
     prompt = build_prompt(
         config.strategy,

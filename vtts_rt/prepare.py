@@ -59,7 +59,7 @@ def prepare(engine: Engine, request: RoundRequest) -> None:
     """Plan and encode the first round of a question. Uses nothing that changes: any thread
     may call it. ValueError for what cannot be asked, without the ids of a prompt that is too
     long."""
-    config, budget = request.perception, token_budget(engine)
+    config, budget = request.perception, engine.token_budget
     num_pairs = first_pairs(config.strategy, config, request.videos)
     if num_pairs <= budget:  # a pair has at least one token
         request.first = prepared_round(engine, request, 0, None)
@@ -68,7 +68,7 @@ def prepare(engine: Engine, request: RoundRequest) -> None:
         num_pairs = request.first.num_tokens
     raise ValueError(
         f"ask: prompt plus max_tokens must be <= {budget} tokens, got at least {num_pairs} + "
-        f"{request.sampling.max_tokens}; lower total_pixels, max_frames or max_tokens, or "
+        f"{_fewest(request.sampling)}; lower total_pixels, max_frames or max_tokens, or "
         f"raise kv_bytes"
     )
 
@@ -93,7 +93,7 @@ def prepared_round(
         text_first=config.text_first,
     )
     before = None if config.strategy != "append" else conversation
-    room = token_budget(engine) - request.sampling.max_tokens
+    room = engine.token_budget - _fewest(request.sampling)
     num_tokens = 0 if before is None else len(before)
     num_tokens += least_tokens(engine.tokenizer, prompt, room - num_tokens)
     if num_tokens > room:
@@ -110,7 +110,7 @@ def encode_text(engine: Engine, prompt: str | Prompt) -> EncodedPrompt:
     whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
     if whole.segments:
         raise ValueError("generate: prompt must be text only, got vision segments; use ask")
-    budget = token_budget(engine)
+    budget = engine.token_budget
     num_tokens = least_tokens(engine.tokenizer, whole, budget)
     if num_tokens > budget:
         rule = f"prompt must be <= {budget} tokens"
@@ -118,9 +118,6 @@ def encode_text(engine: Engine, prompt: str | Prompt) -> EncodedPrompt:
     return encode_prompt(engine.tokenizer, whole)
 
 
-def token_budget(engine: Engine) -> int:
-    """Tokens of one sequence: the model's positions and the whole KV pool bound it."""
-    return min(
-        engine.model.config.language.max_position_embeddings,
-        engine.pool.num_pages * engine.pool.page_size,
-    )
+def _fewest(sampling: SamplingParams) -> int:
+    """Tokens of an answer that must fit: max_tokens, or one where it is cut to what fits."""
+    return sampling.max_tokens or 1

@@ -23,6 +23,7 @@ from vtts_rt.results import (
     RoundsEnded,
 )
 from vtts_rt.rounds import Output, RequestFailed
+from vtts_rt.sampling import rollout_sampling
 from vtts_rt.types import SamplingParams, require
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
@@ -58,7 +59,7 @@ class Question:
         sampling: SamplingParams | None = None,
         assume_clues: Sequence[Any] | None = None,
         timeout_seconds: float | None = None,
-        member: int = 0,
+        member: int | None = None,
         **opening: Any,
     ) -> None:
         self._began = time.perf_counter()
@@ -71,6 +72,7 @@ class Question:
             require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
             deadline = called + timeout_seconds
         require("ask", "options", options, not isinstance(options, str), "a list of texts")
+        sampling = sampling or SamplingParams()
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
         try:
             sources = open_videos(stack, video, deadline_seconds=deadline, **opening)
@@ -83,13 +85,13 @@ class Question:
             videos=[source.metadata for source in sources],
             provider=store.provider(sources),
             perception=perception,
-            sampling=sampling or SamplingParams(),
+            sampling=sampling if member is None else rollout_sampling(sampling),
             templates=templates,
             options=options,
             context=context,
             assume_clues=clues,
             deadline_seconds=deadline,
-            member=member,
+            member=member or 0,
         )
         prepare(engine, self.request)
 
@@ -122,7 +124,7 @@ class Question:
             model=self._model,
             strategy=request.perception.strategy,
             parity=request.perception.parity,
-            seed=request.sampling.seed,
+            seed=request.sampling.seed or 0,
             videos=list(request.videos),
             load_ms=self._load_ms,
             total_ms=1e3 * (time.perf_counter() - self._began),

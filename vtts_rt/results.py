@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 import vtts_rt
+from vtts_rt.engine.sequence import FinishReason
 from vtts_rt.perception.clue import Clue, clue_to_json
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.types import (
@@ -22,6 +24,7 @@ from vtts_rt.types import (
 )
 
 SCHEMA_VERSION = 1
+_LETTER = re.compile(r"\(?[A-Z]\)?[.:]?")
 
 
 @dataclass(slots=True)
@@ -29,7 +32,9 @@ class RoundResult:
     """One look and what the model said about it.
 
     prompt: the exact text tokenised in this round (`append`: the part this round added).
-    answer: what stood in the answer tag, or None if the model wrote none.
+    finish_reason: "stop": the model, a stop text or a stop id ended the round; "length": max_tokens
+    did; "timeout". logprobs: natural log, as SamplingParams.logprobs says.
+    answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off.
     clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
     forced by `assume_clues`. regions: the clue as geometry
     on the whole frame. plan: frames, boxes and sizes shown.
@@ -40,6 +45,7 @@ class RoundResult:
     text: str
     token_ids: list[int]
     logprobs: list[float]
+    finish_reason: FinishReason
     answer: str | None
     clue: Clue
     regions: tuple[Region, ...]
@@ -53,6 +59,17 @@ class RoundResult:
         """Frame indices shown in this round, in prompt order."""
         return tuple(self.plan.frame_indices)
 
+    @property
+    def answered(self) -> str:
+        """The answer of this round: what stood in the answer tag, else the whole text. A text that
+        max_tokens cut off is no answer, unless it is the letter of an option and nothing else. (A
+        request that runs out of time answers with what there is.)"""
+        if self.answer is not None:
+            return self.answer.strip()
+        text = self.text.strip()
+        is_cut = self.finish_reason == "length" and _LETTER.fullmatch(text) is None
+        return "" if is_cut else text
+
     def as_dict(self) -> dict[str, Any]:
         """One element of "rounds" in the JSON contract."""
         plan = self.plan
@@ -62,6 +79,7 @@ class RoundResult:
             "text": self.text,
             "token_ids": self.token_ids,
             "logprobs": self.logprobs,
+            "finish_reason": self.finish_reason,
             "clue": clue_to_json(self.clue, self.regions),
             "frame_indices": list(plan.frame_indices),
             "timestamps_seconds": list(plan.timestamps_seconds),
@@ -139,7 +157,8 @@ RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsE
 class Answer:
     """What a question came to.
 
-    text: the answer as the model wrote it; option: the letter of the chosen option ("A" is
+    text: the answer as the model wrote it, of the latest round that completed one
+    (`RoundResult.answered`), "" if none did; option: the letter of the chosen option ("A" is
     the first) or None; rounds: one RoundResult a look. weights_version: of the weights that gave
     it, 0 for those that were loaded (see `Runtime.update_weights`).
     """

@@ -225,11 +225,13 @@ class RoundScheduler:
             said = clues.finish()
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
+            is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
+            answer = None if is_cut else said.answer
             result = _result(
                 index,
                 ready.prompt.text,
                 completion,
-                said.answer,
+                answer,
                 look,
                 request,
                 provider.take_counts(),
@@ -356,6 +358,7 @@ def _result(
         text=completion.text,
         token_ids=completion.token_ids,
         logprobs=completion.logprobs,
+        finish_reason=completion.finish_reason,
         answer=answer,
         clue=look.clue,
         regions=look.regions(request.videos),
@@ -367,9 +370,9 @@ def _result(
 
 
 def _answer(results: list[RoundResult], options: Sequence[str]) -> tuple[str, int | None]:
-    """The latest round that answered: its `<answer>`, or its whole text if it wrote no tag."""
+    """The latest round that answered."""
     for result in reversed(results):
-        text = (result.text if result.answer is None else result.answer).strip()
+        text = result.answered
         if text:
             return text, option_letter(text, options) if options else None
     return "", None

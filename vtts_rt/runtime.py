@@ -191,7 +191,8 @@ class Runtime:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
         They share every page of the prompt and branch where their tokens differ; what several
-        of them look at in later rounds is decoded and encoded once. Arguments as `stream`;
+        of them look at in later rounds is decoded and encoded once. Arguments as `stream`, but
+        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`);
         return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
         require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
@@ -215,7 +216,7 @@ class Runtime:
         times or None). start_seconds, end_seconds: the part of the video that exists. decoder,
         limits: as `open_video`, in place of EngineConfig's. timeout_seconds: stop with what there
         is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
-        a URL. member: index in a rollout group, part of the sampling noise.
+        a URL. member: index in a rollout group, part of the noise; `sampling` is then a rollout's.
         """
         self._driver.check_process()
         return stream(self._driver, self._opener(video, question, options))
@@ -275,12 +276,12 @@ class Runtime:
         options: Sequence[str] = (),
         context: str = "",
         perception: PerceptionConfig | ResolvedPerception | None = None,
-        max_tokens: int = 512,
+        max_tokens: int | None = None,
         **opening: Any,
     ) -> dict[str, Any]:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; `opening`: what `ask` hands on to `open_video`.
+        Arguments as `ask`; max_tokens: of a round, 2,048 if None; `opening`: as `open_video`.
         Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
         "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
         is exact; a later one is an estimate, all the pairs that its policy would take of views

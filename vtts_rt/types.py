@@ -6,9 +6,11 @@ Nothing here knows about files, models or text formats. Units stand in the names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from vtts_rt.sampling_rules import SAMPLING_RULES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,35 +202,62 @@ def _part_text(part: PromptPart) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """How tokens are chosen. None: what the checkpoint's generation_config.json says, else neutral
+    (`sampling.resolve`). ops/logits.py says in which order all of this applies.
 
-    temperature: 0 is greedy; above 0, Gumbel-max with counter-based noise keyed by
+    temperature: 0 is greedy (neutral); above, Gumbel-max with counter-based noise keyed by
         (seed, member, round, position), so batching and preemption never change a result.
-    top_k: 0 keeps all; top_p: 1.0 keeps all. max_tokens: per round.
-    stop: texts that end a round when generated (kept out of the text).
-    ignore_eos: generate max_tokens whatever the model says (benches).
+    top_k: 0 keeps all; top_p: 1.0 keeps all. seed: 0 if unset.
+    max_tokens: per round; unset, 2,048 cut to what the model's positions and the KV pool hold.
+    stop: a text or texts that end a round when generated; kept out of the text.
+    ignore_eos: generate max_tokens whatever the model says (benches): end tokens, `stop` and
+        `stop_token_ids` end nothing.
+    repetition_penalty: divides positive logits, multiplies negative ones, of all tokens that stand
+        in the prompt (markers and frame pads too) or the answer so far (transformers).
+    presence_penalty, frequency_penalty: subtracted from the logits of the tokens of the answer so
+        far, once, and by count (OpenAI, vLLM).
+    min_tokens: of these no end token or stop id is one, and no stop text ends before them.
+    stop_token_ids: token ids that end a round; kept out of the text, like end tokens.
+    logit_bias: token id, or its decimal text, to what its logit is raised by (OpenAI).
+    no_repeat_ngram_size: no run of so many tokens comes twice, in the prompt or after it; 0: off.
+    suppress_tokens, begin_suppress_tokens: ids that never come, that do not come first.
+    bad_words_ids: runs of token ids that never come (all of these as in transformers).
+    logprobs: of which distribution: "processed", that which was sampled from, or "raw", the
+        model's own.
+    Raises ValueError for values that `sampling_rules` does not allow.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 512
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    ignore_eos: bool | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: Sequence[int] | None = None
+    logit_bias: Mapping[int, float] | None = field(default=None, hash=False)
+    no_repeat_ngram_size: int | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
+    logprobs: Literal["processed", "raw"] | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            "SamplingParams",
-            "temperature",
-            self.temperature,
-            0.0 <= self.temperature < 1e4,
-            "a finite number >= 0",
-        )
-        _require("SamplingParams", "top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]")
-        _require("SamplingParams", "top_k", self.top_k, self.top_k >= 0, ">= 0")
-        _require("SamplingParams", "max_tokens", self.max_tokens, self.max_tokens >= 1, ">= 1")
-        _require("SamplingParams", "seed", self.seed, 0 <= self.seed < 2**63, "in [0, 2**63)")
+        for name, (rule, convert, fits) in SAMPLING_RULES.items():
+            given = getattr(self, name)
+            if given is None:
+                continue
+            try:
+                value = convert(given)
+                ok = bool(fits(value))
+            except (TypeError, ValueError, OverflowError):
+                value, ok = None, False
+            _require("SamplingParams", name, given, ok, rule)
+            object.__setattr__(self, name, value)
 
 
 def _require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:

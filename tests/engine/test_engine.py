@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -199,6 +200,49 @@ def test_stop_texts_end_the_answer_and_are_kept_out(model: Any, tokenizer: Token
     assert completion.finish_reason == "stop"
     assert completion.text == text[: text.index(stop)]
     assert "".join(e.text for e in events[:-1]) == completion.text
+
+
+def test_nothing_ends_before_min_tokens(model: Any, tokenizer: Tokenizer) -> None:
+    """Not an end token, not a stop id, not a stop text: one that ends with the next token does."""
+    engine = make_engine(model, tokenizer)
+    prompt = encode(tokenizer, "tell me")
+    long = SamplingParams(max_tokens=30, temperature=1.0, seed=7, ignore_eos=True)
+    text = run(engine, prompt, sampling=long).text
+    letters = sorted(set(text))
+    early = run(engine, prompt, sampling=replace(long, ignore_eos=False, stop=letters))
+    assert (early.text, early.finish_reason) == ("", "stop")
+    late = run(engine, prompt, sampling=replace(long, ignore_eos=False, stop=letters, min_tokens=9))
+    assert 10 <= len(late.token_ids) < 30 and late.finish_reason == "stop"
+    assert text.startswith(late.text) and len(late.text) > 4
+    ids = range(0, 400, 3)
+    stopped = run(
+        engine,
+        prompt,
+        sampling=replace(long, ignore_eos=False, stop_token_ids=ids, min_tokens=9),
+    )
+    assert [token % 3 == 0 for token in stopped.token_ids[:9]] == [False] * 9
+    assert stopped.token_ids[-1] % 3 == 0 and stopped.finish_reason == "stop"
+    assert stopped.text == tokenizer.decode(stopped.token_ids[:-1])
+
+
+def test_a_request_without_a_token_to_choose_fails_alone(model: Any, tokenizer: Tokenizer) -> None:
+    engine = make_engine(model, tokenizer)
+    prompt = encode(tokenizer, "tell me")
+    kept = range(100)  # all others are suppressed, and none may come twice
+    sampling = SamplingParams(
+        suppress_tokens=range(100, 400), no_repeat_ngram_size=1, max_tokens=200, ignore_eos=True
+    )
+    bad = engine.add(GenerationRequest(prompt, sampling=sampling))
+    good = engine.add(GenerationRequest(prompt, sampling=GREEDY))
+    events = []
+    while engine.has_work:
+        events += engine.step()
+    (failed,) = [event for event in events if isinstance(event, FailedEvent)]
+    assert failed.request_id == bad and "must leave a token to choose" in str(failed.error)
+    said = [e.token_id for e in events if isinstance(e, TokenEvent) and e.request_id == bad]
+    assert set(said) == set(kept) - set(prompt.token_ids) and len(said) == len(set(said))
+    assert [e.request_id for e in events if isinstance(e, FinishedEvent)] == [good]
+    engine.check_integrity()
 
 
 def test_a_seed_gives_the_same_tokens_whatever_ran_before(model: Any, tokenizer: Tokenizer) -> None:

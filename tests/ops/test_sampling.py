@@ -14,16 +14,17 @@ from vtts_rt.ops.sampling import (
     sample,
     sample_token,
 )
+from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import SamplingParams
 
 
-def draw(logits: torch.Tensor, params: SamplingParams, position: int, member: int = 0) -> int:
+def draw(logits: torch.Tensor, params: ResolvedSampling, position: int, member: int = 0) -> int:
     return sample_token(logits, params, member=member, round_index=0, position=position)[0]
 
 
 def test_greedy_takes_the_maximum_and_reports_its_log_probability() -> None:
     logits = torch.tensor([0.0, 2.0, 1.0])
-    token, logprob = sample_token(logits, SamplingParams(), member=0, round_index=0, position=0)
+    token, logprob = sample_token(logits, ResolvedSampling(), member=0, round_index=0, position=0)
     assert token == 1
     assert logprob == pytest.approx(float(logits.log_softmax(0)[1]), abs=1e-6)
 
@@ -32,7 +33,7 @@ def test_greedy_takes_the_maximum_and_reports_its_log_probability() -> None:
 def test_greedy_agrees_with_torch_on_any_size(size: int) -> None:
     logits = 5 * torch.randn(size)
     logits[size // 2] = logits[size - 1] = 30.0  # equal maxima: the first counts
-    token, logprob = sample_token(logits, SamplingParams(), member=0, round_index=0, position=0)
+    token, logprob = sample_token(logits, ResolvedSampling(), member=0, round_index=0, position=0)
     assert token == size // 2
     assert logprob == pytest.approx(float(logits.double().log_softmax(0)[token]), abs=1e-6)
 
@@ -51,7 +52,7 @@ def test_greedy_on_any_instruction_set_and_with_infinities() -> None:
 def test_greedy_does_not_hide_a_nan() -> None:
     logits = torch.randn(40)
     logits[17] = torch.nan
-    token, logprob = sample_token(logits, SamplingParams(), member=0, round_index=0, position=0)
+    token, logprob = sample_token(logits, ResolvedSampling(), member=0, round_index=0, position=0)
     assert token == 17 and logprob != logprob
 
 
@@ -69,7 +70,7 @@ def test_noise_is_a_function_of_its_coordinates_alone() -> None:
 
 def test_samples_follow_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    params = SamplingParams(temperature=0.7, seed=5)
+    params = ResolvedSampling(temperature=0.7, seed=5)
     counts = torch.zeros(4)
     for position in range(4000):
         counts[draw(logits, params, position)] += 1
@@ -81,18 +82,18 @@ def test_samples_follow_the_softmax() -> None:
 
 def test_top_k_and_top_p_keep_the_head() -> None:
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0])
-    top_k = processed_logits(logits, SamplingParams(temperature=1.0, top_k=2))
+    top_k = processed_logits(logits, ResolvedSampling(temperature=1.0, top_k=2))
     assert top_k.isfinite().tolist() == [True, True, False, False]
     # softmax is 0.64, 0.24, 0.09, 0.03: the second is still needed to reach 0.7
-    top_p = processed_logits(logits, SamplingParams(temperature=1.0, top_p=0.7))
+    top_p = processed_logits(logits, ResolvedSampling(temperature=1.0, top_p=0.7))
     assert top_p.isfinite().tolist() == [True, True, False, False]
-    only = processed_logits(logits, SamplingParams(temperature=1.0, top_p=1e-6))
+    only = processed_logits(logits, ResolvedSampling(temperature=1.0, top_p=1e-6))
     assert only.isfinite().tolist() == [True, False, False, False]
 
 
 def test_log_probability_is_of_the_processed_distribution() -> None:
     logits = torch.tensor([3.0, 2.0, 1.0, 0.0], dtype=torch.bfloat16)
-    params = SamplingParams(temperature=0.5, top_k=2, seed=3)
+    params = ResolvedSampling(temperature=0.5, top_k=2, seed=3)
     token, logprob = sample_token(logits, params, member=0, round_index=1, position=2)
     expected = torch.tensor([6.0, 4.0]).log_softmax(0)
     assert token in (0, 1)
@@ -101,7 +102,7 @@ def test_log_probability_is_of_the_processed_distribution() -> None:
 
 def test_members_of_a_group_differ() -> None:
     logits = torch.zeros(1000)
-    params = SamplingParams(temperature=1.0)
+    params = ResolvedSampling(temperature=1.0)
     assert len({draw(logits, params, 0, member) for member in range(8)}) == 8
 
 
@@ -127,7 +128,7 @@ def test_a_batch_chooses_what_each_row_would(backend: str) -> None:
         if case.takes(backend):
             assert error_of(case, backend).within, (case.name, case.dtype)
     logits = torch.randn(3, 9)
-    params = [SamplingParams(temperature=t, top_k=4, seed=s) for t, s in ((0, 1), (1, 2), (2, 3))]
+    params = [ResolvedSampling(temperature=t, top_k=4, seed=s) for t, s in ((0, 1), (1, 2), (2, 3))]
     tokens, logprobs = sample(
         logits, params, members=[0, 1, 2], rounds=[3, 4, 5], positions=[6, 7, 8], backend=backend
     )
@@ -151,8 +152,8 @@ def test_noise_is_uniform_along_every_coordinate(axis: str) -> None:
 
 def test_parameters_on_the_device_are_those_of_a_list() -> None:
     logits = torch.randn(4, 50)
-    listed = [SamplingParams(t, p, k, seed=9) for t, p, k in ((0, 1, 0), (1, 0.5, 0), (2, 1, 3))]
-    listed.append(SamplingParams(0.3, 0.9, 7, seed=2**63 - 1))
+    listed = [ResolvedSampling(t, p, k, seed=9) for t, p, k in ((0, 1, 0), (1, 0.5, 0), (2, 1, 3))]
+    listed.append(ResolvedSampling(0.3, 0.9, 7, seed=2**63 - 1))
     places = {"members": [0, 1, 2, 3], "rounds": [1, 1, 2, 2], "positions": [5, 6, 7, 8]}
     expected = sample(logits, listed, **places)
     params = SampleParams.of(listed, logits.device)
@@ -170,7 +171,7 @@ def test_parameters_on_the_device_are_those_of_a_list() -> None:
         ({"logits": torch.zeros(2, 0)}, r"logits must be \(N, V\) float32"),
         ({"logits": torch.zeros(2)}, r"logits must be \(N, V\) float32"),
         ({"logits": torch.zeros(2, 3).double()}, r"logits must be \(N, V\) float32"),
-        ({"params": [SamplingParams()]}, r"temperature must be \(2, torch.float32, 'cpu'\)"),
+        ({"params": [ResolvedSampling()]}, r"temperature must be \(2, torch.float32, 'cpu'\)"),
         ({"members": [0]}, r"members must be \(2, torch.int64, 'cpu'\), got \(1, "),
         ({"rounds": [0, -1]}, r"rounds must be in \[0, 2\*\*63\), got \[0, -1\]"),
         ({"positions": torch.zeros(2)}, r"positions must be \(2, torch.int64, 'cpu'\)"),
@@ -178,7 +179,7 @@ def test_parameters_on_the_device_are_those_of_a_list() -> None:
     ],
 )
 def test_bad_batches_are_named(change: dict, rule: str) -> None:
-    good = {"logits": torch.zeros(2, 3), "params": [SamplingParams()] * 2}
+    good = {"logits": torch.zeros(2, 3), "params": [ResolvedSampling()] * 2}
     good |= {"members": [0, 0], "rounds": [0, 0], "positions": [0, 0]}
     with pytest.raises(ValueError, match=f"sampling: {rule}"):
         sample(**{**good, **change})
@@ -187,11 +188,11 @@ def test_bad_batches_are_named(change: dict, rule: str) -> None:
 ODD_ROWS = """
 import torch
 from vtts_rt.ops.sampling import sample
-from vtts_rt.types import SamplingParams
+from vtts_rt.sampling import ResolvedSampling
 
 inf, nan = torch.inf, torch.nan
 odd = [[-inf] * 6, [0, nan, inf, 1, 2, nan], [1, inf, 0, inf, 2, 1], [-0.0, 0.0, -1, -2, -3, 0.0]]
-for params in (SamplingParams(), SamplingParams(temperature=0.5, seed=4)):
+for params in (ResolvedSampling(), ResolvedSampling(temperature=0.5, seed=4)):
     for dtype in (torch.float32, torch.bfloat16):
         logits = torch.tensor(odd, dtype=dtype)
         args = {"members": [0] * 4, "rounds": [0] * 4, "positions": [0, 1, 2, 3]}
@@ -202,7 +203,7 @@ for params in (SamplingParams(), SamplingParams(temperature=0.5, seed=4)):
 
 seeds = range(300)
 logits = torch.randn(len(seeds), 40).mT.contiguous().mT  # a row's values are not adjacent
-params = [SamplingParams(temperature=1.0 + seed % 3, seed=seed**6) for seed in seeds]
+params = [ResolvedSampling(temperature=1.0 + seed % 3, seed=seed**6) for seed in seeds]
 args = {name: [seed % n for seed in seeds] for name, n in (("members", 5), ("rounds", 7))}
 args["positions"] = list(seeds)
 tokens, logprobs = sample(logits, params, **args, backend="triton")

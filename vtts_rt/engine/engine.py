@@ -39,6 +39,8 @@ from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.models.weights import PARTS
+from vtts_rt.ops.logits import LogitsRules
+from vtts_rt.sampling import resolve
 from vtts_rt.types import PairRef, Parity, SamplingParams, Segment
 
 Event = TokenEvent | FinishedEvent | FailedEvent
@@ -131,7 +133,8 @@ class Engine:
 
     def score(self, request: GenerationRequest) -> list[float]:
         """Log-probabilities of `request.forced_ids` after its prompt (natural log; of the
-        distribution that its sampling parameters make, by default the model's own)."""
+        distribution that its sampling parameters make, by default the model's own, whatever its
+        generation_config says)."""
         if not request.forced_ids:
             return []
         for event in self.generate(request):
@@ -150,6 +153,12 @@ class Engine:
     def has_features(self, segment: Segment, pair: PairRef) -> bool:
         """Whether a pair could be shown without its pixels."""
         return self._encoder.pair_key(segment, pair) in self.vision_cache
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of one sequence: the model's positions and the whole KV pool bound it."""
+        positions = self.model.config.language.max_position_embeddings
+        return min(positions, self.pool.num_pages * self.pool.page_size)
 
     # -- one forward pass -------------------------------------------------------------------
 
@@ -204,8 +213,9 @@ class Engine:
             sequence.append(token_id, logprob)
             if request.constraint is not None:
                 request.constraint.advance(token_id)
-            is_stop = token_id in self.tokenizer.eos_token_ids and not request.sampling.ignore_eos
-            text = "" if is_stop else sequence.text.push(token_id)
+            may_stop = len(sequence.logprobs) > sequence.sampling.min_tokens
+            is_end = token_id in sequence.end_ids
+            text = "" if is_end else sequence.text.push(token_id, may_stop=may_stop)
             events.append(TokenEvent(sequence.request_id, token_id, logprob, text))
             right = row < len(chunk.drafts) and chunk.drafts[row] == token_id
             accepted += right
@@ -237,20 +247,30 @@ class Engine:
             timings.ttft = 1e3 * (time.perf_counter() - sequence.added)
 
     def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
-        request = sequence.request
-        may_stop = sequence.logprobs and not (request.sampling.ignore_eos or request.forced_ids)
-        ended = may_stop and sequence.token_ids[-1] in self.tokenizer.eos_token_ids
-        if ended or (may_stop and sequence.text.stopped):
+        if sequence.logprobs and sequence.token_ids[-1] in sequence.end_ids:
             return "stop"
-        return "length" if len(sequence.logprobs) >= request.num_new else None
+        if sequence.text.stopped:
+            return "stop"
+        return "length" if len(sequence.logprobs) >= sequence.num_new else None
 
     # -- beginnings and ends ----------------------------------------------------------------
 
     def _sequence(self, request: GenerationRequest) -> Sequence:
-        prompt, sampling = request.prompt, request.sampling
+        prompt, forced = request.prompt, len(request.forced_ids)
         if not prompt.token_ids:
             raise ValueError("generate: prompt must be non-empty, got 0 tokens")
-        total = len(prompt.token_ids) + request.num_new
+        room = self.token_budget - len(prompt.token_ids)
+        if request.sampling.max_tokens is None and not forced and room < 1:
+            raise ValueError(
+                f"generate: prompt must leave room for an answer: it has {len(prompt.token_ids)} "
+                f"tokens, the model's positions and the KV budget end at {self.token_budget}"
+            )
+        # Scores are the model's own, whatever its generation_config says.
+        defaults = None if forced else self.model.config.sampling
+        sampling = resolve(request.sampling, defaults, room)
+        endless = sampling.ignore_eos or forced
+        ends = self.tokenizer.eos_token_ids.union(sampling.stop_token_ids)
+        total = len(prompt.token_ids) + (forced or sampling.max_tokens)
         needed = self.pool.pages_for(total)
         if needed > self.pool.num_pages:
             raise ValueError(
@@ -268,8 +288,17 @@ class Engine:
                 for span in prompt.spans
             ],
             content_ids=self._content_ids,
-            text=TextStream(self.tokenizer, sampling.stop if not sampling.ignore_eos else ()),
+            text=TextStream(self.tokenizer, () if endless else sampling.stop),
             draft_tokens=self.config.draft_tokens,
+            sampling=sampling,
+            rules=LogitsRules.of(
+                sampling,
+                prompt.token_ids,
+                end_ids=() if endless else ends,
+                vocab_size=self.model.config.language.vocab_size,
+                num_new=total - len(prompt.token_ids),
+            ),
+            end_ids=frozenset() if endless else ends,
         )
 
     def _expire(self) -> list[Event]:

@@ -19,7 +19,9 @@ from vtts_rt.engine.decode_step import (
     Buffers,
     DecodeStep,
     Shape,
+    round_biased,
     round_groups,
+    round_history,
     round_pages,
     round_rows,
 )
@@ -92,7 +94,8 @@ class _Graph:
 @dataclass(frozen=True, slots=True)
 class _Row:
     """A token in a launched step: number `start` of a sequence, its KV in `page`, which is, or will
-    be, pages[index]. num_shared: how many of the pages are its group's."""
+    be, pages[index]. num_shared: how many of the pages are its group's. num_history: tokens that
+    the penalties of the row remember."""
 
     sequence: Sequence
     start: int
@@ -100,6 +103,7 @@ class _Row:
     index: int
     page: int
     num_shared: int
+    num_history: int
 
 
 class Launched:
@@ -149,8 +153,9 @@ class DecodeGraphs:
         where there is no graph for it and can be none."""
         chunks = sorted(chunks, key=lambda chunk: chunk.sequence.pages)  # who shares, side by side
         tables = [chunk.sequence.pages for chunk in chunks]
-        wishes = [chunk.sequence.request.sampling for chunk in chunks]
+        wishes = [chunk.sequence.sampling for chunk in chunks]
         params = SampleParams.of(wishes, torch.device("cpu"))
+        known = [c.sequence.rules for c in chunks if c.sequence.rules is not None]
         num_keys, num_shared = np.array([chunk.end for chunk in chunks]), [0] * len(chunks)
         groups = find_groups(tables, num_keys.tolist(), self._pool.page_size)
         if groups is not None:
@@ -164,6 +169,9 @@ class DecodeGraphs:
             round_groups(num_groups) if num_groups else 0,
             round_pages(width) if num_groups else 0,
             params.has_filters,
+            round_history(max(rules.num_history for rules in known)) if known else 0,
+            round_biased(max(rules.num_biased for rules in known)) if known else 0,
+            any(wish.logprobs == "raw" for wish in wishes),
         )
         graph = self._graph(shape)
         target = graph.step.buffers.whole
@@ -173,14 +181,18 @@ class DecodeGraphs:
         for place, (chunk, num) in enumerate(zip(chunks, num_shared, strict=True)):
             pages, index = chunk.sequence.pages, chunk.start // self._pool.page_size
             buffers.table[place, : len(pages) - num] = torch.tensor(pages[num:])
-            rows.append(_Row(chunk.sequence, chunk.start, pages, index, pages[index], num))
+            rules = chunk.sequence.rules
+            remembered = 0 if rules is None else rules.num_history
+            page = pages[index]
+            rows.append(_Row(chunk.sequence, chunk.start, pages, index, page, num, remembered))
         target.copy_(buffers.whole, non_blocking=True)
         return self._replay(graph, rows)
 
     @torch.inference_mode()
     def launch_next(self, launched: Launched) -> Launched | None:
         """Start the step after one that is the graph's last, all of whose rows still stand, from
-        the tokens that it chooses. None where no page is free for one of them.
+        the tokens that it chooses. None where no page is free for one of them, or no place in the
+        history of its penalties.
 
         Such a page stays free: whoever gets it writes to it after this step has. The sequence is
         told (`page_ahead`) which to ask for.
@@ -197,7 +209,10 @@ class DecodeGraphs:
                 if page is None or column == step.shape.num_pages:
                     return None
                 news.append((place, column, page))
-            rows.append(replace(row, start=start, index=index, page=page))
+            num_history = row.num_history + bool(row.num_history)
+            if num_history > step.shape.num_history:
+                return None
+            rows.append(replace(row, start=start, index=index, page=page, num_history=num_history))
         if news:
             places, columns, pages = upload(list(torch.tensor(news).T), step.buffers.table.device)
             step.buffers.table.index_put_((places, columns), pages)
@@ -244,6 +259,17 @@ def _fill(
 ) -> None:
     """All but the table; num_keys: of each row behind those that it shares."""
     requests = [chunk.sequence.request for chunk in chunks]
+    remembered = np.zeros((2, len(chunks)), np.int64)
+    factors = np.tile((1.0, 0.0, 0.0), (len(chunks), 1))
+    for place, chunk in enumerate(chunks):
+        rules = chunk.sequence.rules
+        if rules is not None:
+            factors[place] = rules.factors
+            remembered[:, place] = rules.fill(buffers.history[place].numpy())
+            bias = buffers.bias[place].view(torch.float64)
+            rules.fill_bias(
+                *(x.numpy() for x in (buffers.biased[place], bias, buffers.until[place]))
+            )
     columns = (
         [chunk.sequence.token_ids[chunk.start] for chunk in chunks],
         num_keys,
@@ -253,8 +279,11 @@ def _fill(
         [request.round_index for request in requests],
         params.seed,
         params.top_k,
+        *remembered,
+        [chunk.sequence.sampling.logprobs == "raw" for chunk in chunks],
         params.temperature.double().view(torch.int64),
-        params.top_p.double().view(torch.int64),
+        params.top_p.contiguous().view(torch.int64),
+        *torch.from_numpy(factors.T.copy()).view(torch.int64),
     )
     for field, column in zip(buffers.state, columns, strict=True):
         field[: len(chunks)] = torch.as_tensor(column)

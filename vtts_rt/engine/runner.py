@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtts_rt.engine.encoder import Features
 from vtts_rt.engine.kv_pool import PagedKVPool
-from vtts_rt.engine.sequence import Chunk
+from vtts_rt.engine.sequence import Chunk, TokenConstraint
 from vtts_rt.models.device_attention import (
     Attend,
     Cascade,
@@ -23,7 +23,8 @@ from vtts_rt.models.device_attention import (
 from vtts_rt.models.language import ForwardBatch, PagedKV
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.ops.cascade_attention import find_groups
-from vtts_rt.ops.sampling import processed_logits, sample, sample_token
+from vtts_rt.ops.logits import Penalties, penalised
+from vtts_rt.ops.sampling import chosen_logprobs, processed_logits, sample, sample_token
 
 # Logits of about so many rows are made at once: 128 rows of 151,936 float32 are 78 MB.
 _ROWS_OF_LOGITS = 128
@@ -110,14 +111,22 @@ class Runner:
         if not self._on_device:
             return map(self._choose_each, chunks, logits_of)
         counts = list(zip(chunks, sizes, strict=True))
-        requests = [c.sequence.request for c, size in counts for _ in range(size)]
+        rows = [(c.sequence, c.drafts[:row]) for c, size in counts for row in range(size)]
+        places = torch.tensor([len(sequence.logprobs) + len(more) for sequence, more in rows])
+        positions = places.to(logits.device, non_blocking=True)
+        penalties = Penalties.of([(s.rules, more) for s, more in rows], logits.device)
+        sampling = [sequence.sampling for sequence, _ in rows]
         tokens, logprobs = sample(
-            logits,
-            [request.sampling for request in requests],
-            members=[request.member for request in requests],
-            rounds=[request.round_index for request in requests],
-            positions=[len(c.sequence.logprobs) + row for c, size in counts for row in range(size)],
+            logits if penalties is None else penalised(logits, penalties, positions),
+            sampling,
+            members=[sequence.request.member for sequence, _ in rows],
+            rounds=[sequence.request.round_index for sequence, _ in rows],
+            positions=positions,
         )
+        is_raw = torch.tensor([params.logprobs == "raw" for params in sampling])
+        if is_raw.any():
+            own = chosen_logprobs(logits, tokens)
+            logprobs = torch.where(is_raw.to(own.device, non_blocking=True), own, logprobs)
         found = iter(as_choices(fetch(packed(tokens, logprobs))()))
         drawn = [[next(found) for _ in range(size)] for size in sizes]
         return (
@@ -128,22 +137,38 @@ class Runner:
     def _choose_each(self, chunk: Chunk, logits: Tensor) -> Choices:
         """One after the other: masks and forced tokens depend on those before."""
         sequence, request = chunk.sequence, chunk.sequence.request
-        sampling = request.sampling
-        for row in logits:
+        sampling, rules, constraint = sequence.sampling, sequence.rules, request.constraint
+        for own in logits:
             position = len(sequence.logprobs)
+            row = own if rules is None else rules(own, position)
             if request.forced_ids:
                 token_id = request.forced_ids[position]
-                yield token_id, float(processed_logits(row, sampling).log_softmax(-1)[token_id])
-                continue
-            if request.constraint is not None:
-                row = request.constraint.mask(row)
-            yield sample_token(
-                row,
-                sampling,
-                member=request.member,
-                round_index=request.round_index,
-                position=position,
+                logprob = float(processed_logits(row, sampling).log_softmax(-1)[token_id])
+            else:
+                if constraint is not None:
+                    row = constraint.mask(row)
+                if rules is not None and bool(row.max() == -torch.inf):
+                    row = self._without_rules(own, constraint)
+                token_id, logprob = sample_token(
+                    row,
+                    sampling,
+                    member=request.member,
+                    round_index=request.round_index,
+                    position=position,
+                )
+            if sampling.logprobs == "raw":
+                logprob = float(own.float().log_softmax(-1)[token_id])
+            yield token_id, logprob
+
+    @staticmethod
+    def _without_rules(logits: Tensor, constraint: TokenConstraint | None) -> Tensor:
+        """(V,) logits where rules leave no token: a grammar's alone, or a clue could not end."""
+        if constraint is None:
+            raise ValueError(
+                "generate: sampling must leave a token to choose, got none after "
+                "no_repeat_ngram_size, bad_words_ids and suppress_tokens"
             )
+        return constraint.mask(logits)
 
     def _calls(self, chunks: list[Chunk]) -> Iterator[Attend | Cascade]:
         """How neighbouring chunks attend together, in order; tensors on the CPU."""
@@ -196,8 +221,9 @@ class Runner:
 
 def needs_host(chunk: Chunk) -> bool:
     """Whether its tokens cannot be drawn before those that stand before them are known."""
-    request = chunk.sequence.request
-    return request.constraint is not None or bool(request.forced_ids)
+    request, rules = chunk.sequence.request, chunk.sequence.rules
+    has_runs = rules is not None and rules.needs_host
+    return request.constraint is not None or bool(request.forced_ids) or has_runs
 
 
 def packed(tokens: Tensor, logprobs: Tensor) -> Tensor:

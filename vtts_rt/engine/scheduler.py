@@ -193,7 +193,7 @@ class Scheduler:
             return False
         self._refused = None
         tree.evict(max(0, short - pool.num_free))
-        room = pool.pages_for(known + sequence.request.num_new - len(sequence.logprobs))
+        room = pool.pages_for(known + sequence.num_new - len(sequence.logprobs))
         fresh = pool.allocate(
             short, after=pages[-1] if pages else None, room=room - pool.pages_for(known)
         )

@@ -15,6 +15,8 @@ from torch import Tensor
 from vtts_rt.engine.drafts import NgramDrafter
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
+from vtts_rt.ops.logits import LogitsRules
+from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import (
     FrameProvider,
     PairRef,
@@ -48,6 +50,7 @@ class TokenConstraint(Protocol):
 class GenerationRequest:
     """One prompt to continue.
 
+    sampling: what it leaves unset is the checkpoint's, or neutral where tokens are forced.
     provider: where pixels come from; only asked for pairs that no cache has. parity: whose
     positions, see `models.mrope`.
     round_index, member: coordinates of the sampling noise. deadline_seconds: a
@@ -68,18 +71,15 @@ class GenerationRequest:
     constraint: TokenConstraint | None = None
     forced_ids: SequenceOf[int] = ()
 
-    @property
-    def num_new(self) -> int:
-        """Most tokens that can be generated."""
-        return len(self.forced_ids) or self.sampling.max_tokens
-
 
 @dataclass(slots=True)
 class Completion:
     """What one request produced.
 
-    text: without special tokens and stop texts; logprobs: natural log, of each token under
-    the distribution it was drawn from. weights_version: `Engine.weights_version`.
+    text: without special tokens, stop texts and stop ids; logprobs: natural log, of each token
+    under the distribution it was drawn from, or under the model's own (SamplingParams.logprobs).
+    finish_reason: "stop": the model, a stop text or a stop id ended it; "length": max_tokens did.
+    weights_version: `Engine.weights_version`.
     """
 
     token_ids: list[int]
@@ -158,13 +158,18 @@ class TextStream:
         self._stop = stop
         self._held = max((len(s) - 1 for s in stop), default=0)
         self._emitted = 0
+        self._unstoppable = 0  # characters in which no stop text may end
         self.text = ""
         self.stopped = False
 
-    def push(self, token_id: int) -> str:
-        """Text that is now safe to show; sets `stopped` when a stop text is complete."""
+    def push(self, token_id: int, *, may_stop: bool = True) -> str:
+        """Text that is now safe to show; sets `stopped` when a stop text is complete, unless this
+        token may not complete one."""
         self.text += self._decoder.push(token_id)
-        ends = [at for s in self._stop if (at := self.text.find(s)) >= 0]
+        if not may_stop:
+            self._unstoppable = len(self.text)
+        begins = [(s, max(0, self._unstoppable + 1 - len(s))) for s in self._stop]
+        ends = [at for s, begin in begins if (at := self.text.find(s, begin)) >= 0]
         if ends:
             self.text = self.text[: min(ends)]
             self.stopped = True
@@ -186,9 +191,11 @@ class TextStream:
 class Sequence:
     """One request in work: its tokens, their keys and the KV pages that hold them.
 
-    keys: (N, 4) int64, token or content id then M-RoPE t, h, w; num_computed: leading tokens
-    whose KV is in `pages`. held: features of pairs that a pass has begun and the next goes on
-    with. page_ahead: a free page that a pass launched ahead of the schedule writes into.
+    sampling: resolved. num_new: most tokens that can be generated. rules: what changes its logits.
+    end_ids: tokens that end it. keys: (N, 4) int64, token or content id then M-RoPE t, h, w;
+    num_computed: leading tokens whose KV is in `pages`. held: features of pairs that a pass has
+    begun and the next goes on with. page_ahead: a free page that a pass launched ahead of the
+    schedule writes into.
     num_ever_computed: tokens once computed or found; preemption forgets only
     `num_computed`. waiting_since: the scheduler's step in which it began to wait;
     num_when_admitted: tokens known when it last ceased to.
@@ -204,8 +211,13 @@ class Sequence:
         content_ids: ContentIds,
         text: TextStream,
         draft_tokens: int,
+        sampling: ResolvedSampling,
+        rules: LogitsRules | None,
+        end_ids: frozenset[int],
     ) -> None:
         prompt = request.prompt
+        self.sampling, self.rules, self.end_ids = sampling, rules, end_ids
+        self.num_new = len(request.forced_ids) or sampling.max_tokens
         self.request_id = request_id
         self.request = request
         self.pair_keys = pair_keys
@@ -223,7 +235,7 @@ class Sequence:
         self.reuse = ReuseStats()
         self.timings = RoundTimings()
         self._drafter = NgramDrafter(request.earlier_answers, draft_tokens)
-        self._keys = np.empty((len(prompt.token_ids) + request.num_new, 4), np.int64)
+        self._keys = np.empty((len(prompt.token_ids) + self.num_new, 4), np.int64)
         self._keys[: self.num_prompt, 0] = prompt.token_ids
         for span, keys in zip(prompt.spans, pair_keys, strict=True):
             per_pair = span.segment.tokens_per_pair
@@ -262,6 +274,8 @@ class Sequence:
         self._keys[index] = token_id, *(self._next_position,) * 3
         self._next_position += 1
         self._drafter.append(token_id)
+        if self.rules is not None:
+            self.rules.append(token_id)
 
     # -- drafts -----------------------------------------------------------------------------
 
@@ -270,7 +284,7 @@ class Sequence:
         tokens are forced). The last token that may be generated is never drafted: nothing
         follows it."""
         done = len(self.logprobs)
-        limit = min(limit, self.request.num_new - done - 1)
+        limit = min(limit, self.num_new - done - 1)
         if limit <= 0:
             return []
         if self.request.forced_ids:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
+from vtts_rt.sampling import generation_config, generation_defaults
+from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, SamplingParams, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
 MODEL_TYPE = "qwen2_5_vl"
@@ -185,6 +186,13 @@ def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
     return ()
 
 
+def read_generation_defaults(folder: Path) -> SamplingParams:
+    """What generation_config.json says of sampling; without that file config.json, as older
+    checkpoints have it. ValueError for what is not supported, by name."""
+    files = [folder / name for name in ("generation_config.json", "config.json")]
+    return generation_defaults(read_json(next(path for path in files if path.is_file())))
+
+
 def scopes(config: dict[str, Any], *names: str) -> list[dict[str, Any]]:
     """A config and those of its members that are configs themselves."""
     return [config, *(part for name in names if isinstance(part := config.get(name), dict))]
@@ -294,6 +302,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         vision_end_token_id=hf.vision_end_token_id,
         eos_token_ids=read_eos_token_ids(folder),
         perception=PerceptionConfig.of_recipe(load_extras(folder).get("perception", {})).given(),
+        sampling=read_generation_defaults(folder),
     )
 
 
@@ -310,7 +319,7 @@ def write_hf_config(
     dtype: name of the tensors' dtype, e.g. "bfloat16". extras: the recipe; None keeps that in the
     folder, with the perception settings of `config` if it has any.
     """
-    from transformers import GenerationConfig, Qwen2_5_VLConfig
+    from transformers import Qwen2_5_VLConfig
 
     vision, language = config.vision, config.language
     eos = list(config.eos_token_ids)
@@ -359,4 +368,6 @@ def write_hf_config(
     folder.mkdir(parents=True, exist_ok=True)
     hf.save_pretrained(folder)
     (folder / EXTRAS_FILE).unlink(missing_ok=True)  # it would count instead
-    GenerationConfig(eos_token_id=eos or None).save_pretrained(folder)
+    settings = {"eos_token_id": eos} if eos else {}
+    text = json.dumps({**settings, **generation_config(config.sampling)}, indent=2) + "\n"
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")

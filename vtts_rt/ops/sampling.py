@@ -1,7 +1,9 @@
 """Choosing the next token, with noise that depends on nothing but its own coordinates.
 
     token = argmax(processed + gumbel(seed, member, round, position))
-    processed = top_p(top_k(logits / temperature))
+    processed = top_p(top_k(logits / temperature))          as transformers' warpers, to the bit
+
+What changes logits before that is in logits.py.
 
 Gumbel-max with counter-based noise makes a sample a pure function of the logits and of
 (seed, member, round, position): batching, preemption and drafts cannot change it.
@@ -22,7 +24,13 @@ from torch import Tensor
 
 from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.types import SamplingParams, require
+from vtts_rt.sampling import ResolvedSampling
+from vtts_rt.types import require
+
+# Noise lies between -3.7 and 36.8: uniform numbers keep 2**-54 away from 0 and 2**-53 from 1.
+_NOISE_SPAN = 42.0
+# Below such a temperature one token is likely to lead by that much.
+_COLD = 0.1
 
 
 def gumbel_noise(size: int, *, seed: int, member: int, round_index: int, position: int) -> Tensor:
@@ -41,7 +49,7 @@ def gumbel_noise(size: int, *, seed: int, member: int, round_index: int, positio
     return torch.from_numpy(-np.log(-np.log(uniform + 2.0**-54))).float()
 
 
-def processed_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+def processed_logits(logits: Tensor, params: ResolvedSampling) -> Tensor:
     """Logits after temperature, top-k and top-p; masked tokens are -inf.
 
     logits: (V,) any float dtype. Returns (V,) float32; softmax of it is what is sampled
@@ -56,17 +64,25 @@ def processed_logits(logits: Tensor, params: SamplingParams) -> Tensor:
         floor = scores.topk(params.top_k).values[-1]
         scores = scores.masked_fill(scores < floor, -torch.inf)
     if params.top_p < 1.0:
-        ordered, order = scores.sort(descending=True, stable=True)
-        probabilities = ordered.softmax(0)
-        # A token stays while the mass before it is below top_p, so the first always stays.
-        drop = probabilities.cumsum(0) - probabilities >= params.top_p
+        # From the least likely on, whose sum rounds less; the likeliest always stays.
+        ordered, order = scores.sort(stable=True)
+        drop = ordered.softmax(0).cumsum(0) <= 1.0 - params.top_p
+        drop[-1] = False
         scores = scores.index_fill(0, order[drop], -torch.inf)
     return scores
 
 
+def chosen_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """(N,) float32: log-probability of each row's token under the model's own distribution.
+
+    logits: (N, V) any float dtype; tokens: (N,) int64.
+    """
+    return logits.float().log_softmax(1).gather(1, tokens[:, None])[:, 0]
+
+
 def sample_token(
     logits: Tensor,
-    params: SamplingParams,
+    params: ResolvedSampling,
     *,
     member: int,
     round_index: int,
@@ -80,19 +96,15 @@ def sample_token(
     is native, where that is built) or "reference" (torch).
     Returns (token id, log-probability under the processed distribution, natural log).
     """
-    scores = processed_logits(logits, params)
     if params.temperature == 0.0:
-        is_native = backend != "reference" and native.supports(scores.device.type) is None
-        if is_native and scores.is_contiguous():
-            from vtts_rt import _C
-
-            # 151,936 logits on one core: 0.12 ms, in torch's operators 0.24.
-            token, logprob = _C.greedy(scores.data_ptr(), scores.numel())
-            if token >= 0:  # else there is a NaN, which torch treats as the maximum
-                return token, logprob
-        token = int(scores.argmax())
-        # The chosen logit is the largest: log-sum-exp without looking for it a second time.
-        return token, -float((scores - scores[token]).exp_().sum().log())
+        return _greedy(logits.float(), backend)
+    if params.temperature < _COLD and backend != "reference":
+        # No noise chooses another token than one that leads by more than noise spans, no filter
+        # drops it, and others have no share in its probability: Qwen's checkpoints ask for 1e-6.
+        scores = processed_logits(logits, ResolvedSampling(params.temperature))
+        if int((scores > scores.max() - _NOISE_SPAN).sum()) == 1:
+            return _greedy(scores, backend)
+    scores = processed_logits(logits, params)
     noise = gumbel_noise(
         scores.numel(),
         seed=params.seed,
@@ -104,12 +116,27 @@ def sample_token(
     return token, float(scores.log_softmax(0)[token])
 
 
-class SampleParams(NamedTuple):
-    """SamplingParams of the rows of a batch on the device of their logits, for CUDA graphs: what a
-    graph was recorded with is changed in place.
+def _greedy(scores: Tensor, backend: str) -> tuple[int, float]:
+    """The first maximum of (V,) float32 and its log-probability."""
+    is_native = backend != "reference" and native.supports(scores.device.type) is None
+    if is_native and scores.is_contiguous():
+        from vtts_rt import _C
 
-    temperature, top_p: (N,) float32; top_k, seed: (N,) int64. has_filters: False where no row has a
-    top-k or top-p, which spares sorting the logits.
+        # 151,936 logits on one core: 0.12 ms, in torch's operators 0.24.
+        token, logprob = _C.greedy(scores.data_ptr(), scores.numel())
+        if token >= 0:  # else there is a NaN, which torch treats as the maximum
+            return token, logprob
+    token = int(scores.argmax())
+    # The chosen logit is the largest: log-sum-exp without looking for it a second time.
+    return token, -float((scores - scores[token]).exp_().sum().log())
+
+
+class SampleParams(NamedTuple):
+    """Sampling of the rows of a batch on the device of their logits, for CUDA graphs: what a graph
+    was recorded with is changed in place.
+
+    temperature: (N,) float32; top_p: (N,) float64; top_k, seed: (N,) int64. has_filters: False
+    where no row has a top-k or top-p, which spares sorting the logits.
     """
 
     temperature: Tensor
@@ -119,14 +146,17 @@ class SampleParams(NamedTuple):
     has_filters: bool = True
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> SampleParams:
+    def of(cls, params: Sequence[ResolvedSampling], device: torch.device) -> SampleParams:
         """Moved there without waiting for the device."""
-        floats = torch.tensor([[p.temperature for p in params], [p.top_p for p in params]])
+        floats = torch.tensor([[p.temperature, p.top_p] for p in params], dtype=torch.float64)
         integers = torch.tensor([[p.top_k for p in params], [p.seed for p in params]])
-        temperature, top_p = floats.to(device, torch.float32, non_blocking=True)
+        temperature, top_p = floats.view(-1, 2).T.to(device, non_blocking=True)
         top_k, seed = integers.to(device, torch.int64, non_blocking=True)
         has_filters = any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1.0) for p in params)
-        return cls(temperature, top_k, top_p, seed, has_filters)
+        return cls(temperature.float(), top_k, top_p, seed, has_filters)
+
+
+_FLOATS = {"temperature": torch.float32, "top_p": torch.float64}
 
 
 class _Coordinates(NamedTuple):
@@ -141,15 +171,13 @@ def _batch_processed(logits: Tensor, params: SampleParams) -> Tensor:
     """`processed_logits` of every row: (N, V) -> (N, V) float32."""
     samples, size = params.temperature > 0, logits.shape[1]
     scores = logits.float() / torch.where(samples, params.temperature, 1.0)[:, None]
-    ordered, order = scores.sort(dim=1, descending=True, stable=True)
+    ordered, order = scores.sort(dim=1, stable=True)
     kept = torch.where(samples & (params.top_k > 0), params.top_k, size).clamp(max=size)
-    ordered = ordered.masked_fill(ordered < ordered.gather(1, kept[:, None] - 1), -torch.inf)
-    probabilities = ordered.softmax(1)
-    before = probabilities.cumsum(1) - probabilities
-    # Sums of rounded shares may pass 1.
-    limit = torch.where(samples & (params.top_p < 1.0), params.top_p, torch.inf)
-    ordered = ordered.masked_fill(before >= limit[:, None], -torch.inf)
-    return scores.scatter_(1, order, ordered)
+    ordered = ordered.masked_fill(ordered < ordered.gather(1, size - kept[:, None]), -torch.inf)
+    tail = torch.where(samples & (params.top_p < 1.0), 1.0 - params.top_p, -1.0).float()
+    drop = ordered.softmax(1).cumsum(1) <= tail[:, None]
+    drop[:, -1] = False
+    return scores.scatter_(1, order, ordered.masked_fill(drop, -torch.inf))
 
 
 def _triton(
@@ -172,7 +200,7 @@ def _one_by_one(
     choices = [
         sample_token(
             row,
-            SamplingParams(temperature, top_p, top_k, seed=seed),
+            ResolvedSampling(temperature, top_p, top_k, seed=seed),
             member=member,
             round_index=round_index,
             position=position,
@@ -208,7 +236,7 @@ _OP = register(
 
 def sample(
     logits: Tensor,
-    params: SampleParams | Sequence[SamplingParams],
+    params: SampleParams | Sequence[ResolvedSampling],
     *,
     members: Tensor | Sequence[int],
     rounds: Tensor | Sequence[int],
@@ -242,7 +270,7 @@ def sample(
     )
     for name, column in {**params._asdict(), **coordinates._asdict()}.items():
         if name != "has_filters":
-            dtype = torch.float32 if name in ("temperature", "top_p") else torch.int64
+            dtype = _FLOATS.get(name, torch.int64)
             got = (*column.shape, column.dtype, str(column.device))
             wanted = (len(logits), dtype, str(logits.device))
             require("sampling", name, got, got == wanted, f"{wanted}")

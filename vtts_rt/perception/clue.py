@@ -142,6 +142,11 @@ class ClueStream:
             glue=self._text_of("glue"),
         )
 
+    def has_closed(self, tag: str) -> bool:
+        """Whether a section with `tag` has been closed, so far."""
+        section = self._best.get(tag)
+        return section is not None and section.closed
+
     @property
     def outside(self) -> str:
         """The text in no section, so far."""

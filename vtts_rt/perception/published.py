@@ -98,6 +98,10 @@ class PublishedClueStream:
             self._problem = f"{_OPENING} is no list of (start, end): {type(error).__name__}"
         return [ClueEvent("span", span) for span in self._spans]
 
+    def has_closed(self, tag: str) -> bool:
+        """As ClueStream."""
+        return self._lenient.has_closed(tag)
+
     def finish(self) -> Clue:
         """The whole text as a clue; `glue` is None where no tag was closed."""
         return replace(

@@ -17,6 +17,7 @@ from vtts_rt.video.index import PacketIndex, demuxed
 # 640x360: 19 %, of 1920x1080: 5 %; VP9: 5 %). Beyond 8 they mostly add delay: each holds back one
 # frame after a seek.
 MAX_DECODER_THREADS = 8
+USUAL_REORDER = 2  # frames that H.264 with B-frames as references holds back anyway
 # Reading on costs less than a seek over so few packets.
 SEEK_GAP_PACKETS = 8
 # Decoders whose slices do not touch each other even where they are broken.
@@ -43,7 +44,12 @@ def open_stream(media: Media, exact: bool = True) -> tuple[Any, Any]:
         if exact:
             _set_exact_threads(stream.codec_context)
             return container, stream
-        stream.codec_context.options = {"err_detect": ERRORS}
+        options = {**media.codec_options, "err_detect": ERRORS}
+        if stream.codec_context.name == "h264" and stream.codec_context.has_b_frames:
+            # A thread that gives out the picture of another one that is at work does not know yet
+            # whether it is damaged: have it wait until that one has ended.
+            options["has_b_frames"] = str(USUAL_REORDER + num_decoder_threads())
+        stream.codec_context.options = options
         # Frame threads of other codecs (seen of VP9) carry what a broken packet leaves behind to
         # one or another of the next frames, by the order of reading.
         name = stream.codec_context.name
@@ -60,9 +66,10 @@ def _set_exact_threads(context: Any) -> None:
     context.thread_count = num_decoder_threads() if context.name in SLICED else 1
 
 
-def _like(context: Any) -> Any:
+def _like(context: Any, options: dict[str, str]) -> Any:
     """A new decoder of the same stream."""
     new = av.CodecContext.create(context.codec, "r")
+    new.options = options
     new.extradata, new.codec_tag = context.extradata, context.codec_tag
     new.width, new.height, new.pix_fmt = context.width, context.height, context.pix_fmt
     new.bits_per_coded_sample = context.bits_per_coded_sample
@@ -103,7 +110,7 @@ class PacketReader:
             if self.context.name not in RENEWED:
                 self.close()
             else:
-                self.context = _like(self.stream.codec_context)
+                self.context = _like(self.stream.codec_context, self._media.codec_options)
         gap = SEEK_GAP_PACKETS if self._seekable else self._index.num_packets
         if 0 <= self.next <= ordinal <= self.next + gap:
             self.context.flush_buffers()

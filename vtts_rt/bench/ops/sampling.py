@@ -8,12 +8,12 @@ import torch
 
 from vtts_rt.bench.ops.case import DTYPES, Case, Scale, bench_dtype
 from vtts_rt.ops.sampling import processed_logits, sample
-from vtts_rt.types import SamplingParams
+from vtts_rt.sampling import ResolvedSampling
 
-GREEDY, HOT = SamplingParams(), SamplingParams(temperature=1.3, seed=2**63 - 1)
-FILTERED = SamplingParams(temperature=0.7, top_k=50, top_p=0.9, seed=5)
-WIDE = SamplingParams(temperature=1.0, top_k=10**6, seed=11)
-NARROW = SamplingParams(temperature=1.0, top_p=1e-6, seed=12)
+GREEDY, HOT = ResolvedSampling(), ResolvedSampling(temperature=1.3, seed=2**63 - 1)
+FILTERED = ResolvedSampling(temperature=0.7, top_k=50, top_p=0.9, seed=5)
+WIDE = ResolvedSampling(temperature=1.0, top_k=10**6, seed=11)
+NARROW = ResolvedSampling(temperature=1.0, top_p=1e-6, seed=12)
 KINDS = {
     "greedy": [GREEDY],
     "sampled": [HOT],
@@ -43,7 +43,7 @@ def _case(
     rows: int,
     size: int,
     kind: str,
-    params: Sequence[SamplingParams],
+    params: Sequence[ResolvedSampling],
     check: bool,
 ) -> Case:
     generator = torch.Generator().manual_seed(rows * 7919 + size)
