@@ -250,7 +250,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         "video": [args.video, *args.and_video],
         "question": args.question,
         "options": args.option,
-        "context": _read_text(args.context) if args.context else "",
+        "context": "" if args.context is None else _read_text(args.command, args.context),
         "perception": perception,
         "start_seconds": args.start_seconds,
         "end_seconds": args.end_seconds,
@@ -260,12 +260,12 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _read_text(path: str) -> str:
+def _read_text(command: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"ask: context must be a readable UTF-8 file, got {path!r}: {error}"
+            f"{command}: context must be a readable UTF-8 file, got {path!r}: {error}"
         ) from error
 
 

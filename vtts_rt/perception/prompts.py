@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from vtts_rt.checks import UNICODE, check
 from vtts_rt.types import require
 
 # Fields that take values, and which; the others are plain text.
@@ -70,6 +71,7 @@ class PromptTemplates:
         for f in fields(self):
             text = getattr(self, f.name)
             require("prompts", f.name, text, isinstance(text, str), "a text")
+            check("prompts", {f.name: UNICODE}, {f.name: text})
             require("prompts", f.name, text, "<|" not in text, "free of control tokens `<|...|>`")
             if f.name in PLACEHOLDERS:
                 _check_placeholders(f.name, text, PLACEHOLDERS[f.name])
