@@ -46,7 +46,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return opened
 
 
-def call(runtime: Runtime, function: str, **arguments: Any) -> Any:
+def call(runtime: Runtime, function: str, /, **arguments: Any) -> Any:
     """Call one of CALLS to its end; of a batch, the second request has the arguments."""
     arguments = {"video": "/nowhere.mp4", "question": "which?"} | arguments
     if function == "ask_batch":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NoReturn
 
 from vtts_rt.types import require
 
@@ -56,3 +58,11 @@ def is_unicode(value: str | Iterable[str]) -> bool:
 
 
 UNICODE: Rule = (is_unicode, "valid Unicode")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """One line and exit status 2 for a wrong flag, like every other user's mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)

@@ -112,6 +112,6 @@ def load_prompts(path: str | Path, base: PromptTemplates | None = None) -> Promp
         overrides = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"prompts: file must be a readable JSON file, got {path} ({error})"
+            f"prompts: file must be a readable JSON file, got {str(path)!r} ({error})"
         ) from error
     return prompts_from_dict(overrides, base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import urllib.parse
@@ -186,7 +187,10 @@ def _open_encoded(
 
 def _fetch(url: str, scheme: str, opening: Opening) -> Path | bytes:
     """A file:// URL as a path, http(s):// content as bytes."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"open_video: video must be a URL, got {url!r} ({error})") from error
     if scheme == "file":
         local = parts.netloc in ("", "localhost")
         require("open_video", "video", url, local, "a file URL of this machine")
@@ -206,7 +210,7 @@ def _received(url: str, opening: Opening) -> Iterator[bytes]:
         with urllib.request.urlopen(url, timeout=seconds) as response:
             while part := response.read1(URL_READ_BYTES):
                 yield part
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         opening.check_time()  # it may be the time that was left
         raise ValueError(
             f"open_video: video must be a URL that can be fetched, got {url!r} ({error})"
