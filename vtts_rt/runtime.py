@@ -198,7 +198,7 @@ class Runtime:
 
         They share every page of the prompt and branch where their tokens differ; what several
         of them look at in later rounds is decoded and encoded once. Arguments as `stream`, but
-        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`).
+        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`);
         return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
         request = {"video": video, "question": question, **options}
