@@ -117,6 +117,11 @@ def test_a_request_that_can_never_fit_says_what_is_needed(model: Any, tokenizer:
         run(engine, encode(tokenizer, "a" * 400))
     with pytest.raises(ValueError, match="prompt must be non-empty"):
         run(engine, encode(tokenizer, ""))
+    positions = model.config.language.max_position_embeddings
+    large = make_engine(model, tokenizer, kv_bytes=(positions + 64) * engine.pool.page_bytes)
+    sampling = SamplingParams(max_tokens=positions)
+    with pytest.raises(ValueError, match=f"must be <= {positions} tokens, the model's positions"):
+        run(large, encode(tokenizer, "a"), sampling=sampling)
 
 
 def test_a_failing_provider_ends_its_request_and_no_other(model: Any, tokenizer: Tokenizer) -> None:

@@ -278,6 +278,11 @@ class Engine:
                 f"{needed * self.pool.page_bytes} bytes, kv_bytes is "
                 f"{self.pool.num_pages * self.pool.page_bytes}"
             )
+        if total > self.token_budget:
+            raise ValueError(
+                f"generate: prompt and max_tokens must be <= {self.token_budget} tokens, the "
+                f"model's positions, got {total}"
+            )
         self._next_id += 1
         return Sequence(
             self._next_id,
