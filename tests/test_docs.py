@@ -46,14 +46,14 @@ def test_anchors_of_links_are_headings(page: Path) -> None:
     assert not missing
 
 
-def test_the_changelog_has_each_kind_of_change_once_and_in_order() -> None:
-    kinds = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+def test_the_changelog_has_each_kind_of_change_once() -> None:
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     _, *versions = re.split(r"^## ", text, flags=re.MULTILINE)
     assert versions
     for version in versions:
         found = re.findall(r"^### (.*)$", version, re.MULTILINE)
-        assert found == [kind for kind in kinds if kind in found], version[:20]
+        assert len(found) == len(set(found)) and kinds.issuperset(found), version[:20]
 
 
 def commands() -> list[str]:
