@@ -24,7 +24,7 @@ from vtts_rt.results import (
 )
 from vtts_rt.rounds import Output, RequestFailed
 from vtts_rt.sampling import rollout_sampling
-from vtts_rt.types import SamplingParams, require
+from vtts_rt.types import SamplingParams
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
 StreamEvent = RoundEvent | AnswerReady
@@ -35,9 +35,9 @@ TIMED_OUT = RoundsEnded("timeout", "", None)
 class Question:
     """One question in work. request: for a RoundScheduler; answer: None until it is there.
 
-    Arguments as `Runtime.stream`; `stack` closes the videos. called: `time.monotonic()` of the
-    call, from which timeout_seconds counts. engine: what will run it; a first round that is too
-    long for it is refused here, on the caller's thread.
+    Arguments as `Runtime.stream`, checked by `arguments.check_call`; `stack` closes the videos.
+    called: `time.monotonic()` of the call, from which timeout_seconds counts. engine: what will
+    run it; a first round that is too long for it is refused here, on the caller's thread.
     Raises TimeoutError when its time passes before the videos are open.
     """
 
@@ -69,9 +69,7 @@ class Question:
         self.answer: Answer | None = None
         deadline = None
         if timeout_seconds is not None:
-            require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
             deadline = called + timeout_seconds
-        require("ask", "options", options, not isinstance(options, str), "a list of texts")
         sampling = sampling or SamplingParams()
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
         try:
@@ -142,13 +140,8 @@ def open_videos(
     """
     if not isinstance(video, (list, tuple)):
         return [_opened(stack, video, timestamps_seconds, options)]
-    require("ask", "video", video, len(video) > 0, "at least one video or image")
     if timestamps_seconds is None:
         timestamps_seconds = [None] * len(video)
-    rule = f"a list of {len(video)}, one entry a video"
-    as_long = isinstance(timestamps_seconds, (list, tuple))
-    as_long = as_long and len(timestamps_seconds) == len(video)
-    require("ask", "timestamps_seconds", timestamps_seconds, as_long, rule)
     both = zip(video, timestamps_seconds, strict=True)
     return [_opened(stack, item, times, options) for item, times in both]
 
