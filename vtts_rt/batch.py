@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from vtts_rt.driver import Driver, Ticket
-from vtts_rt.question import TIMED_OUT, Question
+from vtts_rt.question import Question
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.rounds import Output, RequestFailed
 
@@ -94,20 +94,20 @@ class Batch:
 
     def _arrival(self) -> tuple[int, Output | Question | Exception]:
         """What comes next: a question that is open, an output of one, or its failure."""
-        waits = {
-            index: left
+        waits = [
+            (left, index, member.question)
             for index, member in self._members.items()
             if member.question is not None
             and member.ticket is not None
             and (left := member.question.seconds_left(member.ticket)) is not None
-        }
+        ]
         if not waits:
             return self._arrivals.get()
-        first = min(waits, key=waits.__getitem__)
+        seconds, first, question = min(waits)
         try:
-            return self._arrivals.get(timeout=waits[first])
+            return self._arrivals.get(timeout=seconds)
         except queue.Empty:
-            return first, TIMED_OUT
+            return first, question.timed_out()
 
     def _take(self, index: int, arrival: Output | Question | Exception) -> None:
         member = self._members.get(index)

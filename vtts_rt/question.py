@@ -28,8 +28,6 @@ from vtts_rt.types import SamplingParams
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
 StreamEvent = RoundEvent | AnswerReady
-# How a question ends that runs out of time before the driver has begun it.
-TIMED_OUT = RoundsEnded("timeout", "", None)
 
 
 class Question:
@@ -63,6 +61,7 @@ class Question:
         **opening: Any,
     ) -> None:
         self._began = time.perf_counter()
+        self._engine = engine
         self._model = model
         self._load_ms = load_ms
         self._results: list[RoundResult] = []
@@ -94,12 +93,16 @@ class Question:
         prepare(engine, self.request)
 
     def seconds_left(self, ticket: Ticket) -> float | None:
-        """How long to wait for the next output before the question ends as TIMED_OUT. None: until
-        it comes, as the driver ends in time what it has begun."""
+        """How long to wait for the next output before the question ends as `timed_out` says. None:
+        until it comes, as the driver ends in time what it has begun."""
         deadline = self.request.deadline_seconds
         if deadline is None or ticket.request_id is not None:
             return None
         return max(0.0, deadline - time.monotonic())
+
+    def timed_out(self) -> RoundsEnded:
+        """How it ends when its time passes before the driver has begun it."""
+        return RoundsEnded("timeout", "", None, self._engine.weights_version)
 
     def events(self, output: Output) -> list[StreamEvent]:
         """What to tell of an output; the answer follows the last. A failure is raised."""

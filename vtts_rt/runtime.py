@@ -371,6 +371,7 @@ class Runtime:
 
     def discard_staged_weights(self) -> None:
         """Drop what `update_weights(..., finish=False)` has kept."""
+        self._driver.check_process()
         self._staged.discard()
 
     @property
