@@ -148,6 +148,8 @@ bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope decord opencv-python-headless
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_linear.py
+	$(BIN)/python bench/bench_quantization.py
+	$(BIN)/vtts-rt bench errors --result-dir bench/results
 	$(BIN)/python bench/bench_rounds.py --dtype float32,bfloat16
 	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
 	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 3

@@ -7,12 +7,10 @@ python bench/bench_agreement.py [--codec vp9,mjpeg] [--seed S] [--num N] [--devi
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,15 @@ from vtts_rt.bench.encodings import ENCODINGS, codec_names, encode
 from vtts_rt.bench.setting import (
     add_compute_flags,
     check_compute,
-    commit,
     dtype_of,
-    hardware,
+    origin,
     results_name,
+    write_result,
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.data.needle import Scene, make_question, make_scene, needle_row
 from vtts_rt.perception.clue import option_letter
-from vtts_rt.results import Answer, versions
+from vtts_rt.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import Decoder, SamplingParams
 from vtts_rt.video import open_video
@@ -165,19 +163,14 @@ def main() -> int:
             for codec in codecs
         ]
         result = {
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "commit": commit(),
-            "hardware": hardware(args.threads),
-            "versions": versions(),
+            **origin(args.threads),
             "dtype": dtype,
             "model": runtime.name,
             "split": "held_out",
             "results": found,
         }
     print(file=sys.stderr)
-    path = RESULTS / results_name("agreement")
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    write_result(RESULTS / results_name("agreement"), result)
     return 0
 
 

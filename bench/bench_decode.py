@@ -17,21 +17,24 @@ takes to read the weights once.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from engine_decode import measure
 
-import vtts_rt
 from vtts_rt.bench.ops.case import bench_dtype
 from vtts_rt.bench.ops.timing import copy_bandwidth
-from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    origin,
+    results_name,
+    write_result,
+)
 from vtts_rt.bench.shapes import SHAPES, model_config, random_model
 from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
 from vtts_rt.models.qwen2_5_vl import DTYPES
@@ -167,17 +170,12 @@ def file(
 ) -> None:
     report = {
         "bench": theme,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(),
-        "hardware": hardware(args.threads),
-        "versions": {"vtts_rt": vtts_rt.__version__, "torch": torch.__version__},
+        **origin(args.threads),
         "setting": {"keys": args.keys, "runs": args.runs, **setting},
         "results": results,
     }
     output = args.output or ROOT / "bench" / "results" / results_name(theme)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(output)
+    write_result(output, report)
 
 
 if __name__ == "__main__":

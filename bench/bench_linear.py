@@ -9,16 +9,19 @@ both; products are compared before anything is timed.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
-import vtts_rt
-from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    origin,
+    results_name,
+    write_result,
+)
 from vtts_rt.ops.linear import linear
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,17 +75,12 @@ def main() -> None:
         print(f"{about:36} {entry['gflops']}  {entry['speedup']:.2f}x")
     report = {
         "theme": "linear",
-        "hardware": hardware(args.threads),
-        "versions": {"vtts_rt": vtts_rt.__version__, "torch": torch.__version__},
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        **origin(args.threads),
         "setting": {"dtype": "float32", "runs": args.runs},
         "results": results,
     }
     output = args.output or ROOT / "bench" / "results" / results_name("linear")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(output)
+    write_result(output, report)
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ python bench/bench_needle.py [--seed S] [--num N] [--device D] [--dtype D] [--th
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 from vtts_rt.bench.setting import (
     add_compute_flags,
     check_compute,
-    commit,
     dtype_of,
-    hardware,
+    origin,
     results_name,
+    write_result,
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.needle import evaluate
-from vtts_rt.results import versions
 from vtts_rt.runtime import Runtime
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -38,16 +35,11 @@ def main() -> int:
     engine = EngineConfig(threads=args.threads)
     with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
         result = {
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "commit": commit(),
-            "hardware": hardware(args.threads),
-            "versions": versions(),
+            **origin(args.threads),
             "dtype": dtype,
             **evaluate(runtime, seed=args.seed, num=args.num),
         }
-    path = RESULTS / results_name("needle")
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    write_result(RESULTS / results_name("needle"), result)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from vtts_rt.bench.setting import add_compute_flags, commit, hardware, results_name
+from vtts_rt.bench.setting import add_compute_flags, origin, results_name, write_result
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 from vtts_rt.video import FrameStore, open_video
@@ -88,9 +88,7 @@ def main() -> None:
     why = refusal()
     report = {
         "theme": "nvdec",
-        "hardware": hardware(0),
-        "versions": {"torch": torch.__version__},
-        "commit": commit(),
+        **origin(threads=0),
         "refusal": why,
         **({} if why else measure(args.video, args.frames)),
     }
@@ -98,9 +96,7 @@ def main() -> None:
     if why:
         print(f"nothing measured: {why}")
         return
-    args.result_dir.mkdir(parents=True, exist_ok=True)
-    path = args.result_dir / results_name("nvdec")
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_result(args.result_dir / results_name("nvdec"), report)
 
 
 if __name__ == "__main__":

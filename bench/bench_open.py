@@ -12,7 +12,6 @@ by the byte.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 
 from vtts_rt.bench.encodings import encode, repeated
 from vtts_rt.bench.model import moving_frames
-from vtts_rt.bench.setting import add_compute_flags, commit, hardware, results_name, versions
+from vtts_rt.bench.setting import add_compute_flags, origin, results_name, write_result
 
 ROOT = Path(__file__).resolve().parents[1]
 FPS, CYCLE = 30, 300
@@ -105,9 +104,7 @@ def main() -> None:
         rows += [{"height": height, **row} for row in measured(path, args.runs)]
     report = {
         "theme": "open",
-        "hardware": hardware(1),
-        "versions": versions(),
-        "commit": commit(),
+        **origin(threads=1),
         "setting": {
             "duration_seconds": args.seconds,
             "source_fps": FPS,
@@ -116,10 +113,7 @@ def main() -> None:
         },
         "results": rows,
     }
-    args.result_dir.mkdir(parents=True, exist_ok=True)
-    output = args.result_dir / results_name("open")
-    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(output)
+    write_result(args.result_dir / results_name("open"), report)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,7 @@ Threads: torch and patchify get the same number, 1 and 2.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
-import vtts_rt
 from vtts_rt import _C
-from vtts_rt.bench.setting import add_compute_flags
+from vtts_rt.bench.setting import add_compute_flags, origin, results_name, write_result
 from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD, PatchifyJob, patchify
 from vtts_rt.types import PATCH_ROW, PixelBox
 
@@ -36,22 +29,8 @@ sys.path.append(str(ROOT / "tests"))
 import torchvision_shim  # noqa: E402
 
 NUM_FRAMES, HEIGHT, WIDTH = 32, 720, 1280
+THREADS = 1, 2
 RESIZED_HW = (560, 1008)  # smart_resize with the processor's default budget
-
-
-def cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 def footage() -> np.ndarray:
@@ -116,7 +95,7 @@ def main() -> None:
         assert torch.equal(function(2), expected), f"{name}: rows differ from transformers"
     del expected
 
-    times_ms: dict[tuple[str, int], list[float]] = {(n, t): [] for n in functions for t in (1, 2)}
+    times_ms: dict[tuple[str, int], list[float]] = {(n, t): [] for n in functions for t in THREADS}
     for _ in range(args.runs):
         for (name, num_threads), times in times_ms.items():
             began = time.perf_counter()
@@ -138,19 +117,9 @@ def main() -> None:
             }
         )
         print(f"{name:28} {num_threads} threads {median:8.1f} ms  {against / median:5.2f}x")
-    now = datetime.datetime.now(datetime.timezone.utc)
-    hardware = f"cpu{os.cpu_count()}"
     report = {
         "theme": "patchify",
-        "hardware": {"name": hardware, "cpu": cpu_model(), "num_cpus": os.cpu_count()},
-        "versions": {
-            "vtts_rt": vtts_rt.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": commit(),
-        "date": now.date().isoformat(),
+        **origin(threads=max(THREADS)),
         "setting": {
             "num_frames": NUM_FRAMES,
             "source_hw": [HEIGHT, WIDTH],
@@ -160,10 +129,7 @@ def main() -> None:
         },
         "results": results,
     }
-    output = args.output or ROOT / "bench" / "results" / f"patchify_{hardware}_{now:%Y%m}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(output)
+    write_result(args.output or ROOT / "bench" / "results" / results_name("patchify"), report)
 
 
 if __name__ == "__main__":

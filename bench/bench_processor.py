@@ -10,7 +10,6 @@ patch_embed has the tower's first product behind it, hidden size 1280, so its pe
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,13 @@ from vtts_rt.bench.model import allow_broken_torchvision, moving_frames
 from vtts_rt.bench.ops.case import bench_dtype
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.peer import patch_rows
-from vtts_rt.bench.setting import add_compute_flags, check_compute, heading, results_name
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    heading,
+    results_name,
+    write_result,
+)
 from vtts_rt.models.qwen2_5_vl import DTYPES
 from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed
@@ -129,9 +134,7 @@ def main() -> int:
         "results": results,
     }
     if args.result_dir is not None:
-        path = args.result_dir / results_name("processor")
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(path)
+        write_result(args.result_dir / results_name("processor"), report)
     return 0
 
 

@@ -10,10 +10,8 @@ process of one thread: its times are not filed.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
-from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,17 @@ from typing import Any
 import torch
 from bench_decode import PAGE_SIZE, Step, seconds
 
-from vtts_rt.bench.setting import add_compute_flags, check_compute, commit, hardware, results_name
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    check_compute,
+    origin,
+    results_name,
+    write_result,
+)
 from vtts_rt.bench.shapes import model_config, random_model
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.needle import evaluate
 from vtts_rt.models.quantize import quantize_language
-from vtts_rt.results import versions
 from vtts_rt.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,18 +102,13 @@ def main() -> None:
         accuracies = list(pool.map(accuracy, CONTENDERS, [args.num] * len(CONTENDERS)))
     report = {
         "theme": "quantization",
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(),
-        "hardware": hardware(args.threads),
-        "versions": versions(),
+        **origin(args.threads),
         "setting": {"runs": args.runs, "keys": args.keys, "page_size": PAGE_SIZE},
         "decode": decoded,
         "accuracy": accuracies,
     }
     output = args.output or ROOT / "bench" / "results" / results_name("quantization")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(output)
+    write_result(output, report)
 
 
 if __name__ == "__main__":

@@ -7,24 +7,21 @@ python bench/bench_strategies.py [--seed S] [--plans N] [--num N] [--device D] [
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 
 from vtts_rt.bench.model import qwen_tokenizer
 from vtts_rt.bench.setting import (
     add_compute_flags,
     check_compute,
-    commit,
     dtype_of,
-    hardware,
+    origin,
     results_name,
+    write_result,
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.strategies import accuracy, kept
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.results import versions
 from vtts_rt.runtime import Runtime
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -40,10 +37,7 @@ def main() -> int:
     check_compute(args)
     dtype = dtype_of(args, "tiny")
     result = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "commit": commit(),
-        "hardware": hardware(args.threads),
-        "versions": versions(),
+        **origin(args.threads),
         "dtype": dtype,
         "task": "strategies",
         "seed": args.seed,
@@ -55,9 +49,7 @@ def main() -> int:
     engine = EngineConfig(threads=args.threads)
     with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
         result["accuracy"] = accuracy(runtime, seed=args.seed, num=args.num)
-    path = RESULTS / results_name("strategies")
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(path)
+    write_result(RESULTS / results_name("strategies"), result)
     return 0
 
 

@@ -12,25 +12,22 @@ GFLOP/s count the products with weight matrices only, from their shapes.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 import transformers
 
-import vtts_rt
 from vtts_rt.bench.model import MODEL_ID, allow_broken_torchvision, bench_model
 from vtts_rt.bench.setting import (
     add_compute_flags,
     check_compute,
-    commit,
     dtype_of,
-    hardware,
+    origin,
     results_name,
+    write_result,
 )
 from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
 from vtts_rt.models.vision import MERGE_UNIT, VisionTransformer
@@ -120,14 +117,7 @@ def main() -> None:
 
     report = {
         "theme": "vision",
-        "hardware": hardware(args.threads),
-        "versions": {
-            "vtts_rt": vtts_rt.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        **origin(args.threads),
         "setting": {
             "model_id": MODEL_ID,
             "dtype": dtype,
@@ -141,9 +131,7 @@ def main() -> None:
     output = args.output or ROOT / "bench" / "results" / results_name(
         "vision" if dtype == "float32" else f"vision{dtype}"
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(output)
+    write_result(output, report)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
+def clip(clips: list[Path]) -> Path:
+    return clips[0]
+
+
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from utils import tiny_checkpoint
 

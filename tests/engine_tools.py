@@ -67,3 +67,15 @@ def run(engine: Engine, prompt: EncodedPrompt, provider: Frames | None = None, *
 def finish(events: Iterator[Any]) -> Completion:
     (last,) = [event for event in events if isinstance(event, FinishedEvent)]
     return last.completion
+
+
+def run_all(engine: Engine, requests: list[GenerationRequest]) -> list[Completion]:
+    """All requests at once, checking the engine after every step."""
+    ids = [engine.add(request) for request in requests]
+    ends: dict[int, Completion] = {}
+    while engine.has_work:
+        for event in engine.step():
+            if isinstance(event, FinishedEvent):
+                ends[event.request_id] = event.completion
+        engine.check_integrity()
+    return [ends[request_id] for request_id in ids]

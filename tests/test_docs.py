@@ -30,6 +30,32 @@ def test_relative_links_resolve(page: Path) -> None:
     assert not missing
 
 
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_of_links_are_headings(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = []
+    for link, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", text):
+        there = (page.parent / link).read_text(encoding="utf-8") if link else text
+        if anchor not in map(slug, re.findall(r"^#+ (.*)$", there, re.MULTILINE)):
+            missing.append(f"{link}#{anchor}")
+    assert not missing
+
+
+def test_the_changelog_has_each_kind_of_change_once() -> None:
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    _, *versions = re.split(r"^## ", text, flags=re.MULTILINE)
+    assert versions
+    for version in versions:
+        found = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert len(found) == len(set(found)) and kinds.issuperset(found), version[:20]
+
+
 def commands() -> list[str]:
     """Every `vtts-rt ...` line of the first page, comments off."""
     lines = "\n".join(code_blocks(README, "sh")).splitlines()

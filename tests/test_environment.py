@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ from vtts_rt.cli import main
 from vtts_rt.environment import environment
 from vtts_rt.ops import dispatch
 from vtts_rt.video.index_cache import FILE_NAME
+
+
+def test_required_packages_are_those_of_pyproject() -> None:
+    text = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    needed = re.findall(r'"([a-z]+)', listed[1])
+    versions = environment()["versions"]
+    assert set(versions) == {"vtts_rt", "python", *needed}
+    assert "missing" not in versions.values()
 
 
 def test_every_op_has_a_line_with_backend_and_reason_for_each_device() -> None:

@@ -15,7 +15,6 @@ import pytest
 import torch
 import torchvision_shim
 from transformers_tools import Clip, Image, TransformersPeer
-from utils import tiny_checkpoint
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.policy import plan_round
@@ -27,11 +26,6 @@ torchvision_shim.install()
 
 MAX_TOKENS = 12
 PIXEL = 28 * 28
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,8 @@ from vtts_rt.question import open_videos
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
-from vtts_rt.video.writer import write_video
 
-SIZE = (96, 128)
 FORCED = SamplingParams(max_tokens=6, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "v.mp4"
-    still = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    write_video(path, (np.roll(still, 2 * i, 1) for i in range(80)), source_fps=8.0)
-    return path
 
 
 @pytest.fixture()

@@ -14,17 +14,8 @@ from utils import request
 
 from vtts_rt import EngineConfig, MediaLimits, RolloutDataFeed, Runtime
 from vtts_rt.results import Answer
-from vtts_rt.video.writer import write_video
 
 SIZE = (96, 128)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("clip") / "v.mp4"
-    still = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    write_video(path, (np.roll(still, 2 * i, 1) for i in range(80)), source_fps=8.0)
-    return path
 
 
 @pytest.fixture(scope="module")

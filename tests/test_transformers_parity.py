@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from transformers_tools import Clip, Generation, Image, TransformersPeer
-from utils import tiny_checkpoint
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import load_model
@@ -24,11 +23,6 @@ from vtts_rt.types import SamplingParams, Segment
 MAX_TOKENS = 12
 PIXEL = 28 * 28
 ATOL = 2e-4  # of a log-prob: float32 sums of other orders
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import explain, interpreted
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS, dali_refusal
 
-_REQUIRED = ("torch", "transformers", "safetensors", "numpy", "av", "rich")
+_REQUIRED = ("torch", "transformers", "safetensors", "numpy", "av", "pillow", "rich")
 _OPTIONAL = {
     "triton": "kernels on NVIDIA GPUs; pip install 'vtts_rt[triton]'",
     "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",

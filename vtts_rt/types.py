@@ -6,7 +6,7 @@ Nothing here knows about files, models or text formats. Units stand in the names
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -347,11 +347,3 @@ class FrameProvider(Protocol):
     def frames(self, video: int, frame_indices: Sequence[int]) -> list[Frame]:
         """Frames in the order asked for, each (H, W, 3) uint8 RGB; repeated indices allowed."""
         ...
-
-
-class Answerer(Protocol):
-    """Anything that answers questions about videos: a Runtime, or a pool of them."""
-
-    def ask(self, video: Any, question: str, **options: Any) -> Any: ...
-
-    def stream(self, video: Any, question: str, **options: Any) -> Iterator[Any]: ...

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Frames, encode, look, make_engine, pair, run
+from engine_tools import Frames, encode, look, make_engine, pair, run, run_all
 from graph_tools import FakeCapture, give_graphs, with_stand_ins
 from interleaving_tools import Interleaving, flip
 from utils import seeds
@@ -18,7 +18,7 @@ from vtts_rt.config import EngineConfig
 from vtts_rt.engine import graphs
 from vtts_rt.engine.decode_step import Shape, round_groups, round_pages, round_rows
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, FinishedEvent, GenerationRequest, TokenEvent
+from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.types import SamplingParams
 
@@ -125,10 +125,10 @@ def test_graphs_say_what_single_steps_say(
     ]
     engine = make_engine(model, tokenizer, draft_tokens=0)
     give_graphs(engine)
-    ends = finished(engine, requests)
+    ends = run_all(engine, requests)
     for request, end in zip(requests, ends, strict=True):
         plain = make_engine(model, tokenizer, draft_tokens=0)
-        (alone,) = finished(plain, [request])
+        (alone,) = run_all(plain, [request])
         assert end.token_ids == alone.token_ids
         assert end.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
     stats = engine.stats()["passes"]
@@ -138,17 +138,6 @@ def test_graphs_say_what_single_steps_say(
     assert stats["steps_ahead"] == 8 - 1
     assert stats["rows_in_vain"] == 0
     assert set(stats["eager_steps"]) == {"prefill"}
-
-
-def finished(engine: Engine, requests: list[GenerationRequest]) -> list[Completion]:
-    ids = [engine.add(request) for request in requests]
-    ends: dict[int, Completion] = {}
-    while engine.has_work:
-        for event in engine.step():
-            if isinstance(event, FinishedEvent):
-                ends[event.request_id] = event.completion
-        engine.check_integrity()
-    return [ends[request_id] for request_id in ids]
 
 
 def test_a_group_reads_what_it_shares_once(model: Any, tokenizer: Tokenizer) -> None:
@@ -162,11 +151,11 @@ def test_a_group_reads_what_it_shares_once(model: Any, tokenizer: Tokenizer) -> 
         for member, text in enumerate(texts)
     ]
     run(engine, requests[0].prompt)  # so that all of them begin with the same pages
-    ends = finished(engine, requests)
+    ends = run_all(engine, requests)
     # Eight rows and four groups (one has three of them), beside the first request's graph.
     assert [shape[:4] for shape in graphs_of(engine)] == [(1, 64, 0, 0), (8, 64, 4, 64)]
     for request, end in zip(requests, ends, strict=True):
-        (alone,) = finished(make_engine(model, tokenizer, draft_tokens=0), [request])
+        (alone,) = run_all(make_engine(model, tokenizer, draft_tokens=0), [request])
         assert end.token_ids == alone.token_ids
         assert end.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
     assert engine.stats()["passes"]["steps_ahead"] >= 17
@@ -287,7 +276,7 @@ def test_the_graph_that_was_used_least_recently_goes(
     passes = give_graphs(engine)
     requests = [GenerationRequest(encode(tokenizer, text), sampling=LONG) for text in "abcde"]
     for count in (1, 2, 1, 5, 2):  # 5 takes the place of 2
-        finished(engine, requests[:count])
+        run_all(engine, requests[:count])
         assert len(graphs_of(engine)) <= 2
     assert [shape.num_rows for shape in graphs_of(engine)] == [8, 2]
     assert passes.stats()["graphs_captured"] == 4

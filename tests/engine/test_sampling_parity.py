@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Frames, encode, finish, look, make_engine, pair
+from engine_tools import Frames, encode, finish, look, make_engine, pair, run_all
 from graph_tools import give_graphs, with_stand_ins
 from utils import VOCAB_SIZE, tiny_checkpoint
 
-from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, FinishedEvent, GenerationRequest
+from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.models.qwen2_5_vl import load_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -128,17 +127,6 @@ def cases(theirs: Any, tokenizer: Tokenizer) -> list[Case]:
     return cases_of(theirs, tokenizer, range(14))
 
 
-def all_at_once(engine: Engine, requests: list[GenerationRequest]) -> list[Completion]:
-    ids = [engine.add(request) for request in requests]
-    ends: dict[int, Completion] = {}
-    while engine.has_work:
-        for event in engine.step():
-            if isinstance(event, FinishedEvent):
-                ends[event.request_id] = event.completion
-        engine.check_integrity()
-    return [ends[request_id] for request_id in ids]
-
-
 def misleading(case: Case, rng: random.Random) -> list[list[int]]:
     """Drafts of which many are right."""
     return [[rng.choice((t, t, t, t + 1)) % VOCAB_SIZE for t in case.tokens]]
@@ -168,7 +156,7 @@ def test_batches_drafts_and_preemption_change_no_token(
     rng = random.Random(1)
     engine = make_engine(model, tokenizer, kv_bytes=18 * PAGE_BYTES, max_sequences=6)
     requests = [case.request(earlier_answers=misleading(case, rng)) for case in cases]
-    check(cases, all_at_once(engine, requests))
+    check(cases, run_all(engine, requests))
     counts = engine.stats()["scheduler"]
     assert counts["preemptions"] > 1
     assert counts["tokens_drafted"] > counts["tokens_accepted"] > 20
@@ -194,7 +182,7 @@ def test_graphs_carry_penalties(
         some = [case for case, it in zip(cases, in_graphs, strict=True) if it == kept]
         drafts = [draft for draft, it in zip(early, in_graphs, strict=True) if it == kept]
         requests = [c.request(earlier_answers=d) for c, d in zip(some, drafts, strict=True)]
-        check(some, all_at_once(engine, requests))
+        check(some, run_all(engine, requests))
         stats = engine.stats()["passes"]
         if kept and not draft_tokens:
             assert stats["graph_replays"] > 10 and stats["steps_ahead"] > 5
@@ -226,17 +214,17 @@ def test_a_seed_gives_the_same_tokens_in_any_company(
     alone = []
     for request in requests:
         engine = make_engine(model, tokenizer, draft_tokens=0, prefix_cache=False)
-        alone += all_at_once(engine, [request])
+        alone += run_all(engine, [request])
     drafted = [
         replace(r, earlier_answers=[a.token_ids]) for r, a in zip(requests, alone, strict=True)
     ]
     small = {"kv_bytes": 16 * PAGE_BYTES, "max_sequences": 4}
-    crowds = [all_at_once(make_engine(model, tokenizer, **small), drafted)]
+    crowds = [run_all(make_engine(model, tokenizer, **small), drafted)]
     with_stand_ins(monkeypatch)
     for draft_tokens, asked in ((0, requests), (15, drafted)):
         engine = make_engine(model, tokenizer, draft_tokens=draft_tokens)
         give_graphs(engine)
-        crowds.append(all_at_once(engine, asked))
+        crowds.append(run_all(engine, asked))
     for crowd in crowds:
         for one, other in zip(alone, crowd, strict=True):
             assert (one.token_ids, one.text) == (other.token_ids, other.text)
@@ -296,4 +284,4 @@ def test_tokens_of_transformers_generate_over_many_settings(
     rng = random.Random(3)
     engine = make_engine(model, tokenizer, kv_bytes=60 * PAGE_BYTES, max_sequences=8)
     requests = [case.request(earlier_answers=misleading(case, rng)) for case in cases]
-    check(cases, all_at_once(engine, requests))
+    check(cases, run_all(engine, requests))

@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from utils import tiny_checkpoint
 
 from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.quantize import QuantizedLinear, quantize
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, export_state_dict, load_model, write_hf
 from vtts_rt.ops.quantized import dequantize
 from vtts_rt.runtime import Runtime
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
 
 
 def logits(model: Qwen2_5_VL, num_tokens: int = 9) -> torch.Tensor:

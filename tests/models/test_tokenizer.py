@@ -98,7 +98,7 @@ def test_prompt_ids_equal_transformers_with_pads_expanded(
     assert places == [i for s in encoded.spans for i in range(s.start, s.start + s.length)]
     # 13 pads and 2 x 2 markers are vision; labels are exactly their characters.
     assert (encoded.kinds == VISION).sum() == 17
-    labels = [t for t, label in zip(encoded.token_ids, encoded.is_label, strict=True) if label]
+    labels = [t for t, k in zip(encoded.token_ids, encoded.kinds, strict=True) if k == LABEL]
     assert tokenizer.decode(labels) == "<12.0s><3.5s>"
     texts = [t for t, k in zip(encoded.token_ids, encoded.kinds, strict=True) if k == TEXT]
     assert tokenizer.decode(texts) == "user\nLook:\nWhich pattern?\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +11,7 @@ from vtts_rt.checks import CommandParser
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt bench`; argv without the program's name. Returns the exit code."""
     from vtts_rt.bench import device, errors, feed, ops, rounds, serve, soak, video
-    from vtts_rt.bench.setting import results_name
+    from vtts_rt.bench.setting import results_name, write_result
 
     benches = {
         "rounds": rounds,
@@ -37,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.result_dir is not None:
         places.append(args.result_dir / results_name(module.theme(args)))
     for path in places:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {path}")
+        write_result(path, result)
     failures: list[str] = result.get("failures", [])
     for failure in failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import re
@@ -248,13 +249,26 @@ def heading(bench: str, args: argparse.Namespace, flags: Sequence[str]) -> dict[
             words += [f"--{name.replace('_', '-')}", str(value)]
     return {
         "bench": bench,
-        "date": datetime.now(timezone.utc).date().isoformat(),
         "command": shlex.join(words),
-        "commit": commit(),
-        "hardware": hardware(args.threads),
-        "versions": {**versions(), "python": platform.python_version()},
+        **origin(args.threads),
         "model_id": MODEL_ID if args.model is None else args.model.name,
     }
+
+
+def origin(threads: int) -> dict[str, Any]:
+    """Fields of every result: when and where it was measured, with which code."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(),
+        "hardware": hardware(threads),
+        "versions": {**versions(), "python": platform.python_version()},
+    }
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
 
 
 def latencies(seconds: Sequence[float]) -> dict[str, Any]:

@@ -86,12 +86,6 @@ class EncodedPrompt:
         text = EncodedPrompt(list(token_ids), (), np.full(len(token_ids), TEXT, np.uint8))
         return self + text
 
-    @property
-    def is_label(self) -> np.ndarray:
-        """(N,) bool: tokens of time labels."""
-        labels: np.ndarray = self.kinds == LABEL
-        return labels
-
     def num_text_tokens(self, start: int, end: int) -> int:
         """Tokens in [start, end) outside vision segments and time labels."""
         return int(np.count_nonzero(self.kinds[start:end] == TEXT))

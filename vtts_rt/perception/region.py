@@ -155,11 +155,6 @@ def full_view(height: int, width: int) -> PixelBox:
     return PixelBox(0, 0, width, height)
 
 
-def normalise_box(box: PixelBox, height: int, width: int) -> Box:
-    """Source pixels to fractions of a frame of `height` x `width` px."""
-    return Box(box.x0 / width, box.y0 / height, box.x1 / width, box.y1 / height)
-
-
 def snap_box(box: Box, height: int, width: int, min_side_px: int = 1) -> PixelBox:
     """The smallest box of whole source pixels around `box`, inside the frame, never empty.
 

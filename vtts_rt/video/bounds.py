@@ -20,7 +20,7 @@ MIN_GIF_FRAME_BYTES = 12
 GIF_PART_BYTES = 1 << 18
 # Chunks of the index that one stream of an AVI may have: one takes a gigabyte as a rule.
 MAX_AVI_INDEX_CHUNKS = 1 << 12
-AVI_ENTRY_BYTES, AVI_CHUNK_ENTRY_BYTES = 16, 8
+AVI_ENTRY_BYTES = 16
 AVI_LISTS = (b"AVI ", b"AVIX", b"hdrl", b"strl")
 
 # Elements of Matroska.
