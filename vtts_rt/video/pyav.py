@@ -97,7 +97,7 @@ class PyavSource:
         self._begin()
         process.after_fork(self, PyavSource._begin)
         self._tells = facts.codec in TELLING
-        self._damaged: set[int] = set()  # starts of groups that only the exact run reads
+        self._damaged = self._fast.exact_groups  # starts of groups that only the exact run reads
         self._surveys: dict[int, _Survey] = {}
         self._places: dict[int, _Place | None] = {}
         self._stand_ins: dict[int, int] = {}
