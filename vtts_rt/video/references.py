@@ -1,4 +1,4 @@
-"""What packet headers tell of references: pictures that none other needs, and missing ones.
+"""What packet headers say of references: pictures that no other needs, and missing ones.
 
 Sources: ITU-T H.264, 7.3.1 (NAL units), 7.3.2 (parameter sets), 7.3.3 (slice headers), 7.4.3
 (frame_num); H.265, 7.3.1 and 7.4.2;
@@ -15,7 +15,7 @@ from vtts_rt.video.frame_headers import Bits
 IDR, SPS, PPS = 5, 7, 8
 SLICES = (1, 2, IDR)  # nal_unit_type of what pictures are made of
 INTRA_SLICES = (2, 4)  # I and SI: slice_type modulo 5
-# profile_idc whose parameter sets tell of chroma and scaling lists (7.3.2.1.1).
+# profile_idc whose parameter sets hold chroma and scaling lists (7.3.2.1.1).
 HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 HEADER_BYTES = 64  # more than a slice header has before frame_num
 PARAMETER_BYTES = 1024
@@ -104,7 +104,7 @@ def _pictures_mpeg4(packet: bytes) -> tuple[bool, bool, bool]:
 
 
 def is_sound(codec_name: str, packet: Any, early: bool) -> bool:
-    """False for a packet of MPEG-2 or MPEG-4 that is damaged for sure; FFmpeg tells of such damage
+    """False for a packet of MPEG-2 or MPEG-4 that is damaged for sure; FFmpeg reports such damage
     only in part, and shows it otherwise by its number of threads.
 
     early: whether the packet shows before one that is in front of it in the file, as B-pictures do

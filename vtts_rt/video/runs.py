@@ -32,8 +32,8 @@ class Run:
     """A decoder of one video that starts at keyframes and is fed in the order of the file.
 
     A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
-    `Damaged` at the first error that the decoder tells of and at the first frame that is missing.
-    It holds a frame back until all that was fed before it came out, as only then a decoder tells
+    `Damaged` at the first error that the decoder reports and at the first frame that is missing.
+    It holds a frame back until all that was fed before it came out, as only then a decoder reports
     that a picture is damaged which this one may refer to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
@@ -205,7 +205,7 @@ class Run:
             self.close()
 
     def _check(self, context: Any, packet: Any, order: int, ordinal: int) -> None:
-        """Damage that decoders do not tell of, or not where they leave out the packet."""
+        """Damage that decoders do not report, or not where they leave out the packet."""
         sound = is_sound(context.name, packet, early=order < self._last_order)
         self._last_order = max(self._last_order, order)
         if not sound or (self._numbers is not None and not self._numbers.follows(packet)):

@@ -1,10 +1,10 @@
 """Parts of HEVC pictures that no slice wrote.
 
 Most damage of HEVC ends a slice early without an error (H.265, 7.3.8.1:
-end_of_slice_segment_flag). FFmpeg then leaves the rest of the picture as its memory was: zeros where
-it is new, grey where it stood for a missing reference, else an earlier picture. Of 10 files of
-640x360 with one or two flipped bits, 3 had frames that depended on the way of reading. Here memory
-is cleared before it is used again, so that what was not written can be found in what comes out.
+end_of_slice_segment_flag). FFmpeg then leaves the rest of the picture as its memory was: zeros
+where it is new, grey where it stood for a missing reference, else an earlier picture. Of 10 files
+of 640x360 with one or two flipped bits, 3 had frames that depended on the way of reading. Here
+memory is cleared before it is used again, so that unwritten parts show in decoded frames.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELD_FRAMES = 12
 class UnwrittenParts:
     """Looks for unwritten parts in the pictures of one decoder, and clears their memory.
 
-    A part is unwritten if Y, U and V are all 0, which no colour is in them, or all exactly mid-grey.
+    A part is unwritten if Y, U and V are all 0, which is no colour, or all exactly mid-grey.
     Flat grey of that kind, and black in RGB or grey video, are taken for damage too, which only
     costs the time of the exact way.
     """
