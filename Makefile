@@ -8,7 +8,9 @@ VENV    ?= .venv
 THREADS ?= 2
 
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without bytecode for files that nobody will import.
+PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+          -c constraints.txt
 # Stamps live in the checkout, one per environment, so that a fresh clone installs itself into
 # an environment that is already there. An editable install rebuilds only for these files:
 STAMP  := build/stamps/$(subst /,_,$(abspath $(VENV)))
@@ -130,7 +132,9 @@ fuzz: $(STAMP).dev
 build/triton-3.6/triton: $(STAMP).dev
 	$(PIP) --no-deps --upgrade --target $(@D) "triton==3.6.*"
 
-PYTEST := OMP_NUM_THREADS=$(THREADS) VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) $(BIN)/pytest
+# A process a core and one thread in each: the models of tests are too small to share out.
+PYTEST := OMP_NUM_THREADS=1 VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) \
+          $(BIN)/pytest -n $(THREADS) --dist loadfile
 
 test-python: $(STAMP).dev
 	$(PYTEST) -m "not slow"

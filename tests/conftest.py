@@ -3,6 +3,7 @@ the PyPI package of that name, which transformers may import."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +30,10 @@ def _own_index_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed() -> None:
+def _fresh_process() -> None:
+    """What one test leaves behind in the process is nothing to the next."""
     torch.manual_seed(0)
+    logging.getLogger("vtts_rt").setLevel(logging.NOTSET)  # the command line sets it
 
 
 @pytest.fixture(scope="module")

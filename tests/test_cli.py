@@ -216,7 +216,24 @@ GOOD = "CLIP"  # stands for the good clip
         (["ask", GOOD, "q", "--assume-clues", "3"], 2, "list"),
         (["ask", GOOD, "q", "--assume-clues", "[[[1,2,3]]]"], 2, "assume_clues"),
         (["ask", GOOD, "q", "--assume-clues", "[" * 100000], 2, "JSON"),
+        (["ask", GOOD, "q", "--assume-clues", "9" * 5000], 2, "JSON"),
         (["ask", GOOD, "q", "--context", "/nowhere.txt"], 2, "context"),
+        (["ask", GOOD, "q", "--context", "a\0b"], 2, "ask: context must be"),
+        (["ask", GOOD, "q", "--context", ""], 2, "ask: context must be"),
+        (["plan", GOOD, "q", "--context", "LATIN"], 2, "plan: context must be a readable UTF-8"),
+        (["ask", GOOD, "caf\udce9?"], 2, "ask: question must be valid Unicode"),
+        (["ask", GOOD, "q", "--option", "caf\udce9"], 2, "ask: options must be valid Unicode"),
+        (["ask", GOOD, "q", "--stop", "caf\udce9"], 2, "valid Unicode"),
+        (["ask", "caf\udce9.mp4", "q"], 2, "video must be"),
+        (["ask", "a\0b", "q"], 2, "video must be"),
+        (["ask", "FOLDER", "q"], 2, "video must be"),
+        (["ask", "http://[x/", "q", "--allow-urls"], 2, "video must be a URL"),
+        (["ask", "http://127.0.0.1:1/a b", "q", "--allow-urls"], 2, "video must be a URL"),
+        (["ask", GOOD, "q", "--timeout-seconds", "-1"], 2, "timeout_seconds"),
+        (["ask", GOOD, "q", "--timeout-seconds", "inf"], 2, "timeout_seconds"),
+        (["ask", GOOD, "q", "--device", "meta"], 2, "device"),
+        (["plan", GOOD, " "], 2, "plan: question"),
+        (["plan", GOOD, "q", "--max-tokens", "0"], 2, "plan: max_tokens"),
         (["ask", GOOD, "q", "--prompts", "/nowhere.json"], 2, "prompts"),
         (["ask", GOOD, "q", "--dtype", "int3"], 2, "dtype"),
         (["ask", GOOD, "q", "--device", "tpu"], 2, "device"),
@@ -239,13 +256,28 @@ def test_a_mistake_is_one_line_and_exit_status_2(
     status: int,
     message: str,
 ) -> None:
-    filled = [clip if a == GOOD else a for a in arguments]
+    latin = Path(clip).parent / "latin.txt"
+    latin.write_bytes(b"caf\xe9")
+    files = {GOOD: clip, "LATIN": str(latin), "FOLDER": str(latin.parent)}
+    filled = [files.get(a, a) for a in arguments]
     if len(filled) > 2:
         filled += ["--model", checkpoint, *([] if "--sample-fps" in filled else SMALL)]
     assert main(filled) == status
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bench", "x"], ["bench", "rounds", "--x"], ["eval", "x"], ["train", "x"], ["report", "--x"]],
+)
+def test_a_wrong_flag_of_any_command_is_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith(f"vtts-rt {arguments[0]}")
 
 
 @pytest.mark.parametrize("model", ["no/such-model", "/nowhere", "NOT A NAME"])

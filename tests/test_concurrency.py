@@ -94,7 +94,7 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
         )
         some = runtime.ask_group(num_answers=3, return_exceptions=True, **arguments)
     assert sorted(isinstance(one, ValueError) for one in some) == [False, False, True]
-    with pytest.raises(ValueError, match="num_answers must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="num_answers must be a whole number >= 1, got 0"):
         runtime.ask_group(num_answers=0, **arguments)
 
 

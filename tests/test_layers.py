@@ -24,11 +24,12 @@ ROWS: dict[int, tuple[str, ...]] = {
     4: ("engine",),
     3: ("models", "data"),
     2: ("ops", "video", "perception"),
-    1: ("types", "config", "sampling", "sampling_rules", "process", "sdk"),
+    1: ("types", "checks", "config", "process", "sampling", "sampling_rules", "sdk"),
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.
 PART_OF = {
+    "arguments": "rounds",
     "cost": "rounds",
     "results": "rounds",
     "batch": "rounds",
@@ -39,8 +40,9 @@ PART_OF = {
     "environment": "cli",
 }
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
-# config checks its values with types.require and names the literals of types.
-SAME_ROW = {("config", "types"), ("sampling", "types"), ("types", "sampling_rules")}
+# config checks its values with checks and types.require and names the literals of types.
+SAME_ROW = {("config", "types"), ("config", "checks"), ("checks", "types")}
+SAME_ROW |= {("sampling", "types"), ("types", "sampling_rules")}
 # Compiled and generated code is behind ops; what was built is also reported by the CLI.
 ROW_0_USERS = {"kernels": {"ops"}, "_C": {"ops"}, "_build_info": {"ops", "cli"}}
 

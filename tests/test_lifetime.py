@@ -232,12 +232,14 @@ def test_time_runs_from_the_call_and_while_the_driver_is_busy(
     ]
     clock = SimpleNamespace(monotonic=monotonic, perf_counter=time.perf_counter)
     with Busy(runtime), monkeypatch.context() as patch:
+        patch.setattr(runtime.engine, "weights_version", 7)
         patch.setattr(runtime._driver, "submit", noted)
         patch.setattr("vtts_rt.question.time", clock)
         for way in ways:
             late = False
             answer = way()
             assert (answer.stop_reason, answer.rounds) == ("timeout", [])
+            assert answer.weights_version == 7
     stream = runtime.stream(**request(clips[0], timeout_seconds=0.001))
     threading.Event().wait(0.01)  # what the caller does in between counts, too
     with pytest.raises(TimeoutError, match="passed before the video was open"):

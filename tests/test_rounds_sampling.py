@@ -12,6 +12,7 @@ import pytest
 from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.results import Answer
 from vtts_rt.sampling import ResolvedSampling
 
@@ -50,6 +51,7 @@ def test_a_clue_ends_where_bans_leave_nothing_else(
         (["<answer>A</answer>", "B, because it"], "A", "A"),  # cut without a tag
         (["<answer>A</answer>", "<answer>B</answer> and more"], "B", "B"),  # cut behind it
         (["nothing", "(B)"], "(B)", "B"),  # a letter is whole
+        (["nothing", "C"], "", None),  # of an option, of which there are two
         (["<answer>A, as", "or B, as"], "", None),
     ],
 )
@@ -73,6 +75,28 @@ def test_a_cut_round_is_no_answer(
     answer = ask(runtime, clips, "append", perception=config, assume_clues=clues)
     assert (answer.text, answer.option) == (text, option)
     assert [r["finish_reason"] for r in answer.as_dict()["rounds"]] == ["length"] * 2
+
+
+def test_a_stop_id_is_not_part_of_the_conversation(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is not part of the text; the next round closes the turn itself."""
+    engine = runtime.engine
+    asked: list[list[int]] = []
+    add = engine.add
+
+    def noted(wanted: GenerationRequest) -> int:
+        asked.append(wanted.prompt.token_ids)
+        return add(wanted)
+
+    said = tokens(ask(runtime, clips, "append"))[0]
+    monkeypatch.setattr(engine, "add", noted)
+    sampling = SamplingParams(max_tokens=6, stop_token_ids=[said[3]])
+    first = ask(runtime, clips, "append", sampling=sampling).rounds[0]
+    assert first.finish_reason == "stop" and first.token_ids[-1] == said[3]
+    end = engine.tokenizer.token_id("<|im_end|>")
+    conversation = [*asked[0], *first.token_ids[:-1], end]
+    assert asked[1][: len(conversation)] == conversation
 
 
 def cut_to(script: list[list[int]]) -> Any:

@@ -385,7 +385,7 @@ def test_batch_and_plan(runtime: Runtime, clip: Path) -> None:
     ("arguments", "message"),
     [
         ({"question": "  "}, "question must be"),
-        ({"options": ["a", " "]}, "option must be"),
+        ({"options": ["a", " "]}, "options must be"),
         ({"options": "ab"}, "options must be a list"),
         ({"options": ["x"] * 27}, "options must be"),
         ({"timeout_seconds": 0}, "timeout_seconds must be > 0"),

@@ -104,6 +104,14 @@ def test_a_bucket_that_is_refused_loses_nothing(runtime: Runtime) -> None:
         ),
         ({name: new[name][:1]}, "shape must be"),
         ({name: new[name].to(torch.int8)}, "dtype of .* must be dense floating point, got torch.i"),
+        (
+            {name: new[name].to(torch.float8_e4m3fn)},
+            "must be dense floating point, got torch.float8",
+        ),
+        (
+            {name: new[name].to("meta")},
+            "must be a tensor that holds values, got 'a tensor on meta'",
+        ),
         ({name: [1.0]}, f"{name} must be a tensor, got 'list'"),
         ({"nothing.weight": nan}, "tensors must be named as in the checkpoint, got 'nothing.weig"),
         ({3: nan}, "tensors must be named as in the checkpoint, got 3"),

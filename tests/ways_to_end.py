@@ -197,6 +197,7 @@ WAYS = {
         "                lambda: rt.generate('x'), lambda: rt.score('x', [1]), lambda: rt.engine,\n"
         "                lambda: rt.plan(CLIP, 'x'), lambda: rt.update_weights({}),\n"
         "                lambda: rt.ask_batch([]), lambda: rt.stream_async(CLIP, 'x'),\n"
+        "                rt.discard_staged_weights,\n"
         "                lambda: rt.ask_group(CLIP, 'x', num_answers=2), rt.perception):\n"
         "        try: print('FAIL', use())\n"
         "        except RuntimeError as e: assert 'forked' in str(e), e\n"

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from vtts_rt.driver import Driver, Ticket
-from vtts_rt.question import TIMED_OUT, Question
+from vtts_rt.question import Question
 from vtts_rt.results import Answer, AnswerReady
 from vtts_rt.rounds import Output, RequestFailed
 
@@ -30,7 +30,8 @@ class _Member:
 class Batch:
     """Requests to one driver, at most `most` of them open at a time.
 
-    open_question: checks the arguments of a request and opens its videos into the stack.
+    open_question: opens the videos of a request into the stack. refused: by index, what becomes
+    of requests that cannot be asked.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Batch:
         open_question: Callable[..., Question],
         requests: Sequence[Mapping[str, Any]],
         most: int,
+        refused: Mapping[int, Exception],
     ) -> None:
         self._driver = driver
         self._open_question = open_question
@@ -46,7 +48,7 @@ class Batch:
         self._most = most
         self._next = 0
         self._members: dict[int, _Member] = {}
-        self._outcomes: dict[int, Answer | Exception] = {}
+        self._outcomes: dict[int, Answer | Exception] = dict(refused)
         self._arrivals: queue.SimpleQueue[tuple[int, Output | Question | Exception]]
         self._arrivals = queue.SimpleQueue()
         self._left = False  # by an interrupt, say
@@ -71,6 +73,8 @@ class Batch:
         """Have the next videos opened."""
         while self._next < len(self._requests) and len(self._members) < self._most:
             index, self._next = self._next, self._next + 1
+            if index in self._outcomes:
+                continue
             request = dict(self._requests[index])
             member = self._members[index] = _Member(request.pop("on_event", None))
             try:
@@ -90,20 +94,20 @@ class Batch:
 
     def _arrival(self) -> tuple[int, Output | Question | Exception]:
         """What comes next: a question that is open, an output of one, or its failure."""
-        waits = {
-            index: left
+        waits = [
+            (left, index, member.question)
             for index, member in self._members.items()
             if member.question is not None
             and member.ticket is not None
             and (left := member.question.seconds_left(member.ticket)) is not None
-        }
+        ]
         if not waits:
             return self._arrivals.get()
-        first = min(waits, key=waits.__getitem__)
+        seconds, first, question = min(waits)
         try:
-            return self._arrivals.get(timeout=waits[first])
+            return self._arrivals.get(timeout=seconds)
         except queue.Empty:
-            return first, TIMED_OUT
+            return first, question.timed_out()
 
     def _take(self, index: int, arrival: Output | Question | Exception) -> None:
         member = self._members.get(index)

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from vtts_rt import LOG_LEVELS, __version__
+from vtts_rt.checks import CommandParser
 from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
 from vtts_rt.types import DECODERS, require
 
@@ -35,18 +36,10 @@ _DELEGATES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line and exit status 2 for a wrong flag, like every other user's mistake."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vtts-rt", description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = CommandParser(prog="vtts-rt", description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--version", action="version", version=f"vtts-rt {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True)
 
     ask = commands.add_parser("ask", help="answer a question about a video in rounds")
     _question_flags(ask)
@@ -250,7 +243,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         "video": [args.video, *args.and_video],
         "question": args.question,
         "options": args.option,
-        "context": _read_text(args.context) if args.context else "",
+        "context": "" if args.context is None else _read_text(args.command, args.context),
         "perception": perception,
         "start_seconds": args.start_seconds,
         "end_seconds": args.end_seconds,
@@ -260,12 +253,12 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _read_text(path: str) -> str:
+def _read_text(command: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"ask: context must be a readable UTF-8 file, got {path!r}: {error}"
+            f"{command}: context must be a readable UTF-8 file, got {path!r}: {error}"
         ) from error
 
 
@@ -289,7 +282,7 @@ def _ask(args: argparse.Namespace) -> int:
     if args.assume_clues is not None:
         try:
             clues = json.loads(args.assume_clues)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"ask: --assume-clues must be JSON, got {error}") from None
         if not isinstance(clues, list):
             raise ValueError("ask: --assume-clues must be a list with one clue per round")

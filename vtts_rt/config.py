@@ -8,11 +8,12 @@ Every default names its source.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vtts_rt.checks import Rule, check
 from vtts_rt.types import DECODERS, Decoder, Parity, SamplingParams, Strategy, require
 
 QUANTIZATIONS = ("int8", "fp8")
@@ -60,7 +61,7 @@ def _is_bool(value: object) -> bool:
 
 
 # Setting -> whether a value is allowed, and the rule in words.
-_PERCEPTION_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+_PERCEPTION_RULES: dict[str, Rule] = {
     "strategy": (STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
     "max_rounds": (lambda v: _is_int(v) and 1 <= v <= 64, "an integer in 1..64"),
     "sample_fps": (lambda v: _is_number(v) and 0.0 < v <= 1000.0, "a number in (0, 1000]"),
@@ -84,11 +85,6 @@ _PERCEPTION_SCOPES: dict[str, tuple[Strategy, ...]] = {
     "sticky_clues": ("official",),
     "stop_when_stable": ("grid", "refresh", "append"),
 }
-
-
-def _check_setting(name: str, value: object) -> None:
-    allowed, rule = _PERCEPTION_RULES[name]
-    require("PerceptionConfig", name, value, allowed(value), rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +114,8 @@ class ResolvedPerception:
     prompts: str | Path = ""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            _check_setting(f.name, getattr(self, f.name))
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        check("PerceptionConfig", _PERCEPTION_RULES, given)
         least, most = self.min_frames, self.max_frames
         require("PerceptionConfig", "max_frames", most, most >= least, f">= min_frames ({least})")
         for name, strategies in _PERCEPTION_SCOPES.items():
@@ -176,8 +172,7 @@ class PerceptionConfig:
     prompts: str | Path | None = None
 
     def __post_init__(self) -> None:
-        for name, value in self.given().items():
-            _check_setting(name, value)
+        check("PerceptionConfig", _PERCEPTION_RULES, self.given())
 
     def __repr__(self) -> str:
         return f"PerceptionConfig({', '.join(f'{k}={v!r}' for k, v in self.given().items())})"
@@ -288,9 +283,12 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, int) and not isinstance(value, bool):
+            if f.type == "int":
                 low = int(f.name in ("page_size", "max_sequences", "max_wait_steps"))
-                require("EngineConfig", f.name, value, value >= low, f">= {low}")
+                ok = _is_int(value) and low <= value < 2**63
+                require("EngineConfig", f.name, value, ok, f"an integer >= {low}")
+            elif f.type == "bool":
+                require("EngineConfig", f.name, value, _is_bool(value), "True or False")
         # Every running request decodes in every pass, and one more token must move a prefill.
         low = self.max_sequences + 1
         tokens = self.max_batch_tokens
@@ -307,7 +305,8 @@ class EngineConfig:
             "EngineConfig", "media_limits", limits, isinstance(limits, MediaLimits), "a MediaLimits"
         )
         path, disk = self.vision_disk_path, self.vision_disk_bytes
-        require("EngineConfig", "vision_disk_path", path, bool(path) or not disk, "a folder")
+        ok = isinstance(path, str | Path) and (bool(path) or not disk)
+        require("EngineConfig", "vision_disk_path", path, ok, "the path of a folder")
 
 
 @dataclass(frozen=True, slots=True)

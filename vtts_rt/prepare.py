@@ -6,15 +6,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vtts_rt import process
+from vtts_rt.arguments import check_call
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
+from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt, least_tokens
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, first_pairs, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.types import Prompt, SamplingParams, VideoMetadata
+from vtts_rt.types import Prompt, SamplingParams, VideoMetadata, require
 from vtts_rt.video.store import StoreProvider
 
 
@@ -105,16 +108,32 @@ def prepared_round(
     return PreparedRound(plan, prompt, encoded if fits else None, num_tokens, began)
 
 
-def encode_text(engine: Engine, prompt: str | Prompt) -> EncodedPrompt:
-    """The tokens of a text prompt; ValueError for one with vision or without a chance to fit."""
+def generation(
+    engine: Engine, prompt: str | Prompt, sampling: SamplingParams | None
+) -> GenerationRequest:
+    """The request of `Runtime.generate`; ValueError for what it does not take."""
+    check_call("generate", {"prompt": prompt, "sampling": sampling})
+    encoded = _encode_text(engine, "generate", prompt)
+    return GenerationRequest(encoded, sampling=sampling or SamplingParams())
+
+
+def scoring(engine: Engine, prompt: str | Prompt, token_ids: Sequence[int]) -> GenerationRequest:
+    """The request of `Runtime.score`; ValueError for what it does not take."""
+    check_call("score", {"prompt": prompt, "token_ids": token_ids})
+    ids, size = [int(index) for index in token_ids], engine.model.config.language.vocab_size
+    require("score", "token_ids", ids, max(ids, default=0) < size, f"ids below {size}")
+    return GenerationRequest(_encode_text(engine, "score", prompt), forced_ids=ids)
+
+
+@process.native_calls()
+def _encode_text(engine: Engine, what: str, prompt: str | Prompt) -> EncodedPrompt:
+    """The tokens of a text prompt; ValueError where it has no chance to fit."""
     whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
-    if whole.segments:
-        raise ValueError("generate: prompt must be text only, got vision segments; use ask")
     budget = engine.token_budget
     num_tokens = least_tokens(engine.tokenizer, whole, budget)
     if num_tokens > budget:
         rule = f"prompt must be <= {budget} tokens"
-        raise ValueError(f"generate: {rule}, got at least {num_tokens}")
+        raise ValueError(f"{what}: {rule}, got at least {num_tokens}")
     return encode_prompt(engine.tokenizer, whole)
 
 

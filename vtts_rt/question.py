@@ -24,20 +24,18 @@ from vtts_rt.results import (
 )
 from vtts_rt.rounds import Output, RequestFailed
 from vtts_rt.sampling import rollout_sampling
-from vtts_rt.types import SamplingParams, require
+from vtts_rt.types import SamplingParams
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
 StreamEvent = RoundEvent | AnswerReady
-# How a question ends that runs out of time before the driver has begun it.
-TIMED_OUT = RoundsEnded("timeout", "", None)
 
 
 class Question:
     """One question in work. request: for a RoundScheduler; answer: None until it is there.
 
-    Arguments as `Runtime.stream`; `stack` closes the videos. called: `time.monotonic()` of the
-    call, from which timeout_seconds counts. engine: what will run it; a first round that is too
-    long for it is refused here, on the caller's thread.
+    Arguments as `Runtime.stream`, checked by `arguments.check_call`; `stack` closes the videos.
+    called: `time.monotonic()` of the call, from which timeout_seconds counts. engine: what will
+    run it; a first round that is too long for it is refused here, on the caller's thread.
     Raises TimeoutError when its time passes before the videos are open.
     """
 
@@ -63,15 +61,14 @@ class Question:
         **opening: Any,
     ) -> None:
         self._began = time.perf_counter()
+        self._engine = engine
         self._model = model
         self._load_ms = load_ms
         self._results: list[RoundResult] = []
         self.answer: Answer | None = None
         deadline = None
         if timeout_seconds is not None:
-            require("ask", "timeout_seconds", timeout_seconds, timeout_seconds > 0, "> 0")
             deadline = called + timeout_seconds
-        require("ask", "options", options, not isinstance(options, str), "a list of texts")
         sampling = sampling or SamplingParams()
         clues = None if assume_clues is None else [clue_from_json(item) for item in assume_clues]
         try:
@@ -96,12 +93,16 @@ class Question:
         prepare(engine, self.request)
 
     def seconds_left(self, ticket: Ticket) -> float | None:
-        """How long to wait for the next output before the question ends as TIMED_OUT. None: until
-        it comes, as the driver ends in time what it has begun."""
+        """How long to wait for the next output before the question ends as `timed_out` says. None:
+        until it comes, as the driver ends in time what it has begun."""
         deadline = self.request.deadline_seconds
         if deadline is None or ticket.request_id is not None:
             return None
         return max(0.0, deadline - time.monotonic())
+
+    def timed_out(self) -> RoundsEnded:
+        """How it ends when its time passes before the driver has begun it."""
+        return RoundsEnded("timeout", "", None, self._engine.weights_version)
 
     def events(self, output: Output) -> list[StreamEvent]:
         """What to tell of an output; the answer follows the last. A failure is raised."""
@@ -142,13 +143,8 @@ def open_videos(
     """
     if not isinstance(video, (list, tuple)):
         return [_opened(stack, video, timestamps_seconds, options)]
-    require("ask", "video", video, len(video) > 0, "at least one video or image")
     if timestamps_seconds is None:
         timestamps_seconds = [None] * len(video)
-    rule = f"a list of {len(video)}, one entry a video"
-    as_long = isinstance(timestamps_seconds, (list, tuple))
-    as_long = as_long and len(timestamps_seconds) == len(video)
-    require("ask", "timestamps_seconds", timestamps_seconds, as_long, rule)
     both = zip(video, timestamps_seconds, strict=True)
     return [_opened(stack, item, times, options) for item, times in both]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +23,6 @@ from vtts_rt.types import (
 )
 
 SCHEMA_VERSION = 1
-_LETTER = re.compile(r"\(?[A-Z]\)?[.:]?")
 
 
 @dataclass(slots=True)
@@ -34,7 +32,8 @@ class RoundResult:
     prompt: the exact text tokenised in this round (`append`: the part this round added).
     finish_reason: "stop": the model, a stop text or a stop id ended the round; "length": max_tokens
     did; "timeout". logprobs: natural log, as SamplingParams.logprobs says.
-    answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off.
+    answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off;
+    a text that was cut but is the letter of an option, and nothing else, is whole.
     clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
     forced by `assume_clues`. regions: the clue as geometry
     on the whole frame. plan: frames, boxes and sizes shown.
@@ -62,13 +61,11 @@ class RoundResult:
     @property
     def answered(self) -> str:
         """The answer of this round: what stood in the answer tag, else the whole text. A text that
-        max_tokens cut off is no answer, unless it is the letter of an option and nothing else. (A
-        request that runs out of time answers with what there is.)"""
+        max_tokens cut off is no answer. (A request that runs out of time answers with what there
+        is.)"""
         if self.answer is not None:
             return self.answer.strip()
-        text = self.text.strip()
-        is_cut = self.finish_reason == "length" and _LETTER.fullmatch(text) is None
-        return "" if is_cut else text
+        return "" if self.finish_reason == "length" else self.text.strip()
 
     def as_dict(self) -> dict[str, Any]:
         """One element of "rounds" in the JSON contract."""

@@ -8,6 +8,7 @@ generator that asks for a generation and is sent what the engine makes of it.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,10 +39,12 @@ from vtts_rt.results import (
     RoundStarted,
     TokenGenerated,
 )
-from vtts_rt.types import PairRef, StopReason
+from vtts_rt.types import PairRef, SamplingParams, StopReason
 from vtts_rt.video.store import FrameCounts, StoreProvider
 
 logger = logging.getLogger(__name__)
+
+_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
 
 
 @dataclass(slots=True)
@@ -226,7 +229,7 @@ class RoundScheduler:
             forced = _forced(request.assume_clues, index)
             look = RoundHistory(plan, forced or said, forced=forced is not None)
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
-            answer = None if is_cut else said.answer
+            answer = _letter(completion.text, request.options) if is_cut else said.answer
             result = _result(
                 index,
                 ready.prompt.text,
@@ -244,7 +247,7 @@ class RoundScheduler:
                 stop = "timeout"
                 break
             if config.strategy == "append":
-                conversation = encoded.extended(self._without_end(completion.token_ids))
+                conversation = encoded.extended(self._without_end(completion, request.sampling))
             if self._settled(request, results):
                 stop = "answer_stable"
                 break
@@ -296,11 +299,12 @@ class RoundScheduler:
             self._grammars[literal] = ClueGrammar(self._engine.tokenizer, literal=literal)
         return self._grammars[literal].start()
 
-    def _without_end(self, token_ids: list[int]) -> list[int]:
-        """The next round's text closes the turn itself."""
-        if token_ids and token_ids[-1] in self._engine.tokenizer.eos_token_ids:
-            return token_ids[:-1]
-        return token_ids
+    def _without_end(self, completion: Completion, sampling: SamplingParams) -> list[int]:
+        """The tokens of an answer; the next round's text closes the turn itself."""
+        token_ids, ends = completion.token_ids, self._engine.tokenizer.eos_token_ids
+        if completion.finish_reason == "stop":
+            ends = ends.union(sampling.stop_token_ids or ())
+        return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
 
     @staticmethod
     def _settled(request: RoundRequest, results: list[RoundResult]) -> bool:
@@ -367,6 +371,12 @@ def _result(
         reuse=reuse,
         timings=completion.timings,
     )
+
+
+def _letter(text: str, options: Sequence[str]) -> str | None:
+    """`text` if it is the letter of an option and nothing else."""
+    match = _LETTER.fullmatch(text.strip())
+    return text if match is not None and ord(match[1]) - ord("A") < len(options) else None
 
 
 def _answer(results: list[RoundResult], options: Sequence[str]) -> tuple[str, int | None]:

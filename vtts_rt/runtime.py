@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from vtts_rt import process
+from vtts_rt.arguments import check_call, check_requests
 from vtts_rt.batch import Batch
-from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
+from vtts_rt.config import EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.cost import plan_cost
 from vtts_rt.driver import Driver, set_threads
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.staging import StagedWeights
 from vtts_rt.models.quantize import quantize
 from vtts_rt.models.qwen2_5_vl import (
@@ -31,14 +32,14 @@ from vtts_rt.models.qwen2_5_vl import (
     resolve_model,
     write_checked,
 )
-from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
+from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
-from vtts_rt.prepare import encode_text
+from vtts_rt.prepare import generation, scoring
 from vtts_rt.question import Question, StreamEvent, open_videos
 from vtts_rt.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds import RoundScheduler
-from vtts_rt.streams import complete, stream, stream_async
-from vtts_rt.types import Prompt, SamplingParams, require
+from vtts_rt.streams import Opener, complete, stream, stream_async
+from vtts_rt.types import Prompt, SamplingParams
 from vtts_rt.video import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Runtime:
         frame_store: FrameStore | None = None,
     ) -> None:
         began = time.perf_counter()
+        check_call("Runtime", {"engine": engine, "frame_store": frame_store})
         self.name = name
         self.config = engine or EngineConfig()
         set_threads(self.config.threads)
@@ -113,11 +115,10 @@ class Runtime:
         a checkpoint that cannot be had.
         """
         began = time.perf_counter()
+        given = {"model": model, "dtype": dtype, "device": device, "quantization": quantization}
+        check_call("Runtime", {**given, "engine": engine, "frame_store": frame_store})
         set_threads()
         place = resolve_device(device)
-        known = quantization is None or quantization in QUANTIZATIONS
-        rule = f"None or one of {', '.join(QUANTIZATIONS)}"
-        require("Runtime", "quantization", quantization, known, rule)
         path = resolve_model(model)
         extras = load_extras(path)
         kind: str | torch.dtype = dtype
@@ -149,7 +150,8 @@ class Runtime:
         **options: Any,
     ) -> Answer:
         """Answer a question about a video; arguments as `stream`. `on_event` sees every event."""
-        for event in self.stream(video, question, **options):
+        check_call("ask", {"on_event": on_event})
+        for event in stream(self._driver, self._opener("ask", video, question, options)):
             if isinstance(event, AnswerReady):
                 return event.answer
             if on_event is not None:
@@ -162,15 +164,19 @@ class Runtime:
         """Answers in order, all requests at once; each holds the arguments of `ask` by name.
 
         return_exceptions: put the error of a request that failed in the place of its answer;
-        otherwise the first such error is raised once all have ended.
+        otherwise the first such error is raised once all have ended, and before any has begun
+        where the arguments of a request are wrong.
         """
         self._driver.check_process()
         called = time.monotonic()
+        refused = check_requests(requests, return_exceptions)
 
         def open_question(stack: ExitStack, **request: Any) -> Question:
             return self._question(stack, called, **request)
 
-        outcomes = Batch(self._driver, open_question, requests, self.config.max_sequences).run()
+        most = self.config.max_sequences
+        outcomes = Batch(self._driver, open_question, requests, most, refused).run()
+        del refused
         errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         try:
             if errors and not return_exceptions:
@@ -192,14 +198,13 @@ class Runtime:
 
         They share every page of the prompt and branch where their tokens differ; what several
         of them look at in later rounds is decoded and encoded once. Arguments as `stream`, but
-        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`).
+        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`);
         return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
-        require("ask_group", "num_answers", num_answers, num_answers >= 1, ">= 1")
-        members = [
-            {"video": video, "question": question, **options, "member": member}
-            for member in range(num_answers)
-        ]
+        request = {"video": video, "question": question, **options}
+        given = {"num_answers": num_answers, "return_exceptions": return_exceptions}
+        check_call("ask_group", {**request, **given})
+        members = [{**request, "member": member} for member in range(num_answers)]
         return self.ask_batch(members, return_exceptions=return_exceptions)
 
     def stream(self, video: Any, question: str, **options: Any) -> Iterator[StreamEvent]:
@@ -218,12 +223,12 @@ class Runtime:
         is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
         a URL. member: index in a rollout group, part of the noise; `sampling` is then a rollout's.
         """
-        self._driver.check_process()
-        return stream(self._driver, self._opener(video, question, options))
+        return stream(self._driver, self._opener("stream", video, question, options))
 
     async def ask_async(self, video: Any, question: str, **options: Any) -> Answer:
         """`ask` as a coroutine; cancelling it aborts the question."""
-        async for event in self.stream_async(video, question, **options):
+        opener = self._opener("ask_async", video, question, options)
+        async for event in stream_async(self._driver, opener):
             if isinstance(event, AnswerReady):
                 return event.answer
         raise AssertionError("a stream ends with its answer")
@@ -232,14 +237,15 @@ class Runtime:
         self, video: Any, question: str, **options: Any
     ) -> AsyncGenerator[StreamEvent, None]:
         """`stream` as an asynchronous iterator; closing it or cancelling its task aborts."""
-        self._driver.check_process()
-        return stream_async(self._driver, self._opener(video, question, options))
+        return stream_async(self._driver, self._opener("stream_async", video, question, options))
 
     def _opener(
-        self, video: Any, question: str, options: Mapping[str, Any]
-    ) -> Callable[[ExitStack], Question]:
-        """A call's question; its time counts from here on."""
+        self, function: str, video: Any, question: str, options: Mapping[str, Any]
+    ) -> Opener:
+        """A call's question, its arguments checked; its time counts from here on."""
+        self._driver.check_process()
         called = time.monotonic()
+        check_call(function, {"video": video, "question": question, **options})
         return lambda stack: self._question(stack, called, video, question, **options)
 
     @process.native_calls()
@@ -288,8 +294,11 @@ class Runtime:
         as large as the first, because the clue that leads it is not known yet. Memory is what
         all rounds together can fill, before budgets and eviction.
         """
+        self._driver.check_process()
+        given = {"options": options, "context": context, "max_tokens": max_tokens}
+        request = {"video": video, "question": question, "perception": perception}
+        check_call("plan", {**request, **given, **opening})
         config = self.perception(perception)
-        require("ask", "options", options, not isinstance(options, str), "a list of texts")
         with process.native_calls(), ExitStack() as stack:
             sources = open_videos(stack, video, **{**self._decoding, **opening})
             return plan_cost(
@@ -309,31 +318,23 @@ class Runtime:
     ) -> ResolvedPerception:
         """`perception` with the model's own settings where it leaves them to the model."""
         self._driver.check_process()
+        check_call("perception", {"perception": perception})
         if isinstance(perception, ResolvedPerception):
             return perception
-        ok = perception is None or isinstance(perception, PerceptionConfig)
-        require("ask", "perception", perception, ok, "a PerceptionConfig or None")
         return (perception or PerceptionConfig()).resolve(self._engine.model.config.perception)
 
     # -- tokens -----------------------------------------------------------------------------
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
-        encoded = self._encode(prompt)
-        request = GenerationRequest(encoded, sampling=sampling or SamplingParams())
-        return complete(self._driver, request)
+        self._driver.check_process()
+        return complete(self._driver, generation(self._engine, prompt, sampling))
 
     def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural log) of each token id after a text prompt."""
-        if not token_ids:
-            return []
-        request = GenerationRequest(self._encode(prompt), forced_ids=list(token_ids))
-        return complete(self._driver, request).logprobs
-
-    @process.native_calls()
-    def _encode(self, prompt: str | Prompt) -> EncodedPrompt:
         self._driver.check_process()
-        return encode_text(self._engine, prompt)
+        request = scoring(self._engine, prompt, token_ids)
+        return complete(self._driver, request).logprobs if request.forced_ids else []
 
     # -- upkeep -----------------------------------------------------------------------------
 
@@ -357,8 +358,7 @@ class Runtime:
         KV is dropped if a byte has changed, features if one of the vision tower has. ValueError for
         what does not fit (`check_hf`, NaN too): nothing is changed and what was kept stays.
         """
-        ways = ("drain", "abort")
-        require("update_weights", "in_flight", in_flight, in_flight in ways, "drain or abort")
+        check_call("update_weights", {"tensors": tensors, "finish": finish, "in_flight": in_flight})
 
         def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
@@ -371,6 +371,7 @@ class Runtime:
 
     def discard_staged_weights(self) -> None:
         """Drop what `update_weights(..., finish=False)` has kept."""
+        self._driver.check_process()
         self._staged.discard()
 
     @property

@@ -35,7 +35,10 @@ def _bias(value: Any) -> dict[int, float]:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    return tuple(_a(str, text) for text in ((value,) if isinstance(value, str) else value))
+    texts = tuple(_a(str, text) for text in ((value,) if isinstance(value, str) else value))
+    for text in texts:
+        text.encode()  # fails for lone surrogates
+    return texts
 
 
 _IDS = ("a list of token ids", _ids, lambda ids: all(0 <= i < 2**31 for i in ids))
@@ -47,7 +50,7 @@ SAMPLING_RULES: dict[str, tuple[str, Callable[[Any], Any], Callable[[Any], bool]
     "top_k": ("a whole number >= 0", _whole, lambda v: 0 <= v < 2**31),
     "max_tokens": ("a whole number >= 1", _whole, lambda v: 1 <= v < 2**31),
     "seed": ("a whole number in [0, 2**63)", _whole, lambda v: 0 <= v < 2**63),
-    "stop": ("a text or a list of texts, none empty", _texts, all),
+    "stop": ("a text or a list of texts, none empty, of valid Unicode", _texts, all),
     "ignore_eos": ("True or False", lambda v: _a(bool, v), lambda v: True),
     "repetition_penalty": ("in (0, 1e4)", _number, lambda v: 0.0 < v < 1e4),
     "presence_penalty": _PENALTY,

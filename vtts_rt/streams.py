@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack
 
 from vtts_rt import process
-from vtts_rt.driver import Driver
+from vtts_rt.driver import Driver, Ticket
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.question import TIMED_OUT, Question, StreamEvent
+from vtts_rt.question import Question, StreamEvent
 from vtts_rt.rounds import Output, RequestFailed
 
 # Checks the arguments of a call and opens its videos, which the stack closes.
@@ -26,7 +26,7 @@ def stream(driver: Driver, open_question: Opener) -> Generator[StreamEvent, None
         try:
             while asked.answer is None:
                 # In no variable: the traceback of an output's error will hold this frame.
-                for event in asked.events(_next(outputs, asked.seconds_left(ticket))):
+                for event in asked.events(_next(outputs, asked, ticket)):
                     yield event
                     driver.check_process()
         finally:
@@ -51,25 +51,25 @@ async def stream_async(driver: Driver, open_question: Opener) -> AsyncGenerator[
         ticket = driver.submit(asked.request, deliver)
         try:
             while asked.answer is None:
-                for event in asked.events(await _next_async(outputs, asked.seconds_left(ticket))):
+                for event in asked.events(await _next_async(outputs, asked, ticket)):
                     yield event
                     driver.check_process()
         finally:
             driver.abort(ticket)
 
 
-def _next(outputs: queue.SimpleQueue[Output], seconds: float | None) -> Output:
+def _next(outputs: queue.SimpleQueue[Output], asked: Question, ticket: Ticket) -> Output:
     try:
-        return outputs.get(timeout=seconds)
+        return outputs.get(timeout=asked.seconds_left(ticket))
     except queue.Empty:
-        return TIMED_OUT
+        return asked.timed_out()
 
 
-async def _next_async(outputs: asyncio.Queue[Output], seconds: float | None) -> Output:
+async def _next_async(outputs: asyncio.Queue[Output], asked: Question, ticket: Ticket) -> Output:
     try:
-        return await asyncio.wait_for(outputs.get(), seconds)
+        return await asyncio.wait_for(outputs.get(), asked.seconds_left(ticket))
     except asyncio.TimeoutError:
-        return TIMED_OUT
+        return asked.timed_out()
 
 
 def complete(driver: Driver, request: GenerationRequest) -> Completion:

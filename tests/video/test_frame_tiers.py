@@ -118,5 +118,5 @@ def test_wrong_books_are_found_out() -> None:
 
 
 def test_a_budget_is_no_less_than_nothing() -> None:
-    with pytest.raises(ValueError, match="name must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="name must be a whole number of bytes >= 0, got -1"):
         FrameTier("name", -1)

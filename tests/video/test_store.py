@@ -243,7 +243,7 @@ def test_ready_says_whether_a_frame_is_on_its_way() -> None:
 
 
 def test_bad_budget() -> None:
-    with pytest.raises(ValueError, match="byte_budget must be >= 0"):
+    with pytest.raises(ValueError, match="byte_budget must be a whole number of bytes >= 0"):
         FrameStore(-1)
 
 
@@ -360,5 +360,5 @@ def test_a_frame_that_keeps_a_whole_batch_alive_is_found_out() -> None:
 
 
 def test_bad_device_budget() -> None:
-    with pytest.raises(ValueError, match="device_byte_budget must be >= 0"):
+    with pytest.raises(ValueError, match="device_byte_budget must be a whole number of bytes >= 0"):
         FrameStore(0, -1)

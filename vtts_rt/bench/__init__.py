@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+
+from vtts_rt.checks import CommandParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "decode": video,
         "feed": feed,
     }
-    parser = argparse.ArgumentParser(prog="vtts-rt bench", description=__doc__)
+    parser = CommandParser(prog="vtts-rt bench", description=__doc__)
     kinds = parser.add_subparsers(dest="bench", required=True)
     for name, module in benches.items():
         about = (module.__doc__ or "").split("\n")[0]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
+from vtts_rt.checks import CommandParser
 from vtts_rt.evaluation import needle, strategies
 
 TASKS = {
@@ -15,7 +15,7 @@ TASKS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `vtts-rt eval`; argv without the program's name. Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="vtts-rt eval", description="Evaluate.")
+    parser = CommandParser(prog="vtts-rt eval", description="Evaluate.")
     tasks = parser.add_subparsers(dest="task", required=True)
     for name, (module, text) in TASKS.items():
         task = tasks.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")

@@ -207,9 +207,12 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        place: torch.device | None = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"Runtime: device must be auto, cpu or cuda[:n], got {device!r}") from None
+        place = None
+    ok = place is not None and place.type in ("cpu", "cuda")
+    require("Runtime", "device", device, ok, "auto, cpu or cuda[:n]")
+    assert place is not None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("Runtime: no CUDA device is available; use device='cpu'")
     return place

@@ -29,6 +29,7 @@ _SAFETENSORS_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+DTYPES = frozenset(_SAFETENSORS_DTYPES.values())  # of weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def _of_pytorch(state: object) -> dict[str, StoredTensor]:
         plain = isinstance(name, str) and isinstance(tensor, Tensor)
         plain = plain and tensor.layout is torch.strided and not tensor.is_quantized
         got = f"{type(tensor).__name__} {getattr(tensor, 'dtype', '')}".strip()
-        plain = plain and tensor.dtype in _SAFETENSORS_DTYPES.values()
+        plain = plain and tensor.dtype in DTYPES
         require("load_model", str(name)[:80], got, plain, "a dense float tensor")
         held, needed = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
         require("load_model", f"bytes of {name}", held, held >= needed, f">= {needed}")

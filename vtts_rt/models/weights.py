@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vtts_rt.config import LanguageConfig, ModelConfig
-from vtts_rt.models.tensor_files import StoredTensor
+from vtts_rt.models.tensor_files import DTYPES, StoredTensor
 from vtts_rt.types import PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
 
 _FUSED = {
@@ -128,8 +128,9 @@ def checked_tensors(
         require(what, "tensors", name, renamed not in found, "given once each")
         got = type(tensor).__name__
         require(what, name, got, isinstance(tensor, Tensor), "a tensor")
-        plain = tensor.layout is torch.strided and tensor.is_floating_point()
+        plain = tensor.layout is torch.strided and tensor.dtype in DTYPES
         require(what, f"dtype of {name}", tensor.dtype, plain, "dense floating point")
+        require(what, name, "a tensor on meta", not tensor.is_meta, "a tensor that holds values")
         shape, wanted = tuple(tensor.shape), tuple(views[renamed].shape)
         require(what, "shape", shape, shape == wanted, f"{wanted} for {name}")
         dtype = views[renamed].dtype

@@ -8,7 +8,9 @@ a short cue; or, for many questions about one video, the pairs of the first look
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from vtts_rt.checks import Rule, check
 from vtts_rt.config import STRATEGIES
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
@@ -21,6 +23,22 @@ _END = "<|im_end|>\n"
 _ASSISTANT = "<|im_start|>assistant\n"
 # A cell shorter than this has its time written with two decimals.
 _FINE_CELL_SECONDS = 0.1
+
+
+def _has_text(text: object) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _are_options(options: Any) -> bool:
+    several = isinstance(options, Sequence) and not isinstance(options, str | bytes)
+    return several and len(options) <= MAX_OPTIONS and all(map(_has_text, options))
+
+
+PROMPT_RULES: dict[str, Rule] = {
+    "question": (_has_text, "a text that is not blank"),
+    "options": (_are_options, f"a list of at most {MAX_OPTIONS} texts, none blank"),
+    "context": (lambda text: isinstance(text, str), "a text"),
+}
 
 
 def neutralise(text: str) -> str:
@@ -54,11 +72,7 @@ def build_prompt(
     of its turn. text_first: see PerceptionConfig. ValueError for a bad argument.
     """
     require("ask", "strategy", strategy, strategy in STRATEGIES, f"one of {STRATEGIES}")
-    require("ask", "question", question, _has_text(question), "a text that is not blank")
-    require("ask", "number of options", len(options), len(options) <= MAX_OPTIONS, "<= 26")
-    for option in options:
-        require("ask", "option", option, _has_text(option), "a text that is not blank")
-    require("ask", "context", context, isinstance(context, str), "a text")
+    check("ask", PROMPT_RULES, {"question": question, "options": options, "context": context})
     last = round_index >= max_rounds - 1
     system = f"<|im_start|>system\n{templates.system}{_END}" if templates.system else ""
     task = _task_text(templates, question, options, context)
@@ -77,10 +91,6 @@ def build_prompt(
         parts = [before, *_labelled(templates, plan), after + cue]
     parts.append(_END + _ASSISTANT)
     return Prompt(tuple(_joined(parts)))
-
-
-def _has_text(text: object) -> bool:
-    return isinstance(text, str) and bool(text.strip())
 
 
 def _task_text(

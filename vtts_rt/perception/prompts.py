@@ -12,6 +12,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
+from vtts_rt.checks import UNICODE, check
 from vtts_rt.types import require
 
 # Fields that take values, and which; the others are plain text.
@@ -70,6 +71,7 @@ class PromptTemplates:
         for f in fields(self):
             text = getattr(self, f.name)
             require("prompts", f.name, text, isinstance(text, str), "a text")
+            check("prompts", {f.name: UNICODE}, {f.name: text})
             require("prompts", f.name, text, "<|" not in text, "free of control tokens `<|...|>`")
             if f.name in PLACEHOLDERS:
                 _check_placeholders(f.name, text, PLACEHOLDERS[f.name])
@@ -110,6 +112,6 @@ def load_prompts(path: str | Path, base: PromptTemplates | None = None) -> Promp
         overrides = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"prompts: file must be a readable JSON file, got {path} ({error})"
+            f"prompts: file must be a readable JSON file, got {str(path)!r} ({error})"
         ) from error
     return prompts_from_dict(overrides, base)

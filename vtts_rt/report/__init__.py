@@ -7,11 +7,11 @@ hardware the newest counts.
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from vtts_rt.checks import CommandParser
 from vtts_rt.report import answers, ops, videos
 from vtts_rt.report.results import Result, load_results
 
@@ -62,7 +62,7 @@ def update(text: str, root: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Rewrite the tables; with --check, only say which files are out of date (status 1)."""
-    parser = argparse.ArgumentParser(prog="vtts-rt report", description=__doc__.split("\n")[0])
+    parser = CommandParser(prog="vtts-rt report", description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, default=Path(), help="a checkout (default: here)")
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     args = parser.parse_args(argv)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vtts_rt.checks import CommandParser
 from vtts_rt.train import tiny
 from vtts_rt.train.stages import (
     DEFAULT_STEPS,
@@ -25,7 +26,7 @@ _RUNS = {"vision": run_vision, "sketch": run_sketch, "language": run_language}
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="vtts-rt train",
         description="Supervised training of the embedded model `tiny` on needle clips. A run that "
         "was interrupted goes on where its last checkpoint left it; the same seed gives the same "

@@ -7,6 +7,7 @@ from collections.abc import KeysView
 
 import numpy as np
 
+from vtts_rt.checks import is_whole
 from vtts_rt.types import Frame, require
 
 # (video id, decoder, frame index). The colour conversion is part of the video id.
@@ -26,7 +27,8 @@ class FrameTier:
     """
 
     def __init__(self, name: str, byte_budget: int) -> None:
-        require("FrameStore", name, byte_budget, byte_budget >= 0, ">= 0")
+        ok = is_whole(byte_budget) and byte_budget >= 0
+        require("FrameStore", name, byte_budget, ok, "a whole number of bytes >= 0")
         self.byte_budget = int(byte_budget)
         self.bytes = 0
         self.evictions = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import http.client
 import os
 import re
 import urllib.parse
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vtts_rt.checks import Rule, check, is_flag, is_number, is_whole
 from vtts_rt.config import MediaLimits
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video.arrays import ArraySource, is_npy, load_npy
@@ -22,6 +23,29 @@ from vtts_rt.video.source import ClippedSource, FrameSource
 URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^(data):", re.ASCII)
 URL_TIMEOUT_SECONDS = 30.0
 URL_READ_BYTES = 1 << 20
+
+
+_SECONDS: Rule = (lambda v: v is None or (is_number(v) and v >= 0), "seconds >= 0 or None")
+# Of the arguments of `open_video` beside the video and its times.
+OPENING_RULES: dict[str, Rule] = {
+    "source_fps": (
+        lambda v: v is None or (is_number(v) and 0.0 < v <= 1e4),
+        "a number in (0, 10000] or None",
+    ),
+    "start_seconds": _SECONDS,
+    "end_seconds": _SECONDS,
+    "allow_urls": (is_flag, "True or False"),
+    "decoder": (DECODERS.__contains__, f"one of {', '.join(DECODERS)}"),
+    "device": (lambda v: v is None or (is_whole(v) and v >= 0), "the number of a GPU or None"),
+    "limits": (lambda v: v is None or isinstance(v, MediaLimits), "a MediaLimits or None"),
+    "deadline_seconds": (lambda v: v is None or is_number(v), "a number of seconds or None"),
+}
+
+
+def check_range(what: str, start_seconds: float | None, end_seconds: float | None) -> None:
+    if start_seconds is not None and end_seconds is not None:
+        rule = f"greater than start_seconds ({start_seconds})"
+        require(what, "end_seconds", end_seconds, end_seconds > start_seconds, rule)
 
 
 def open_video(
@@ -62,15 +86,18 @@ def open_video(
     Raises ValueError for anything that cannot be opened, with one sentence that says why;
     RuntimeError where the decoder asked for cannot be used; TimeoutError after the deadline.
     """
-    require("open_video", "decoder", decoder, decoder in DECODERS, f"one of {', '.join(DECODERS)}")
-    fps_ok = source_fps is None or 0.0 < float(source_fps) <= 1e4
-    require("open_video", "source_fps", source_fps, fps_ok, "a number in (0, 10000]")
-    for name, value in (("start_seconds", start_seconds), ("end_seconds", end_seconds)):
-        ok = value is None or (not math.isnan(float(value)) and float(value) >= 0.0)
-        require("open_video", name, value, ok, "seconds >= 0")
-    if start_seconds is not None and end_seconds is not None:
-        rule = f"greater than start_seconds ({start_seconds})"
-        require("open_video", "end_seconds", end_seconds, end_seconds > start_seconds, rule)
+    given = {
+        "source_fps": source_fps,
+        "start_seconds": start_seconds,
+        "end_seconds": end_seconds,
+        "allow_urls": allow_urls,
+        "decoder": decoder,
+        "device": device,
+        "limits": limits,
+        "deadline_seconds": deadline_seconds,
+    }
+    check("open_video", OPENING_RULES, given)
+    check_range("open_video", start_seconds, end_seconds)
     opening = Opening(limits, deadline_seconds)
     try:
         opening.check_time()
@@ -80,8 +107,8 @@ def open_video(
             source: FrameSource = _open_array(pixels, source_fps, timestamps_seconds, opening)
         else:
             rule = "None, as only arrays come without times of their own"
-            given = timestamps_seconds is not None
-            require("open_video", "timestamps_seconds", timestamps_seconds, not given, rule)
+            none = timestamps_seconds is None
+            require("open_video", "timestamps_seconds", timestamps_seconds, none, rule)
             source = _open_encoded(video, source_fps, decoder, device, opening)
     except DeadlinePassed:
         raise TimeoutError("open_video: the deadline passed before the video was open") from None
@@ -160,7 +187,10 @@ def _open_encoded(
 
 def _fetch(url: str, scheme: str, opening: Opening) -> Path | bytes:
     """A file:// URL as a path, http(s):// content as bytes."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"open_video: video must be a URL, got {url!r} ({error})") from error
     if scheme == "file":
         local = parts.netloc in ("", "localhost")
         require("open_video", "video", url, local, "a file URL of this machine")
@@ -180,7 +210,7 @@ def _received(url: str, opening: Opening) -> Iterator[bytes]:
         with urllib.request.urlopen(url, timeout=seconds) as response:
             while part := response.read1(URL_READ_BYTES):
                 yield part
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         opening.check_time()  # it may be the time that was left
         raise ValueError(
             f"open_video: video must be a URL that can be fetched, got {url!r} ({error})"
