@@ -42,7 +42,9 @@ def test_a_batch_answers_as_each_question_alone(runtime: Runtime, clips: list[Pa
         assert tokens(runtime.ask(**arguments)) == tokens(answer)
 
 
-def test_askers_of_one_video_decode_and_encode_it_once(runtime: Runtime, clips: list[Path]) -> None:
+def test_requests_for_one_video_decode_and_encode_it_once(
+    runtime: Runtime, clips: list[Path]
+) -> None:
     answers = runtime.ask_batch([request(clips[0], question=f"number {i}?") for i in range(6)])
     frames = {f for a in answers for r in a.rounds for f in r.frames}
     store = runtime.stats()["frame_store"]
@@ -52,7 +54,7 @@ def test_askers_of_one_video_decode_and_encode_it_once(runtime: Runtime, clips: 
     assert sum(r.reuse.pairs_encoded for a in answers for r in a.rounds) == len(pairs)
 
 
-def test_askers_share_the_kv_of_a_first_look_that_stands_first(
+def test_requests_share_the_kv_of_a_first_look_that_stands_first(
     runtime: Runtime, clips: list[Path]
 ) -> None:
     many = {"sample_fps": 8.0, "min_pixels": 3136, "total_pixels": 1_000_000}
@@ -231,15 +233,15 @@ def test_new_weights_are_never_mixed_with_old_ones(runtime: Runtime, clips: list
     answers: list[Answer] = []
     # One asks while the weights change: all its rounds see the old ones.
     started = threading.Event()
-    asker = threading.Thread(
+    requester = threading.Thread(
         target=lambda: answers.append(
             runtime.ask(**arguments, on_event=lambda event: started.set())
         )
     )
-    asker.start()
+    requester.start()
     assert started.wait(60)
     runtime.update_weights({name: -state[name]})
-    asker.join()
+    requester.join()
     assert tokens(answers[0]) == tokens(old)
     new = runtime.ask(**arguments)
     assert tokens(new) != tokens(old)

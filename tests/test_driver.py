@@ -44,7 +44,7 @@ class Busy:
         self.thread.join(60)
 
 
-def test_who_asks_while_it_is_being_closed_hears_of_it(checkpoint: Path, clips: list[Path]) -> None:
+def test_a_request_during_close_fails(checkpoint: Path, clips: list[Path]) -> None:
     runtime = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26))
     errors: list[BaseException | None] = []
     closer = threading.Thread(target=runtime.close)

@@ -1,9 +1,9 @@
-"""The end and the forks of this process, for whatever owns threads or is used by them.
+"""The end and the forks of this process, for objects that own threads or are used by them.
 
 When the interpreter is finalised, a daemon thread dies where it next wants the GIL. Inside torch,
 tokenizers or our own extension that is a C++ or Rust frame that must not be unwound, and the
 process aborts. So before that our own threads are ended, and threads of the program are kept out of
-such code: a daemon thread that asks for more then waits for an end that nobody hears of.
+such code: a daemon thread that asks for more then waits forever.
 
 The order of an end: functions of `before_exit`, threads of executors and other threads that are no
 daemons are joined, functions of `at_exit`, the interpreter is finalised.

@@ -109,7 +109,7 @@ class Runtime:
         slower; or "float32", "bfloat16", "float16". device: "auto" is cuda where there is one.
         quantization: None, "int8" (a float32 model on the CPU) or "fp8": 8-bit weights of the
         language tower, see `models.quantize`; such a runtime takes no `update_weights`.
-        frame_store: decoded frames shared with whoever else has it (a `RolloutDataFeed`, another
+        frame_store: decoded frames shared with other users of it (a `RolloutDataFeed`, another
         runtime); it keeps its own budget and is not closed with the runtime.
         Raises ValueError for a checkpoint or a quantization that does not fit, RuntimeError for
         a checkpoint that cannot be had.

@@ -1,4 +1,4 @@
-"""Small files whose headers tell of much: what a demuxer or a decoder would expand."""
+"""Small files whose headers declare much: what a demuxer or a decoder would expand."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(side: int, frames: int = 0) -> bytes:
-    """side x side RGB, of zeros; frames: what acTL tells, none without."""
+    """side x side RGB, of zeros; frames: what acTL says, none without."""
     packer = zlib.compressobj(9)
     row = bytes(3 * side + 1)
     pixels = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
@@ -122,7 +122,7 @@ def element(name: str, content: bytes) -> bytes:
 
 
 def matroska(num_cues: int, before: bool) -> bytes:
-    """before: the cues stand before the first cluster, else a SeekHead tells of them."""
+    """before: the cues stand before the first cluster, else a SeekHead points to them."""
     cue = element("BB", element("B3", b"\1") + element("B7", element("F7", b"\1")))
     cues = element("1C53BB6B", cue * num_cues)
     shape = element("E0", element("B0", b"\2") + element("BA", b"\2"))

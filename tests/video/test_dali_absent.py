@@ -1,4 +1,4 @@
-"""Without the DALI package everything else works, and who asks for it hears what to install."""
+"""Without the DALI package everything else works, and asking for it says what to install."""
 
 from __future__ import annotations
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Iterable, Sequence
 
+import av
 import numpy as np
 import pytest
+from video.zoo import packets_of
 from video.zoo_damaged import CODECS, KINDS, damaged, sound
 
 from vtts_rt.video import open_video, packets
+from vtts_rt.video.unwritten import UnwrittenParts
+from vtts_rt.video.unwritten import _planes as unwritten_planes
+from vtts_rt.video.writer import write_video
 
 # What decoders do not fill of a frame is other memory every time.
 BY_CHANCE = ("flashsv",)
@@ -26,8 +32,8 @@ CHOSEN = [
     ("h264 pyramid", "mp4", "drop", 1),  # a gap that FFmpeg fills without a word
     ("h264 slices", "mpegts", "drop", 3),  # a parameter set that decoders keep
     ("h264 interlaced", "mp4", "cut", 0),
-    ("h264 refresh", "matroska", "cut", 0),
-    ("hevc", "mp4", "flip", 0),
+    ("h264 refresh", "matroska", "cut", 6),  # what was broken before a recovery point
+    ("hevc", "mp4", "flip", 6),  # a slice that ends early without an error
     ("mpeg2", "matroska", "drop", 2),
     ("mpeg2", "mpeg", "empty", 0),
     ("mpeg4", "mp4", "empty", 1),
@@ -127,6 +133,54 @@ def test_sound_files_are_read_exactly(codec: str, container: str, threads: list[
         # decoded once more.
         if codec not in ("h264 refresh", "mpeg2"):
             assert not source._damaged
+
+
+def test_unwritten_parts_of_hevc_are_damage() -> None:
+    data = damaged("hevc", "mp4", "flip", 6)
+    with open_video(data) as source:
+        list(source.read(range(30)))
+        assert source._damaged == {20}
+
+
+@pytest.mark.parametrize(("value", "unwritten"), [(0, True), (128, True), (127, False), (1, False)])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv444p", "yuv422p10le"])
+@pytest.mark.parametrize("hw", [(64, 96), (36, 50), (8, 8)])
+def test_unwritten_parts(
+    value: int, unwritten: bool, pixel_format: str, hw: tuple[int, int]
+) -> None:
+    frame = av.VideoFrame(hw[1], hw[0], pixel_format)
+    planes = unwritten_planes(frame)
+    shift = 2 if pixel_format.endswith("10le") else 0
+    rng = np.random.default_rng(0)
+    for plane in planes:
+        plane[:] = rng.integers(200, 255, plane.shape)
+    parts = UnwrittenParts()
+    assert not parts.are_in(frame)
+    top, left = (hw[0] - 1) // 8 * 8, (hw[1] - 1) // 8 * 8
+    for plane, size in zip(planes, frame.planes, strict=True):
+        rows, columns = top * size.height // hw[0], left * size.width // hw[1]
+        plane[rows:, columns:] = value << shift
+    assert parts.are_in(frame) == unwritten
+    planes[0][-1, hw[1] - 1] = 200
+    assert not parts.are_in(frame)
+
+
+@pytest.mark.slow
+def test_one_frame_whatever_way_of_larger_hevc(threads: list[int]) -> None:
+    file = io.BytesIO()
+    rng = np.random.default_rng(0)
+    texture = np.kron(rng.integers(0, 255, (24, 80, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    frames = (texture[:, 4 * n : 4 * n + 320] for n in range(36))
+    options = {"gop": 12, **CODECS["hevc"][1]}
+    write_video(file, frames, source_fps=10.0, container_format="mp4", **options)
+    sound_packets = packets_of(file.getvalue())
+    for seed in range(20):
+        random_ = random.Random(seed)
+        data = bytearray(file.getvalue())
+        for packet in random_.sample(sound_packets, 2):
+            at = data.find(packet.data)
+            data[random_.randrange(at + 20, at + len(packet.data))] ^= 1 << random_.randrange(8)
+        compare_ways(bytes(data), random_, threads, fresh=6)
 
 
 def test_lost_frames_count_whenever_they_are_read() -> None:

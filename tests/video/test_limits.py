@@ -157,7 +157,7 @@ def test_files_that_expand_are_refused_before_ffmpeg_sees_them(
 
 @pytest.mark.parametrize("name", [n for n in SOUND if not n.startswith("mjpeg")])
 def test_headers_of_sound_files_are_within_bounds(name: str, tmp_path: Path) -> None:
-    """What they tell of is at most a few times what they hold."""
+    """What they declare is at most a few times what they hold."""
     path = tmp_path / f"c.{SOUND[name].suffix}"
     SOUND[name].write(path)
     limits = MediaLimits(max_packets=1000, max_frames=400)

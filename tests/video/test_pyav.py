@@ -104,7 +104,7 @@ def test_passed_frames_are_by_products(kind: str, make_clip: Make) -> None:
             got = dict(source.read(wanted, range(40)))
             # For their sake nothing is sought, and no packet fed that was not fed anyway (a
             # decoder told to skip frames may hold the last one back for a packet more).
-            runs = [(a._fast if a._tells else a._exact).packets for a in (source, plain)]
+            runs = [(a._fast if a._reports else a._exact).packets for a in (source, plain)]
             assert runs[0].start == runs[1].start
             assert runs[0].next <= runs[1].next
         assert set(wanted) <= set(got)

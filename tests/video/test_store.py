@@ -146,7 +146,7 @@ def test_threads_that_ask_for_the_same_decode_once() -> None:
     store.check_integrity()
 
 
-def test_an_error_reaches_every_asker_and_leaves_nothing_behind() -> None:
+def test_an_error_reaches_every_waiting_request_and_leaves_nothing_behind() -> None:
     store, source = FrameStore(10**6), CountedSource()
     source.broken = {4}
     errors: list[str] = []

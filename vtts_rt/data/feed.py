@@ -132,7 +132,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         part, size = self._current_part(), self.batch_size or 1
         moved = self._gone > 0 and part != self._part
         _require("shard", part, not moved, f"{self._part}, with which the epoch was begun")
-        open_video(ONE_PIXEL, **self._opening).close()  # a missing decoder is told here
+        open_video(ONE_PIXEL, **self._opening).close()  # a missing decoder is reported here
         order, goal = self._order.epoch(part, self.epoch), self._goal(part)
         self._part = part
         self._turn += 1

@@ -41,7 +41,7 @@ def check_preprocessor(folder: Path) -> None:
     `video_processor`, else video_preprocessor_config.json, else preprocessor_config.json; for
     images processor_config.json's `image_processor`, else preprocessor_config.json. What is not
     said is Qwen's. Frame rates and sizes are left to the perception settings, as the published loop
-    passes its own with every call; bounds on sizes that are tighter than theirs are told in one
+    passes its own with every call; bounds on sizes that are tighter than theirs are reported in one
     warning, unless the checkpoint's recipe says `total_pixels` itself.
     """
     sized = "total_pixels" in load_extras(folder).get("perception", {})

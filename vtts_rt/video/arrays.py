@@ -30,7 +30,7 @@ def is_npy(content: Path | bytes) -> bool:
         with content.open("rb") as file:
             return file.read(len(NPY_MAGIC)) == NPY_MAGIC
     except (OSError, ValueError):
-        return False  # whoever opens it next says why
+        return False  # the next open of it says why
 
 
 def load_npy(content: Path | bytes, opening: Opening) -> np.ndarray:
@@ -45,9 +45,9 @@ def load_npy(content: Path | bytes, opening: Opening) -> np.ndarray:
                 version[0], np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = read_header(file)
-            told = math.prod(shape) * dtype.itemsize  # before numpy makes room for it
-            if told != num_bytes - file.tell():
-                raise ValueError(f"its header tells of {told} bytes")
+            declared = math.prod(shape) * dtype.itemsize  # before numpy makes room for it
+            if declared != num_bytes - file.tell():
+                raise ValueError(f"its header declares {declared} bytes")
             file.seek(0)
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         except Exception as error:  # numpy's parser of the header raises many kinds

@@ -1,6 +1,6 @@
 """What a file's header would make a demuxer expand, summed up before a demuxer sees the file.
 
-FFmpeg's demuxers keep one entry for each sample that a header tells of, and some headers tell of
+FFmpeg's demuxers keep one entry for each sample that a header declares, and some headers declare
 many in few bytes. Containers that are not looked at here hold no such thing: MPEG streams, Ogg, FLV
 and raw streams have no index, or one that is read with the packets.
 """

@@ -49,7 +49,7 @@ class Media:
     name: how messages call it. num_bytes: its size. A path must be a readable, non-empty
     regular file. settled: what is learned of the content may be remembered for the identity.
     opening: the call that it is opened for, None once that returned; limits: its bounds.
-    demuxer, demuxer_options: FFmpeg's demuxer where the content does not tell it.
+    demuxer, demuxer_options: FFmpeg's demuxer where the content does not say it.
     Raises ValueError otherwise, and for more than `max_bytes`.
     """
 
@@ -255,7 +255,7 @@ def av_errors(name: str) -> Iterator[None]:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The video stream that FFmpeg deems best (av_find_best_stream), but no cover art;
+    """The video stream that FFmpeg ranks best (av_find_best_stream), but no cover art;
     ValueError when there is none."""
     streams = [
         s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic

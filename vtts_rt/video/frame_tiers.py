@@ -20,7 +20,7 @@ def device_type(frame: Frame) -> str:
 
 
 class FrameTier:
-    """Frames under a budget. Not thread-safe: whoever holds it has a lock.
+    """Frames under a budget. Not thread-safe: callers hold a lock.
 
     byte_budget: bytes of frames kept, >= 0; a frame larger than that is not kept. An evicted
     frame is forgotten, not copied elsewhere.

@@ -128,8 +128,8 @@ def build_index(
     reopen: gives another (container, stream) of the same content, for that one decode; its
         argument is that of `packets.open_stream`.
     source_fps: rate of a stream without any times; the default is the container's guess.
-    check: told now and then how many packets and frames that show there are; what it raises ends
-    the pass.
+    check: called now and then with the numbers of packets and of frames that show; what it raises
+    ends the pass.
     Returns the index and the first frame that decodes (what only a decoder knows: size, display
     matrix); None when no packet holds a frame that shows or none decodes.
     """

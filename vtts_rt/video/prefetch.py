@@ -57,7 +57,7 @@ class PrefetchQueue:
 
     decode(wanted, indices): decodes those of the frames that are not there, and says what it
         delivered through `arrived`. Its errors are logged and end these frames' stay here: who
-        asks for them decodes them again and is told.
+        asks for them decodes them again and gets the error.
     most_guessed_bytes: of pixels that may wait as guesses; beyond that the oldest guesses are
         dropped, of one guess the last frames. Needed frames have no bound but that of the
         requests in work.
@@ -139,7 +139,7 @@ class PrefetchQueue:
             wanted.frames_guessed_used += len(used)
             self.frames_guessed_used += len(used)
             self.frames_guessed_late += len(late)
-            for index in used:  # whoever asks sees to it, and hears if it cannot be decoded
+            for index in used:  # the request itself decodes it, or reports the error
                 self._take_back(wanted, index)
             self._leave_if_done(wanted)
 
@@ -294,7 +294,7 @@ class PrefetchQueue:
         while True:
             with self._lock:
                 batch = self._take_batch()
-                if batch is None:  # whoever is at a video comes back for the rest of it
+                if batch is None:  # the thread that reads the video takes the rest of it
                     self._working -= 1
                     return
             self._decode_batch(*batch)

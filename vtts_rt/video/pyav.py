@@ -42,10 +42,9 @@ DECODER = "pyav"
 CONVERSION = "swscale rgb24"
 # Keyframes to go back where one does not show itself.
 MAX_KEYFRAMES_BACK = 3
-# Codecs whose decoders tell of damage. Videos of others are only read in the one exact way. Of
-# 600 damaged files of these codecs 4 still showed a frame by the way to it (H.264 and HEVC, where a
-# slice that ends early leaves a part of the picture as it was without a word).
-TELLING = frozenset(
+# Codecs whose damage shows: decoders report it, or Run finds it. Videos of others are only read in
+# the one exact way.
+REPORTING = frozenset(
     {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4"}
     | {"msmpeg4v3", "wmv2", "flv1"}
 )
@@ -77,7 +76,7 @@ class PyavSource:
     media: what to open; facts: what is known of its content.
     What a frame shows depends on the file alone, not on what else is read, the number of threads
     or chance: it is what a decoder of one thread gives from the keyframe before it on. More
-    threads, skipped frames and seeks give the same of a sound file; where the decoder tells of
+    threads, skipped frames and seeks give the same pixels of a sound file; where there is
     damage, the group of pictures is decoded again in that one way. A packet of which no frame can
     be decoded so is served by the nearest earlier frame that can be, else by the next later one,
     counted in `frames_substituted` and logged once per source.
@@ -96,8 +95,8 @@ class PyavSource:
         self._exact = Run(media, index, True, pixels)
         self._begin()
         process.after_fork(self, PyavSource._begin)
-        self._tells = facts.codec in TELLING
-        self._damaged: set[int] = set()  # starts of groups that only the exact run reads
+        self._reports = facts.codec in REPORTING
+        self._damaged = self._fast.exact_groups  # starts of groups that only the exact run reads
         self._surveys: dict[int, _Survey] = {}
         self._places: dict[int, _Place | None] = {}
         self._stand_ins: dict[int, int] = {}
@@ -186,7 +185,7 @@ class PyavSource:
         """Decodes until at least one pending frame is there; with it, the by-products so far."""
         target = next(iter(pending))
         start = self.index.start_for(target)
-        if self._tells and start not in self._damaged:
+        if self._reports and start not in self._damaged:
             try:
                 return self._read_fast(target, start, pending, passing, drain)
             except Damaged:

@@ -1,4 +1,4 @@
-"""What packet headers tell of references: pictures that none other needs, and missing ones.
+"""What packet headers say of references: pictures that no other needs, and missing ones.
 
 Sources: ITU-T H.264, 7.3.1 (NAL units), 7.3.2 (parameter sets), 7.3.3 (slice headers), 7.4.3
 (frame_num); H.265, 7.3.1 and 7.4.2;
@@ -14,7 +14,8 @@ from vtts_rt.video.frame_headers import Bits
 
 IDR, SPS, PPS = 5, 7, 8
 SLICES = (1, 2, IDR)  # nal_unit_type of what pictures are made of
-# profile_idc whose parameter sets tell of chroma and scaling lists (7.3.2.1.1).
+INTRA_SLICES = (2, 4)  # I and SI: slice_type modulo 5
+# profile_idc whose parameter sets hold chroma and scaling lists (7.3.2.1.1).
 HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 HEADER_BYTES = 64  # more than a slice header has before frame_num
 PARAMETER_BYTES = 1024
@@ -103,7 +104,7 @@ def _pictures_mpeg4(packet: bytes) -> tuple[bool, bool, bool]:
 
 
 def is_sound(codec_name: str, packet: Any, early: bool) -> bool:
-    """False for a packet of MPEG-2 or MPEG-4 that is damaged for sure; FFmpeg tells of such damage
+    """False for a packet of MPEG-2 or MPEG-4 that is damaged for sure; FFmpeg reports such damage
     only in part, and shows it otherwise by its number of threads.
 
     early: whether the packet shows before one that is in front of it in the file, as B-pictures do
@@ -122,6 +123,7 @@ class FrameNumbers:
     Every reference picture has the next number (modulo a power of two), others that of the
     reference picture to come. FFmpeg fills gaps with copies of what it has, without an error.
     A parameter set that changes counts as a gap too, as decoders keep such sets over a seek.
+    is_intra: whether the first slice of the latest picture refers to no other picture.
     """
 
     def __init__(self, extradata: bytes | None) -> None:
@@ -130,6 +132,7 @@ class FrameNumbers:
         self._sizes: dict[int, tuple[int, bool]] = {}  # SPS: bits of frame_num, colour planes
         self._sps_of: dict[int, int] = {}
         self._last: int | None = None
+        self.is_intra = True
         if extradata and extradata[0] == 1:
             self._read_avcc(extradata)
         elif extradata:
@@ -154,7 +157,8 @@ class FrameNumbers:
 
     def _picture(self, kind: int, referred: bool, slice_: memoryview) -> bool:
         bits = Bits(_unescaped(slice_[:HEADER_BYTES]))
-        bits.exp_golomb(), bits.exp_golomb()  # first_mb_in_slice, slice_type
+        bits.exp_golomb()  # first_mb_in_slice
+        self.is_intra = bits.exp_golomb() % 5 in INTRA_SLICES
         size = self._sizes.get(self._sps_of.get(bits.exp_golomb(), -1))
         if size is None:
             return False

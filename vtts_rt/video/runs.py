@@ -12,6 +12,7 @@ from vtts_rt.video.container import Media
 from vtts_rt.video.index import PacketIndex, decoded
 from vtts_rt.video.packets import SEEK_GAP_PACKETS, Misplaced, PacketReader
 from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
+from vtts_rt.video.unwritten import UnwrittenParts
 
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
 REORDER_FRAMES = 16
@@ -31,8 +32,8 @@ class Run:
     """A decoder of one video that starts at keyframes and is fed in the order of the file.
 
     A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
-    `Damaged` at the first error that the decoder tells of and at the first frame that is missing.
-    It holds a frame back until all that was fed before it came out, as only then a decoder tells
+    `Damaged` at the first error that the decoder reports and at the first frame that is missing.
+    It holds a frame back until all that was fed before it came out, as only then a decoder reports
     that a picture is damaged which this one may refer to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
@@ -40,7 +41,9 @@ class Run:
 
     start: ordinal of the packet it was started at; ended: it was drained, only a start revives it;
     expected: frames that it was fed and has not given; failed: frames (of an exact run) whose
-    packet did not decode. num_decoded: frames that came out.
+    packet did not decode. num_decoded: frames that came out. exact_groups: keyframes (of a fast
+    run) that are whole only by what is before them, as pictures are refreshed bit by bit there:
+    what follows them may depend on how far before them a run began.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Run:
         self._held: dict[int, np.ndarray | None] = {}
         self.failed: set[int] = set()
         self.num_decoded = 0
+        self.exact_groups: set[int] = set()
         self._index = index
         self._exact = exact
         self._pixels = pixels
@@ -64,13 +68,17 @@ class Run:
         self._last_order = -1
         self._grounded = True
         self._numbers: FrameNumbers | None = None
+        self._unwritten = UnwrittenParts()
 
     def close(self) -> None:
         self.packets.close()
+        self._unwritten.forget()
         self.ended = True
 
     def start_at(self, ordinal: int) -> None:
         """Go to a keyframe packet."""
+        if not self.ended and self._clears_memory():
+            self._drain()
         self.ended = True
         self.packets.start_at(ordinal)
         self.start, self.ended = self.packets.start, False
@@ -129,7 +137,7 @@ class Run:
             ordinal, packet = taken
             order = int(index.order[ordinal])
             if not self._exact:
-                self._check(context, packet, order)
+                self._check(context, packet, order, ordinal)
             # What follows a keyframe in the file but shows before it (an open group of pictures)
             # refers to what this decoder has not seen.
             if self.start > 0 and order < index.order[self.start]:
@@ -151,6 +159,9 @@ class Run:
             return []
         if not self._exact and any(frame.is_corrupt for frame in frames):
             raise Damaged
+        clears = self._clears_memory()
+        if clears and any(map(self._unwritten.are_in, frames)):
+            raise Damaged
         self.num_decoded += len(frames)
         known: list[tuple[int, np.ndarray | None]] = []
         for frame in frames:
@@ -167,6 +178,8 @@ class Run:
                 raise Damaged  # a frame before it did not come
             self._latest = max(self._latest, i)
             known.append((i, self._pixels(frame) if shows(i) else None))
+        if clears:
+            self._unwritten.recycle(frames)
         return known if self._exact else self._released(known)
 
     def _released(
@@ -181,9 +194,23 @@ class Run:
         free = [i for i in self._held if packet_of[i] < missing]
         return [(i, self._held.pop(i)) for i in free]
 
-    def _check(self, context: Any, packet: Any, order: int) -> None:
-        """Damage that decoders do not tell of, or not where they leave out the packet."""
+    def _clears_memory(self) -> bool:
+        return not self._exact and self.packets.context.name == "hevc"
+
+    def _drain(self) -> None:
+        """Take out the frames that a flush would give back as they are."""
+        try:
+            self._unwritten.recycle(decoded(self.packets.context, None, 0))
+        except (av.FFmpegError, OSError):
+            self.close()
+
+    def _check(self, context: Any, packet: Any, order: int, ordinal: int) -> None:
+        """Damage that decoders do not report, or not where they leave out the packet."""
         sound = is_sound(context.name, packet, early=order < self._last_order)
         self._last_order = max(self._last_order, order)
         if not sound or (self._numbers is not None and not self._numbers.follows(packet)):
             raise Damaged
+        if self._numbers is not None and not self._numbers.is_intra and packet.is_keyframe:
+            self.exact_groups.add(ordinal)
+            if ordinal == self.start:
+                raise Damaged

@@ -242,7 +242,7 @@ class FrameStore:
             left_out = mine.keys() - found.keys()
             assert not left_out, f"the source leaves out frames {sorted(left_out)}"
         finally:
-            # On an error, whoever waits for the rest wakes up and tries by itself.
+            # On an error, requests that wait for the rest wake up and decode by themselves.
             with self._lock:
                 for i, flight in mine.items():
                     if flight.frame is None:
