@@ -331,6 +331,7 @@ def interrupting(self):
     return step(self)
 
 Engine.step = interrupting
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 sys.exit(main())
 """
 
