@@ -96,7 +96,7 @@ def graphs_of(engine: Engine) -> list[Shape]:
 def test_the_interleavings_met_what_they_are_for() -> None:
     if not SEEN:
         pytest.skip("run with the interleavings")
-    for what in ("steps_ahead", "rows_in_vain", "drafts", "prefill", "replays not ahead"):
+    for what in ("steps_ahead", "wasted_rows", "drafts", "prefill", "replays not ahead"):
         assert SEEN[what] > SEEN["interleavings"], SEEN
     assert SEEN["cascades"] > SEEN["interleavings"] // 8
 
@@ -136,7 +136,7 @@ def test_graphs_say_what_single_steps_say(
     # was about to end nearly always ahead.
     assert stats["graph_replays"] == 8 + num_requests - 1
     assert stats["steps_ahead"] == 8 - 1
-    assert stats["rows_in_vain"] == 0
+    assert stats["wasted_rows"] == 0
     assert set(stats["eager_steps"]) == {"prefill"}
 
 
@@ -180,7 +180,7 @@ def test_a_page_that_somebody_else_got_is_not_believed_in(model: Any, tokenizer:
             engine.pool.pages[:, :, pages[0]] = 1e3
             taken += pages
     assert len(taken) >= 4
-    assert passes.stats()["rows_in_vain"] == len(taken)
+    assert passes.stats()["wasted_rows"] == len(taken)
     assert bool((engine.pool.pages[:, :, taken] == 1e3).all())
 
 
@@ -202,7 +202,7 @@ def test_without_a_free_page_nothing_runs_ahead(model: Any, tokenizer: Tokenizer
         events = engine.step()
     assert needs >= 4
     assert events[-1].completion.token_ids == expected.token_ids
-    assert passes.stats()["rows_in_vain"] == 0
+    assert passes.stats()["wasted_rows"] == 0
 
 
 def test_what_ends_unexpectedly_leaves_one_row_in_vain(model: Any, tokenizer: Tokenizer) -> None:
@@ -220,7 +220,7 @@ def test_what_ends_unexpectedly_leaves_one_row_in_vain(model: Any, tokenizer: To
             if isinstance(event, TokenEvent):
                 told[event.request_id].append(event.token_id)
     assert told[ids[1]] == []
-    assert passes.stats()["rows_in_vain"] == 1
+    assert passes.stats()["wasted_rows"] == 1
     for text, request_id in zip(texts, ids, strict=True):
         if told[request_id]:
             alone = run(make_engine(model, tokenizer), encode(tokenizer, text), sampling=LONG)

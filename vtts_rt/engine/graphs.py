@@ -194,7 +194,7 @@ class DecodeGraphs:
         the tokens that it chooses. None where no page is free for one of them, or no place in the
         history of its penalties.
 
-        Such a page stays free: whoever gets it writes to it after this step has. The sequence is
+        Such a page stays free: its next owner writes to it after this step. The sequence is
         told (`page_ahead`) which to ask for.
         """
         graph, step = launched.graph, launched.graph.step

@@ -59,7 +59,7 @@ class Passes:
         self._graphs = None if capture is None else DecodeGraphs(model.language, pool, capture)
         self._refusal = refusal
         self._ahead: Launched | None = None
-        self._num_ahead = self._num_in_vain = 0
+        self._num_ahead = self._num_wasted = 0
         self._eager: Counter[str] = Counter()
 
     @classmethod
@@ -106,7 +106,7 @@ class Passes:
             "graphs_captured": 0 if graphs is None else graphs.captured,
             "graph_replays": 0 if graphs is None else graphs.replays,
             "steps_ahead": self._num_ahead,
-            "rows_in_vain": self._num_in_vain,
+            "wasted_rows": self._num_wasted,
             "eager_steps": dict(self._eager),
         }
 
@@ -140,7 +140,7 @@ class Passes:
         for row in launched.rows:
             row.sequence.page_ahead = None
         wanted = sum(map(launched.has, chunks))
-        self._num_in_vain += len(launched.rows) - wanted
+        self._num_wasted += len(launched.rows) - wanted
         return launched if wanted else None
 
     def _obstacle(self, chunks: list[Chunk]) -> str | None:

@@ -10,7 +10,7 @@ A namespace is one version of the language model's weights: its KV serves no oth
 Who keeps what is remembered intact: a node claims the first len(keys) slots of its page and
 the tree holds a reference, so the page is never handed out again. Sequences write only behind
 the tokens they have computed, and only into pages they allocated or got as `partial_is_free`;
-whoever else matches a partial page copies it first. So claimed slots are never written again.
+others that match a partial page copy it first. So claimed slots are never written again.
 
 Legend: N tokens, P page_size.
 """

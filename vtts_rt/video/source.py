@@ -48,7 +48,7 @@ class FrameSource(Protocol):
         Frames are (H, W, 3) uint8 RGB, C-contiguous, owned by the caller: no view of memory that
         holds more than the frame. Arrays, or tensors on the device where they were decoded. Those
         are handed over complete: `read` has waited for the stream that writes them, so that any
-        stream may read them, and that stream had waited for whoever used their memory before.
+        stream may read them, and that stream had waited for what used their memory before.
         Raises ValueError for an index outside 0 .. num_frames-1, at the call.
         """
         ...
