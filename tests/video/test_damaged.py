@@ -31,11 +31,12 @@ CHOSEN = [
     ("h264", "matroska", "flip", 0),  # a picture that nothing refers to, with another frame_num
     ("h264 pyramid", "mp4", "drop", 1),  # a gap that FFmpeg fills without a word
     ("h264 slices", "mpegts", "drop", 3),  # a parameter set that decoders keep
+    ("h264 slices", "mpegts", "drop", 9),  # a broken B-picture that changes what follows it
     ("h264 interlaced", "mp4", "cut", 0),
     ("h264 refresh", "matroska", "cut", 6),  # what was broken before a recovery point
     ("hevc", "mp4", "flip", 6),  # a slice that ends early without an error
     ("mpeg2", "matroska", "drop", 2),
-    ("mpeg2", "mpeg", "empty", 0),
+    ("mpeg2", "mpegts", "cut", 8),  # one that the decoder shows without a word
     ("mpeg4", "mp4", "empty", 1),
     ("msmpeg4", "avi", "empty", 0),
     ("vp8", "webm", "empty", 1),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.video import open_video
-from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
+from vtts_rt.video.references import FrameNumbers, is_disposable
 
 Make = Callable[..., Path]
 
@@ -24,7 +24,6 @@ Make = Callable[..., Path]
     [
         *((suffix, "libx264") for suffix in ("mp4", "mkv", "ts", "h264")),
         *((suffix, "libx265") for suffix in ("mp4", "mkv", "ts")),
-        *((suffix, "mpeg2video") for suffix in ("mkv", "ts")),
     ],
 )
 @pytest.mark.parametrize("b_frames", [0, 2, 3])
@@ -46,7 +45,7 @@ def test_the_same_packets_as_ffmpeg_skips(
 
 
 def test_what_is_not_understood_is_kept(make_clip: Make) -> None:
-    for name, codec in (("c.webm", "libvpx-vp9"), ("c.mkv", "mpeg4"), ("c.mkv", "ffv1")):
+    for name, codec in (("c.webm", "libvpx-vp9"), ("c.mkv", "mpeg2video"), ("c.mkv", "ffv1")):
         with av.open(str(make_clip(name, 4, codec=codec))) as container:
             stream = container.streams.video[0]
             packets = [p for p in container.demux(stream) if p.size]
@@ -136,21 +135,6 @@ def test_parameter_sets_that_change_are_told(make_clip: Make) -> None:
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_survived(data: bytes, extradata: bytes | None) -> None:
     FrameNumbers(extradata).follows(data)
-    for name in ("h264", "hevc", "mpeg2video", "mpeg4"):
+    for name in ("h264", "hevc"):
         context = SimpleNamespace(name=name, extradata=extradata)
         assert is_disposable(context, data) in (True, False)
-        assert is_sound(name, data, early=True) in (True, False)
-
-
-def test_kinds_of_mpeg_pictures_fit_their_times() -> None:
-    b_picture = bytes.fromhex("00000100001ffffb 00000101 00 00000102 00")
-    reference = bytes.fromhex("000001000017fffb 00000101 00 00000102 00")
-    for early, packet in ((True, b_picture), (False, reference)):
-        assert is_sound("mpeg2video", packet, early)
-        assert not is_sound("mpeg2video", packet, not early)
-        lost_row = packet.replace(b"\0\0\1\2", b"\0\0\1\7")
-        assert not is_sound("mpeg2video", lost_row, early)
-    b_vop, p_vop = bytes.fromhex("000001b690"), bytes.fromhex("000001b650")
-    assert is_sound("mpeg4", b_vop, early=True) and is_sound("mpeg4", p_vop, early=False)
-    assert not is_sound("mpeg4", b_vop, early=False) and not is_sound("mpeg4", p_vop, early=True)
-    assert is_sound("mpeg4", p_vop + b_vop, early=False)  # packed

@@ -285,12 +285,16 @@ def latencies(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def hardware(threads: int) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """What the numbers were measured on; `cpu` with the instruction set, as processors of one name
+    differ in it, and bfloat16 products by several times."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        text = info.read_text()
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
         name = found[1].strip() if found else name
+        name += " " + torch.backends.cpu.get_cpu_capability()  # AVX2, AVX512, ...
+        name += " BF16" * bool(re.search(r"\bavx512_bf16\b", text))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": name, "cores": cores, "threads": threads, "gpu": gpu}

@@ -23,7 +23,8 @@ SEEK_GAP_PACKETS = 8
 # Decoders whose slices do not touch each other even where they are broken.
 SLICED = frozenset({"dnxhd", "ffv1", "prores", "utvideo"})
 # Decoders that are made anew in less time than it takes to open the file again.
-RENEWED = frozenset({*SLICED, "ffvhuff", "huffyuv", "mjpeg", "png", "qtrle", "vp8"})
+RENEWED = SLICED | {"ffvhuff", "flv", "huffyuv", "mjpeg", "mpeg1video", "mpeg2video", "mpeg4"}
+RENEWED |= {"msmpeg4", "png", "qtrle", "vp8", "wmv2"}
 # FFmpeg's names of what decoders look for and end a frame at (`ffmpeg -h full`, err_detect).
 ERRORS = "crccheck+bitstream+buffer+explode"
 

@@ -44,10 +44,7 @@ CONVERSION = "swscale rgb24"
 MAX_KEYFRAMES_BACK = 3
 # Codecs whose damage shows: decoders report it, or Run finds it. Videos of others are only read in
 # the one exact way.
-REPORTING = frozenset(
-    {"h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4"}
-    | {"msmpeg4v3", "wmv2", "flv1"}
-)
+REPORTING = frozenset({"h264", "hevc", "vp9", "av1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,15 +240,15 @@ class PyavSource:
         """Decodes until the frame of `place` comes out; with it, wanted frames before it.
         Nothing if it does not come."""
         run = self._exact
-        delivered: list[tuple[int, np.ndarray]] = []
+        delivered: dict[int, np.ndarray] = {}
         if place.cut is not None or run.start != place.start or not run.reaches(place.frame):
             run.start_at(place.start)
         while not run.is_past(place.frame):
             end = place.cut is not None and run.packets.next > place.cut
-            frames = run.feed((), end, lambda i: i == place.frame or i in wanted)
-            delivered += [(i, pixels) for i, pixels in frames if pixels is not None]
-            if any(i == place.frame for i, _ in frames):
-                return delivered
+            frames = run.feed((place.frame,), end, lambda i: i == place.frame or i in wanted)
+            delivered.update((i, pixels) for i, pixels in frames if pixels is not None)
+            if place.frame in delivered:
+                return list(delivered.items())
         return []
 
     def _place_of(self, frame: int) -> _Place | None:
@@ -289,7 +286,7 @@ class PyavSource:
             ahead = int(self.index.packet_of[frame]) - start + REORDER_FRAMES
             goal = min(frame + ahead, self.index.num_frames - 1)
             run = self._exact
-            run.start_at(start)
+            run.start_at(start, find_all=True)
             while not run.is_past(goal):
                 survey.frames.update(i for i, _ in run.feed(()))
             survey.settled = goal + 1

@@ -1,13 +1,11 @@
 """What packet headers say of references: pictures that no other needs, and missing ones.
 
 Sources: ITU-T H.264, 7.3.1 (NAL units), 7.3.2 (parameter sets), 7.3.3 (slice headers), 7.4.3
-(frame_num); H.265, 7.3.1 and 7.4.2;
-H.262, 6.2 (start codes, picture headers); ISO/IEC 14496-2, 6.2 (VOP headers).
+(frame_num); H.265, 7.3.1 and 7.4.2.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from vtts_rt.video.frame_headers import Bits
@@ -23,14 +21,11 @@ PARAMETER_BYTES = 1024
 AVCC_LENGTH_AT, HVCC_LENGTH_AT = 4, 21
 HEVC_VPS = 32
 HEVC_UNREFERRED = frozenset(range(0, 16, 2))  # TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N, reserved
-START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
-# Of MPEG-2: a picture, user data, an extension; the rest up to 0xAF are slices. Of MPEG-4: a VOP.
-PICTURE, USER_DATA, EXTENSION, LAST_SLICE, VOP = 0x00, 0xB2, 0xB5, 0xAF, 0xB6
 
 
 def is_disposable(codec_context: Any, packet: Any) -> bool:
     """Whether a packet holds a picture that no other refers to. False where that is not known,
-    and for codecs other than H.264, HEVC and MPEG-2 (a damaged B-picture of MPEG-4 changes others).
+    and for codecs other than H.264 and HEVC.
 
     Such a packet can be left out. FFmpeg's skip_frame=NONREF ignores the same pictures, but
     looks at less of a damaged one; and those of H.264 take their turn among the decoder's frame
@@ -39,8 +34,6 @@ def is_disposable(codec_context: Any, packet: Any) -> bool:
     data, extradata = memoryview(packet), codec_context.extradata
     if codec_context.name == "hevc":
         return _is_disposable_hevc(data, extradata)
-    if codec_context.name == "mpeg2video":
-        return _pictures_mpeg2(bytes(data))[1]
     if codec_context.name != "h264":
         return False
     found = False
@@ -76,45 +69,6 @@ def _hevc_layers(extradata: bytes | None) -> int:
         if extradata[start] >> 1 & 0x3F == HEVC_VPS and start + 3 < len(extradata):
             return (extradata[start + 3] >> 1 & 7) + 1
     return 0
-
-
-def _pictures_mpeg2(packet: bytes) -> tuple[bool, bool, bool]:
-    """Whether a packet has B-pictures, whether it has nothing else, and whether its slices follow
-    one another as they must: row by row from the first."""
-    has_b, only_b, whole, row = False, True, True, 0
-    for code in START_CODE.finditer(packet):
-        kind = code[1][0]
-        if kind == PICTURE:
-            header = packet[code.end() + 1 : code.end() + 2]
-            is_b = bool(header) and header[0] >> 3 & 7 == 3
-            has_b, only_b, row = has_b or is_b, only_b and is_b, 0
-        elif kind <= LAST_SLICE:
-            whole, row = whole and row <= kind <= row + 1, kind
-        elif kind not in (USER_DATA, EXTENSION):
-            only_b = False
-    return has_b, has_b and only_b, whole
-
-
-def _pictures_mpeg4(packet: bytes) -> tuple[bool, bool, bool]:
-    codes = list(START_CODE.finditer(packet))
-    vops = [code.end() for code in codes if code[1][0] == VOP]
-    kinds = [packet[at : at + 1] for at in vops]
-    b_vops = [bool(kind) and kind[0] >> 6 == 2 for kind in kinds]
-    return any(b_vops), len(codes) == 1 and all(b_vops) and bool(b_vops), True
-
-
-def is_sound(codec_name: str, packet: Any, early: bool) -> bool:
-    """False for a packet of MPEG-2 or MPEG-4 that is damaged for sure; FFmpeg reports such damage
-    only in part, and shows it otherwise by its number of threads.
-
-    early: whether the packet shows before one that is in front of it in the file, as B-pictures do
-    and no others (a packet of MPEG-4 may hold one beside the next reference).
-    """
-    if codec_name not in ("mpeg2video", "mpeg4"):
-        return True
-    parse = _pictures_mpeg2 if codec_name == "mpeg2video" else _pictures_mpeg4
-    has_b, only_b, whole = parse(bytes(memoryview(packet)))
-    return whole and (has_b if early else not only_b)
 
 
 class FrameNumbers:

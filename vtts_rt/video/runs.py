@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Container
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from vtts_rt.video.container import Media
 from vtts_rt.video.index import PacketIndex, decoded
 from vtts_rt.video.packets import SEEK_GAP_PACKETS, Misplaced, PacketReader
-from vtts_rt.video.references import FrameNumbers, is_disposable, is_sound
+from vtts_rt.video.references import FrameNumbers, is_disposable
 from vtts_rt.video.unwritten import UnwrittenParts
 
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
@@ -37,7 +38,8 @@ class Run:
     that a picture is damaged which this one may refer to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
-    start, every packet from there on.
+    start, every packet from there on, but for broken ones that nothing refers to: decoders carry
+    what is left of them into later pictures, so they are decoded for their own sake only.
 
     start: ordinal of the packet it was started at; ended: it was drained, only a start revives it;
     expected: frames that it was fed and has not given; failed: frames (of an exact run) whose
@@ -59,13 +61,15 @@ class Run:
         self.expected: set[int] = set()
         self._held: dict[int, np.ndarray | None] = {}
         self.failed: set[int] = set()
+        self._disposable: set[int] = set()  # packets that nothing refers to
+        # Of those, by where it starts, the ones that an exact run leaves out.
+        self._left_out: defaultdict[int, set[int]] = defaultdict(set)
         self.num_decoded = 0
         self.exact_groups: set[int] = set()
         self._index = index
         self._exact = exact
         self._pixels = pixels
         self._latest = -1
-        self._last_order = -1
         self._grounded = True
         self._numbers: FrameNumbers | None = None
         self._unwritten = UnwrittenParts()
@@ -75,14 +79,16 @@ class Run:
         self._unwritten.forget()
         self.ended = True
 
-    def start_at(self, ordinal: int) -> None:
-        """Go to a keyframe packet."""
+    def start_at(self, ordinal: int, find_all: bool = False) -> None:
+        """Go to a keyframe packet. find_all: give the frames of packets to leave out too, once."""
         if not self.ended and self._clears_memory():
             self._drain()
         self.ended = True
         self.packets.start_at(ordinal)
         self.start, self.ended = self.packets.start, False
-        self._latest = self._last_order = -1
+        if find_all:
+            self._left_out.pop(self.start, None)
+        self._latest = -1
         self.expected.clear()
         self._held.clear()
         self.failed.clear()
@@ -116,7 +122,8 @@ class Run:
         """Gives the decoder its next packet (or the end); what came out, by frame index, with the
         pixels of what `shows` says yes to.
 
-        wanted: frames that a fast run must not leave out.
+        wanted: frames not to leave out. An exact run that finds a packet to leave out goes back to
+        its start, and gives the frames before that packet again.
         No decoded frame outlives the call: decoders use the memory of frames again, and where
         they leave parts of it as it was, who holds what decides which memory that is.
         """
@@ -137,7 +144,7 @@ class Run:
             ordinal, packet = taken
             order = int(index.order[ordinal])
             if not self._exact:
-                self._check(context, packet, order, ordinal)
+                self._check_numbers(packet, ordinal)
             # What follows a keyframe in the file but shows before it (an open group of pictures)
             # refers to what this decoder has not seen.
             if self.start > 0 and order < index.order[self.start]:
@@ -145,9 +152,12 @@ class Run:
             shown = int(index.frame_of[ordinal])
             # Frames that nothing refers to need no decoding unless asked for: with 2 B-frames,
             # 30 of 600 frames took 379 decoded frames instead of 552, the same pixels.
-            kept = self._exact or shown in wanted
-            if not kept and is_disposable(context, packet):
-                return []
+            if is_disposable(context, packet):
+                if shown not in wanted and (
+                    not self._exact or ordinal in self._left_out[self.start]
+                ):
+                    return []
+                self._disposable.add(ordinal)
             if shown >= 0:
                 self.expected.add(shown)
         try:
@@ -155,6 +165,10 @@ class Run:
         except (av.FFmpegError, OSError):
             if not self._exact:
                 raise Damaged from None
+            if ordinal in self._left_out[self.start]:
+                self.ended = True
+            elif ordinal in self._disposable:
+                self._leave_out(ordinal)
             self.failed.add(shown)
             return []
         if not self._exact and any(frame.is_corrupt for frame in frames):
@@ -166,8 +180,6 @@ class Run:
         known: list[tuple[int, np.ndarray | None]] = []
         for frame in frames:
             if not self._grounded and int(frame.pict_type) != INTRA:
-                if not self._exact:
-                    raise Damaged
                 continue
             self._grounded = True
             i = int(index.frame_of[frame.pts]) if 0 <= frame.pts < index.num_packets else -1
@@ -178,6 +190,9 @@ class Run:
                 raise Damaged  # a frame before it did not come
             self._latest = max(self._latest, i)
             known.append((i, self._pixels(frame) if shows(i) else None))
+            if frame.is_corrupt and frame.pts in self._disposable:
+                self._leave_out(frame.pts)
+                break
         if clears:
             self._unwritten.recycle(frames)
         return known if self._exact else self._released(known)
@@ -194,6 +209,11 @@ class Run:
         free = [i for i in self._held if packet_of[i] < missing]
         return [(i, self._held.pop(i)) for i in free]
 
+    def _leave_out(self, ordinal: int) -> None:
+        """Start again without a packet."""
+        self._left_out[self.start].add(ordinal)
+        self.start_at(self.start)
+
     def _clears_memory(self) -> bool:
         return not self._exact and self.packets.context.name == "hevc"
 
@@ -204,13 +224,13 @@ class Run:
         except (av.FFmpegError, OSError):
             self.close()
 
-    def _check(self, context: Any, packet: Any, order: int, ordinal: int) -> None:
-        """Damage that decoders do not report, or not where they leave out the packet."""
-        sound = is_sound(context.name, packet, early=order < self._last_order)
-        self._last_order = max(self._last_order, order)
-        if not sound or (self._numbers is not None and not self._numbers.follows(packet)):
+    def _check_numbers(self, packet: Any, ordinal: int) -> None:
+        """Damage of H.264 that its decoder does not report."""
+        if self._numbers is None:
+            return
+        if not self._numbers.follows(packet):
             raise Damaged
-        if self._numbers is not None and not self._numbers.is_intra and packet.is_keyframe:
+        if not self._numbers.is_intra and packet.is_keyframe:
             self.exact_groups.add(ordinal)
             if ordinal == self.start:
                 raise Damaged
