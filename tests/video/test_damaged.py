@@ -29,6 +29,7 @@ FILES = [
 # One file a codec in `make test`, of those that showed frames by chance or by the way to them.
 CHOSEN = [
     ("h264", "matroska", "flip", 0),  # a picture that nothing refers to, with another frame_num
+    ("h264", "avi", "flip", 8),  # one that says that nothing refers to it
     ("h264 pyramid", "mp4", "drop", 1),  # a gap that FFmpeg fills without a word
     ("h264 slices", "mpegts", "drop", 3),  # a parameter set that decoders keep
     ("h264 slices", "mpegts", "drop", 9),  # a broken B-picture that changes what follows it

@@ -35,7 +35,8 @@ class Run:
     A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
     `Damaged` at the first error that the decoder reports and at the first frame that is missing.
     It holds a frame back until all that was fed before it came out, as only then a decoder reports
-    that a picture is damaged which this one may refer to.
+    that a picture is damaged which this one may refer to; an exact run does so until all pictures
+    came out that nothing refers to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
     start, every packet from there on, but for broken ones that nothing refers to: decoders carry
@@ -111,7 +112,7 @@ class Run:
 
     def is_past(self, frame: int) -> bool:
         """Whether the frame does not come any more."""
-        return self.ended or self._latest > frame + REORDER_FRAMES
+        return self.ended or (frame not in self._held and self._latest > frame + REORDER_FRAMES)
 
     def feed(
         self,
@@ -177,7 +178,7 @@ class Run:
         if clears and any(map(self._unwritten.are_in, frames)):
             raise Damaged
         self.num_decoded += len(frames)
-        known: list[tuple[int, np.ndarray | None]] = []
+        spoiling = -1
         for frame in frames:
             if not self._grounded and int(frame.pict_type) != INTRA:
                 continue
@@ -189,24 +190,32 @@ class Run:
             if not self._exact and self.expected and min(self.expected) < i:
                 raise Damaged  # a frame before it did not come
             self._latest = max(self._latest, i)
-            known.append((i, self._pixels(frame) if shows(i) else None))
+            self._held[i] = self._pixels(frame) if shows(i) else None
             if frame.is_corrupt and frame.pts in self._disposable:
-                self._leave_out(frame.pts)
+                spoiling = frame.pts
                 break
         if clears:
             self._unwritten.recycle(frames)
-        return known if self._exact else self._released(known)
+        if spoiling < 0:
+            return self._released(self._first_missing())
+        before = self._released(spoiling + 1)
+        self._leave_out(spoiling)
+        return before
 
-    def _released(
-        self, frames: list[tuple[int, np.ndarray | None]]
-    ) -> list[tuple[int, np.ndarray | None]]:
-        """Those of `frames`, and of others that were held back, behind which nothing is missing."""
-        self._held.update(frames)
-        if self.expected and self.ended:
-            raise Damaged
+    def _first_missing(self) -> int:
+        """The first packet whose frame may come yet and tell of damage in those behind it."""
         packet_of = self._index.packet_of
-        missing = min((int(packet_of[i]) for i in self.expected), default=MAX_ORDINAL)
-        free = [i for i in self._held if packet_of[i] < missing]
+        if not self._exact:
+            if self.expected and self.ended:
+                raise Damaged
+            return min((int(packet_of[i]) for i in self.expected), default=MAX_ORDINAL)
+        self.expected = {i for i in self.expected if not self.is_past(i)}
+        fed = (int(packet_of[i]) for i in self.expected)
+        return min((packet for packet in fed if packet in self._disposable), default=MAX_ORDINAL)
+
+    def _released(self, end: int) -> list[tuple[int, np.ndarray | None]]:
+        """Frames of packets in front of `end`, of those that were held back."""
+        free = [i for i in self._held if self._index.packet_of[i] < end]
         return [(i, self._held.pop(i)) for i in free]
 
     def _leave_out(self, ordinal: int) -> None:
