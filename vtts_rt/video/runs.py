@@ -104,7 +104,7 @@ class Run:
         index = self._index
         if self.ended:
             return False
-        if frame in self.expected or frame in self._held:
+        if frame in self.expected or self._held.get(frame) is not None:
             return True
         start = index.start_for(frame)
         near = self._exact or start <= self.packets.next + SEEK_GAP_PACKETS
