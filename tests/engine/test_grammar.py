@@ -21,7 +21,7 @@ from vtts_rt.engine.grammar import (
     ClueGrammar,
     GrammarState,
 )
-from vtts_rt.models.qwen2_5_vl import resolve_model
+from vtts_rt.models.registry import resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.published import published_spans
