@@ -19,9 +19,9 @@ import torch
 
 from vtts_rt import process
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.prepare import RoundRequest
-from vtts_rt.results import RoundsEnded
-from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
+from vtts_rt.rounds.prepare import RoundRequest
+from vtts_rt.rounds.results import RoundsEnded
+from vtts_rt.rounds.scheduler import Output, RequestFailed, RoundScheduler
 
 logger = logging.getLogger(__name__)
 
