@@ -36,7 +36,7 @@ from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
 from vtts_rt.bench.summary import comparisons, sentence, summary
 from vtts_rt.config import PARITIES, STRATEGIES, EngineConfig
 from vtts_rt.models.attention import PagedKV, plan_calls, tensors_of, upload, with_tensors
-from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.registry import DTYPES
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
