@@ -119,21 +119,14 @@ class LanguageModel(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        require(
-            "LanguageModel",
-            "num_key_value_heads",
-            kv_heads,
-            heads % kv_heads == 0,
-            f"a divisor of num_attention_heads ({heads})",
-        )
-        require(
-            "LanguageModel",
-            "mrope_section",
-            config.mrope_section,
-            len(config.mrope_section) == 3 and sum(config.mrope_section) == config.head_dim // 2,
-            f"three numbers that sum to head_dim / 2 ({config.head_dim // 2})",
-        )
+        what, heads = "LanguageModel", config.num_attention_heads
+        kv_heads = config.num_key_value_heads
+        rule = f"a divisor of num_attention_heads ({heads})"
+        require(what, "num_key_value_heads", kv_heads, heads % kv_heads == 0, rule)
+        section, half = config.mrope_section, config.head_dim // 2
+        fits = len(section) == 3 and sum(section) == half
+        rule = f"three numbers that sum to head_dim / 2 ({half})"
+        require(what, "mrope_section", section, fits, rule)
         self.config = config
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
