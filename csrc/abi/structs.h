@@ -23,10 +23,9 @@ inline uint32_t given_size(const void* given) {
   return size;
 }
 
-// A caller's structure of any size: what it does not have is as in `defaults`. Throws if its size
-// cannot be one, and if it has fields that this library does not know and they are not zero.
+// The size that a caller gave its structure; throws unless it can be one.
 template <typename T>
-T read_struct(const void* given, const T& defaults, const char* what, const std::string& argument) {
+uint32_t checked_size(const void* given, const char* what, const std::string& argument) {
   require_pointer(given, what, argument.c_str());
   require_aligned(given, alignof(T), what, argument.c_str());
   const uint32_t size = given_size(given);
@@ -35,6 +34,14 @@ T read_struct(const void* given, const T& defaults, const char* what, const std:
            "set by *_default() or sizeof, at least " + std::to_string(first_size<T>),
            std::to_string(size));
   }
+  return size;
+}
+
+// A caller's structure of any size: what it does not have is as in `defaults`. Throws if it has
+// fields that this library does not know and they are not zero.
+template <typename T>
+T read_struct(const void* given, const T& defaults, const char* what, const std::string& argument) {
+  const uint32_t size = checked_size<T>(given, what, argument);
   const auto* bytes = static_cast<const unsigned char*>(given);
   for (uint32_t i = sizeof(T); i < size; ++i) {
     if (bytes[i] != 0) {
@@ -58,6 +65,17 @@ T read_element(const T* array, int64_t i, const T& defaults, const char* what,
   require(given_size(element) == stride, what, argument + ".struct_size",
           "that of the first element", given_size(element));
   return read_struct(element, defaults, what, argument);
+}
+
+// Fills a caller's structure as far as it reaches; the rest of a newer one is zeroed.
+template <typename T>
+void write_struct(T value, void* target, const char* what, const std::string& argument) {
+  const uint32_t size = checked_size<T>(target, what, argument);
+  value.struct_size = size;
+  std::memcpy(target, &value, std::min<size_t>(size, sizeof(T)));
+  if (size > sizeof(T)) {
+    std::memset(static_cast<unsigned char*>(target) + sizeof(T), 0, size - sizeof(T));
+  }
 }
 
 }  // namespace vtts::abi
