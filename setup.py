@@ -85,10 +85,10 @@ def run(*command: object) -> None:
     )
     print(done.stdout, flush=True)
     if done.returncode != 0:
-        _, mark, rest = done.stdout.partition("CMake Error")
-        said = re.search(r"(?s)(FAILED:|\S*[Ee]rror).*", done.stdout)
-        told = mark + rest or (said[0] if said else done.stdout[-500:])
-        raise RuntimeError(f"cmake: {' '.join(told.split())[:500]}")
+        for pattern in (r"(?s)CMake Error.*", r"(?i).*\berror\b.*", r"(?s)FAILED.*", r"(?s).*"):
+            if found := re.search(pattern, done.stdout):
+                break
+        raise RuntimeError(f"cmake: {' '.join(found[0].split())[:500]}")
 
 
 def remove_native(package: Path) -> None:
