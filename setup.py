@@ -56,15 +56,6 @@ if MODE == "cuda" and (why := why_no_cuda()) is not None:
     sys.exit(f"VTTS_RT_BUILD=cuda: {why}; VTTS_RT_BUILD=cpu (or auto) builds without CUDA")
 
 
-def version() -> str:
-    """`__version__` as written in the package, read without importing it."""
-    text = (ROOT / "vtts_rt" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
-    if found is None:
-        sys.exit('setup.py: vtts_rt/__init__.py must hold a line __version__ = "..."')
-    return found[1]
-
-
 def program(name: str) -> str:
     """Path of cmake or ninja: that of this Python's environment, or on PATH."""
     folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
@@ -201,7 +192,6 @@ class BuildNative(build_ext):
 
 
 setup(
-    version=version(),
     packages=[*find_packages(include=["vtts_rt", "vtts_rt.*"]), "vtts_rt.kernels"],
     package_dir={"vtts_rt.kernels": "kernels"},
     package_data={
