@@ -76,10 +76,12 @@ def run(*command: object) -> None:
     )
     print(done.stdout, flush=True)
     if done.returncode != 0:
-        for pattern in (r"(?s)CMake Error.*", r"(?i).*\berror\b.*", r"(?s)FAILED.*", r"(?s).*"):
+        # What CMake says, without the place in its own files; else what a compiler says.
+        cmakes = r"(?s)CMake Error(?: at \S+ \(\w+\))?:(.*)"
+        for pattern in (cmakes, r"(?i)(.*\berror\b.*)", r"(?s)(FAILED.*)", r"(?s)(.*)"):
             if found := re.search(pattern, done.stdout):
                 break
-        raise RuntimeError(f"cmake: {' '.join(found[0].split())[:500]}")
+        raise RuntimeError(f"cmake: {' '.join(found[1].split())[:500]}")
 
 
 def remove_native(package: Path) -> None:
