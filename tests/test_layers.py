@@ -24,7 +24,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     4: ("engine",),
     3: ("models", "data"),
     2: ("ops", "video", "perception"),
-    1: ("types", "checks", "config", "process", "sampling", "sampling_rules", "sdk"),
+    1: ("types", "checks", "checkout", "config", "process", "sampling", "sampling_rules", "sdk"),
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.
