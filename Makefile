@@ -134,7 +134,7 @@ build/triton-3.6/triton: $(STAMP).dev
 
 # A process a core and one thread in each: the models of tests are too small to share out.
 PYTEST := OMP_NUM_THREADS=1 VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) \
-          $(BIN)/pytest -n $(THREADS) --dist loadfile
+          $(BIN)/pytest -n $(THREADS) --dist loadfile -p no:benchmark
 
 test-python: $(STAMP).dev
 	$(PYTEST) -m "not slow"

@@ -35,15 +35,19 @@ def pytest_configure(config: pytest.Config) -> None:
 class Stream:
     """Each benchmark as a JSON line on stdout, and each op that is done; a failure on stderr."""
 
+    failed = False
+
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         benchmark = getattr(item, "funcargs", {}).get("benchmark")
         if benchmark is not None and benchmark.stats is not None and not benchmark.has_error:
             self._say({"row": {**benchmark.extra_info, "median": benchmark.stats.stats.median}})
-        if nextitem is None or self._op(nextitem) != self._op(item):
+        last = nextitem is None or self._op(nextitem) != self._op(item)
+        if last and not self.failed:
             self._say({"done": self._op(item)})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
+            self.failed = True
             crash = getattr(report.longrepr, "reprcrash", None)
             text = report.longreprtext if crash is None else crash.message
             sys.stdout.flush()

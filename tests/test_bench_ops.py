@@ -100,40 +100,64 @@ def test_a_device_that_is_not_there_is_one_sentence(bench: Any) -> None:
         script(bench, ["--device", "cuda"])
 
 
-def test_every_backend_of_a_case_is_timed(tmp_path: Path) -> None:
+def test_times_become_rates_and_a_failure_an_exit_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = {"op": "swiglu", "case": "1 x 2", "dtype": "float32", "num_bytes": 8, "num_flops": 16}
+    rows = [
+        {**about, "backend": "cpu", "median": 2.0, "error": {"found": 0.0}},
+        {**about, "backend": "eager", "median": 4.0},
+    ]
+    limits = [
+        {"num_bytes": 40, "median": 2.0},
+        {"num_flops": 5e9, "median": 0.5, "dtype": "torch.float32"},
+    ]
+    found = [
+        Outcome("limits", limits, None),
+        Outcome("swiglu", rows, None),
+        Outcome("rotary", [], "wrong (after 0 rows)"),
+    ]
+    monkeypatch.setattr(isolated, "outcomes", lambda *_, **__: found)
     out = tmp_path / "ops.json"
-    flags = ["--op", "swiglu,rotary_kv", "--device", "cpu", "--runs", "1", "--threads", "1"]
-    assert main(["ops", *flags, "--output-json", str(out)]) == 0
+    flags = ["--op", "swiglu,rotary", "--device", "cpu", "--output-json", str(out)]
+    assert main(["ops", *flags]) == 1
+    assert "failed: rotary: wrong (after 0 rows)" in capsys.readouterr().err
     result = json.loads(out.read_text())
-    assert result["copy_gb_per_second"] > 0 and result["matmul_gflops"]["torch.float32"] > 0
-    listed = [case for op in ("swiglu", "rotary_kv") for case in cases(op, "cpu", "bench")]
-    assert [row["case"] for row in result["results"]] == [case.name for case in listed]
-    for row in result["results"]:
-        wanted = {name for name in backends(row["op"], "cpu") if name != "reference"}
-        assert set(row["median_us"]) == wanted | {"eager"} and set(row["error"]) == wanted
-        for name, microseconds in row["median_us"].items():
-            rate = row["num_bytes"] / microseconds / 1e3
-            assert row["gb_per_second"][name] == pytest.approx(rate)
+    assert result["copy_gb_per_second"] == 20e-9 and result["matmul_gflops"]["torch.float32"] == 10
+    (row,) = result["results"]
+    assert row["median_us"] == {"cpu": 2e6, "eager": 4e6} and row["error"] == {"cpu": {"found": 0}}
+    assert row["gb_per_second"]["cpu"] == 4e-9 and row["gflops"]["eager"] == 4e-9
+    assert row["share_of_copy"] == {"cpu": 0.2, "eager": 0.1}
 
 
-def test_a_benchmark_that_fails_costs_no_other_op(
+@pytest.mark.slow
+def test_every_backend_of_a_case_is_timed_and_a_failure_costs_no_other_op(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A case of one op is wrong, in a copy of bench/; another op is timed all the same."""
+    """In a copy of bench/ where what one op returns is wrong."""
     folder = tmp_path / "bench"
     shutil.copytree(checkout.FOLDER, folder, ignore=shutil.ignore_patterns("results"))
     wrong = folder / "op_cases" / "rotary.py"
     text = wrong.read_text()
-    assert "exact=lambda: (rotary_ref(" in text
-    wrong.write_text(text.replace("exact=lambda: (rotary_ref(", "exact=lambda: (1 + rotary_ref("))
+    assert "return rotary(x[" in text
+    wrong.write_text(text.replace("return rotary(x[", "return 1 + rotary(x["))
     monkeypatch.setattr(checkout, "FOLDER", folder)
     flags = ["--op", "rotary,swiglu", "--device", "cpu", "--threads", "1", "--runs", "1"]
     out = tmp_path / "ops.json"
     assert main(["ops", *flags, "--output-json", str(out)]) == 1
     result = json.loads(out.read_text())
-    assert {row["op"] for row in result["results"]} == {"swiglu"}
     (failure,) = result["failures"]
     assert failure.startswith("rotary: AssertionError: 1 x 10 x 64"), failure
+    assert result["copy_gb_per_second"] > 0 and result["matmul_gflops"]["torch.float32"] > 0
+    assert [row["case"] for row in result["results"]] == [
+        case.name for case in cases("swiglu", "cpu", "bench")
+    ]
+    for row in result["results"]:
+        wanted = {name for name in backends("swiglu", "cpu") if name != "reference"}
+        assert set(row["median_us"]) == wanted | {"eager"} and set(row["error"]) == wanted
+        for name, microseconds in row["median_us"].items():
+            rate = row["num_bytes"] / microseconds / 1e3
+            assert row["gb_per_second"][name] == pytest.approx(rate)
 
 
 def test_an_installed_wheel_says_what_it_lacks(

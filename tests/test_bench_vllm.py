@@ -75,12 +75,17 @@ def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: Strategy)
 
 
 def test_a_relative_path_finds_the_interpreter(
-    checkpoint: Path, python: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although the worker runs in a folder of its own."""
-    monkeypatch.chdir(python.parent)
-    with VllmPeer(checkpoint, Path(python.name), threads=1) as peer:
-        assert peer.about["vllm"] == "0.0.fake"
+    script = tmp_path / "bin" / "python"
+    script.parent.mkdir()
+    answer = json.dumps({"about": {"device": "cpu", "vllm": "a script"}})
+    script.write_text(f"#!/bin/sh\nwhile read line; do echo '{answer}'; done\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with VllmPeer(checkpoint, Path("bin/python")) as peer:
+        assert peer.about["vllm"] == "a script"
 
 
 def test_the_worker_says_how_vllm_runs(peer: VllmPeer) -> None:
