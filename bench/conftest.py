@@ -41,9 +41,10 @@ class Stream:
         benchmark = getattr(item, "funcargs", {}).get("benchmark")
         if benchmark is not None and benchmark.stats is not None and not benchmark.has_error:
             self._say({"row": {**benchmark.extra_info, "median": benchmark.stats.stats.median}})
-        last = nextitem is None or self._op(nextitem) != self._op(item)
-        if last and not self.failed:
-            self._say({"done": self._op(item)})
+        op = self._op(item)
+        last = nextitem is None or self._op(nextitem) != op
+        if last and op is not None and not self.failed:
+            self._say({"done": op})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -53,8 +54,10 @@ class Stream:
             sys.stdout.flush()
             print(" ".join(text.split()), file=sys.stderr, flush=True)
 
-    def _op(self, item: pytest.Item) -> str:
-        return str(item.callspec.params["op"])  # type: ignore[attr-defined]
+    def _op(self, item: pytest.Item) -> str | None:
+        """None for the limits where they are not to be measured: pytest keeps a skipped test."""
+        op = item.callspec.params["op"]  # type: ignore[attr-defined]
+        return op if isinstance(op, str) else None
 
     def _say(self, words: dict[str, object]) -> None:
         print(f"\n{json.dumps(words)}", flush=True)  # the progress dots have no end of line
