@@ -134,7 +134,7 @@ build/triton-3.6/triton: $(STAMP).dev
 
 # A process a core and one thread in each: the models of tests are too small to share out.
 PYTEST := OMP_NUM_THREADS=1 VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) \
-          $(BIN)/pytest -n $(THREADS) --dist loadfile
+          $(BIN)/pytest -n $(THREADS) --dist loadfile -p no:benchmark
 
 test-python: $(STAMP).dev
 	$(PYTEST) -m "not slow"
@@ -144,21 +144,21 @@ test-slow: $(STAMP).dev build/triton-3.6/triton
 
 # dashscope is a package that carries the ranks of Qwen's tokenizer; nothing of it is imported.
 # decord and OpenCV are peers of the decoders; torchcodec joins where somebody made it load.
+bench: FILED := --result-dir bench/results
 bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope decord opencv-python-headless
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_linear.py
 	$(BIN)/python bench/bench_quantization.py
-	$(BIN)/vtts-rt bench errors --result-dir bench/results
-	$(BIN)/python bench/bench_rounds.py --dtype float32,bfloat16
-	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
-	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 3
-	$(BIN)/vtts-rt bench serve --one-video 0 --result-dir bench/results
-	$(BIN)/vtts-rt bench serve --max-concurrency none --strategy append,official \
-	  --result-dir bench/results
-	$(BIN)/vtts-rt bench soak --result-dir bench/results
-	$(BIN)/vtts-rt bench decode --result-dir bench/results
-	$(BIN)/vtts-rt bench feed --result-dir bench/results
+	$(BIN)/python bench/bench_errors.py $(FILED)
+	$(BIN)/vtts-rt bench rounds $(FILED) --dtype float32,bfloat16
+	$(BIN)/vtts-rt bench rounds $(FILED) --rounds 5 --strategy append
+	$(BIN)/vtts-rt bench rounds $(FILED) --peer none --ablations --strategy append --repeats 3
+	$(BIN)/vtts-rt bench serve $(FILED) --one-video 0
+	$(BIN)/vtts-rt bench serve $(FILED) --max-concurrency none --strategy append,official
+	$(BIN)/python bench/bench_soak.py $(FILED)
+	$(BIN)/vtts-rt bench decode $(FILED)
+	$(BIN)/python bench/bench_feed.py $(FILED)
 	$(BIN)/python bench/bench_open.py
 	$(BIN)/python bench/bench_agreement.py
 	$(BIN)/python bench/bench_decode.py
