@@ -134,23 +134,6 @@ class RoundFinished:
 
 
 @dataclass(slots=True)
-class RoundsEnded:
-    """No further round: why, and the answer so far (text; index into options or None).
-
-    weights_version: of the weights that gave it, see `Runtime.update_weights`.
-    """
-
-    type: ClassVar[str] = "rounds_ended"
-    stop_reason: StopReason
-    text: str
-    option: int | None
-    weights_version: int = 0
-
-
-RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsEnded
-
-
-@dataclass(slots=True)
 class Answer:
     """What a question came to.
 
@@ -212,6 +195,9 @@ class AnswerReady:
 
     type: ClassVar[str] = "answer"
     answer: Answer
+
+
+RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | AnswerReady
 
 
 def versions() -> dict[str, str]:
