@@ -39,6 +39,7 @@ from vtts_rt.rounds.results import (
     RoundStarted,
     TokenGenerated,
 )
+from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import PairRef, SamplingParams, StopReason
 from vtts_rt.video.store import StoreProvider
 
@@ -222,6 +223,7 @@ class RoundScheduler:
                 setattr(completion.reuse, name, count)
             completion.timings.total = 1e3 * (time.perf_counter() - ready.began)
             request.history.append(look)
+            before = None if conversation is None else results[-1].transcript
             results.append(
                 RoundResult(
                     index=index,
@@ -237,6 +239,7 @@ class RoundScheduler:
                     prompt_tokens=completion.num_prompt_tokens,
                     reuse=completion.reuse,
                     timings=completion.timings,
+                    transcript=Transcript.of_round(encoded, completion, before),
                 )
             )
             yield RoundFinished(results[-1])
