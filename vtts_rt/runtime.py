@@ -291,6 +291,11 @@ class Runtime:
             load_ms=self.load_ms,
         )
 
+    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
+        if not config.prompts:
+            return self._templates
+        return load_prompts(config.prompts, base=self._templates)
+
     def plan(
         self,
         video: AskInput,
@@ -411,10 +416,3 @@ class Runtime:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    # -- helpers ----------------------------------------------------------------------------
-
-    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
-        if not config.prompts:
-            return self._templates
-        return load_prompts(config.prompts, base=self._templates)

@@ -13,7 +13,7 @@ from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.rounds.ask import Ask
 from vtts_rt.sampling import MAX_TOKENS
-from vtts_rt.types import Strategy, VideoMetadata
+from vtts_rt.types import VideoMetadata
 
 
 class RoundCost(TypedDict):
@@ -33,7 +33,7 @@ class Cost(TypedDict):
     all rounds together can fill, before budgets and eviction."""
 
     model: str
-    strategy: Strategy
+    strategy: str
     rounds: list[RoundCost]
     memory_bytes: dict[str, int]
 
