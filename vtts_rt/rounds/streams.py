@@ -6,7 +6,7 @@ import asyncio
 import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from vtts_rt import process
 from vtts_rt.checks import UNICODE, Rule, check, is_whole
@@ -64,11 +64,12 @@ async def stream_async(driver: Driver, open_request: Opener) -> AsyncGenerator[R
 
 def answered(events: Generator[RoundEvent, None, None], on_event: Listener | None = None) -> Answer:
     """The answer at the end of a stream; `on_event` sees what comes before."""
-    for event in events:
-        if isinstance(event, AnswerReady):
-            return event.answer
-        if on_event is not None:
-            on_event(event)
+    with closing(events):  # whatever keeps an error of `on_event`, and with it this frame
+        for event in events:
+            if isinstance(event, AnswerReady):
+                return event.answer
+            if on_event is not None:
+                on_event(event)
     raise AssertionError("a stream ends with its answer")
 
 
@@ -151,7 +152,7 @@ def scoring(engine: Engine, prompt: str | Prompt, token_ids: Sequence[int]) -> G
 def _encode_text(engine: Engine, what: str, prompt: str | Prompt) -> EncodedPrompt:
     """The tokens of a text prompt; BadRequest where it has no chance to fit."""
     whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
-    text = "".join(getattr(part, "text", part) for part in whole.parts)
+    text = "".join(str(getattr(part, "text", part)) for part in whole.parts)
     check(what, {"prompt": UNICODE}, {"prompt": text})
     budget = engine.token_budget
     num_tokens = least_tokens(engine.tokenizer, whole, budget)
