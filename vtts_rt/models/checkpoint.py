@@ -12,10 +12,23 @@ from typing import Any
 
 from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
 from vtts_rt.sampling import generation_config, generation_defaults
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, SamplingParams, require
+from vtts_rt.types import (
+    MERGE_SIZE,
+    PATCH_SIZE,
+    TEMPORAL_PATCH_SIZE,
+    Geometry,
+    SamplingParams,
+    require,
+)
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
 MODEL_TYPE = "qwen2_5_vl"
+# The released Qwen2.5-VL models': OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers.
+GEOMETRY = Geometry(
+    patch_px=14,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
 # The recipe: a field of config.json, which transformers keeps when it loads and saves a model, or
 # a file of its own, which counts where both are there.
 EXTRAS, EXTRAS_FILE = "vtts_rt", "vtts.json"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vtts_rt.config import ModelConfig
 from vtts_rt.models.adapter import merged_tensors
 from vtts_rt.models.checkpoint import (
+    GEOMETRY,
     adapter_in,
     base_folder,
     load_extras,
@@ -44,6 +45,7 @@ from vtts_rt.models.weights import (
 from vtts_rt.types import require
 
 __all__ = [
+    "GEOMETRY",
     "Qwen2_5_VL",
     "export_state_dict",
     "from_config",
