@@ -39,7 +39,7 @@ from vtts_rt.question import Question, StreamEvent, open_videos
 from vtts_rt.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds import RoundScheduler
 from vtts_rt.streams import Opener, complete, stream, stream_async
-from vtts_rt.types import Prompt, SamplingParams
+from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -319,9 +319,12 @@ class Runtime:
         """`perception` with the model's own settings where it leaves them to the model."""
         self._driver.check_process()
         check_call("perception", {"perception": perception})
+        model = self._engine.model
         if isinstance(perception, ResolvedPerception):
+            given = perception.geometry
+            require("perception", "geometry", given, given == model.geometry, "the model's")
             return perception
-        return (perception or PerceptionConfig()).resolve(self._engine.model.config.perception)
+        return (perception or PerceptionConfig()).resolve(model.geometry, model.config.perception)
 
     # -- tokens -----------------------------------------------------------------------------
 

@@ -13,8 +13,6 @@
 
 namespace vtts {
 
-inline constexpr int kTokenValues = kTokenPx * kChannels;  // 84: one resized row of a token
-
 // Pixels start at `crop`; [first, end) is memory of the frame, so that 16 bytes at once are only
 // read where all of them are the frame's.
 struct DeviceFrame {
@@ -65,7 +63,7 @@ struct DeviceJob {
 };
 
 // Shared memory for source rows and horizontally resized ones. Up to `good`, resized rows are made
-// 28 or 14 at once; beyond, up to `most`, as many as fit.
+// a token's or half of them at once; beyond, up to `most`, as many as fit.
 struct ScratchBudget {
   int64_t good_bytes, most_bytes;
 };
@@ -81,8 +79,8 @@ struct Plan {
   int32_t stage_offset_bytes = 0, scratch_bytes = 0;
 };
 
-// An upper bound of the blob's size. Throws on bad jobs, in the name of `what`.
-int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs);
+// An upper bound of the blob's size. Throws on bad jobs or patch sizes, in the name of `what`.
+int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs, int patch_px);
 
 // `workspace` is a device address. The table holds (x - mean[c]) / std[c] as `table_type`, if one
 // is wanted.
@@ -90,7 +88,7 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
                std::optional<DType> table_type, const ScratchBudget& budget, const void* workspace);
 
 // What both operations require, apart from their weights: throws std::invalid_argument.
-void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs,
+void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs, int patch_px,
                    const void* workspace, int64_t workspace_bytes, const void* out);
 
 }  // namespace vtts

@@ -26,7 +26,7 @@ from vtts_rt.engine import graphs, runner
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest
-from vtts_rt.models.qwen2_5_vl import from_config
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, from_config
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.ops.cascade_attention import find_groups
 from vtts_rt.ops.dispatch import interpreted
@@ -34,7 +34,7 @@ from vtts_rt.types import SamplingParams
 
 tokenizer = Tokenizer(tiny_tokenizer())
 config = ModelConfig(
-    vision=VisionConfig(1, 32, 2, 48, 64, fullatt_block_indexes=(0,)),
+    vision=VisionConfig(GEOMETRY, 1, 32, 2, 48, 64, fullatt_block_indexes=(0,)),
     language=LanguageConfig(VOCAB_SIZE, 64, 96, 2, 4, 2, 1e4, (2, 3, 3)),
     image_token_id=tokenizer.image_token_id,
     video_token_id=tokenizer.video_token_id,

@@ -11,6 +11,7 @@ from engine_tools import GREEDY, Frames, encode, finish, look, make_engine, pair
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PairRef, PixelBox, SamplingParams, TimeLabel
@@ -26,7 +27,7 @@ def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
             PatchifyJob(Frames.frame(p.frame_a), Frames.frame(p.frame_b), segment.box, (56, 84))
             for p in segment.pairs
         ]
-        rows = patchify(jobs).to(model.dtype)
+        rows = patchify(jobs, GEOMETRY).to(model.dtype)
         embeds[span.start : span.start + span.length] = model.visual(rows, [segment.grid_thw])
     batch = ForwardBatch(
         embeds, build_position_ids(prompt, MropePositions("release", 2.0)), [0, len(ids)]

@@ -11,11 +11,13 @@ from utils import random_rows
 
 from vtts_rt.config import VisionConfig
 from vtts_rt.models import vision
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.vision import VisionTransformer, group_pairs, window_classes
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.types import PATCH_ROW, PixelBox
+from vtts_rt.types import PixelBox
 
 CONFIG = VisionConfig(
+    geometry=GEOMETRY,
     depth=3,
     hidden_size=64,
     num_heads=2,
@@ -100,18 +102,18 @@ def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
 
 
 def test_no_items_give_no_features(tower: VisionTransformer) -> None:
-    assert tower(torch.empty(0, PATCH_ROW), []).shape == (0, CONFIG.out_hidden_size)
+    assert tower(torch.empty(0, GEOMETRY.row_size), []).shape == (0, CONFIG.out_hidden_size)
 
 
 @pytest.mark.parametrize("grid", [(1, 5, 4), (0, 4, 4), (1, 4, 0)])
 def test_bad_grids_are_named(tower: VisionTransformer, grid: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="grid_thw must be positive with even height, width"):
-        tower(torch.empty(20, PATCH_ROW), [grid])
+        tower(torch.empty(20, GEOMETRY.row_size), [grid])
 
 
 def test_rows_must_fit_the_grids(tower: VisionTransformer) -> None:
     with pytest.raises(ValueError, match=r"rows must be of shape \(16, 1176\), got \(12, 1176\)"):
-        tower(torch.empty(12, PATCH_ROW), [(1, 4, 4)])
+        tower(torch.empty(12, GEOMETRY.row_size), [(1, 4, 4)])
 
 
 def some_jobs() -> list[PatchifyJob]:
@@ -131,7 +133,7 @@ def test_jobs_have_the_features_of_their_rows(
     monkeypatch.setattr(vision, "ROWS_AT_ONCE", max_rows)
     jobs = some_jobs()
     with torch.no_grad():
-        expected = tower(patchify(jobs), GRIDS)
+        expected = tower(patchify(jobs, GEOMETRY), GRIDS)
         torch.testing.assert_close(tower.encode_jobs(jobs), expected, rtol=0, atol=1e-6)
         assert tower.encode_jobs([]).shape == (0, CONFIG.out_hidden_size)
     with pytest.raises(ValueError, match="resized_hw must be positive multiples of 28 px"):
@@ -145,7 +147,9 @@ def test_jobs_see_weights_that_were_loaded_later() -> None:
         tower.load_state_dict(VisionTransformer(CONFIG).state_dict(), assign=True)
         second = tower.encode_jobs(jobs)
         _, h, w = GRIDS[0]
-        torch.testing.assert_close(second, tower(patchify(jobs), [(1, h, w)]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            second, tower(patchify(jobs, GEOMETRY), [(1, h, w)]), rtol=0, atol=1e-6
+        )
     assert not torch.allclose(first, second)
 
 
@@ -155,6 +159,7 @@ import os
 import torch
 
 from vtts_rt.config import VisionConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
@@ -162,6 +167,7 @@ from vtts_rt.types import PixelBox
 torch.set_num_threads(1)
 torch.manual_seed(0)
 tower = VisionTransformer(VisionConfig(
+    geometry=GEOMETRY,
     depth=2, hidden_size=64, num_heads=2, intermediate_size=72, out_hidden_size=48,
     window_size=56, fullatt_block_indexes=(1,),
 ))
@@ -173,8 +179,8 @@ for dtype in (torch.float16, torch.bfloat16):
     wide = VisionTransformer(tower.config).double()
     wide.load_state_dict(tower.state_dict())
     with torch.inference_mode():
-        exact = wide(patchify(jobs, backend="reference").double(), grids)
-        eager = tower(patchify(jobs, backend="reference"), grids)
+        exact = wide(patchify(jobs, GEOMETRY, backend="reference").double(), grids)
+        eager = tower(patchify(jobs, GEOMETRY, backend="reference"), grids)
         os.environ["VTTS_RT_BACKEND"] = "patch_embed=triton,segment_attention=triton"
         found = tower.encode_jobs(jobs)
         assert tower.embed_numerics == "folded"

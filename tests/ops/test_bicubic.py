@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision_shim
 
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops.bicubic import bicubic_taps, pil_rows_first, resize, tap_table
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import RESIZE_KERNELS, PixelBox
@@ -83,9 +84,9 @@ def test_pil_is_the_resize_of_pil() -> None:
                 continue
         theirs = np.asarray(Image.fromarray(crop).resize(size[::-1]))
         assert np.array_equal(resize(crop, *size, "pil"), theirs), (crop.shape, size)
-        rows = patchify([PatchifyJob(frame, frame, box, size, "pil")])
+        rows = patchify([PatchifyJob(frame, frame, box, size, "pil")], GEOMETRY)
         whole = PixelBox(0, 0, size[1], size[0])
-        right = patchify([PatchifyJob(theirs, theirs, whole, size)])
+        right = patchify([PatchifyJob(theirs, theirs, whole, size)], GEOMETRY)
         assert torch.equal(rows, right), (crop.shape, size)
     assert 10 <= rows_first <= 80
 

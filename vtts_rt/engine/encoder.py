@@ -18,9 +18,8 @@ from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
 from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.vision import ROWS_AT_ONCE
-from vtts_rt.ops.patch_jobs import MERGE_UNIT
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
-from vtts_rt.types import PATCH_SIZE, Frame, PairRef, Segment
+from vtts_rt.types import Frame, PairRef, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class VisionEncoder:
     def __init__(self, model: Qwen2_5_VL, cache: VisionCache) -> None:
         self._model = model
         self._cache = cache
-        self._rows = PatchBuffer()
+        self._rows = PatchBuffer(model.geometry)
         # Resized where the tower is: frames are transferred as bytes, and the CPU is left alone.
         self._from_frames = model.device.type != "cpu"
         self._numerics = model.visual.embed_numerics if self._from_frames else "rows"
@@ -139,7 +138,7 @@ class VisionEncoder:
         while jobs:
             rows, taken = 0, 0
             for _, place in jobs:
-                rows += place.segment.tokens_per_pair * MERGE_UNIT
+                rows += place.segment.tokens_per_pair * self._model.geometry.patches_per_token
                 if taken and rows > most:
                     break
                 taken += 1
@@ -171,10 +170,9 @@ class VisionEncoder:
             patched = clock()
             visual = model.visual.encode_jobs(jobs)
         else:
-            rows = patchify(jobs, out=self._rows.rows_for(jobs))
+            rows = patchify(jobs, model.geometry, out=self._rows.rows_for(jobs))
             patched = clock()
-            sizes = [job.resized_hw for job in jobs]
-            grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
+            grids = [(1, *model.geometry.grid_hw(job.resized_hw)) for job in jobs]
             visual = model.visual(rows.to(model.dtype), grids)
         for sequence in owners.values():
             timings = sequence.timings

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtts_rt.config import STRATEGIES, PerceptionConfig, ResolvedPerception
+from vtts_rt.config import STRATEGIES, PerceptionConfig
 from vtts_rt.evaluation import needle
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen2_5_vl import resolve_model
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, resolve_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
@@ -60,7 +60,7 @@ def _contexts(
     strategy: Strategy, metadata: VideoMetadata, clues: Sequence[RawSpan], tokenizer: Tokenizer
 ) -> Iterator[_Context]:
     """One context a round; the answer of every round is its clue."""
-    config = ResolvedPerception(max_rounds=len(clues) + 1)
+    config = PerceptionConfig(max_rounds=len(clues) + 1).resolve(GEOMETRY)
     history: list[RoundHistory] = []
     conversation: EncodedPrompt | None = None
     contents: dict[tuple[Any, ...], int] = {}

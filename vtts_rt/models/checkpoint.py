@@ -12,14 +12,7 @@ from typing import Any
 
 from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
 from vtts_rt.sampling import generation_config, generation_defaults
-from vtts_rt.types import (
-    MERGE_SIZE,
-    PATCH_SIZE,
-    TEMPORAL_PATCH_SIZE,
-    Geometry,
-    SamplingParams,
-    require,
-)
+from vtts_rt.types import Geometry, SamplingParams, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
 MODEL_TYPE = "qwen2_5_vl"
@@ -247,19 +240,20 @@ def _check_sizes(raw: dict[str, Any]) -> None:
 def read_model_config(folder: Path) -> ModelConfig:
     """The ModelConfig of a checkpoint folder.
 
-    ValueError for what the family does not have: another patch geometry or activation, scaled
+    Its geometry is the family's; `read_geometry` knows what the checkpoint says of mean and std.
+    ValueError for what the family does not have: another patch size or activation, scaled
     rotary positions, sliding windows in the language model; and for numbers that no model has.
     """
     hf = read_hf_config(folder)
     vision, text = hf.vision_config, hf.text_config
-    geometry = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    expected = (PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE)
+    sizes = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+    expected = (GEOMETRY.patch_px, GEOMETRY.merge, GEOMETRY.frames_per_pair)
     rope, vision_rope = text.rope_parameters, getattr(vision, "rope_parameters", None) or {}
 
     def check(argument: str, value: object, ok: bool, rule: str) -> None:
         require("load_model", argument, value, ok, rule)
 
-    check("patch, merge and temporal size", geometry, geometry == expected, str(expected))
+    check("patch, merge and temporal size", sizes, sizes == expected, str(expected))
     for part in (vision, text):
         check("hidden_act", part.hidden_act, part.hidden_act == "silu", "'silu'")
     kind = rope.get("rope_type", "default")
@@ -280,13 +274,14 @@ def read_model_config(folder: Path) -> ModelConfig:
     check("vision rope_theta", theta, theta == _VISION_ROPE_THETA, str(_VISION_ROPE_THETA))
     head_dim = getattr(text, "head_dim", None) or heads[0] // heads[1]
     check("head_dim", head_dim, head_dim == heads[0] // heads[1], "hidden_size / heads")
-    side = PATCH_SIZE * MERGE_SIZE
+    side = GEOMETRY.token_px
     check("window_size", vision.window_size, vision.window_size >= side, f">= {side}")
     for name in ("image_token_id", "video_token_id"):
         index = getattr(hf, name)
         check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
     return ModelConfig(
         vision=VisionConfig(
+            geometry=GEOMETRY,
             depth=vision.depth,
             hidden_size=vision.hidden_size,
             num_heads=vision.num_heads,

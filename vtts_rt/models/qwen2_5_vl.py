@@ -26,7 +26,7 @@ from vtts_rt.models.checkpoint import (
 )
 from vtts_rt.models.language import LanguageModel
 from vtts_rt.models.layers import Linear
-from vtts_rt.models.preprocessor import check_preprocessor
+from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.models.weights import (
@@ -42,7 +42,7 @@ from vtts_rt.models.weights import (
     resolve_head,
     to_hf,
 )
-from vtts_rt.types import require
+from vtts_rt.types import Geometry, require
 
 __all__ = [
     "GEOMETRY",
@@ -79,6 +79,10 @@ class Qwen2_5_VL(nn.Module):
         self._versions: dict[str, str] = {}
 
     @property
+    def geometry(self) -> Geometry:
+        return self.config.vision.geometry
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.language.dtype
 
@@ -88,16 +92,17 @@ class Qwen2_5_VL(nn.Module):
 
     @property
     def vision_version(self) -> str:
-        """Hash of the vision tower's weights: names, shapes, dtypes and all bytes (128 bits).
+        """Hash of the vision tower's config, mean and std among it, and of its weights: names,
+        shapes, dtypes and all bytes (128 bits).
 
         Taken on first use, about 1 ms a MB, and kept until `forget_versions`.
         """
-        return self._hash("visual", self.visual)
+        return self._hash("visual", self.visual, self.config.vision)
 
     @property
     def language_version(self) -> str:
         """Hash of the language model's weights, as `vision_version`."""
-        return self._hash("language", self.language)
+        return self._hash("language", self.language, None)
 
     def forget_versions(self, parts: Iterable[str] = PARTS) -> None:
         """To be called after weights of these parts ("visual", "language") were written in
@@ -105,9 +110,9 @@ class Qwen2_5_VL(nn.Module):
         for part in parts:
             self._versions.pop(part, None)
 
-    def _hash(self, name: str, tower: nn.Module) -> str:
+    def _hash(self, name: str, tower: nn.Module, config: object) -> str:
         if name not in self._versions:
-            digest = hashlib.blake2b(digest_size=16)
+            digest = hashlib.blake2b(repr(config).encode(), digest_size=16)
             for key, parameter in (*tower.named_parameters(), *tower.named_buffers()):
                 digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype};".encode())
                 raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
@@ -173,7 +178,8 @@ def load_model(
     base = base_folder(folder)
     adapter = adapter_in(folder)
     config = read_model_config(base)
-    check_preprocessor(base)
+    geometry = read_geometry(base, config.vision.geometry)
+    config = replace(config, vision=replace(config.vision, geometry=geometry))
     with open_tensors(base) as files:
         wanted = _checkpoint_dtype(base, files) if dtype == "auto" else _as_dtype(dtype)
         stored = checkpoint_tensors(files)
@@ -299,7 +305,8 @@ def save_hf(
 
     dtype: None keeps the model's. extras: the recipe (see `load_extras`); None writes the model's
     perception settings if it has any. It stands in config.json, where transformers keeps it when
-    it loads and saves the model. Tokenizer files are not written.
+    it loads and saves the model. A mean and std of its own are written to preprocessor_config.json,
+    tokenizer files are not.
     """
     from safetensors.torch import save_file
 
@@ -309,6 +316,8 @@ def save_hf(
     tied = model.language.lm_head is None
     language = replace(model.config.language, tie_word_embeddings=tied)
     write_hf_config(replace(model.config, language=language), folder, name, extras)
+    if model.geometry != GEOMETRY:
+        write_geometry(folder, model.geometry)
     tensors = export_state_dict(model, kind)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 

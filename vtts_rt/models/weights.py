@@ -6,6 +6,7 @@ Our names are `visual.*` and `language.*`. Where ours is one matrix and Hugging 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -15,13 +16,12 @@ from torch import Tensor, nn
 
 from vtts_rt.config import LanguageConfig, ModelConfig
 from vtts_rt.models.tensor_files import DTYPES, StoredTensor
-from vtts_rt.types import PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
+from vtts_rt.types import FRAMES_PER_PAIR, require
 
 _FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
-_PATCH_KERNEL = (3, TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE)
 # Names of checkpoints, old and new, to the names transformers 5 writes.
 _RENAMES = (
     (re.compile(r"^visual\."), "model.visual."),
@@ -66,7 +66,8 @@ def hf_views(parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig) -
         parts = torch.split(parameter.detach(), [unit * weight for weight in weights])
         for source, part in zip(sources, parts, strict=True):
             if source.endswith("patch_embed.proj.weight"):
-                part = part.view(-1, *_PATCH_KERNEL)
+                side = math.isqrt(part.shape[1] // (3 * FRAMES_PER_PAIR))
+                part = part.view(-1, 3, FRAMES_PER_PAIR, side, side)
             views[source] = part
     return views
 

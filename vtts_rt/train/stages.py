@@ -115,7 +115,7 @@ def run_vision(
     heads = SketchHeads(sketch_matrix(model.config.language.hidden_size))
 
     def loss_of(batch: ViewBatch, _progress: float) -> tuple[Tensor, dict[str, float]]:
-        return sketch_loss(heads, forward_views(model.visual, batch), batch)
+        return sketch_loss(heads, forward_views(model.visual, batch.pixels), batch)
 
     return train(
         "vision",
