@@ -14,7 +14,8 @@ from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from transformers_tools import Clip, Generation, Image, TransformersPeer
 from utils import resolved
 
-from vtts_rt.models.qwen2_5_vl import GEOMETRY, load_model
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.rounds.results import RoundResult
 from vtts_rt.runtime import Runtime

@@ -9,15 +9,13 @@ import torch
 from triton_tools import run_triton
 from utils import random_rows
 
-from vtts_rt.config import VisionConfig
-from vtts_rt.models import vision
-from vtts_rt.models.qwen2_5_vl import GEOMETRY
-from vtts_rt.models.vision import VisionTransformer, group_pairs, window_classes
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig
+from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer, group_pairs, window_classes
+from vtts_rt.models.registry import vision
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 
 CONFIG = VisionConfig(
-    geometry=GEOMETRY,
     depth=3,
     hidden_size=64,
     num_heads=2,
@@ -31,7 +29,7 @@ GRIDS = [(2, 10, 6), (1, 8, 8), (3, 16, 12), (1, 2, 2), (2, 8, 8), (1, 6, 20)]
 @pytest.fixture(scope="module")
 def tower() -> VisionTransformer:
     torch.manual_seed(1)
-    return VisionTransformer(CONFIG)
+    return VisionTransformer(CONFIG, GEOMETRY)
 
 
 def test_a_pair_does_not_depend_on_its_company(tower: VisionTransformer) -> None:
@@ -93,7 +91,7 @@ def test_parts_hold_every_pair_in_order_and_stay_within_the_limit() -> None:
 
 def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
     window_classes.cache_clear()
-    tower = VisionTransformer(CONFIG)
+    tower = VisionTransformer(CONFIG, GEOMETRY)
     rows = random_rows([(1, 10, 6)])
     with torch.inference_mode():
         tower(rows, [(1, 10, 6)])
@@ -141,10 +139,10 @@ def test_jobs_have_the_features_of_their_rows(
 
 
 def test_jobs_see_weights_that_were_loaded_later() -> None:
-    tower, jobs = VisionTransformer(CONFIG), some_jobs()[:1]
+    tower, jobs = VisionTransformer(CONFIG, GEOMETRY), some_jobs()[:1]
     with torch.no_grad():
         first = tower.encode_jobs(jobs)
-        tower.load_state_dict(VisionTransformer(CONFIG).state_dict(), assign=True)
+        tower.load_state_dict(VisionTransformer(CONFIG, GEOMETRY).state_dict(), assign=True)
         second = tower.encode_jobs(jobs)
         _, h, w = GRIDS[0]
         torch.testing.assert_close(
@@ -158,25 +156,23 @@ import os
 
 import torch
 
-from vtts_rt.config import VisionConfig
-from vtts_rt.models.qwen2_5_vl import GEOMETRY
-from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig
+from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
 tower = VisionTransformer(VisionConfig(
-    geometry=GEOMETRY,
     depth=2, hidden_size=64, num_heads=2, intermediate_size=72, out_hidden_size=48,
     window_size=56, fullatt_block_indexes=(1,),
-))
+), GEOMETRY)
 frames = torch.randint(0, 256, (2, 70, 80, 3), dtype=torch.uint8)
 jobs = [PatchifyJob(frames[0], frames[1], PixelBox(3, 5, 77, 66), (56, 84))]
 grids = [(1, 4, 6)]
 for dtype in (torch.float16, torch.bfloat16):
     tower.to(dtype)
-    wide = VisionTransformer(tower.config).double()
+    wide = VisionTransformer(tower.config, GEOMETRY).double()
     wide.load_state_dict(tower.state_dict())
     with torch.inference_mode():
         exact = wide(patchify(jobs, GEOMETRY, backend="reference").double(), grids)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from vtts_rt.config import STRATEGIES, PerceptionConfig
 from vtts_rt.evaluation import needle
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen2_5_vl import GEOMETRY, resolve_model
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.models.registry import resolve_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt

@@ -6,9 +6,10 @@ from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
-from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
+from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
-from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.models.config import LanguageConfig, ModelConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
 from vtts_rt.train.tokenizer import build_tokenizer
 
 # 12 pairs a round, every view 84 x 84 px (3 x 3 tokens): 7200 px a frame of a full round.
@@ -54,7 +55,6 @@ LANGUAGE_STEPS = 1400
 NUM_CLIPS = 1000
 
 VISION = VisionConfig(
-    geometry=GEOMETRY,
     depth=4,
     hidden_size=128,
     num_heads=4,
@@ -110,6 +110,8 @@ def model_config(tokenizer: RawTokenizer) -> ModelConfig:
         return index
 
     return ModelConfig(
+        model_type=Qwen2_5_VL.model_type,
+        geometry=GEOMETRY,
         vision=VISION,
         language=language_config(tokenizer.get_vocab_size()),
         image_token_id=token("<|image_pad|>"),

@@ -23,7 +23,7 @@ from vtts_rt.data.views import (
     ViewBatch,
     attributes,
 )
-from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.models.base import VideoLM
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 
@@ -123,8 +123,8 @@ def _hit(logits: Tensor, truth: Tensor) -> float:
     return 2 * both / max(1, int(said.sum() + true.sum()))
 
 
-def forward_views(tower: VisionTransformer, pixels: NDArray[np.uint8]) -> Tensor:
+def forward_views(model: VideoLM, pixels: NDArray[np.uint8]) -> Tensor:
     """(N * 9, C) features of views (N, 2, VIEW_PX, VIEW_PX, 3), which are shown as they are."""
     view = PixelBox(0, 0, VIEW_PX, VIEW_PX), (VIEW_PX, VIEW_PX)
-    rows = patchify([PatchifyJob(a, b, *view) for a, b in pixels], tower.geometry)
-    return tower(rows, [(len(pixels), *tower.geometry.grid_hw(view[1]))])  # type: ignore[no-any-return]
+    jobs = [PatchifyJob(a, b, *view) for a, b in pixels]
+    return model.encode(jobs, patchify(jobs, model.geometry))

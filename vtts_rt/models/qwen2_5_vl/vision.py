@@ -18,15 +18,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from vtts_rt.config import VisionConfig
+from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, numerics, patch_embed
 from vtts_rt.ops.patch_jobs import PatchifyJob, check_size
 from vtts_rt.ops.rotary import rotary
 from vtts_rt.ops.segment_attention import Run, segment_attention
-from vtts_rt.types import MERGE_SIZE, require
+from vtts_rt.types import MERGE_SIZE, Geometry, require
 
-ROPE_THETA = 10_000.0  # transformers, Qwen2_5_VLVisionConfig: axial rope default
+# transformers, Qwen2_5_VLVisionConfig and its blocks.
+ROPE_THETA = 10_000.0
+NORM_EPS = 1e-6
 
 MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of a merged token
 
@@ -37,6 +39,15 @@ GridTHW = tuple[int, int, int]
 # system (57,000 page faults in a pass of 3,360 rows, none in parts). Those 3,360 rows: 1.15 s of
 # CPU time at 1,024, 1.16 at 512, 1.30 in one go (118 M model, one AVX2 core, a busy machine).
 ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig(TowerConfig):
+    """Shape of the tower; names follow transformers' `vision_config`."""
+
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = ()
+    tokens_per_second: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +223,8 @@ class VisionBlock(nn.Module):
     def __init__(self, config: VisionConfig, full: bool) -> None:
         super().__init__()
         self.full = full
-        self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm1 = RMSNorm(config.hidden_size, NORM_EPS)
+        self.norm2 = RMSNorm(config.hidden_size, NORM_EPS)
         self.attn = VisionAttention(config)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True)
 
@@ -228,7 +239,7 @@ class PatchMerger(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         hidden = config.hidden_size * MERGE_UNIT
-        self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ln_q = RMSNorm(config.hidden_size, NORM_EPS)
         self.mlp = nn.Sequential(
             Linear(hidden, hidden), nn.GELU(), Linear(hidden, config.out_hidden_size)
         )
@@ -240,7 +251,7 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """Qwen2.5-VL's ViT with merger. Differentiable; holds no state between calls."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, geometry: Geometry) -> None:
         super().__init__()
         require(
             "VisionTransformer",
@@ -251,10 +262,10 @@ class VisionTransformer(nn.Module):
         )
         self.config = config
         self.head_dim = config.hidden_size // config.num_heads
-        self.geometry = config.geometry
-        self.window_tokens = config.window_size // config.geometry.token_px
+        self.geometry = geometry
+        self.window_tokens = config.window_size // geometry.token_px
         # A convolution whose stride is its kernel is a matrix product over patch rows.
-        self.patch_embed = Linear(config.geometry.row_size, config.hidden_size, bias=False)
+        self.patch_embed = Linear(geometry.row_size, config.hidden_size, bias=False)
         self.blocks = nn.ModuleList(
             VisionBlock(config, index in config.fullatt_block_indexes)
             for index in range(config.depth)
