@@ -1,11 +1,10 @@
 // patch_embed_cuda: bytes in, hidden states out. Patch rows exist as bytes in shared memory only.
 //
-// A block makes the 64 rows of 16 merged tokens (1,184 or 1,536 bytes a row, 74 or
-// 96 KB), whichever jobs they are
-// of, and multiplies them with the folded weight, 128 outputs after the other: pixel values are
-// exact in every type, normalisation is in weight and bias. Blocks are of 128 threads; their number
-// is what the device runs at once, and where there are fewer tiles than that, several blocks make
-// the same tile for different outputs.
+// A block makes the 64 rows of 16 merged tokens (1,184 or 1,536 bytes a row, 74 or 96 KB),
+// whichever jobs they are of, and multiplies them with the folded weight, 128 outputs after the
+// other: pixel values are exact in every type, normalisation is in weight and bias. Blocks are of
+// 128 threads; their number is what the device runs at once, and where there are fewer tiles than
+// that, several blocks make the same tile for different outputs.
 //
 // 16-bit types: mma m16n8k16, four warps of 32 x 64 sums. A chunk of 32 columns of the weight comes
 // by asynchronous copies, two chunks ahead (3 x 8 KB), and the same chunk of the rows is turned

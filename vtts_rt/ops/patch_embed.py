@@ -82,10 +82,8 @@ class PatchEmbedWeight:
             (x.data_ptr(), x.dtype, 0 if x.is_inference() else x._version) for x in tensors
         )
         if self._folded is None or state != self._state:
-            self._folded, self._state = (
-                fold_patch_embed(self.weight, self.geometry, self.bias),
-                state,
-            )
+            self._folded = fold_patch_embed(self.weight, self.geometry, self.bias)
+            self._state = state
         return self._folded
 
     def refusal(self) -> str | None:
