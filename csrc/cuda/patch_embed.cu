@@ -45,7 +45,8 @@ struct Tile {
   static constexpr int kRowPitch = kNumChunks * kChunk;
   static constexpr int kTileBytes = kTileRows * kRowPitch;
   // Two blocks a multiprocessor of 227 KB with patches of 14 px, and one of 163 KB with either.
-  static constexpr ScratchBudget kBudget = {39 << 10, Shape::kPatch == 14 ? 80 << 10 : 64 << 10};
+  static constexpr ScratchBudget kBudget = {39 << 10, (Shape::kPatch == 14 ? 56 : 40) << 10,
+                                            24 << 10};
 };
 
 struct PatchEmbedArguments {

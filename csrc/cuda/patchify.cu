@@ -29,7 +29,7 @@ template <typename Shape>
 inline constexpr int kTokenBytes = kPatchesPerToken * Shape::kPatchRow;
 // Four and more blocks a multiprocessor where half a token's rows at once fit; two in the worst
 // case.
-constexpr ScratchBudget kBudget = {48 << 10, 80 << 10};
+constexpr ScratchBudget kBudget = {48 << 10, 48 << 10, 32 << 10};
 
 struct PatchifyArguments {
   DeviceJobs jobs;

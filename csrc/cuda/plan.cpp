@@ -185,8 +185,9 @@ ScratchBytes lay_out(const PlannedAxis& columns, const PlannedAxis& rows, int64_
     const int64_t num_rows = rows.widest(group, side);
     const ScratchBytes bytes = {num_rows * pitch + slack,
                                 aligned((num_rows + 1) * kChannels * side * stage_value_bytes)};
-    const int64_t most = group >= patch_px ? budget.good_bytes : budget.most_bytes;
-    if (bytes.raw + bytes.stage > most || rows_first) continue;
+    const bool fits = bytes.raw <= budget.source_bytes && bytes.stage <= budget.stage_bytes &&
+                      (group < patch_px || bytes.raw + bytes.stage <= budget.good_bytes);
+    if (!fits || rows_first) continue;
     job->kind = JobKind::kBanded;
     job->rows_per_group = group;
     set_raw_pitch(pitch, job);

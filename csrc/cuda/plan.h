@@ -62,10 +62,11 @@ struct DeviceJob {
   uint32_t piece_reciprocal;  // times i, its upper half is i / (raw_pitch_bytes / 16)
 };
 
-// Shared memory for source rows and horizontally resized ones. Up to `good`, resized rows are made
-// a token's or half of them at once; beyond, up to `most`, as many as fit.
+// Shared memory for source rows and horizontally resized ones. Where both together fit into `good`,
+// a token's resized rows or half of them are made at once; else as many as fit, down to one. Each
+// kind has a bound of its own, as the largest of all jobs of a call share a launch.
 struct ScratchBudget {
-  int64_t good_bytes, most_bytes;
+  int64_t good_bytes, source_bytes, stage_bytes;
 };
 
 struct Plan {

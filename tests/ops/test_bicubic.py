@@ -95,7 +95,7 @@ def test_a_tap_table_holds_the_filter() -> None:
     """What the GPU reads: also where an upscaling filter's last weight is zero by chance."""
     for source, target in ((91, 56), (13, 28), (28, 28), (14, 56), (300, 28)):
         for kernel in RESIZE_KERNELS:
-            table = tap_table(source, target, kernel, torch.device("cpu"), 0)
+            table = tap_table(source, target, kernel, 28, torch.device("cpu"), 0)
             start, count = table.values[0].long(), table.values[1].long()
             ends = (start + count).view(-1, 28)
             assert bool((ends[:, -1] == ends.max(1).values).all()) and bool((count > 0).all())
