@@ -13,9 +13,9 @@ from utils import QWEN3_VL, UNEVEN
 
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops import measured, native
-from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.patch_embed import (
+    _OP,
     PatchEmbedWeight,
     fold_patch_embed,
     patch_embed,
@@ -172,7 +172,7 @@ def test_a_card_runs_what_was_measured_on_it(monkeypatch: pytest.MonkeyPatch) ->
     assert measured.fastest("patch_embed", 1280, 4096, cuda) is None
     (row,) = measured.choices("patch_embed", "unfused")
     assert row.backend == "unfused" and row.reason.startswith("nothing measured on a card")
-    assert row in explain()
+    assert row in _OP.explain()
     entries = [("patch_embed", 1280, 512, "unfused"), ("patch_embed", 1280, 4096, "triton")]
     monkeypatch.setattr(measured, "_entries", lambda: {"a card": entries, "another": []})
     measured.fastest.cache_clear()

@@ -13,6 +13,7 @@ from utils import QWEN3_VL, UNEVEN
 
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.perception.sizing import smart_resize
 from vtts_rt.types import Geometry, PixelBox
 
 
@@ -129,3 +130,16 @@ def test_a_crop_equals_transformers_on_cropped_frames(processors: dict[Geometry,
     expected, resized_hw = official(processors[GEOMETRY], frames[:, 7:101, 13:190], 784, 12_000)
     job = PatchifyJob(frames[0], frames[1], box, resized_hw)
     assert torch.equal(patchify([job], GEOMETRY), expected)
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, QWEN3_VL], ids=["Qwen2.5-VL", "Qwen3-VL"])
+def test_sizes_equal_transformers(geometry: Geometry) -> None:
+    torchvision_shim.install()
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as theirs
+
+    rng, token_px = np.random.default_rng(0), geometry.token_px
+    for _ in range(300):
+        height, width = (int(side) for side in rng.integers(token_px, 2000, 2))
+        low, high = 128 * token_px**2, int(rng.integers(129, 800)) * token_px**2
+        expected = theirs(height, width, token_px, low, high)
+        assert smart_resize(height, width, low, high, token_px) == expected

@@ -20,14 +20,8 @@ from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
-NEEDLE = resolved(
-    sample_fps=0.5,
-    max_frames=24,
-    min_pixels=9 * 784,
-    total_pixels=12 * 9 * 784,
-    focus_frames=24,
-    focus_margin_cells=1.0,
-)
+FOCUS = {"focus_frames": 24, "focus_margin_cells": 1.0}
+NEEDLE = resolved(sample_fps=0.5, max_frames=24, min_pixels=7056, total_pixels=12 * 7056, **FOCUS)
 
 
 def video(num_frames: int, fps: float = 30.0, height: int = 360, width: int = 640) -> VideoMetadata:
