@@ -9,7 +9,7 @@ import torch
 from engine_tools import GREEDY, Frames, encode, finish, look, make_engine, pair, run
 
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
-from vtts_rt.models.base import ForwardBatch
+from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
@@ -20,16 +20,16 @@ from vtts_rt.types import PairRef, PixelBox, SamplingParams, TimeLabel
 def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
     """Logits of one full forward pass without any cache."""
     ids = torch.tensor(prompt.token_ids)
-    features = []
+    rows, features = [], []
     for span in prompt.spans:
         segment = span.segment
         jobs = [
             PatchifyJob(Frames.frame(p.frame_a), Frames.frame(p.frame_b), segment.box, (56, 84))
             for p in segment.pairs
         ]
-        rows = patchify(jobs, GEOMETRY).to(model.dtype)
-        features.append(model.visual(rows, [segment.grid_thw]))
-    vision = model.vision_rows(ids, torch.cat(features)) if features else None
+        rows.append(torch.arange(span.start, span.start + span.length))
+        features.append(model.encode(jobs, patchify(jobs, GEOMETRY)))
+    vision = VisionRows(torch.cat(rows), torch.cat(features)) if rows else None
     positions = build_position_ids(prompt, MropePositions("release", 2.0))
     with torch.inference_mode():
         hidden = model(ForwardBatch(ids, vision, positions, [0, len(ids)]))

@@ -183,7 +183,7 @@ for resize in ("fixed", "float", "pil"):
         PatchifyJob(b, b, PixelBox(0, 0, 32, 32), (32, 32), resize),
         PatchifyJob(a, a, PixelBox(0, 0, 53, 9), (64, 32), resize),
     ]
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.float16):  # bfloat16 is cut off in the interpreter
         places = torch.tensor([3, 0, 4, 2, 1])
         rows = patchify(jobs, geometry, dtype=dtype, places=places, backend="triton")
         assert torch.equal(rows, patchify_ref(jobs, geometry, dtype=dtype, places=places)), resize
