@@ -64,18 +64,9 @@ def patch_rows(
     if len(video) % 2:
         video = torch.cat((video, video[-1:]))
     height, width = GEOMETRY.grid_hw(resized_hw)
-    side = (GEOMETRY.patch_px, GEOMETRY.merge)
-    patches = video.view(
-        len(video) // 2,
-        2,
-        3,
-        height // side[1],
-        side[1],
-        side[0],
-        width // side[1],
-        side[1],
-        side[0],
-    )
+    merge = GEOMETRY.merge
+    grid, cell = (height // merge, width // merge), (merge, GEOMETRY.patch_px)
+    patches = video.view(len(video) // 2, 2, 3, grid[0], *cell, grid[1], *cell)
     rows = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return rows.reshape(len(video) // 2 * height * width, -1)
 
