@@ -40,7 +40,7 @@ from vtts_rt.models.attention import PagedKV, plan_calls, tensors_of, upload, wi
 from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.registry import DTYPES
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
+from vtts_rt.types import require
 
 VIDEO_FPS = 8.0  # frames a second of the array; 60 s of 640x360 are 330 MB
 
@@ -115,15 +115,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def _vision(twins: Twins, args: argparse.Namespace) -> dict[str, Any]:
     """Features of frame pairs from patch rows, 20 x 36 patches each as of 280 x 504 px."""
-    height, width = 280 // PATCH_SIZE, 504 // PATCH_SIZE
-    rows = torch.randn(args.pairs * height * width, PATCH_ROW).to(args.device, twins.model.dtype)
+    geometry = twins.model.geometry
+    height, width = geometry.grid_hw((280, 504))
+    rows = torch.randn(args.pairs * height * width, geometry.row_size).to(
+        args.device, twins.model.dtype
+    )
     grids = [(1, height, width)] * args.pairs
     grid = torch.tensor([(args.pairs, height, width)], device=args.device)
     sides = {
         "transformers": lambda: twins.hf_model.model.visual(rows, grid_thw=grid),
         "vtts_rt": lambda: twins.model.visual(rows, grids),
     }
-    tokens = len(rows) // MERGE_SIZE**2
+    tokens = len(rows) // geometry.patches_per_token
     return {"pairs": args.pairs, "tokens": tokens, **_sides(sides, args)}
 
 

@@ -21,6 +21,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from vtts_rt.bench.setting import add_compute_flags, origin, results_name, write_result
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 from vtts_rt.video import FrameStore, open_video
@@ -62,7 +63,7 @@ def measure(video: Path, num_frames: int) -> dict[str, Any]:
             frames = store.frames(source, indices)
             box, size = PixelBox(0, 0, meta.width, meta.height), (224, 224)
             jobs = [PatchifyJob(f, f, box, size) for f in frames]
-            rows = patchify(jobs)
+            rows = patchify(jobs, GEOMETRY)
             torch.cuda.synchronize()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "trace.json"

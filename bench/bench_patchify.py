@@ -21,8 +21,10 @@ import torch
 
 from vtts_rt import _C
 from vtts_rt.bench.setting import add_compute_flags, origin, results_name, write_result
-from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD, PatchifyJob, patchify
-from vtts_rt.types import PATCH_ROW, PixelBox
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.ops.patch_jobs import mean_and_std
+from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
+from vtts_rt.types import PixelBox
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -54,9 +56,8 @@ def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
     box = PixelBox(0, 0, WIDTH, HEIGHT)
     jobs = [PatchifyJob(frames[i], frames[i + 1], box, RESIZED_HW) for i in range(0, NUM_FRAMES, 2)]
     items = [(job.frame_a, job.frame_b, tuple(box), RESIZED_HW, "fixed") for job in jobs]
-    num_rows = sum(job.num_rows for job in jobs)
-    mean, std = (tuple((torch.tensor(v) * 255.0).tolist()) for v in (IMAGE_MEAN, IMAGE_STD))
-    reused = torch.empty(num_rows, PATCH_ROW)
+    mean, std = map(tuple, mean_and_std(GEOMETRY, torch.device("cpu")).tolist())
+    reused = PatchBuffer(GEOMETRY).rows_for(jobs)
 
     def transformers_rows(num_threads: int) -> torch.Tensor:
         torch.set_num_threads(num_threads)
@@ -65,8 +66,8 @@ def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
 
     def on(isa: str) -> Callable[[int], torch.Tensor]:
         def rows(num_threads: int) -> torch.Tensor:
-            out = torch.empty(num_rows, PATCH_ROW)
-            _C.patchify(items, out.numpy(), mean, std, isa, num_threads)
+            out = torch.empty_like(reused)
+            _C.patchify(items, out.numpy(), GEOMETRY.patch_px, mean, std, isa, num_threads)
             return out
 
         return rows
@@ -76,7 +77,7 @@ def contenders(frames: np.ndarray) -> dict[str, Callable[[int], torch.Tensor]]:
         if _C.isa_supported(isa):
             found[f"patchify {isa}"] = on(isa)
     found["patchify, out= reused"] = lambda n: patchify(
-        jobs, backend="cpu", num_threads=n, out=reused
+        jobs, GEOMETRY, backend="cpu", num_threads=n, out=reused
     )
     return found
 

@@ -30,11 +30,13 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES
 from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed
+from vtts_rt.ops.patch_jobs import num_rows
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.types import PATCH_ROW, PixelBox
+from vtts_rt.types import PixelBox
 
 HIDDEN = 1280
 
@@ -75,8 +77,8 @@ def main() -> int:
     hw = (args.resized[0], args.resized[1])
     box = PixelBox(0, 0, args.size[1], args.size[0])
     jobs = [PatchifyJob(on_device[i], on_device[i + 1], box, hw) for i in range(0, args.frames, 2)]
-    weight = torch.randn(HIDDEN, PATCH_ROW, device=args.device).to(low) / 40
-    embed = PatchEmbedWeight(weight)
+    weight = torch.randn(HIDDEN, GEOMETRY.row_size, device=args.device).to(low) / 40
+    embed = PatchEmbedWeight(weight, GEOMETRY)
 
     rows_sides: dict[str, Callable[[], object]] = {}
     for name, video in (("device", on_device), ("CPU", torch.from_numpy(frames))):
@@ -86,7 +88,7 @@ def main() -> int:
     rows_sides["torch operators"] = lambda: patch_rows(on_device, hw)
 
     def ours(backend: str, dtype: torch.dtype) -> Callable[[], object]:
-        return lambda: patchify(jobs, dtype=dtype, backend=backend)
+        return lambda: patchify(jobs, GEOMETRY, dtype=dtype, backend=backend)
 
     for backend in backends("patchify", args.device):
         if backend != "reference":
@@ -105,15 +107,15 @@ def main() -> int:
         if backend != "reference":
             embed_sides[f"patch_embed {backend}"] = embedded(backend)
 
-    num_rows = sum(job.num_rows for job in jobs)
+    num = num_rows(jobs, GEOMETRY)
     bandwidth, rate = copy_bandwidth(args.device), matmul_rate(args.device, low)
     results = []
-    for sides, flops in ((rows_sides, 0), (embed_sides, 2 * num_rows * PATCH_ROW * HIDDEN)):
+    for sides, flops in ((rows_sides, 0), (embed_sides, 2 * num * GEOMETRY.row_size * HIDDEN)):
         seconds = median_seconds(sides, args.device, args.runs)
         peer = next(iter(seconds))
         for name, median in seconds.items():
             width = 4 if "float32" in name else low.itemsize
-            size = num_rows * (HIDDEN * low.itemsize if flops else PATCH_ROW * width)
+            size = num * (HIDDEN * low.itemsize if flops else GEOMETRY.row_size * width)
             moved = frames.nbytes + size
             entry: dict[str, Any] = {
                 "name": name,

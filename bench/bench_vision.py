@@ -29,9 +29,9 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.vision import MERGE_UNIT, VisionTransformer
 from vtts_rt.models.registry import DTYPES, load_model
-from vtts_rt.types import PATCH_ROW
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID_HW = 20, 24  # patches: 280 x 336 px, 480 rows a pair
@@ -86,7 +86,8 @@ def main() -> None:
     results = []
     for num_pairs in map(int, args.pairs.split(",")):
         generator = torch.Generator().manual_seed(num_pairs)
-        rows = torch.randn(num_pairs * GRID_HW[0] * GRID_HW[1], PATCH_ROW, generator=generator)
+        num_rows = num_pairs * GRID_HW[0] * GRID_HW[1]
+        rows = torch.randn(num_rows, GEOMETRY.row_size, generator=generator)
         rows = rows.to(DTYPES[dtype])
         features = [function(rows, num_pairs) for function in functions.values()]
         difference = float((features[0] - features[1]).abs().max())

@@ -73,8 +73,10 @@ struct PatchifyCall {
   std::vector<Pixels> alive;  // keeps the frames' memory while the GIL is released
   int64_t num_rows = 0;
 
-  PatchifyCall(const char* what, const py::sequence& items, const Floats& mean, const Floats& std,
-               const std::string& isa, int num_threads) {
+  PatchifyCall(const char* what, const py::sequence& items, int patch_px, const Floats& mean,
+               const Floats& std, const std::string& isa, int num_threads) {
+    vtts::validate_patch(patch_px, what);
+    options.patch_px = patch_px;
     options.isa = parse_isa(what, isa);
     options.num_threads = num_threads;
     std::tie(options.mean[0], options.mean[1], options.mean[2]) = mean;
@@ -89,8 +91,8 @@ struct PatchifyCall {
       std::tie(job.box.x0, job.box.y0, job.box.x1, job.box.y1) = box;
       std::tie(job.height, job.width) = size;
       job.resize = vtts::parse_resize(what, resize);
-      vtts::validate(job, what);
-      num_rows += vtts::num_patch_rows(job);
+      vtts::validate(job, patch_px, what);
+      num_rows += vtts::num_patch_rows(job, patch_px);
       jobs.push_back(job);
       alive.push_back(frame_a);
       alive.push_back(frame_b);
@@ -109,10 +111,10 @@ void check_matrix(const std::string& argument, const py::array& array, int64_t r
                               std::to_string(columns) + ") float32, got another shape or stride");
 }
 
-void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats& mean,
+void patchify(const py::sequence& jobs, py::array_t<float, 0> out, int patch_px, const Floats& mean,
               const Floats& std, const std::string& isa, int num_threads) {
-  const PatchifyCall call("patchify", jobs, mean, std, isa, num_threads);
-  check_matrix("patchify: out", out, call.num_rows, vtts::kPatchRow);
+  const PatchifyCall call("patchify", jobs, patch_px, mean, std, isa, num_threads);
+  check_matrix("patchify: out", out, call.num_rows, vtts::patch_row(patch_px));
   float* rows = out.mutable_data();
   const py::gil_scoped_release release;
   vtts::patchify(call.jobs.data(), call.jobs.size(), call.options, rows);
@@ -120,10 +122,11 @@ void patchify(const py::sequence& jobs, py::array_t<float, 0> out, const Floats&
 
 void patch_embed(const py::sequence& jobs, const py::array_t<float, 0>& weight,
                  const std::optional<py::array_t<float, 0>>& bias, py::array_t<float, 0> out,
-                 const Floats& mean, const Floats& std, const std::string& isa, int num_threads) {
-  const PatchifyCall call("patch_embed", jobs, mean, std, isa, num_threads);
+                 int patch_px, const Floats& mean, const Floats& std, const std::string& isa,
+                 int num_threads) {
+  const PatchifyCall call("patch_embed", jobs, patch_px, mean, std, isa, num_threads);
   const int64_t num_outputs = weight.ndim() == 2 ? weight.shape(0) : 0;
-  check_matrix("patch_embed: weight", weight, num_outputs, vtts::kPatchRow);
+  check_matrix("patch_embed: weight", weight, num_outputs, vtts::patch_row(patch_px));
   if (bias && (bias->ndim() != 1 || bias->shape(0) != num_outputs ||
                (num_outputs > 1 && bias->strides(0) != sizeof(float)))) {
     throw std::invalid_argument("patch_embed: bias must be contiguous (" +
@@ -338,15 +341,15 @@ PYBIND11_MODULE(_C, m) {
   m.attr("FEW_ROWS") = vtts::kFewRows;
   m.attr("MAX_HEAD_DIM") = vtts::kMaxHeadDim;
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";
-  m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("mean"),
-        py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
+  m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("patch_px"),
+        py::arg("mean"), py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "Writes the patch rows of jobs [(frame_a, frame_b, (x0, y0, x1, y1), (height, width), "
-        "resize)] to `out`, (rows, 1176) float32. The GIL is released.");
+        "resize)] to `out`, (rows, 6 * patch_px^2) float32. The GIL is released.");
   m.def("patch_embed", &patch_embed, py::arg("jobs"), py::arg("weight").noconvert(),
-        py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("mean"), py::arg("std"),
-        py::arg("isa") = "auto", py::arg("num_threads") = 1,
-        "patchify and linear in one: the jobs' rows times `weight` (outputs, 1176), plus `bias` "
-        "(outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
+        py::arg("bias").noconvert(), py::arg("out").noconvert(), py::arg("patch_px"),
+        py::arg("mean"), py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
+        "patchify and linear in one: the jobs' rows times `weight` (outputs, 6 * patch_px^2), plus "
+        "`bias` (outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
   m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("bias"),
         py::arg("out"), py::arg("num_rows"), py::arg("num_channels"), py::arg("num_outputs"),
         py::arg("num_threads"), py::arg("isa") = "auto",

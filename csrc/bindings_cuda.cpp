@@ -54,19 +54,20 @@ std::vector<vtts::PatchifyJob> jobs_of(const std::vector<Item>& items) {
   return jobs;
 }
 
-vtts::PatchifyOptions options_of(const Floats& mean, const Floats& std) {
+vtts::PatchifyOptions options_of(int patch_px, const Floats& mean, const Floats& std) {
   vtts::PatchifyOptions options;
+  options.patch_px = patch_px;
   std::tie(options.mean[0], options.mean[1], options.mean[2]) = mean;
   std::tie(options.std[0], options.std[1], options.std[2]) = std;
   return options;
 }
 
 // `workspace` is called with a number of bytes and returns the address of as much device memory.
-void patchify_cuda(const std::vector<Item>& items, const Floats& mean, const Floats& std,
-                   uintptr_t places, const py::function& workspace, uintptr_t out,
-                   const std::string& dtype, uintptr_t stream) {
+void patchify_cuda(const std::vector<Item>& items, int patch_px, const Floats& mean,
+                   const Floats& std, uintptr_t places, const py::function& workspace,
+                   uintptr_t out, const std::string& dtype, uintptr_t stream) {
   const auto jobs = jobs_of(items);
-  const auto options = options_of(mean, std);
+  const auto options = options_of(patch_px, mean, std);
   const int64_t bytes = vtts::patchify_cuda_workspace_bytes(jobs.data(), jobs.size(), options);
   void* memory = pointer<void>(workspace(bytes).cast<uintptr_t>());
   const vtts::DType type = parse_dtype(dtype);
@@ -75,11 +76,12 @@ void patchify_cuda(const std::vector<Item>& items, const Floats& mean, const Flo
                       bytes, pointer<void>(out), type, pointer<void>(stream));
 }
 
-void patch_embed_cuda(const std::vector<Item>& items, uintptr_t weight, uintptr_t bias,
-                      int64_t num_outputs, uintptr_t places, const py::function& workspace,
-                      uintptr_t out, const std::string& dtype, uintptr_t stream) {
+void patch_embed_cuda(const std::vector<Item>& items, int patch_px, uintptr_t weight,
+                      uintptr_t bias, int64_t num_outputs, uintptr_t places,
+                      const py::function& workspace, uintptr_t out, const std::string& dtype,
+                      uintptr_t stream) {
   const auto jobs = jobs_of(items);
-  const auto options = options_of({0, 0, 0}, {1, 1, 1});
+  const auto options = options_of(patch_px, {0, 0, 0}, {1, 1, 1});
   vtts::PatchEmbedCudaArgs args;
   args.weight = pointer<const void>(weight);
   args.bias = pointer<const float>(bias);
@@ -97,13 +99,13 @@ void patch_embed_cuda(const std::vector<Item>& items, uintptr_t weight, uintptr_
 
 void bind_cuda(py::module_& m) {
   m.attr("HAS_CUDA") = true;
-  m.def("patchify_cuda", &patchify_cuda, py::arg("jobs"), py::arg("mean"), py::arg("std"),
-        py::arg("places"), py::arg("workspace"), py::arg("out"), py::arg("dtype"),
+  m.def("patchify_cuda", &patchify_cuda, py::arg("jobs"), py::arg("patch_px"), py::arg("mean"),
+        py::arg("std"), py::arg("places"), py::arg("workspace"), py::arg("out"), py::arg("dtype"),
         py::arg("stream"),
         "Enqueues patch rows of jobs [((address, row stride, H, W) twice, box, size, resize)].");
-  m.def("patch_embed_cuda", &patch_embed_cuda, py::arg("jobs"), py::arg("weight"), py::arg("bias"),
-        py::arg("num_outputs"), py::arg("places"), py::arg("workspace"), py::arg("out"),
-        py::arg("dtype"), py::arg("stream"),
+  m.def("patch_embed_cuda", &patch_embed_cuda, py::arg("jobs"), py::arg("patch_px"),
+        py::arg("weight"), py::arg("bias"), py::arg("num_outputs"), py::arg("places"),
+        py::arg("workspace"), py::arg("out"), py::arg("dtype"), py::arg("stream"),
         "Enqueues patch rows times a folded weight, jobs as for patchify_cuda.");
 }
 

@@ -7,14 +7,13 @@ registers, so that no normalised row is ever in memory. At O = 1280 the product 
 operations a row, about 3 ns of an H100's tensor cores; writing and reading a row's bytes is 0.8 ns
 of its memory if nothing of them were left in L2, and 1.6 ns with bfloat16 rows.
 
-Legend: P patch rows, O outputs, K = 1176. Sums in float32.
+Legend: P patch rows, O outputs, K values of a row (1176 or 1536). Sums in float32.
 """
 
 import torch
 import triton
 import triton.language as tl
 
-PATCH_ROW = tl.constexpr(1176)
 GROUP = tl.constexpr(8)  # blocks of rows that share a block of the weight while it is in L2
 LARGE = {"ROWS": 128, "OUTPUTS": 128, "COLUMNS": 64, "num_warps": 8, "num_stages": 3}
 # A pass of a pair or two has too few large blocks for all multiprocessors.
@@ -30,6 +29,7 @@ def patch_embed_kernel(
     out_ptr,
     num_rows,
     num_outputs,
+    PATCH_ROW: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -62,7 +62,7 @@ def patch_embed_kernel(
 
 
 def patch_embed(pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """pixels: contiguous (P, 1176) uint8; weight: contiguous (O, 1176) float16 or bfloat16;
+    """pixels: contiguous (P, K) uint8; weight: contiguous (O, K) float16 or bfloat16;
     bias: contiguous (O,) float32. Returns (P, O) of weight's dtype."""
     num_rows, num_outputs = len(pixels), len(weight)
     out = torch.empty((num_rows, num_outputs), dtype=weight.dtype, device=weight.device)
@@ -79,6 +79,7 @@ def patch_embed(pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
             out,
             num_rows,
             num_outputs,
+            PATCH_ROW=weight.shape[1],
             WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
             **blocks,
         )
@@ -86,10 +87,10 @@ def patch_embed(pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
 
 
 def variants() -> list[dict]:
-    """What is compiled ahead of time: both sizes of blocks in both types."""
+    """What is compiled ahead of time: both sizes of blocks in both types, of both sizes of rows."""
     return [
         {
-            "name": f"{kind}, {size}",
+            "name": f"{kind}, {size}{', 1536 values' * (row == 1536)}",
             "kernel": patch_embed_kernel,
             "signature": {
                 "pixel_ptr": "*u8",
@@ -100,6 +101,7 @@ def variants() -> list[dict]:
                 "num_outputs": "i32",
             },
             "constexprs": {
+                "PATCH_ROW": row,
                 **{key: blocks[key] for key in ("ROWS", "OUTPUTS", "COLUMNS")},
                 "WIDE": False,
             },
@@ -108,5 +110,5 @@ def variants() -> list[dict]:
             "unaligned": ("num_rows",),
         }
         for size, blocks in (("many rows", LARGE), ("few rows", SMALL))
-        for kind in ("bf16", "fp16")
+        for kind, row in (("bf16", 1176), ("fp16", 1176), ("bf16", 1536))
     ]

@@ -1,10 +1,10 @@
 """patchify: crops of frames -> bicubic resize -> normalise -> patch rows, all jobs in one launch.
 
-A program makes one merged token (28 x 28 px) of one frame after the other. The source rows of a
-token are first resized along x into a piece of memory that only this program uses, then along y
-from there. Those pieces are about 5 kB each, 1,056 of them on an H100, and stay in its caches:
-two kernels with the batch's half-resized frames between them would send 2 x 1.3 bytes a value
-through memory (32 frames of 1280x720 make 70 MB of them), where the whole operation reads
+A program makes one merged token (28 x 28 or 32 x 32 px) of one frame after the other. The source
+rows of a token are first resized along x into a piece of memory that only this program uses, then
+along y from there. Those pieces are about 5 kB each, 1,056 of them on an H100, and stay in its
+caches: two kernels with the batch's half-resized frames between them would send 2 x 1.3 bytes a
+value through memory (32 frames of 1280x720 make 70 MB of them), where the whole operation reads
 s^2 = 1.6 bytes of source a value at scale s = 1.27 and writes 2 (bfloat16) or 4 (float32). The
 price is that source rows at a token's upper and lower edge are resized along x twice, 1.14 times
 the work.
@@ -48,10 +48,8 @@ FIELDS = tl.constexpr(16)
     ROW_PRECISION,
 ) = map(tl.constexpr, range(FIELDS.value))
 
-TOKEN_PX = tl.constexpr(28)
-PATCH_PX = tl.constexpr(14)
-PATCH_ROW = tl.constexpr(1176)  # 3 channels x 2 frames x 14 x 14
-LANES = tl.constexpr(32)  # TOKEN_PX as a power of two
+PATCH_SIZES = (14, 16)  # px a side of a patch
+LANES = tl.constexpr(32)  # px a side of a token, as a power of two
 SOURCE_ROWS = tl.constexpr(16)  # resized along x at once: 4 values a thread and channel
 STAGE_ROW = tl.constexpr(96)  # 3 channels x LANES
 NUM_WARPS = 4
@@ -88,7 +86,9 @@ def _weights(place, mask, FIXED: tl.constexpr):
 
 
 @triton.jit
-def _store(place, total, precision, mask, mean, std, both, FIXED: tl.constexpr):
+def _store(
+    place, total, precision, mask, mean, std, both, PATCH_PX: tl.constexpr, FIXED: tl.constexpr
+):
     """One channel of a token; `both`: the other frame is the same memory."""
     pixel = _rounded(total, precision, FIXED)
     if place.dtype.element_ty == tl.uint8:
@@ -112,10 +112,13 @@ def patchify_kernel(
     out_ptr,
     num_units,
     stage_rows,
+    PATCH_PX: tl.constexpr,
     FIXED: tl.constexpr,
     HAS_PLACES: tl.constexpr,
 ):
-    """out: (4 T, 1176). stage: (programs, stage_rows, 96) uint8, float32 unless FIXED."""
+    """out: (4 T, 6 PATCH_PX^2). stage: (programs, stage_rows, 96) uint8, float32 unless FIXED."""
+    TOKEN_PX: tl.constexpr = 2 * PATCH_PX
+    PATCH_ROW: tl.constexpr = 6 * PATCH_PX * PATCH_PX  # 3 channels x 2 frames
     program = tl.program_id(0)
     stage = stage_ptr + program.to(tl.int64) * stage_rows * STAGE_ROW
     lane = tl.arange(0, LANES)
@@ -197,9 +200,11 @@ def patchify_kernel(
         both = num_frames == 1
         n = normalisation_ptr
         area: tl.constexpr = 2 * PATCH_PX * PATCH_PX
-        _store(to, red, precision, square, tl.load(n), tl.load(n + 3), both, FIXED)
-        _store(to + area, green, precision, square, tl.load(n + 1), tl.load(n + 4), both, FIXED)
-        _store(to + 2 * area, blue, precision, square, tl.load(n + 2), tl.load(n + 5), both, FIXED)
+        for channel in tl.static_range(3):
+            total = red if channel == 0 else (green if channel == 1 else blue)
+            mean, std = tl.load(n + channel), tl.load(n + 3 + channel)
+            place = to + channel * area
+            _store(place, total, precision, square, mean, std, both, PATCH_PX, FIXED)
 
 
 def patchify(
@@ -207,15 +212,18 @@ def patchify(
     job_of_unit: torch.Tensor,
     places: torch.Tensor | None,
     normalisation: torch.Tensor,
+    patch_px: int,
     stage_rows: int,
     fixed: bool,
     out: torch.Tensor,
 ) -> None:
     """jobs: (J, 16) int64; job_of_unit: (units,) int32; places: (T,) int32 or int64, where a
     token goes; normalisation: float32, three means and three deviations in 0..255 units;
-    stage_rows: most source rows of a token; fixed: whether the jobs are FIXED; out: contiguous
-    (4 T, 1176) of float32, float16, bfloat16, or uint8 for the pixels as they are. All on one
-    device."""
+    patch_px: one of PATCH_SIZES; stage_rows: most source rows of a token; fixed: whether the jobs
+    are FIXED; out: contiguous (4 T, 6 patch_px^2) of float32, float16, bfloat16, or uint8 for the
+    pixels as they are. All on one device."""
+    if patch_px not in PATCH_SIZES:
+        raise ValueError(f"patchify: patch_px must be 14 or 16, got {patch_px}")
     num_units = len(job_of_unit)
     row_bytes = STAGE_ROW.value * (1 if fixed else 4)
     programs = max(1, min(num_units, _num_programs(out), STAGE_BYTES // (stage_rows * row_bytes)))
@@ -233,6 +241,7 @@ def patchify(
         out,
         num_units,
         stage_rows,
+        PATCH_PX=patch_px,
         FIXED=fixed,
         HAS_PLACES=places is not None,
         num_warps=NUM_WARPS,
@@ -246,10 +255,11 @@ def _num_programs(out: torch.Tensor) -> int:
 
 
 def variants() -> list[dict]:
-    """What is compiled ahead of time: every type of rows of both sums."""
+    """What is compiled ahead of time: every type of rows of both sums, and 16-bit rows with patches
+    of 16 px."""
     return [
         {
-            "name": f"{kind}, {'integer' if fixed else 'float'} sums",
+            "name": f"{kind}, {'integer' if fixed else 'float'} sums{', 16 px' * (px == 16)}",
             "kernel": patchify_kernel,
             "signature": {
                 "job_ptr": "*i64",
@@ -261,10 +271,10 @@ def variants() -> list[dict]:
                 "num_units": "i32",
                 "stage_rows": "i32",
             },
-            "constexprs": {"FIXED": fixed, "HAS_PLACES": kind != "fp32"},
+            "constexprs": {"PATCH_PX": px, "FIXED": fixed, "HAS_PLACES": kind != "fp32"},
             "num_warps": NUM_WARPS,
             "unaligned": ("num_units", "stage_rows"),
         }
-        for kind in ("fp32", "fp16", "bf16", "u8")
+        for kind, px in (*((kind, 14) for kind in ("fp32", "fp16", "bf16", "u8")), ("bf16", 16))
         for fixed in (True, False)
     ]

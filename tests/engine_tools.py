@@ -10,6 +10,7 @@ import numpy as np
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, FailedEvent, FinishedEvent, GenerationRequest
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.types import PairRef, PixelBox, Prompt, SamplingParams, Segment, TimeLabel
 
@@ -52,7 +53,7 @@ WHOLE = PixelBox(0, 0, 90, 60)
 
 
 def look(*pairs: PairRef, box: PixelBox = WHOLE) -> Segment:
-    return Segment(pairs, box, (56, 84))
+    return Segment(pairs, box, (56, 84), GEOMETRY)
 
 
 def encode(tokenizer: Tokenizer, *parts: str | TimeLabel | Segment) -> EncodedPrompt:

@@ -24,6 +24,7 @@ from vtts_rt.bench.rounds import ABLATIONS, DRAFTS, OTHER, PEERS, SAME
 from vtts_rt.bench.setting import Setting, question
 from vtts_rt.bench.summary import PHASES, comparisons, sentence
 from vtts_rt.models.checkpoint import EXTRAS_FILE
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata
@@ -216,7 +217,11 @@ def test_the_setting_of_append_looks_closer_without_looking_at_more() -> None:
     pairs, cells = [], []
     for clue in (*setting.clues, None):
         plan = plan_round(
-            "append", setting.perception("append").resolve({}), [minute], history, len(history)
+            "append",
+            setting.perception("append").resolve(GEOMETRY),
+            [minute],
+            history,
+            len(history),
         )
         history.append(RoundHistory(plan, clue_from_json(clue), forced=True))
         pairs.append(plan.num_pairs)

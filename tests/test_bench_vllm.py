@@ -18,6 +18,7 @@ from vtts_rt import bench
 from vtts_rt.bench import rounds as bench_rounds
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.types import Strategy, VideoMetadata
 from vtts_rt.video import open_video
 from vtts_rt.video.writer import write_video
@@ -68,7 +69,7 @@ def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: Strategy)
         QUESTIONS[0],
         options=OPTIONS,
         metadata=metadata,
-        perception=SETTING.perception(strategy).resolve({}),
+        perception=SETTING.perception(strategy).resolve(GEOMETRY),
         clues=SETTING.parsed_clues,
         max_tokens=SETTING.max_tokens,
     )
@@ -144,7 +145,7 @@ def test_a_failure_of_vllm_is_told_and_survived(
             clip,
             "why?",
             metadata=metadata,
-            perception=SETTING.perception("official").resolve({}),
+            perception=SETTING.perception("official").resolve(GEOMETRY),
             clues=SETTING.parsed_clues,
             max_tokens=1000,
         )

@@ -8,25 +8,38 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+from utils import QWEN3_VL, resolved
 
 from vtts_rt.config import PerceptionConfig, ResolvedPerception
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.types import Geometry
 
 RECIPE: dict[str, Any] = {"strategy": "refresh", "max_rounds": 2, "sample_fps": 0.5}
 
 
 def test_both_configs_have_the_same_settings() -> None:
     names = [f.name for f in fields(PerceptionConfig)]
-    assert names == [f.name for f in fields(ResolvedPerception)]
+    assert ["geometry", *names] == [f.name for f in fields(ResolvedPerception)]
     assert PerceptionConfig().given() == {}
     assert repr(PerceptionConfig(max_rounds=2)) == "PerceptionConfig(max_rounds=2)"
-    assert PerceptionConfig().resolve() == ResolvedPerception()
-    assert all(getattr(ResolvedPerception(), name) is not None for name in names)
+    assert all(getattr(resolved(), name) is not None for name in names)
+
+
+@pytest.mark.parametrize(("geometry", "pixels"), [(GEOMETRY, 128 * 28**2), (QWEN3_VL, 128 * 32**2)])
+def test_pixel_budgets_are_counted_in_tokens_of_the_model(geometry: Geometry, pixels: int) -> None:
+    config = PerceptionConfig().resolve(geometry)
+    assert (config.min_pixels, config.total_pixels) == (pixels, 12 * pixels)
+    given = PerceptionConfig(total_pixels=50_000).resolve(geometry, {"min_pixels": 1000})
+    assert (given.min_pixels, given.total_pixels) == (1000, 50_000)
 
 
 def test_given_values_come_before_the_recipe_and_the_recipe_before_our_defaults() -> None:
-    resolved = PerceptionConfig(max_rounds=5).resolve(RECIPE)
-    assert resolved == ResolvedPerception(strategy="refresh", max_rounds=5, sample_fps=0.5)
-    assert PerceptionConfig(strategy=None, max_rounds=3).resolve(RECIPE).strategy == "refresh"
+    found = PerceptionConfig(max_rounds=5).resolve(GEOMETRY, RECIPE)
+    assert found == resolved(strategy="refresh", max_rounds=5, sample_fps=0.5)
+    assert (
+        PerceptionConfig(strategy=None, max_rounds=3).resolve(GEOMETRY, RECIPE).strategy
+        == "refresh"
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,11 +49,9 @@ def test_copies_leave_to_the_model_what_was_left_to_it(remake: Any) -> None:
     config = PerceptionConfig(strategy="append")
     assert remake(config) == config and remake(config).given() == {"strategy": "append"}
     replaced = replace(remake(config), max_rounds=3)
-    assert replaced.resolve(RECIPE) == PerceptionConfig(strategy="append", max_rounds=3).resolve(
-        RECIPE
-    )
-    resolved = config.resolve(RECIPE)
-    assert remake(resolved) == resolved
+    expected = PerceptionConfig(strategy="append", max_rounds=3).resolve(GEOMETRY, RECIPE)
+    assert replaced.resolve(GEOMETRY, RECIPE) == expected
+    assert remake(expected) == expected
 
 
 @pytest.mark.parametrize(
@@ -76,15 +87,15 @@ def test_a_bad_value_is_named_wherever_it_comes_from(
     with pytest.raises(ValueError, match=message):
         PerceptionConfig(**settings)
     with pytest.raises(ValueError, match=message):
-        ResolvedPerception(**settings)
+        ResolvedPerception(**{"geometry": GEOMETRY, "min_pixels": 1, "total_pixels": 1, **settings})
     with pytest.raises(ValueError, match=message):
-        PerceptionConfig().resolve(settings)
+        PerceptionConfig().resolve(GEOMETRY, settings)
 
 
 def test_settings_that_do_not_go_together_are_refused_when_resolved() -> None:
     message = "max_frames must be >= min_frames .8., got 6"
     with pytest.raises(ValueError, match=message):
-        PerceptionConfig(max_frames=6).resolve({"min_frames": 8})
+        PerceptionConfig(max_frames=6).resolve(GEOMETRY, {"min_frames": 8})
     for strategy, name in [
         ("official", "stop_when_stable"),
         ("append", "sticky_clues"),
@@ -93,21 +104,23 @@ def test_settings_that_do_not_go_together_are_refused_when_resolved() -> None:
         given: dict[str, Any] = {name: True}
         message = f"{name} must be left out with strategy {strategy}"
         with pytest.raises(ValueError, match=message):
-            PerceptionConfig(**given).resolve({"strategy": strategy})
+            PerceptionConfig(**given).resolve(GEOMETRY, {"strategy": strategy})
         with pytest.raises(ValueError, match=message):
-            PerceptionConfig(strategy=strategy, **given).resolve()  # type: ignore[arg-type]
-        assert not getattr(PerceptionConfig(**{name: False}).resolve({"strategy": strategy}), name)  # type: ignore[arg-type]
+            PerceptionConfig(strategy=strategy, **given).resolve(GEOMETRY)  # type: ignore[arg-type]
+        assert not getattr(
+            PerceptionConfig(**{name: False}).resolve(GEOMETRY, {"strategy": strategy}), name
+        )  # type: ignore[arg-type]
 
 
 def test_a_switch_of_the_recipe_counts_for_its_own_strategies_only() -> None:
     recipe = {"strategy": "append", "stop_when_stable": True}
-    assert PerceptionConfig().resolve(recipe).stop_when_stable
-    assert not PerceptionConfig(strategy="official").resolve(recipe).stop_when_stable
+    assert PerceptionConfig().resolve(GEOMETRY, recipe).stop_when_stable
+    assert not PerceptionConfig(strategy="official").resolve(GEOMETRY, recipe).stop_when_stable
     recipe = {"strategy": "official", "sticky_clues": True}
-    assert PerceptionConfig().resolve(recipe).sticky_clues
-    assert not PerceptionConfig(strategy="append").resolve(recipe).sticky_clues
+    assert PerceptionConfig().resolve(GEOMETRY, recipe).sticky_clues
+    assert not PerceptionConfig(strategy="append").resolve(GEOMETRY, recipe).sticky_clues
 
 
 def test_an_unknown_setting_of_a_recipe_is_named() -> None:
     with pytest.raises(ValueError, match="setting must be one of .*, got 'nope'"):
-        PerceptionConfig().resolve({"nope": 1})
+        PerceptionConfig().resolve(GEOMETRY, {"nope": 1})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from utils import QWEN3_VL
 
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.types import Geometry
-
-# transformers, Qwen3VLVideoProcessor.
-QWEN3_VL = Geometry(patch_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,29 @@ def test_wrong_values_are_refused(change: dict[str, Any], rule: str) -> None:
     values = {"patch_px": 14, "mean": GEOMETRY.mean, "std": GEOMETRY.std}
     with pytest.raises(ValueError, match=f"Geometry: {rule}"):
         Geometry(**{**values, **change})
+
+
+# Numbers of one family's geometry: px of a patch and of a token, values of a row.
+_FAMILY = {14, 28, 784, 1176, 16 * 96}
+# Where they mean something else, or name the sizes that are compiled.
+_OTHER_MEANINGS = {
+    "types.py": 1,  # PATCH_SIZES
+    "video/picture_files.py": 1,  # bits of a WebP header
+    "models/tokenizer.py": 1,  # a power of two
+}
+
+
+def test_no_number_of_a_family_outside_it() -> None:
+    root = Path(__file__).resolve().parents[1] / "vtts_rt"
+    found: dict[str, int] = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        if name.startswith("bench/") or (name.startswith("models/") and name.count("/") > 1):
+            continue  # a family's folder
+        text = path.read_text(encoding="utf-8")
+        if not re.search(rf"\b({'|'.join(map(str, _FAMILY))})\b", text):
+            continue  # quick
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and type(node.value) is int and node.value in _FAMILY:
+                found[name] = found.get(name, 0) + 1
+    assert found == _OTHER_MEANINGS

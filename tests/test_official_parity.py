@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torchvision_shim
+from utils import resolved
 
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
@@ -62,7 +63,7 @@ def perception(**overrides: Any) -> ResolvedPerception:
         "total_pixels": 96 * 28 * 28,
         "parity": "transformers",
     }
-    return ResolvedPerception(**{**settings, **overrides})
+    return resolved(**{**settings, **overrides})
 
 
 def both(

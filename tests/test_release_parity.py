@@ -15,8 +15,8 @@ import pytest
 import torch
 import torchvision_shim
 from transformers_tools import Clip, Image, TransformersPeer
+from utils import resolved
 
-from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.sizing import image_size, resize_kernel, smart_resize
 from vtts_rt.runtime import Runtime
@@ -62,7 +62,7 @@ def test_sizes_are_those_of_the_released_function() -> None:
         expected = published_size(height, width, least * PIXEL, most * PIXEL)
         if max(height, width) > 200 * min(height, width) or min(expected) == 0:
             continue  # refused there
-        found = smart_resize(height, width, least * PIXEL, most * PIXEL, "release")
+        found = smart_resize(height, width, least * PIXEL, most * PIXEL, 28, "release")
         assert found == expected, (height, width)
 
 
@@ -70,7 +70,7 @@ def test_sizes_are_those_of_the_released_function() -> None:
 def test_an_image_has_bounds_of_its_own(hw: tuple[int, int]) -> None:
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as processor
 
-    release, other = ResolvedPerception(), ResolvedPerception(parity="transformers")
+    release, other = resolved(), resolved(parity="transformers")
     assert image_size(release, *hw) == published_size(*hw, 4 * PIXEL, 768 * PIXEL)
     assert image_size(other, *hw) == processor(*hw, 28, 128 * PIXEL, 768 * PIXEL)
     height, width = image_size(release, *hw, is_crop=True)
@@ -78,7 +78,7 @@ def test_an_image_has_bounds_of_its_own(hw: tuple[int, int]) -> None:
 
 
 def test_images_share_the_budget_of_a_round() -> None:
-    config = ResolvedPerception(total_pixels=400 * PIXEL)
+    config = resolved(total_pixels=400 * PIXEL)
     assert image_size(config, 224, 224) == (224, 224)
     for num_images in (1, 2, 5, 1000):
         height, width = image_size(config, 3000, 4000, num_images)
@@ -90,7 +90,7 @@ def test_every_strategy_shows_the_pixels_of_its_parity(strategy: Any) -> None:
     video = VideoMetadata("v", 90, 10.0, 9.0, 360, 640, "test")
     image = VideoMetadata("i", 1, 1.0, 0.0, 224, 224, "image", is_image=True)
     for parity in ("release", "transformers"):
-        config = ResolvedPerception(parity=parity)  # type: ignore[arg-type]
+        config = resolved(parity=parity)  # type: ignore[arg-type]
         plan = plan_round(strategy, config, [video, image], [], 0)
         for segment in plan.segments:
             assert segment.resize == resize_kernel(parity, segment.is_image)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def test_answers_are_those_of_the_released_numerics(
         videos,
         "Which pattern is on the red card?",
         source_fps=source_fps,
-        perception=ResolvedPerception(
+        perception=resolved(
             max_rounds=1, max_frames=16, min_pixels=4 * PIXEL, total_pixels=128 * PIXEL
         ),
         sampling=SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True),

@@ -16,6 +16,7 @@ from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob
 from vtts_rt.rounds.prepare import open_videos
@@ -349,7 +350,7 @@ def test_generate_and_score_agree(runtime: Runtime) -> None:
 def ask_segment() -> Any:
     from vtts_rt.types import PairRef, PixelBox, Segment
 
-    return Segment((PairRef(0, "v", 0, 0, 0.0),), PixelBox(0, 0, 28, 28), (28, 28))
+    return Segment((PairRef(0, "v", 0, 0, 0.0),), PixelBox(0, 0, 28, 28), (28, 28), GEOMETRY)
 
 
 def test_batch_and_plan(runtime: Runtime, clip: Path) -> None:

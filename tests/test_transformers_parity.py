@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from transformers_tools import Clip, Generation, Image, TransformersPeer
+from utils import resolved
 
-from vtts_rt.config import ResolvedPerception
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.rounds.results import RoundResult
@@ -63,7 +64,7 @@ def test_official_is_transformers_generate(
 ) -> None:
     num_frames, clues = 300, SPANS[seconds]
     video = pixels(np.random.default_rng(int(seconds)), num_frames, 40, 60)
-    config = ResolvedPerception(
+    config = resolved(
         parity="transformers",
         max_frames=32,
         min_pixels=4 * PIXEL,
@@ -96,7 +97,7 @@ def test_official_is_transformers_generate(
 def mix(peer: TransformersPeer, runtime: Runtime, seed: int) -> None:
     """One question about one to four random images and videos."""
     rng, dice = np.random.default_rng(seed), random.Random(seed)
-    config = ResolvedPerception(
+    config = resolved(
         parity="transformers",
         max_rounds=1,
         sample_fps=dice.choice([0.02, 0.1, 0.5, 2.0]),
@@ -154,7 +155,7 @@ def test_a_conversation_goes_on_as_one_sequence(checkpoint: Path, peer: Transfor
     parts, clips = [], []
     for first in (0, 20):
         pairs = [pair(first + i, first + i + 1) for i in range(0, 20, 2)]
-        parts.append(Segment(tuple(pairs), WHOLE, (56, 84), seconds_per_grid=20.0))
+        parts.append(Segment(tuple(pairs), WHOLE, (56, 84), GEOMETRY, seconds_per_grid=20.0))
         shown = [frames.frame(first + i) for i in range(20)]
         clips.append(Clip(np.stack(shown), range(20), 20, 0.1, (6 * PIXEL, 6 * PIXEL)))
     texts = ["look <|vision_start|><|video_pad|><|vision_end|> say"] * 2
@@ -176,7 +177,7 @@ def test_positions_of_the_release_give_other_tokens(
 ) -> None:
     """The comparison can fail: over 1,800 s the release's positions are told apart."""
     video = pixels(np.random.default_rng(0), 32, 40, 60)
-    config = ResolvedPerception(max_rounds=1, max_frames=32, min_pixels=4 * PIXEL)
+    config = resolved(max_rounds=1, max_frames=32, min_pixels=4 * PIXEL)
     answer = runtime.ask(
         video,
         "which?",

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import vtts_rt
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops.patchify import PatchifyJob, patchify_ref
 from vtts_rt.types import PixelBox
 
@@ -200,7 +201,7 @@ def python_example() -> dict[str, Any]:
         ((i * i // 7 + i * 31 + frame * 13) % 256).astype(np.uint8).reshape(360, 640, 3)
         for frame in (720, 723)
     ]
-    rows = patchify_ref([PatchifyJob(*frames, PixelBox(160, 36, 384, 288), (252, 224))])
+    rows = patchify_ref([PatchifyJob(*frames, PixelBox(160, 36, 384, 288), (252, 224))], GEOMETRY)
     fingerprint = 0xCBF29CE484222325
     for byte in rows.numpy().tobytes():
         fingerprint = (fingerprint ^ byte) * 0x100000001B3 & (2**64 - 1)

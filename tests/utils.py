@@ -14,9 +14,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from vtts_rt import PerceptionConfig, SamplingParams
+from vtts_rt.config import ResolvedPerception
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS
 from vtts_rt.rounds.results import Answer
-from vtts_rt.types import PATCH_ROW
+from vtts_rt.types import Geometry
 
 _CORPUS = (
     "Which pattern is on the red card? Think first, then answer between tags.",
@@ -24,6 +26,16 @@ _CORPUS = (
     "naïve café, 東京 and Zürich: – “quotes” and \U0001f600 faces",
 )
 VOCAB_SIZE = 400
+
+
+# transformers, Qwen3VLVideoProcessor; and values that no model has.
+QWEN3_VL = Geometry(patch_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+UNEVEN = Geometry(patch_px=16, mean=(0.31, 0.07, 0.9), std=(0.7, 0.11, 1.3))
+
+
+def resolved(**settings: Any) -> ResolvedPerception:
+    """Perception of a Qwen2.5-VL: settings, and defaults where there are none."""
+    return PerceptionConfig(**settings).resolve(GEOMETRY)
 
 
 def seeds(num_quick: int, num_all: int) -> list[Any]:
@@ -144,7 +156,7 @@ def copy_config(
 
 def random_rows(grids: list[tuple[int, int, int]]) -> torch.Tensor:
     """Patch rows of random pixels for `grids`, about the range of normalised images."""
-    return torch.randn(sum(t * h * w for t, h, w in grids), PATCH_ROW)
+    return torch.randn(sum(t * h * w for t, h, w in grids), GEOMETRY.row_size)
 
 
 LOOK: dict[str, Any] = {"sample_fps": 1.0, "min_pixels": 3136, "total_pixels": 60_000}

@@ -44,6 +44,7 @@ class Options(c.Structure):
         ("num_threads", c.c_int32),
         ("mean", c.c_float * 3),
         ("std", c.c_float * 3),
+        ("patch_px", c.c_int32),
     ]
 
 
@@ -122,17 +123,32 @@ def jobs(items: Sequence[Job]) -> Any:
     return (Job * len(items))(*items)
 
 
-def num_rows(items: Sequence[Job]) -> int:
+def options(**changed: Any) -> Options:
+    made: Options = default("patchify_options")
+    for name, value in changed.items():
+        if isinstance(value, tuple):
+            getattr(made, name)[:] = value
+        else:
+            setattr(made, name, value)
+    return made
+
+
+def num_rows(items: Sequence[Job], settings: Options) -> int:
     found = c.c_int64()
-    call("patchify_num_rows", jobs(items), c.c_int64(len(items)), c.byref(found))
+    arguments = jobs(items), c.c_int64(len(items)), c.byref(settings)
+    call("patchify_num_rows", *arguments, c.byref(found))
     return found.value
 
 
-def patchify(items: Sequence[Job], **options: int) -> np.ndarray:
-    settings = default("patchify_options")
-    for name, value in options.items():
-        setattr(settings, name, value)
-    out = np.full((num_rows(items), 1176), np.nan, dtype=np.float32)
+def row_size(settings: Options) -> int:
+    found = c.c_int64()
+    call("patchify_row_size", c.byref(settings), c.byref(found))
+    return found.value
+
+
+def patchify(items: Sequence[Job], **changed: Any) -> np.ndarray:
+    settings = options(**changed)
+    out = np.full((num_rows(items, settings), row_size(settings)), np.nan, dtype=np.float32)
     call(
         "patchify_cpu",
         jobs(items),

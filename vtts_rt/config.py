@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Parity, Strategy, require
+from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, Strategy, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
+# VideoChat-R1.5: tokens that a frame gets at least, and how many such frames a round may hold.
+_MIN_TOKENS, _TOTAL_SHARE = 128, 12
 
 # name -> what it does; the whole list of variables the installed package reads.
 ENVIRONMENT_VARIABLES = {
@@ -91,17 +93,20 @@ _PERCEPTION_SCOPES: dict[str, tuple[Strategy, ...]] = {
 class ResolvedPerception:
     """How one question looks at its video(s), every setting decided; see PerceptionConfig.
 
-    The defaults are those of VideoChat-R1.5, and of models that bring none of their own.
+    The defaults are those of VideoChat-R1.5, and of models that bring none of their own; those of
+    min_pixels and total_pixels depend on the model's geometry (`PerceptionConfig.resolve`).
+    geometry: of the model that is shown the frames.
     prompts: "" is the model's own wording. ValueError names the first setting that is not allowed.
     """
 
+    geometry: Geometry
     strategy: Strategy = "official"
     max_rounds: int = 3
     sample_fps: float = 2.0
     min_frames: int = 4
     max_frames: int = 512
-    min_pixels: int = 128 * 28 * 28
-    total_pixels: int = 128 * 12 * 28 * 28
+    min_pixels: int
+    total_pixels: int
     key_ratio: float = 1.5
     focus_frames: int = 0
     focus_margin_cells: float = 0.0
@@ -114,8 +119,9 @@ class ResolvedPerception:
     prompts: str | Path = ""
 
     def __post_init__(self) -> None:
-        given = {f.name: getattr(self, f.name) for f in fields(self)}
-        check("PerceptionConfig", _PERCEPTION_RULES, given)
+        check(
+            "PerceptionConfig", _PERCEPTION_RULES, {n: getattr(self, n) for n in _PERCEPTION_RULES}
+        )
         least, most = self.min_frames, self.max_frames
         require("PerceptionConfig", "max_frames", most, most >= least, f">= min_frames ({least})")
         for name, strategies in _PERCEPTION_SCOPES.items():
@@ -133,7 +139,8 @@ class PerceptionConfig:
     sample_fps: frames sampled a second in a coarse pass (VideoChat-R1.5: 2.0).
     min_frames, max_frames: bounds on the frames of a round, even (VideoChat-R1.5: 4, 512).
     min_pixels, total_pixels: px; the budget rule of VideoChat-R1.5 / qwen-vl-utils: a frame
-        gets at most max(min(768*28^2, total_pixels / num_frames * 2), 1.05 * min_pixels).
+        gets at most max(min(768*t^2, total_pixels / num_frames * 2), 1.05 * min_pixels), a token
+        of the model being t px a side (VideoChat-R1.5: 128*t^2, 12*128*t^2).
     key_ratio: how much denser key spans are sampled by `official` (VideoChat-R1.5: 1.5).
     focus_frames: most frames of a later look in `refresh` and `append`; 0 is half of the first
         look's, at least 8, so that a run costs about two looks however many rounds it has.
@@ -190,19 +197,24 @@ class PerceptionConfig:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
-    def resolve(self, defaults: Mapping[str, Any] | None = None) -> ResolvedPerception:
+    def resolve(
+        self, geometry: Geometry, defaults: Mapping[str, Any] | None = None
+    ) -> ResolvedPerception:
         """Every setting decided: as given here, else by `defaults` (a model's own settings), else
-        as in ResolvedPerception.
+        as in ResolvedPerception; by default a frame has at least 128 tokens of the model's
+        `geometry`, and a round 12 times as many.
 
         A default that is no setting of the chosen strategy is left out; one that was given is
         refused with ValueError, as are settings that contradict each other.
         """
         own = self.of_recipe(defaults or {}).given()
-        chosen: dict[str, Any] = {"strategy": "official", **own, **self.given()}
+        pixels = _MIN_TOKENS * geometry.token_px**2
+        budget = {"min_pixels": pixels, "total_pixels": _TOTAL_SHARE * pixels}
+        chosen: dict[str, Any] = {"strategy": "official", **budget, **own, **self.given()}
         for name, strategies in _PERCEPTION_SCOPES.items():
             if chosen["strategy"] not in strategies and getattr(self, name) is None:
                 chosen.pop(name, None)
-        return ResolvedPerception(**chosen)
+        return ResolvedPerception(geometry=geometry, **chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

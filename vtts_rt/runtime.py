@@ -53,7 +53,7 @@ from vtts_rt.rounds.streams import (
     stream,
     stream_async,
 )
-from vtts_rt.types import Prompt, SamplingParams
+from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore, Video, VideoInput
 
 if TYPE_CHECKING:
@@ -322,9 +322,12 @@ class Runtime:
         """`perception` with the model's own settings where it leaves them to the model."""
         self._driver.check_process()
         check("perception", CALL_RULES, {"perception": perception})
+        model = self._engine.model
         if isinstance(perception, ResolvedPerception):
+            given = perception.geometry
+            require("perception", "geometry", given, given == model.geometry, "the model's")
             return perception
-        return (perception or PerceptionConfig()).resolve(self._engine.model.config.perception)
+        return (perception or PerceptionConfig()).resolve(model.geometry, model.config.perception)
 
     # -- tokens -----------------------------------------------------------------------------
 

@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 # Pixels of one frame: (H, W, 3) uint8 RGB; a tensor where the decoder left them on a device.
 Frame: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
-# Geometry of the Qwen2-VL / Qwen2.5-VL vision input (transformers, Qwen2VLImageProcessor).
-PATCH_SIZE = 14  # px a side
-MERGE_SIZE = 2  # patches a side that become one LM token
-TEMPORAL_PATCH_SIZE = 2  # frames in a frame pair
-TOKEN_PX = PATCH_SIZE * MERGE_SIZE  # px a side of one LM token; sizes are multiples of it
-PATCH_ROW = 3 * TEMPORAL_PATCH_SIZE * PATCH_SIZE * PATCH_SIZE  # 1176 values a patch row
+# Of every family: patches a side that become one LM token, and frames that make a frame pair.
+MERGE_SIZE = 2
+FRAMES_PER_PAIR = 2
 
 # Whose numbers a run reproduces: the code that was released with VideoChat-R1.5, or transformers 5.
 Parity = Literal["release", "transformers"]
@@ -58,17 +55,16 @@ class Geometry:
     patch_px: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    merge: int = 2
-    frames_per_pair: int = 2
+    merge: int = MERGE_SIZE
+    frames_per_pair: int = FRAMES_PER_PAIR
 
     def __post_init__(self) -> None:
-        sizes = " or ".join(map(str, PATCH_SIZES))
-        for name, allowed, rule in (
-            ("patch_px", PATCH_SIZES, sizes),
-            ("merge", (2,), "2"),
-            ("frames_per_pair", (2,), "2"),
+        for name, allowed in (
+            ("patch_px", PATCH_SIZES),
+            ("merge", (MERGE_SIZE,)),
+            ("frames_per_pair", (FRAMES_PER_PAIR,)),
         ):
-            value = getattr(self, name)
+            value, rule = getattr(self, name), " or ".join(map(str, allowed))
             _require("Geometry", name, value, type(value) is int and value in allowed, rule)
         for name, least in (("mean", -math.inf), ("std", 0.0)):
             given = getattr(self, name)
@@ -192,7 +188,8 @@ class Segment:
     """One vision item of a prompt: `<|vision_start|>` pads `<|vision_end|>`.
 
     pairs: frame pairs in order, all seen through the same `box` and resized to `resized_hw`
-        (px, multiples of 28). seconds_per_grid: seconds between two pairs as told to M-RoPE
+        (px, multiples of the geometry's token_px). geometry: of the model that is shown them.
+        seconds_per_grid: seconds between two pairs as told to M-RoPE
         (ignored for a single pair). is_image: pads are `<|image_pad|>`. resize: the kernel that
         makes the pixels of the view.
     """
@@ -200,6 +197,7 @@ class Segment:
     pairs: tuple[PairRef, ...]
     box: PixelBox
     resized_hw: tuple[int, int]
+    geometry: Geometry
     seconds_per_grid: float = 1.0
     is_image: bool = False
     resize: ResizeKernel = "fixed"
@@ -207,15 +205,11 @@ class Segment:
     @property
     def grid_thw(self) -> tuple[int, int, int]:
         """(pairs, patch rows, patch columns), as transformers' `video_grid_thw`."""
-        return (
-            len(self.pairs),
-            self.resized_hw[0] // PATCH_SIZE,
-            self.resized_hw[1] // PATCH_SIZE,
-        )
+        return (len(self.pairs), *self.geometry.grid_hw(self.resized_hw))
 
     @property
     def tokens_per_pair(self) -> int:
-        return (self.resized_hw[0] // TOKEN_PX) * (self.resized_hw[1] // TOKEN_PX)
+        return self.geometry.num_tokens(self.resized_hw)
 
     @property
     def num_tokens(self) -> int:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from op_cases.case import DTYPES, Build, Case, Scale, bench_dtype, built_later
 from op_cases.patchify import LOOKS, Look, jobs_of, num_source_bytes, places_of
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
+from vtts_rt.ops.patch_jobs import num_rows
 from vtts_rt.ops.patchify import patchify
 from vtts_rt.types import ResizeKernel
 
@@ -53,28 +55,28 @@ def _case(
     jobs = jobs_of(looks, device, *resize)
     generator = torch.Generator().manual_seed(num_outputs)
     # Rows are about 1 in size: so are the products.
-    weight = torch.randn(num_outputs, 1176, generator=generator) / 1176**0.5
+    row_size = GEOMETRY.row_size
+    weight = torch.randn(num_outputs, row_size, generator=generator) / row_size**0.5
     weight = weight.to(device, dtype)
     bias = torch.randn(num_outputs, generator=generator).to(device, dtype) if awkward else None
     places = places_of(jobs, device) if awkward else None
-    embed = PatchEmbedWeight(weight, bias)
+    embed = PatchEmbedWeight(weight, GEOMETRY, bias)
 
     def run(backend: str) -> tuple[Tensor]:
         return (patch_embed(jobs, embed, places=places, backend=backend),)
 
     def eager() -> tuple[Tensor]:
-        rows = patchify(jobs, dtype=dtype, places=places)
+        rows = patchify(jobs, GEOMETRY, dtype=dtype, places=places)
         return (linear(rows, weight, bias, backend="torch"),)
 
-    num_rows = sum(job.num_rows for job in jobs)
+    rows = num_rows(jobs, GEOMETRY)
     return Case(
         name=f"{name} x {num_outputs}",
         dtype=dtype,
         run=run,
-        exact=lambda: (patch_embed_ref(jobs, weight, bias, places=places),),
+        exact=lambda: (patch_embed_ref(jobs, embed, places=places),),
         eager=eager,
-        num_bytes=num_source_bytes(jobs)
-        + (weight.numel() + num_rows * num_outputs) * dtype.itemsize,
-        num_flops=2 * num_rows * 1176 * num_outputs,
+        num_bytes=num_source_bytes(jobs) + (weight.numel() + rows * num_outputs) * dtype.itemsize,
+        num_flops=2 * rows * row_size * num_outputs,
         without=_refused(dtype, num_outputs),
     )

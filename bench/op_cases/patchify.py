@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from op_cases.case import Build, Case, Scale, bench_dtype, built_later
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.ops.patch_jobs import num_rows
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
 from vtts_rt.types import RESIZE_KERNELS, PixelBox, ResizeKernel
 
@@ -73,7 +75,7 @@ def num_source_bytes(jobs: Sequence[PatchifyJob]) -> int:
 
 
 def places_of(jobs: Sequence[PatchifyJob], device: str) -> Tensor:
-    num_tokens = sum(job.num_rows for job in jobs) // 4
+    num_tokens = num_rows(jobs, GEOMETRY) // GEOMETRY.patches_per_token
     return torch.randperm(num_tokens, generator=torch.Generator().manual_seed(1)).to(device)
 
 
@@ -107,15 +109,14 @@ def _case(
     places = None if wide else places_of(jobs, device)
 
     def run(backend: str) -> tuple[Tensor]:
-        return (patchify(jobs, dtype=dtype, places=places, backend=backend),)
+        return (patchify(jobs, GEOMETRY, dtype=dtype, places=places, backend=backend),)
 
     def exact() -> tuple[Tensor]:
-        return (patchify_ref(jobs, places=places),)
+        return (patchify_ref(jobs, GEOMETRY, places=places),)
 
     def rounded() -> tuple[Tensor]:
-        return (patchify_ref(jobs, dtype=dtype, places=places),)
+        return (patchify_ref(jobs, GEOMETRY, dtype=dtype, places=places),)
 
-    num_rows = sum(job.num_rows for job in jobs)
     return Case(
         name=name,
         dtype=dtype,
@@ -124,5 +125,6 @@ def _case(
         # Bit for bit, even where the interpreter's fused multiply-add rounds twice: no pixel of
         # these lies that near to a rounding edge.
         eager=None if wide else rounded,
-        num_bytes=num_source_bytes(jobs) + num_rows * 1176 * dtype.itemsize,
+        num_bytes=num_source_bytes(jobs)
+        + num_rows(jobs, GEOMETRY) * GEOMETRY.row_size * dtype.itemsize,
     )

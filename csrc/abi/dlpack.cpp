@@ -136,14 +136,15 @@ vtts_status vtts_patchify_cpu_dlpack(const vtts_patchify_job* jobs, int64_t num_
   return guard([&] {
     const char* what = "patchify_cpu_dlpack";
     require_pointer(tensor, what, "tensor");
-    const Jobs native = read_jobs(jobs, num_jobs, what);
     const vtts::PatchifyOptions how = read_options(options, true, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
+    const int row_size = vtts::patch_row(how.patch_px);
     auto owned = std::make_unique<Owned>();
-    const auto num_floats = static_cast<size_t>(native.num_rows) * vtts::kPatchRow;
+    const auto num_floats = static_cast<size_t>(native.num_rows) * row_size;
     owned->rows.reset(new float[num_floats]);
     vtts::patchify(native.data(), native.size(), how, owned->rows.get());
     owned->shape[0] = native.num_rows;
-    owned->shape[1] = owned->strides[0] = vtts::kPatchRow;
+    owned->shape[1] = owned->strides[0] = row_size;
     owned->strides[1] = 1;
     DLManagedTensorVersioned& result = owned->tensor;
     result.version = {1, 0};

@@ -32,7 +32,7 @@ FrameView view(const vtts_frame& frame, const char* what, const std::string& nam
 
 }  // namespace
 
-Jobs read_jobs(const vtts_patchify_job* jobs, int64_t num_jobs, const char* what) {
+Jobs read_jobs(const vtts_patchify_job* jobs, int64_t num_jobs, int patch_px, const char* what) {
   require(num_jobs >= 0 && num_jobs <= kMaxJobs, what, "num_jobs", "in [0, 2^24]", num_jobs);
   Jobs result;
   if (num_jobs == 0) return result;
@@ -54,8 +54,8 @@ Jobs read_jobs(const vtts_patchify_job* jobs, int64_t num_jobs, const char* what
             "a vtts_resize", resize);
     constexpr Resize kKernels[] = {Resize::kFixed, Resize::kFloat, Resize::kPil};
     job.resize = kKernels[resize];
-    validate(job);
-    result.num_rows += num_patch_rows(job);
+    validate(job, patch_px);
+    result.num_rows += num_patch_rows(job, patch_px);
     require(result.num_rows <= kMaxRows, what, "rows of all jobs", "at most 2^40", result.num_rows);
     result.jobs.push_back(job);
   }
@@ -67,6 +67,8 @@ PatchifyOptions read_options(const vtts_patchify_options* options, bool for_cpu,
   const vtts_patchify_options given =
       options == nullptr ? defaults : read_struct(options, defaults, what, "options");
   PatchifyOptions result;
+  validate_patch(given.patch_px, what);
+  result.patch_px = given.patch_px;
   for (int c = 0; c < kChannels; ++c) {
     if (!std::isfinite(given.mean[c]) || !std::isfinite(given.std[c]) || !(given.std[c] > 0.0f)) {
       reject(what, "options.mean, options.std", "finite, std > 0",

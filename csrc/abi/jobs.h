@@ -19,8 +19,9 @@ struct Jobs {
   const PatchifyJob* data() const { return jobs.data(); }
 };
 
-// Throws std::invalid_argument unless every job is usable. Does not touch the frames' pixels.
-Jobs read_jobs(const vtts_patchify_job* jobs, int64_t num_jobs, const char* what);
+// Throws std::invalid_argument unless every job is usable with patches of `patch_px`. Does not
+// touch the frames' pixels.
+Jobs read_jobs(const vtts_patchify_job* jobs, int64_t num_jobs, int patch_px, const char* what);
 
 // NULL is the default. for_cpu: threads and instruction set are read too. Throws
 // std::invalid_argument, or Unsupported for an instruction set that the machine lacks.

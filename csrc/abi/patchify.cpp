@@ -6,9 +6,6 @@
 #include "abi/structs.h"
 #include "core/patch_embed.h"
 
-static_assert(VTTS_PATCH_ROW == vtts::kPatchRow, "the header and the core agree");
-static_assert(VTTS_TOKEN_PX == vtts::kTokenPx, "the header and the core agree");
-
 namespace vtts::abi {
 namespace {
 
@@ -45,6 +42,7 @@ vtts_patchify_options vtts_patchify_options_default(void) {
   vtts_patchify_options options = {};
   options.struct_size = sizeof options;
   options.num_threads = 1;
+  options.patch_px = 14;
   // OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, times 255 in float32 as there.
   const float mean[] = {0.48145466f, 0.4578275f, 0.40821073f};
   const float std[] = {0.26862954f, 0.26130258f, 0.27577711f};
@@ -62,11 +60,20 @@ vtts_patch_embed_weights vtts_patch_embed_weights_default(void) {
 }
 
 vtts_status vtts_patchify_num_rows(const vtts_patchify_job* jobs, int64_t num_jobs,
-                                   int64_t* num_rows) {
+                                   const vtts_patchify_options* options, int64_t* num_rows) {
   return guard([&] {
     const char* what = "patchify_num_rows";
     require_pointer(num_rows, what, "num_rows");
-    *num_rows = read_jobs(jobs, num_jobs, what).num_rows;
+    const vtts::PatchifyOptions how = read_options(options, false, what);
+    *num_rows = read_jobs(jobs, num_jobs, how.patch_px, what).num_rows;
+  });
+}
+
+vtts_status vtts_patchify_row_size(const vtts_patchify_options* options, int64_t* row_size) {
+  return guard([&] {
+    const char* what = "patchify_row_size";
+    require_pointer(row_size, what, "row_size");
+    *row_size = vtts::patch_row(read_options(options, false, what).patch_px);
   });
 }
 
@@ -74,8 +81,8 @@ vtts_status vtts_patchify_cpu(const vtts_patchify_job* jobs, int64_t num_jobs,
                               const vtts_patchify_options* options, float* out) {
   return guard([&] {
     const char* what = "patchify_cpu";
-    const Jobs native = read_jobs(jobs, num_jobs, what);
     const vtts::PatchifyOptions how = read_options(options, true, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
     check_output(out, native, what);
     vtts::patchify(native.data(), native.size(), how, out);
   });
@@ -86,8 +93,8 @@ vtts_status vtts_patch_embed_cpu(const vtts_patchify_job* jobs, int64_t num_jobs
                                  const vtts_patch_embed_weights* weights, float* out) {
   return guard([&] {
     const char* what = "patch_embed_cpu";
-    const Jobs native = read_jobs(jobs, num_jobs, what);
     const vtts::PatchifyOptions how = read_options(options, true, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
     const vtts_patch_embed_weights given = read_weights(weights, what);
     check_output(out, native, what);
     vtts::PatchEmbedArgs args;
@@ -111,8 +118,8 @@ vtts_status vtts_patch_embed_fold(const vtts_patch_embed_weights* weights,
     require_aligned(folded, static_cast<uintptr_t>(vtts::bytes_of(type)), what, "folded");
     require_pointer(folded_bias, what, "folded_bias");
     require_aligned(folded_bias, alignof(float), what, "folded_bias");
-    vtts::fold_patch_embed(given.weight, given.bias, given.num_outputs, how.mean, how.std, type,
-                           folded, folded_bias);
+    vtts::fold_patch_embed(given.weight, given.bias, given.num_outputs, how, type, folded,
+                           folded_bias);
   });
 }
 

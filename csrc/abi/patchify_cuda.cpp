@@ -96,8 +96,8 @@ vtts_status vtts_patchify_cuda_workspace_bytes(const vtts_patchify_job* jobs, in
   const char* what = "patchify_cuda_workspace_bytes";
   return guard_cuda(what, [&] {
     require_pointer(num_bytes, what, "num_bytes");
-    const Jobs native = read_jobs(jobs, num_jobs, what);
-    [[maybe_unused]] const vtts::PatchifyOptions how = read_options(options, false, what);
+    const vtts::PatchifyOptions how = read_options(options, false, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
     VTTS_CUDA(*num_bytes = vtts::patchify_cuda_workspace_bytes(native.data(), native.size(), how));
   });
 }
@@ -107,8 +107,8 @@ vtts_status vtts_patchify_cuda(const vtts_patchify_job* jobs, int64_t num_jobs,
                                void* out) {
   const char* what = "patchify_cuda";
   return guard_cuda(what, [&] {
-    const Jobs native = read_jobs(jobs, num_jobs, what);
-    [[maybe_unused]] const vtts::PatchifyOptions how = read_options(options, false, what);
+    const vtts::PatchifyOptions how = read_options(options, false, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
     const vtts_cuda_launch given = read_launch(launch, out, native, what);
     [[maybe_unused]] const vtts::DType type = read_dtype(given.dtype, what);
     if (native.empty()) return;
@@ -124,8 +124,8 @@ vtts_status vtts_patch_embed_cuda_workspace_bytes(const vtts_patchify_job* jobs,
   const char* what = "patch_embed_cuda_workspace_bytes";
   return guard_cuda(what, [&] {
     require_pointer(num_bytes, what, "num_bytes");
-    const Jobs native = read_jobs(jobs, num_jobs, what);
-    [[maybe_unused]] const vtts::PatchifyOptions how = read_options(options, false, what);
+    const vtts::PatchifyOptions how = read_options(options, false, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
     [[maybe_unused]] const vtts::PatchEmbedCudaArgs args = read_folded(folded, dtype, what);
     VTTS_CUDA(*num_bytes =
                   vtts::patch_embed_cuda_workspace_bytes(native.data(), native.size(), how, args));
@@ -138,8 +138,8 @@ vtts_status vtts_patch_embed_cuda(const vtts_patchify_job* jobs, int64_t num_job
                                   const vtts_cuda_launch* launch, void* out) {
   const char* what = "patch_embed_cuda";
   return guard_cuda(what, [&] {
-    const Jobs native = read_jobs(jobs, num_jobs, what);
-    [[maybe_unused]] const vtts::PatchifyOptions how = read_options(options, false, what);
+    const vtts::PatchifyOptions how = read_options(options, false, what);
+    const Jobs native = read_jobs(jobs, num_jobs, how.patch_px, what);
     const vtts_cuda_launch given = read_launch(launch, out, native, what);
     [[maybe_unused]] const vtts::PatchEmbedCudaArgs args = read_folded(folded, given.dtype, what);
     if (native.empty()) return;

@@ -64,14 +64,15 @@ float from_16_bits(uint16_t bits, DType type) {
 }
 
 void fold_patch_embed(const float* weight, const float* bias, int64_t num_outputs,
-                      const float mean[3], const float std[3], DType type, void* folded,
+                      const PatchifyOptions& options, DType type, void* folded,
                       float* folded_bias) {
+  const int64_t row_size = patch_row(options.patch_px);
   for (int64_t n = 0; n < num_outputs; ++n) {
     double moved = 0.0;
-    for (int64_t k = 0; k < kPatchRow; ++k) {
-      const int64_t at = n * kPatchRow + k;
-      const int channel = static_cast<int>(k / (kPatchRow / kChannels));
-      float value = weight[at] / std[channel];
+    for (int64_t k = 0; k < row_size; ++k) {
+      const int64_t at = n * row_size + k;
+      const int channel = static_cast<int>(k / (row_size / kChannels));
+      float value = weight[at] / options.std[channel];
       if (type == DType::kFloat32) {
         static_cast<float*>(folded)[at] = value;
       } else {
@@ -79,7 +80,7 @@ void fold_patch_embed(const float* weight, const float* bias, int64_t num_output
         static_cast<uint16_t*>(folded)[at] = rounded;
         value = from_16_bits(rounded, type);
       }
-      moved += static_cast<double>(value) * mean[channel];
+      moved += static_cast<double>(value) * options.mean[channel];
     }
     folded_bias[n] = static_cast<float>((bias == nullptr ? 0.0 : bias[n]) - moved);
   }

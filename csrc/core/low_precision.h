@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/patchify.h"
+
 namespace vtts {
 
 enum class DType { kFloat32, kFloat16, kBFloat16 };
@@ -15,12 +17,12 @@ float from_16_bits(uint16_t bits, DType type);
 
 // Host. Moves (x - mean[c]) / std[c] of patchify's rows (0..255 units, columns channel by channel)
 // into weight and bias, so that pixel values 0..255, exact in every type, can be multiplied:
-//   folded[n][k] = round_to(type, weight[n][k] / std[c(k)])       (num_outputs, kPatchRow) of type
+//   folded[n][k] = round_to(type, weight[n][k] / std[c(k)])       (num_outputs, row) of type
 //   folded_bias[n] = bias[n] - sum_k folded[n][k] * mean[c(k)]    (num_outputs), summed in double
-// The bias comes from the rounded weight: from the unrounded one, the rounding of 1,176 weights
-// would be multiplied by the mean and stay (2 to 11 times the error). `bias` may be null.
+// row = patch_row(options.patch_px). The bias comes from the rounded weight: from the unrounded
+// one, the rounding of a row's weights would be multiplied by the mean and stay (2 to 11 times the
+// error). `bias` may be null.
 void fold_patch_embed(const float* weight, const float* bias, int64_t num_outputs,
-                      const float mean[3], const float std[3], DType type, void* folded,
-                      float* folded_bias);
+                      const PatchifyOptions& options, DType type, void* folded, float* folded_bias);
 
 }  // namespace vtts

@@ -10,7 +10,7 @@
 namespace vtts {
 
 struct PatchEmbedArgs {
-  const float* weight = nullptr;  // (num_outputs, kPatchRow) row-major and packed
+  const float* weight = nullptr;  // (num_outputs, patch_row(options.patch_px)) row-major and packed
   const float* bias = nullptr;    // (num_outputs) or null
   int64_t num_outputs = 0;
   float* out = nullptr;  // (rows, num_outputs) packed, rows in the order of patchify

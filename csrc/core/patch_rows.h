@@ -31,7 +31,8 @@ std::unique_ptr<PatchRows> make_patch_rows(const char* what, const PatchifyJob* 
 
 // Adds `rows` to `parts` in pieces of about `rows_per_part` token rows; returns the end of their
 // output.
-float* cut(const TokenRows& rows, int64_t rows_per_part, std::vector<TokenRows>* parts);
+float* cut(const TokenRows& rows, int patch_px, int64_t rows_per_part,
+           std::vector<TokenRows>* parts);
 
 // Token rows a part, for `num_token_rows` on `num_threads`.
 int64_t rows_per_part(int64_t num_token_rows, int num_threads);

@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -44,7 +45,10 @@ void validate_frame(const char* what, const FrameView& frame, const char* name) 
   }
 }
 
+template <typename Shape>
 class Patchifier {
+  static constexpr int kPatch = Shape::kPatch, kTokenPx = Shape::kTokenPx;
+
  public:
   Patchifier(const PatchifyJob* jobs, size_t num_jobs, const RowKernels& kernels,
              const Normalisation& normalisation)
@@ -66,7 +70,7 @@ class Patchifier {
     std::tuple<Resizers<FixedPoint>, Resizers<FloatingPoint>, Resizers<Pil>> resizers;
     std::vector<uint8_t> packed;                 // one resized row
     std::vector<uint8_t> strip[kFramesPerPair];  // kTokenPx rows, each as three channel rows
-    uint8_t patch[kPatchRow + kRowSlack] = {};
+    uint8_t patch[Shape::kPatchRow + kRowSlack] = {};
   };
 
   void run(const TokenRows& task, Scratch& scratch) const {
@@ -161,14 +165,14 @@ class Patchifier {
           for (const uint8_t* strip : strips) {
             const uint8_t* source = strip + (y0 * kChannels + c) * width + x0;
             for (int y = 0; y < kPatch; ++y) {
-              std::memcpy(patch, source, 16);  // 14 wanted; one load and one store
+              std::memcpy(patch, source, 16);  // kPatch wanted; one load and one store
               patch += kPatch;
               source += kChannels * width;
             }
           }
         }
-        kernels_.normalise(scratch.patch, normalisation_, out);
-        out += kPatchRow;
+        kernels_.normalise(scratch.patch, Shape::kPatchRow / kChannels, normalisation_, out);
+        out += Shape::kPatchRow;
       }
     }
     return out;
@@ -190,6 +194,7 @@ const RowKernels& row_kernels(const char* what, Isa isa) {
   }
 }
 
+template <typename Shape>
 class Rows : public PatchRows {
  public:
   Rows(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
@@ -205,14 +210,19 @@ class Rows : public PatchRows {
 
  private:
   const Normalisation normalisation_;
-  const Patchifier patchifier_;
-  std::vector<Patchifier::Scratch> scratch_;
+  const Patchifier<Shape> patchifier_;
+  std::vector<typename Patchifier<Shape>::Scratch> scratch_;
 };
 
 }  // namespace
 
-int64_t num_patch_rows(const PatchifyJob& job) {
-  return int64_t{job.height / kPatch} * (job.width / kPatch);
+int64_t num_patch_rows(const PatchifyJob& job, int patch_px) {
+  return int64_t{job.height / patch_px} * (job.width / patch_px);
+}
+
+void validate_patch(int patch_px, const char* what) {
+  if (std::count(std::begin(kPatchSizes), std::end(kPatchSizes), patch_px) > 0) return;
+  reject(what, "patch_px", "14 or 16", std::to_string(patch_px));
 }
 
 Resize parse_resize(const std::string& what, const std::string& name) {
@@ -246,7 +256,7 @@ Normalisation make_normalisation(const PatchifyOptions& options) {
   return n;
 }
 
-void validate(const PatchifyJob& job, const char* what) {
+void validate(const PatchifyJob& job, int patch_px, const char* what) {
   validate_frame(what, job.frame_a, "frame_a");
   validate_frame(what, job.frame_b, "frame_b");
   const PixelBox& box = job.box;
@@ -259,9 +269,11 @@ void validate(const PatchifyJob& job, const char* what) {
              "x " + pair_text(box.x0, box.x1) + ", y " + pair_text(box.y0, box.y1));
     }
   }
-  if (job.height < kTokenPx || job.width < kTokenPx || job.height % kTokenPx != 0 ||
-      job.width % kTokenPx != 0 || job.height > kMaxExtent || job.width > kMaxExtent) {
-    reject(what, "resized_hw", "positive multiples of 28 px", pair_text(job.height, job.width));
+  const int side = token_px(patch_px);
+  if (job.height < side || job.width < side || job.height % side != 0 || job.width % side != 0 ||
+      job.height > kMaxExtent || job.width > kMaxExtent) {
+    reject(what, "resized_hw", "positive multiples of " + std::to_string(side) + " px",
+           pair_text(job.height, job.width));
   }
 }
 
@@ -270,9 +282,12 @@ std::unique_ptr<PatchRows> make_patch_rows(const char* what, const PatchifyJob* 
   if (options.num_threads < 1) {
     reject(what, "num_threads", ">= 1", std::to_string(options.num_threads));
   }
-  for (size_t i = 0; i < num_jobs; ++i) validate(jobs[i], what);
+  validate_patch(options.patch_px, what);
+  for (size_t i = 0; i < num_jobs; ++i) validate(jobs[i], options.patch_px, what);
   const RowKernels& kernels = row_kernels(what, options.isa);
-  return std::make_unique<Rows>(jobs, num_jobs, options, kernels);
+  return with_patch(options.patch_px, [&](auto shape) -> std::unique_ptr<PatchRows> {
+    return std::make_unique<Rows<decltype(shape)>>(jobs, num_jobs, options, kernels);
+  });
 }
 
 int64_t rows_per_part(int64_t num_token_rows, int num_threads) {
@@ -280,11 +295,12 @@ int64_t rows_per_part(int64_t num_token_rows, int num_threads) {
   return std::max<int64_t>(1, num_token_rows / num_wanted);
 }
 
-float* cut(const TokenRows& rows, int64_t rows_per_part, std::vector<TokenRows>* parts) {
+float* cut(const TokenRows& rows, int patch_px, int64_t rows_per_part,
+           std::vector<TokenRows>* parts) {
   const int64_t num_rows = rows.end - rows.begin;
   const int64_t num_parts = (num_rows + rows_per_part - 1) / rows_per_part;
   const int64_t floats_per_token_row =
-      int64_t{rows.job->width} / kTokenPx * kPatchesPerToken * kPatchRow;
+      int64_t{rows.job->width} / token_px(patch_px) * kPatchesPerToken * patch_row(patch_px);
   for (int64_t part = 0; part < num_parts; ++part) {
     const int64_t begin = num_rows * part / num_parts;
     const int64_t end = num_rows * (part + 1) / num_parts;
@@ -297,13 +313,14 @@ float* cut(const TokenRows& rows, int64_t rows_per_part, std::vector<TokenRows>*
 void patchify(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
               float* out) {
   const std::unique_ptr<PatchRows> rows = make_patch_rows("patchify", jobs, num_jobs, options);
+  const int patch_px = options.patch_px, token_side = token_px(patch_px);
   int64_t num_token_rows = 0;
-  for (size_t i = 0; i < num_jobs; ++i) num_token_rows += jobs[i].height / kTokenPx;
+  for (size_t i = 0; i < num_jobs; ++i) num_token_rows += jobs[i].height / token_side;
   const int64_t token_rows = rows_per_part(num_token_rows, options.num_threads);
   float* const begin = out;
   std::vector<TokenRows> parts;
   for (size_t i = 0; i < num_jobs; ++i) {
-    out = cut({&jobs[i], 0, jobs[i].height / kTokenPx, out}, token_rows, &parts);
+    out = cut({&jobs[i], 0, jobs[i].height / token_side, out}, patch_px, token_rows, &parts);
   }
   prefer_huge_pages(begin, (out - begin) * sizeof(float));
   rows->write(parts);

@@ -42,8 +42,9 @@ struct RowKernels {
                          int num_values, uint8_t* target);
   // One row of packed RGB -> three rows, `plane_stride` bytes apart.
   void (*split_channels)(const uint8_t* source, int width, uint8_t* target, int64_t plane_stride);
-  // kPatchRow bytes in column order -> normalised floats.
-  void (*normalise)(const uint8_t* patch, const Normalisation& normalisation, float* target);
+  // The bytes of a patch row, `channel_values` (a multiple of 8) a channel -> normalised floats.
+  void (*normalise)(const uint8_t* patch, int channel_values, const Normalisation& normalisation,
+                    float* target);
 };
 
 const RowKernels& scalar_row_kernels();

@@ -244,23 +244,22 @@ VTTS_AVX2 void split_channels(const uint8_t* source, int width, uint8_t* target,
   }
 }
 
-VTTS_AVX2 void normalise(const uint8_t* patch, const Normalisation& normalisation, float* target) {
-  constexpr int kPerChannel = kPatchRow / kChannels;
-  static_assert(kPerChannel % 8 == 0, "a channel is whole vectors");
+VTTS_AVX2 void normalise(const uint8_t* patch, int channel_values,
+                         const Normalisation& normalisation, float* target) {
   for (int c = 0; c < kChannels; ++c) {
     const __m256 mean = _mm256_set1_ps(normalisation.mean[c]);
     const __m256 std = _mm256_set1_ps(normalisation.std[c]);
     const __m256 reciprocal = _mm256_set1_ps(normalisation.reciprocal[c]);
-    const int end = (c + 1) * kPerChannel;
+    const int end = (c + 1) * channel_values;
     if (normalisation.division_is_two_fmas) {
-      for (int i = c * kPerChannel; i < end; i += 8) {
+      for (int i = c * channel_values; i < end; i += 8) {
         const __m256 centred = _mm256_sub_ps(_mm256_cvtepi32_ps(load_eight(patch + i)), mean);
         const __m256 guess = _mm256_mul_ps(centred, reciprocal);
         const __m256 rest = _mm256_fnmadd_ps(guess, std, centred);
         _mm256_storeu_ps(target + i, _mm256_fmadd_ps(rest, reciprocal, guess));
       }
     } else {
-      for (int i = c * kPerChannel; i < end; i += 8) {
+      for (int i = c * channel_values; i < end; i += 8) {
         const __m256 centred = _mm256_sub_ps(_mm256_cvtepi32_ps(load_eight(patch + i)), mean);
         _mm256_storeu_ps(target + i, _mm256_div_ps(centred, std));
       }

@@ -188,15 +188,14 @@ VTTS_INLINE float32x4_t normalise_four(uint16x4_t words, float32x4_t mean, float
   return vfmaq_f32(guess, vfmsq_f32(centred, guess, std), reciprocal);
 }
 
-void normalise(const uint8_t* patch, const Normalisation& normalisation, float* target) {
-  constexpr int kPerChannel = kPatchRow / kChannels;
-  static_assert(kPerChannel % 8 == 0, "a channel is whole vectors");
+void normalise(const uint8_t* patch, int channel_values, const Normalisation& normalisation,
+               float* target) {
   const bool fused = normalisation.division_is_two_fmas;
   for (int c = 0; c < kChannels; ++c) {
     const float32x4_t mean = vdupq_n_f32(normalisation.mean[c]);
     const float32x4_t std = vdupq_n_f32(normalisation.std[c]);
     const float32x4_t reciprocal = vdupq_n_f32(normalisation.reciprocal[c]);
-    for (int i = c * kPerChannel; i < (c + 1) * kPerChannel; i += 8) {
+    for (int i = c * channel_values; i < (c + 1) * channel_values; i += 8) {
       const uint16x8_t words = vmovl_u8(vld1_u8(patch + i));
       vst1q_f32(target + i, normalise_four(vget_low_u16(words), mean, std, reciprocal, fused));
       vst1q_f32(target + i + 4, normalise_four(vget_high_u16(words), mean, std, reciprocal, fused));

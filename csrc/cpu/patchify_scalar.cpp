@@ -69,11 +69,11 @@ void split_channels(const uint8_t* source, int width, uint8_t* target, int64_t p
   }
 }
 
-void normalise(const uint8_t* patch, const Normalisation& normalisation, float* target) {
-  constexpr int kPerChannel = kPatchRow / kChannels;
+void normalise(const uint8_t* patch, int channel_values, const Normalisation& normalisation,
+               float* target) {
   for (int c = 0; c < kChannels; ++c) {
     const float* table = normalisation.table[c];
-    for (int i = c * kPerChannel; i < (c + 1) * kPerChannel; ++i) target[i] = table[patch[i]];
+    for (int i = c * channel_values; i < (c + 1) * channel_values; ++i) target[i] = table[patch[i]];
   }
 }
 

@@ -28,14 +28,14 @@ int64_t patchify_cuda_workspace_bytes(const PatchifyJob* jobs, size_t num_jobs,
 //     fills rows 4 * places[t] .. + 3 instead of 4 * t .. + 3. A permutation of all tokens; the
 //     caller answers for its values, which are not read on the host.
 //   workspace: device memory, 16-byte aligned; used until the work enqueued here is done.
-//   out: device memory, (rows, kPatchRow) of out_type, packed, 16-byte aligned.
+//   out: device memory, (rows, values of a row) of out_type, packed, 16-byte aligned.
 void patchify_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
                    const int32_t* places, void* workspace, int64_t workspace_bytes, void* out,
                    DType out_type, void* stream);
 
 // Both from fold_patch_embed, in device memory, 16-byte aligned.
 struct PatchEmbedCudaArgs {
-  const void* weight = nullptr;  // (num_outputs, kPatchRow) of `type`, packed
+  const void* weight = nullptr;  // (num_outputs, values of a row) of `type`, packed
   const float* bias = nullptr;   // (num_outputs)
   int64_t num_outputs = 0;       // a multiple of 8
   DType type = DType::kBFloat16;
@@ -46,7 +46,7 @@ int64_t patch_embed_cuda_workspace_bytes(const PatchifyJob* jobs, size_t num_job
                                          const PatchEmbedCudaArgs& args);
 
 // patchify and the product with the patch embedding in one kernel; the rows stay on the chip.
-//   options: mean and std are already in weight and bias, and without effect here.
+//   options: mean and std are already in weight and bias; only patch_px is read here.
 //   out: device memory, (rows, num_outputs) of args.type, packed, 16-byte aligned.
 // The rest as for patchify_cuda. Sums run in float32: on tensor cores for 16-bit types, with plain
 // fused multiply-adds for float32.

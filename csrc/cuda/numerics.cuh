@@ -67,6 +67,7 @@ struct DeviceFixedPoint : DeviceIntegers {
   }
 
   // Four neighbouring values of a resized row. The stage has a row more than is used.
+  template <int kTokenValues>
   __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
                                          int precision) {
     Sum sums[4] = {};
@@ -111,6 +112,7 @@ struct DevicePil : DeviceIntegers {
     }
   }
 
+  template <int kTokenValues>
   __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
                                          int precision) {
     Sum sums[4] = {};
@@ -155,6 +157,7 @@ struct DeviceFloatingPoint {
 
   __device__ static Stage staged(Sum sum, int) { return __fmul_rn(sum, kColumnUnscale); }
 
+  template <int kTokenValues>
   __device__ static uint32_t sum_columns(const Stage* stage, const uint32_t* weights, int count,
                                          int precision) {
     Sum sums[4] = {};

@@ -1,10 +1,10 @@
 // patch_embed_cuda: bytes in, hidden states out. Patch rows exist as bytes in shared memory only.
 //
-// A block makes the 64 rows of 16 merged tokens (1,184 bytes a row, 74 KB), whichever jobs they are
-// of, and multiplies them with the folded weight, 128 outputs after the other: pixel values are
-// exact in every type, normalisation is in weight and bias. Blocks are of 128 threads; their number
-// is what the device runs at once, and where there are fewer tiles than that, several blocks make
-// the same tile for different outputs.
+// A block makes the 64 rows of 16 merged tokens (1,184 or 1,536 bytes a row, 74 or 96 KB),
+// whichever jobs they are of, and multiplies them with the folded weight, 128 outputs after the
+// other: pixel values are exact in every type, normalisation is in weight and bias. Blocks are of
+// 128 threads; their number is what the device runs at once, and where there are fewer tiles than
+// that, several blocks make the same tile for different outputs.
 //
 // 16-bit types: mma m16n8k16, four warps of 32 x 64 sums. A chunk of 32 columns of the weight comes
 // by asynchronous copies, two chunks ahead (3 x 8 KB), and the same chunk of the rows is turned
@@ -36,11 +36,18 @@ constexpr int kTileTokens = 16;
 constexpr int kTileRows = kTileTokens * kPatchesPerToken;
 constexpr int kTileOutputs = 128;
 constexpr int kChunk = 32;  // columns of the rows multiplied at once
-constexpr int kNumChunks = (kPatchRow + kChunk - 1) / kChunk;
-constexpr int kRowPitch = kNumChunks * kChunk;  // bytes; behind the row lies anything, weighed zero
-constexpr int kTileBytes = kTileRows * kRowPitch;
-// Two blocks a multiprocessor of 227 KB, and one of 163 KB.
-constexpr ScratchBudget kBudget = {39 << 10, 80 << 10};
+
+template <typename Shape>
+struct Tile {
+  static constexpr int kPatchRow = Shape::kPatchRow;
+  static constexpr int kNumChunks = (kPatchRow + kChunk - 1) / kChunk;
+  // Bytes; behind the row lies anything, weighed zero.
+  static constexpr int kRowPitch = kNumChunks * kChunk;
+  static constexpr int kTileBytes = kTileRows * kRowPitch;
+  // Two blocks a multiprocessor of 227 KB with patches of 14 px, and one of 163 KB with either.
+  static constexpr ScratchBudget kBudget = {39 << 10, (Shape::kPatch == 14 ? 56 : 40) << 10,
+                                            24 << 10};
+};
 
 struct PatchEmbedArguments {
   DeviceJobs jobs;
@@ -86,8 +93,9 @@ __device__ inline uint32_t two_numbers(uint32_t word, int first) {
   }
 }
 
-template <bool kBFloat16>
-struct TensorCoreProduct {
+template <typename Shape, bool kBFloat16>
+struct TensorCoreProduct : Tile<Shape> {
+  using Tile<Shape>::kNumChunks, Tile<Shape>::kPatchRow, Tile<Shape>::kRowPitch;
   static constexpr int kStages = 3;
   static constexpr int kRowBytes = kTileRows * kChunk * 2, kWeightBytes = kTileOutputs * kChunk * 2;
   static constexpr int kBufferBytes = 2 * kRowBytes + kStages * kWeightBytes;
@@ -196,7 +204,9 @@ struct TensorCoreProduct {
   }
 };
 
-struct Float32Product {
+template <typename Shape>
+struct Float32Product : Tile<Shape> {
+  using Tile<Shape>::kNumChunks, Tile<Shape>::kPatchRow, Tile<Shape>::kRowPitch;
   // Columns of both factors lie one after the other: lines of rows, and of outputs.
   static constexpr int kRowLine = kTileRows + 4, kWeightLine = kTileOutputs + 4;
   static constexpr int kBufferBytes = kChunk * (kRowLine + kWeightLine) * int{sizeof(float)};
@@ -273,11 +283,12 @@ struct Float32Product {
   }
 };
 
-template <typename Multiply>
+template <typename Shape, typename Multiply>
 __global__ void __launch_bounds__(kThreads, 2) patch_embed_kernel(PatchEmbedArguments arguments) {
+  constexpr int kRowPitch = Multiply::kRowPitch;
   VTTS_DYNAMIC_SHARED(shared);
   uint8_t* const tile = shared;
-  uint8_t* const scratch = tile + kTileBytes;
+  uint8_t* const scratch = tile + Multiply::kTileBytes;
   const DeviceJobs& jobs = arguments.jobs;
   const int64_t num_splits = arguments.num_splits;
   const int64_t num_units = (jobs.num_tokens + kTileTokens - 1) / kTileTokens * num_splits;
@@ -285,7 +296,7 @@ __global__ void __launch_bounds__(kThreads, 2) patch_embed_kernel(PatchEmbedArgu
   for (int64_t unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
     const int64_t first_token = unit / num_splits * kTileTokens, split = unit % num_splits;
     const int64_t end_token = first_token + kTileTokens;
-    resize_tokens<kThreads>(
+    resize_tokens<Shape, kThreads>(
         jobs, first_token, end_token < jobs.num_tokens ? end_token : jobs.num_tokens, 1, scratch,
         kRowPitch,
         [&](uint32_t token) {
@@ -305,16 +316,18 @@ struct Variant {
   int buffer_bytes;
 };
 
+template <typename Shape>
 Variant variant_of(DType type) {
-  using BFloat16 = TensorCoreProduct<true>;
-  using Float16 = TensorCoreProduct<false>;
+  using BFloat16 = TensorCoreProduct<Shape, true>;
+  using Float16 = TensorCoreProduct<Shape, false>;
+  using Float32 = Float32Product<Shape>;
   switch (type) {
     case DType::kBFloat16:
-      return {patch_embed_kernel<BFloat16>, BFloat16::kBufferBytes};
+      return {patch_embed_kernel<Shape, BFloat16>, BFloat16::kBufferBytes};
     case DType::kFloat16:
-      return {patch_embed_kernel<Float16>, Float16::kBufferBytes};
+      return {patch_embed_kernel<Shape, Float16>, Float16::kBufferBytes};
     default:
-      return {patch_embed_kernel<Float32Product>, Float32Product::kBufferBytes};
+      return {patch_embed_kernel<Shape, Float32>, Float32::kBufferBytes};
   }
 }
 
@@ -338,8 +351,9 @@ void validate_weight(const PatchEmbedCudaArgs& args) {
 }  // namespace
 
 int64_t patch_embed_cuda_workspace_bytes(const PatchifyJob* jobs, size_t num_jobs,
-                                         const PatchifyOptions&, const PatchEmbedCudaArgs&) {
-  return blob_bytes("patch_embed", jobs, num_jobs);
+                                         const PatchifyOptions& options,
+                                         const PatchEmbedCudaArgs&) {
+  return blob_bytes("patch_embed", jobs, num_jobs, options.patch_px);
 }
 
 void patch_embed_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
@@ -347,26 +361,30 @@ void patch_embed_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOp
                       int64_t workspace_bytes, void* out, void* stream) {
   validate_weight(args);
   if (num_jobs == 0) return;
-  validate_call("patch_embed", jobs, num_jobs, workspace, workspace_bytes, out);
-  const Plan plan = make_plan(jobs, num_jobs, options, std::nullopt, kBudget, workspace);
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  send("patch_embed", plan.blob, workspace, cuda_stream);
+  validate_call("patch_embed", jobs, num_jobs, options.patch_px, workspace, workspace_bytes, out);
+  with_patch(options.patch_px, [&](auto shape) {
+    using Shape = decltype(shape);
+    const Plan plan =
+        make_plan(jobs, num_jobs, options, std::nullopt, Tile<Shape>::kBudget, workspace);
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    send("patch_embed", plan.blob, workspace, cuda_stream);
 
-  const auto [kernel, buffer_bytes] = variant_of(args.type);
-  const int shared_bytes = kTileBytes + std::max(buffer_bytes, plan.scratch_bytes);
-  const int64_t at_once = blocks_at_once("patch_embed", kernel, kThreads, shared_bytes);
-  const int64_t num_tiles = (plan.num_tokens + kTileTokens - 1) / kTileTokens;
-  const int64_t output_tiles = (args.num_outputs + kTileOutputs - 1) / kTileOutputs;
-  const int64_t num_splits = std::clamp<int64_t>(at_once / num_tiles, 1, output_tiles);
-  const PatchEmbedArguments arguments = {
-      {plan.jobs, plan.num_jobs, plan.stage_offset_bytes, plan.num_tokens, places},
-      args.weight,
-      args.bias,
-      out,
-      args.num_outputs,
-      static_cast<int32_t>(num_splits)};
-  launch("patch_embed", kernel, std::min(at_once, num_tiles * num_splits), kThreads, shared_bytes,
-         arguments, cuda_stream);
+    const auto [kernel, buffer_bytes] = variant_of<Shape>(args.type);
+    const int shared_bytes = Tile<Shape>::kTileBytes + std::max(buffer_bytes, plan.scratch_bytes);
+    const int64_t at_once = blocks_at_once("patch_embed", kernel, kThreads, shared_bytes);
+    const int64_t num_tiles = (plan.num_tokens + kTileTokens - 1) / kTileTokens;
+    const int64_t output_tiles = (args.num_outputs + kTileOutputs - 1) / kTileOutputs;
+    const int64_t num_splits = std::clamp<int64_t>(at_once / num_tiles, 1, output_tiles);
+    const PatchEmbedArguments arguments = {
+        {plan.jobs, plan.num_jobs, plan.stage_offset_bytes, plan.num_tokens, places},
+        args.weight,
+        args.bias,
+        out,
+        args.num_outputs,
+        static_cast<int32_t>(num_splits)};
+    launch("patch_embed", kernel, std::min(at_once, num_tiles * num_splits), kThreads, shared_bytes,
+           arguments, cuda_stream);
+  });
 }
 
 }  // namespace vtts

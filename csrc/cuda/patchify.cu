@@ -14,9 +14,9 @@
 // every tap of every value are most of `along rows`.
 //
 // A block of 128 threads takes one token at a time; blocks stay and walk through the tokens, so
-// that the table (1.5 or 3 KB) is loaded once a block. Shared memory beside the tile of 4.7 KB and
-// the table: for float32 stages at s = 1 / 1.5 / 2 about 14 / 23 / 34 KB; six blocks of 38 KB share
-// a multiprocessor of an H100 (227 KB), and 85 registers a thread let six in.
+// that the table (1.5 or 3 KB) is loaded once a block. Shared memory beside the tile of 4.7 or 6.1
+// KB and the table: for float32 stages at s = 1 / 1.5 / 2 about 14 / 23 / 34 KB; six blocks of 38
+// KB share a multiprocessor of an H100 (227 KB), and 85 registers a thread let six in.
 #include <algorithm>
 
 #include "cuda/cuda_ops.h"
@@ -25,9 +25,11 @@
 namespace vtts {
 namespace {
 
-constexpr int kTokenBytes = kPatchesPerToken * kPatchRow;
-// Four and more blocks a multiprocessor where 14 rows at once fit; two in the worst case.
-constexpr ScratchBudget kBudget = {48 << 10, 80 << 10};
+template <typename Shape>
+inline constexpr int kTokenBytes = kPatchesPerToken * Shape::kPatchRow;
+// Four and more blocks a multiprocessor where half a token's rows at once fit; two in the worst
+// case.
+constexpr ScratchBudget kBudget = {48 << 10, 48 << 10, 32 << 10};
 
 struct PatchifyArguments {
   DeviceJobs jobs;
@@ -36,8 +38,9 @@ struct PatchifyArguments {
 };
 
 // Element: the 16 or 32 bits of a row's value. Values are only looked up, so bits are enough.
-template <typename Element>
+template <typename Shape, typename Element>
 __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArguments arguments) {
+  constexpr int kTokenBytes = vtts::kTokenBytes<Shape>;
   VTTS_DYNAMIC_SHARED(shared);
   uint8_t* const tile = shared;
   auto* const table = reinterpret_cast<Element*>(tile + kTokenBytes);
@@ -46,13 +49,13 @@ __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArg
     table[i] = static_cast<const Element*>(arguments.table)[i];
   }
   const DeviceJobs& jobs = arguments.jobs;
-  resize_tokens<kResizeThreads>(
-      jobs, blockIdx.x, jobs.num_tokens, gridDim.x, scratch, kPatchRow,
+  resize_tokens<Shape, kResizeThreads>(
+      jobs, blockIdx.x, jobs.num_tokens, gridDim.x, scratch, Shape::kPatchRow,
       [tile](uint32_t) { return tile; },
       [&](uint32_t token) {
         // The four rows of a token are neighbours: 16 bytes a thread, all of one channel.
         constexpr int kValues = 16 / sizeof(Element);
-        constexpr int kPerChannel = kPatchRow / kChannels / kValues;
+        constexpr int kPerChannel = Shape::kPatchRow / kChannels / kValues;
         const int64_t place = jobs.places == nullptr ? int64_t{token} : __ldg(jobs.places + token);
         auto* const out =
             reinterpret_cast<uint4*>(static_cast<Element*>(arguments.out) + place * kTokenBytes);
@@ -77,15 +80,15 @@ __global__ void __launch_bounds__(kResizeThreads, 6) patchify_kernel(PatchifyArg
 }  // namespace
 
 int64_t patchify_cuda_workspace_bytes(const PatchifyJob* jobs, size_t num_jobs,
-                                      const PatchifyOptions&) {
-  return blob_bytes("patchify", jobs, num_jobs);
+                                      const PatchifyOptions& options) {
+  return blob_bytes("patchify", jobs, num_jobs, options.patch_px);
 }
 
 void patchify_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& options,
                    const int32_t* places, void* workspace, int64_t workspace_bytes, void* out,
                    DType out_type, void* stream) {
   if (num_jobs == 0) return;
-  validate_call("patchify", jobs, num_jobs, workspace, workspace_bytes, out);
+  validate_call("patchify", jobs, num_jobs, options.patch_px, workspace, workspace_bytes, out);
   const Plan plan = make_plan(jobs, num_jobs, options, out_type, kBudget, workspace);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   send("patchify", plan.blob, workspace, cuda_stream);
@@ -93,13 +96,17 @@ void patchify_cuda(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptio
       {plan.jobs, plan.num_jobs, plan.stage_offset_bytes, plan.num_tokens, places},
       plan.table,
       out};
-  const auto kernel =
-      out_type == DType::kFloat32 ? patchify_kernel<uint32_t> : patchify_kernel<uint16_t>;
-  const int shared_bytes =
-      static_cast<int>(kTokenBytes + kChannels * 256 * bytes_of(out_type)) + plan.scratch_bytes;
-  const int64_t num_blocks =
-      std::min(plan.num_tokens, blocks_at_once("patchify", kernel, kResizeThreads, shared_bytes));
-  launch("patchify", kernel, num_blocks, kResizeThreads, shared_bytes, arguments, cuda_stream);
+  with_patch(options.patch_px, [&](auto shape) {
+    using Shape = decltype(shape);
+    const auto kernel = out_type == DType::kFloat32 ? patchify_kernel<Shape, uint32_t>
+                                                    : patchify_kernel<Shape, uint16_t>;
+    const int shared_bytes =
+        static_cast<int>(kTokenBytes<Shape> + kChannels * 256 * bytes_of(out_type)) +
+        plan.scratch_bytes;
+    const int64_t num_blocks =
+        std::min(plan.num_tokens, blocks_at_once("patchify", kernel, kResizeThreads, shared_bytes));
+    launch("patchify", kernel, num_blocks, kResizeThreads, shared_bytes, arguments, cuda_stream);
+  });
 }
 
 }  // namespace vtts

@@ -16,7 +16,6 @@ namespace {
 
 constexpr int64_t kAlignment = 16;
 constexpr int64_t kTableEntries = kChannels * 256;
-constexpr int kRowGroups[] = {28, 14, 7, 4, 2, 1};
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -67,12 +66,13 @@ struct PlannedAxis {
     return {starts[first], starts[last] + counts[last]};
   }
 
-  // The widest source of `step` outputs from a multiple of `step` inside every token on.
-  int64_t widest(int step) const {
+  // The widest source of `step` outputs from a multiple of `step` inside every token on, a token
+  // being `side` px.
+  int64_t widest(int step, int side) const {
     int64_t most = 0;
-    for (int token = 0; token < device.extent; token += kTokenPx) {
-      for (int first = 0; first < kTokenPx; first += step) {
-        const auto [begin, end] = source(token + first, std::min(step, kTokenPx - first));
+    for (int token = 0; token < device.extent; token += side) {
+      for (int first = 0; first < side; first += step) {
+        const auto [begin, end] = source(token + first, std::min(step, side - first));
         most = std::max(most, end - begin);
       }
     }
@@ -176,23 +176,25 @@ struct ScratchBytes {
 
 // Chooses kind and groups; returns the shared memory that the job needs.
 ScratchBytes lay_out(const PlannedAxis& columns, const PlannedAxis& rows, int64_t stage_value_bytes,
-                     const ScratchBudget& budget, bool rows_first, DeviceJob* job) {
-  const int64_t pitch = raw_pitch(columns.widest(kTokenPx));
+                     const ScratchBudget& budget, bool rows_first, int patch_px, DeviceJob* job) {
+  const int side = token_px(patch_px);
+  const int64_t pitch = raw_pitch(columns.widest(side, side));
   // Taps of weight zero may lie behind the last row, there and among the resized ones.
   const int64_t slack = aligned(int64_t{kChannels} * columns.device.stride + 8);
-  for (const int group : kRowGroups) {
-    const int64_t num_rows = rows.widest(group);
+  for (int group = side; group > 0; group = group == 1 ? 0 : (group + 1) / 2) {
+    const int64_t num_rows = rows.widest(group, side);
     const ScratchBytes bytes = {num_rows * pitch + slack,
-                                aligned((num_rows + 1) * kTokenValues * stage_value_bytes)};
-    const int64_t most = group >= kPatch ? budget.good_bytes : budget.most_bytes;
-    if (bytes.raw + bytes.stage > most || rows_first) continue;
+                                aligned((num_rows + 1) * kChannels * side * stage_value_bytes)};
+    const bool fits = bytes.raw <= budget.source_bytes && bytes.stage <= budget.stage_bytes &&
+                      (group < patch_px || bytes.raw + bytes.stage <= budget.good_bytes);
+    if (!fits || rows_first) continue;
     job->kind = JobKind::kBanded;
     job->rows_per_group = group;
     set_raw_pitch(pitch, job);
     return bytes;
   }
   job->kind = rows_first ? JobKind::kDirectRowsFirst : JobKind::kDirect;
-  job->rows_per_group = kTokenPx;
+  job->rows_per_group = side;
   return {};
 }
 
@@ -210,15 +212,16 @@ const void* append_table(const PatchifyOptions& options, DType type, Planner* pl
 
 }  // namespace
 
-int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs) {
+int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs, int patch_px) {
+  validate_patch(patch_px, what);
   constexpr int64_t kMostTokens = INT32_MAX;  // places are int32
   int64_t num_tokens = 0;
   std::set<AxisKey> axes;
   int64_t bytes = aligned(kTableEntries * int64_t{sizeof(float)}) +
                   aligned(static_cast<int64_t>(num_jobs * sizeof(DeviceJob)));
   for (size_t i = 0; i < num_jobs; ++i) {
-    validate(jobs[i], what);
-    num_tokens += num_patch_rows(jobs[i]) / kPatchesPerToken;
+    validate(jobs[i], patch_px, what);
+    num_tokens += num_patch_rows(jobs[i], patch_px) / kPatchesPerToken;
     if (num_tokens > kMostTokens) {
       throw std::invalid_argument(
           std::string(what) + ": jobs must be of fewer than 2^31 merged tokens, got " +
@@ -237,6 +240,7 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
                const void* workspace) {
   Planner planner(workspace);
   Plan plan;
+  const int side = token_px(options.patch_px);
   if (table_type) plan.table = append_table(options, *table_type, &planner);
   std::vector<DeviceJob> device_jobs(num_jobs);
   ScratchBytes scratch;
@@ -248,13 +252,13 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
     job.frames[1] = device_frame(from.frame_b, from.box);
     job.first_token = static_cast<uint32_t>(plan.num_tokens);
     job.resize = from.resize;
-    job.tokens_wide = from.width / kTokenPx;
+    job.tokens_wide = from.width / side;
     job.num_frames = same_frames(from) ? 1 : kFramesPerPair;
     if (same_extents(from)) {
       job.kind = JobKind::kCopy;
-      job.rows_per_group = kTokenPx;
-      set_raw_pitch(raw_pitch(kTokenPx), &job);
-      scratch.raw = std::max(scratch.raw, int64_t{kTokenPx} * job.raw_pitch_bytes);
+      job.rows_per_group = side;
+      set_raw_pitch(raw_pitch(side), &job);
+      scratch.raw = std::max(scratch.raw, int64_t{side} * job.raw_pitch_bytes);
     } else {
       const PlannedAxis& columns = planner.axis(columns_of(from));
       const PlannedAxis& rows = planner.axis(rows_of(from));
@@ -263,11 +267,11 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
       const int64_t stage_value_bytes = from.resize == Resize::kFloat ? sizeof(float) : 1;
       const bool rows_first = from.resize == Resize::kPil && pil_rows_first(from);
       const ScratchBytes needed =
-          lay_out(columns, rows, stage_value_bytes, budget, rows_first, &job);
+          lay_out(columns, rows, stage_value_bytes, budget, rows_first, options.patch_px, &job);
       scratch.raw = std::max(scratch.raw, needed.raw);
       scratch.stage = std::max(scratch.stage, needed.stage);
     }
-    plan.num_tokens += num_patch_rows(from) / kPatchesPerToken;
+    plan.num_tokens += num_patch_rows(from, options.patch_px) / kPatchesPerToken;
   }
   plan.jobs = planner.append(device_jobs);
   plan.num_jobs = static_cast<int32_t>(num_jobs);
@@ -277,7 +281,7 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
   return plan;
 }
 
-void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs,
+void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs, int patch_px,
                    const void* workspace, int64_t workspace_bytes, const void* out) {
   const auto require = [what](bool ok, const char* argument, const std::string& rule,
                               const std::string& got) {
@@ -285,7 +289,7 @@ void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs,
     throw std::invalid_argument(std::string(what) + ": " + argument + " must be " + rule +
                                 ", got " + got);
   };
-  const int64_t needed = blob_bytes(what, jobs, num_jobs);
+  const int64_t needed = blob_bytes(what, jobs, num_jobs, patch_px);
   for (const auto& [argument, pointer] :
        {std::pair<const char*, const void*>{"workspace", workspace}, {"out", out}}) {
     const auto address = reinterpret_cast<uintptr_t>(pointer);

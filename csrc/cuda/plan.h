@@ -13,8 +13,6 @@
 
 namespace vtts {
 
-inline constexpr int kTokenValues = kTokenPx * kChannels;  // 84: one resized row of a token
-
 // Pixels start at `crop`; [first, end) is memory of the frame, so that 16 bytes at once are only
 // read where all of them are the frame's.
 struct DeviceFrame {
@@ -64,10 +62,11 @@ struct DeviceJob {
   uint32_t piece_reciprocal;  // times i, its upper half is i / (raw_pitch_bytes / 16)
 };
 
-// Shared memory for source rows and horizontally resized ones. Up to `good`, resized rows are made
-// 28 or 14 at once; beyond, up to `most`, as many as fit.
+// Shared memory for source rows and horizontally resized ones. Where both together fit into `good`,
+// a token's resized rows or half of them are made at once; else as many as fit, down to one. Each
+// kind has a bound of its own, as the largest of all jobs of a call share a launch.
 struct ScratchBudget {
-  int64_t good_bytes, most_bytes;
+  int64_t good_bytes, source_bytes, stage_bytes;
 };
 
 struct Plan {
@@ -81,8 +80,8 @@ struct Plan {
   int32_t stage_offset_bytes = 0, scratch_bytes = 0;
 };
 
-// An upper bound of the blob's size. Throws on bad jobs, in the name of `what`.
-int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs);
+// An upper bound of the blob's size. Throws on bad jobs or patch sizes, in the name of `what`.
+int64_t blob_bytes(const char* what, const PatchifyJob* jobs, size_t num_jobs, int patch_px);
 
 // `workspace` is a device address. The table holds (x - mean[c]) / std[c] as `table_type`, if one
 // is wanted.
@@ -90,7 +89,7 @@ Plan make_plan(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions& 
                std::optional<DType> table_type, const ScratchBudget& budget, const void* workspace);
 
 // What both operations require, apart from their weights: throws std::invalid_argument.
-void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs,
+void validate_call(const char* what, const PatchifyJob* jobs, size_t num_jobs, int patch_px,
                    const void* workspace, int64_t workspace_bytes, const void* out);
 
 }  // namespace vtts

@@ -1,9 +1,11 @@
-// Crop and resize on the device: one merged token (28 x 28 px of both frames) after the other, by
+// Crop and resize on the device: one merged token (28 x 28 or 32 x 32 px of both
+// frames) after the other, by
 // all threads of a block, into four patch rows of bytes in shared memory.
 //
 // A token is made in steps, one per frame and group of resized rows. A step copies the source bytes
 // to shared memory (16 at once, asynchronously, while the step before sums its columns), resizes
-// along rows into `stage` (planar: 3 x 28 values a row) and then along columns into the tile.
+// along rows into `stage` (planar: 3 x 28 or 3 x 32 values a row) and then along columns into the
+// tile.
 //
 // An output has 4 * max(s, 1) taps along each axis, s = source / target, and 28 rows come from
 // about 31 s source rows. Along rows a thread takes one output pixel of two source rows: three
@@ -52,7 +54,9 @@ struct Region {
   int first_row, num_rows, first_column, num_columns, x, y;
 };
 
-__device__ inline Region region_of(const Step& step) {
+template <typename Shape>
+__device__ Region region_of(const Step& step) {
+  constexpr int kTokenPx = Shape::kTokenPx;
   const DeviceJob& job = *step.job;
   const int local = static_cast<int>(step.token - job.first_token);
   const int token_row = local / job.tokens_wide;
@@ -84,11 +88,11 @@ __device__ inline int offset_in_slot(const uint8_t* source) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(source) & 15);
 }
 
-template <int kThreads>
+template <typename Shape, int kThreads>
 __device__ void fetch(const Step& step, uint8_t* raw) {
   const DeviceJob& job = *step.job;
   if (job.kind == JobKind::kDirect || job.kind == JobKind::kDirectRowsFirst) return;
-  const Region region = region_of(step);
+  const Region region = region_of<Shape>(step);
   const DeviceFrame frame = job.frames[step.frame];
   const int pieces = job.raw_pitch_bytes / 16;
 #pragma unroll 1
@@ -110,9 +114,10 @@ __device__ void fetch(const Step& step, uint8_t* raw) {
   }
 }
 
-template <typename Numerics, int kThreads>
+template <typename Shape, typename Numerics, int kThreads>
 __device__ void resize_rows(const Step& step, const Region& region, const uint8_t* raw,
                             typename Numerics::Stage* stage) {
+  constexpr int kTokenPx = Shape::kTokenPx, kTokenValues = Shape::kTokenValues;
   using Sum = typename Numerics::Sum;
   const DeviceJob& job = *step.job;
   const DeviceFrame& frame = job.frames[step.frame];
@@ -160,8 +165,11 @@ __device__ void resize_rows(const Step& step, const Region& region, const uint8_
 }
 
 // Where the values of column x (even) of one channel go in a token's four patch rows of bytes, both
-// frames' where they are one; two neighbours at a time, as a patch is 14 px wide.
+// frames' where they are one; two neighbours at a time, as a patch is an even number of px wide.
+template <typename Shape>
 class TileColumn {
+  static constexpr int kPatch = Shape::kPatch;
+
  public:
   __device__ TileColumn(const Step& step, int channel, int x, uint8_t* tile, int pitch)
       : to_(tile + x / kPatch * pitch +
@@ -183,15 +191,17 @@ class TileColumn {
   bool both_frames_;
 };
 
-// A thread keeps its four columns and takes every sixth row.
-template <typename Numerics, int kThreads>
+// A thread keeps its four columns and takes every sixth (or, with 32 px, fifth) row.
+template <typename Shape, typename Numerics, int kThreads>
 __device__ void sum_columns(const Step& step, const Region& region,
                             const typename Numerics::Stage* stage, uint8_t* tile, int pitch) {
+  constexpr int kTokenPx = Shape::kTokenPx, kTokenValues = Shape::kTokenValues;
   constexpr int kQuads = kTokenValues / 4, kRowsAtOnce = kThreads / kQuads;
   const int quad = threadIdx.x % kQuads, first_y = threadIdx.x / kQuads;
   if (first_y >= kRowsAtOnce) return;
   const int channel = quad / (kTokenPx / 4), x = quad % (kTokenPx / 4) * 4;
-  const TileColumn low(step, channel, x, tile, pitch), high(step, channel, x + 2, tile, pitch);
+  const TileColumn<Shape> low(step, channel, x, tile, pitch),
+      high(step, channel, x + 2, tile, pitch);
   const DeviceAxis rows = step.job->rows;
   const int rows_per_group = step.job->rows_per_group;
 #pragma unroll 1
@@ -199,17 +209,19 @@ __device__ void sum_columns(const Step& step, const Region& region,
     const int start = __ldg(rows.starts + region.y + y) - region.first_row;
     const uint32_t* weights =
         rows.weights + int64_t{region.y + y} * (rows.stride / Numerics::kTapsPerWord);
-    const uint32_t bytes = Numerics::sum_columns(stage + start * kTokenValues + 4 * quad, weights,
-                                                 __ldg(rows.counts + region.y + y), rows.precision);
+    const uint32_t bytes = Numerics::template sum_columns<kTokenValues>(
+        stage + start * kTokenValues + 4 * quad, weights, __ldg(rows.counts + region.y + y),
+        rows.precision);
     low.put(step.row + y, bytes & 0xffff);
     high.put(step.row + y, bytes >> 16);
   }
 }
 
 // A crop that has its size already: from packed pixels to patch rows.
-template <int kThreads>
+template <typename Shape, int kThreads>
 __device__ void split_pixels(const Step& step, const Region& region, const uint8_t* raw,
                              uint8_t* tile, int pitch) {
+  constexpr int kTokenPx = Shape::kTokenPx;
   const DeviceFrame& frame = step.job->frames[step.frame];
 #pragma unroll 1
   for (int i = threadIdx.x; i < kTokenPx * kTokenPx / 2; i += kThreads) {
@@ -217,15 +229,17 @@ __device__ void split_pixels(const Step& step, const Region& region, const uint8
     const uint8_t* from = raw + y * step.job->raw_pitch_bytes +
                           offset_in_slot(source_row(frame, region, y)) + kChannels * x;
     for (int c = 0; c < kChannels; ++c) {
-      TileColumn(step, c, x, tile, pitch).put(y, from[c] | uint32_t{from[kChannels + c]} << 8);
+      TileColumn<Shape>(step, c, x, tile, pitch)
+          .put(y, from[c] | uint32_t{from[kChannels + c]} << 8);
     }
   }
 }
 
 // Every value from global memory by itself: windows of any size, along x and then y or along y and
 // then x. The sums of the first axis are made again for every output that they reach.
-template <typename Numerics, int kThreads>
+template <typename Shape, typename Numerics, int kThreads>
 __device__ void resize_directly(const Step& step, const Region& region, uint8_t* tile, int pitch) {
+  constexpr int kTokenPx = Shape::kTokenPx, kTokenValues = Shape::kTokenValues;
   using Sum = typename Numerics::Sum;
   constexpr int kPerWord = Numerics::kTapsPerWord;
   const DeviceFrame& frame = step.job->frames[step.frame];
@@ -269,23 +283,23 @@ __device__ void resize_directly(const Step& step, const Region& region, uint8_t*
       const int precision = rows_first ? columns.precision : rows.precision;
       bytes |= Numerics::finished(total, precision) << (8 * which);
     }
-    TileColumn(step, channel, x, tile, pitch).put(y, bytes);
+    TileColumn<Shape>(step, channel, x, tile, pitch).put(y, bytes);
   }
 }
 
 // Resizes tokens first, first + stride, ... below `last`. `tile_of(token)` is where the token's
 // four rows of bytes go, `pitch` bytes apart; `done(token)` is called by all threads when they
 // are there, and may read them until it returns.
-template <int kThreads, typename TileOf, typename Done>
+template <typename Shape, int kThreads, typename TileOf, typename Done>
 __device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t last,
                               uint32_t stride, uint8_t* scratch, int pitch, const TileOf& tile_of,
                               const Done& done) {
   if (first >= last) return;
   uint8_t* const stage = scratch + jobs.stage_offset_bytes;
   Step step = {first, job_of(jobs, first), 0, 0};
-  fetch<kThreads>(step, scratch);
+  fetch<Shape, kThreads>(step, scratch);
   while (true) {
-    const Region region = region_of(step);
+    const Region region = region_of<Shape>(step);
     const DeviceJob& job = *step.job;
     uint8_t* const tile = tile_of(step.token);
     end_copies();
@@ -294,18 +308,18 @@ __device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t l
     if (job.kind == JobKind::kBanded) {
       with_numerics(job.resize, [&](auto numerics) {
         using Numerics = decltype(numerics);
-        resize_rows<Numerics, kThreads>(step, region, scratch,
-                                        reinterpret_cast<typename Numerics::Stage*>(stage));
+        resize_rows<Shape, Numerics, kThreads>(step, region, scratch,
+                                               reinterpret_cast<typename Numerics::Stage*>(stage));
       });
     } else if (job.kind == JobKind::kCopy) {
-      split_pixels<kThreads>(step, region, scratch, tile, pitch);
+      split_pixels<Shape, kThreads>(step, region, scratch, tile, pitch);
     }
     __syncthreads();
 
     // The next step's source may come while this one's columns are summed.
     Step next = step;
     next.row += job.rows_per_group;
-    if (next.row == kTokenPx) {
+    if (next.row == Shape::kTokenPx) {
       next.row = 0;
       ++next.frame;
     }
@@ -316,16 +330,16 @@ __device__ void resize_tokens(const DeviceJobs& jobs, uint32_t first, uint32_t l
       if (next.token < last) next.job = job_of(jobs, next.token);
     }
     const bool ends = next.token >= last;
-    if (!ends) fetch<kThreads>(next, scratch);
+    if (!ends) fetch<Shape, kThreads>(next, scratch);
     if (job.kind == JobKind::kBanded) {
       with_numerics(job.resize, [&](auto numerics) {
         using Numerics = decltype(numerics);
-        sum_columns<Numerics, kThreads>(
+        sum_columns<Shape, Numerics, kThreads>(
             step, region, reinterpret_cast<const typename Numerics::Stage*>(stage), tile, pitch);
       });
     } else if (job.kind != JobKind::kCopy) {
       with_numerics(job.resize, [&](auto numerics) {
-        resize_directly<decltype(numerics), kThreads>(step, region, tile, pitch);
+        resize_directly<Shape, decltype(numerics), kThreads>(step, region, tile, pitch);
       });
     }
     if (token_ends) {

@@ -37,9 +37,10 @@ int main(void) {
   vtts_patchify_options options = vtts_patchify_options_default();
   options.num_threads = 2;
 
-  int64_t num_rows = 0;
-  check(vtts_patchify_num_rows(&job, 1, &num_rows));
-  const size_t num_bytes = (size_t)num_rows * VTTS_PATCH_ROW * sizeof(float);
+  int64_t num_rows = 0, row_size = 0;
+  check(vtts_patchify_num_rows(&job, 1, &options, &num_rows));
+  check(vtts_patchify_row_size(&options, &row_size));
+  const size_t num_bytes = (size_t)(num_rows * row_size) * sizeof(float);
   float* rows = malloc(num_bytes);
   if (rows == NULL) return 1;
   check(vtts_patchify_cpu(&job, 1, &options, rows));

@@ -37,9 +37,11 @@ struct DeviceMemory {
 struct Scene {
   std::vector<uint8_t> pixels;
   vtts_patchify_job jobs[2];
-  int64_t num_rows = 0;
+  vtts_patchify_options options = vtts_patchify_options_default();
+  int64_t num_rows = 0, row_size = 0;
 
-  Scene() {
+  explicit Scene(int32_t patch_px) {
+    options.patch_px = patch_px;
     std::mt19937 random(1);
     constexpr int64_t kHeight = 70, kWidth = 91, kStride = 91 * 3 + 5;
     pixels.resize(2 * kHeight * kStride);
@@ -49,19 +51,22 @@ struct Scene {
       job.frame_a = {pixels.data(), kStride, kHeight, kWidth};
       job.frame_b = {pixels.data() + kHeight * kStride, kStride, kHeight, kWidth};
       job.box = {3, 2, 83, 66};
-      job.resized_height = 56;
-      job.resized_width = 28;
+      job.resized_height = 4 * patch_px;
+      job.resized_width = 2 * patch_px;
     }
-    jobs[1].box = {0, 0, 28, 28};
-    jobs[1].resized_height = 28;
-    check(vtts_patchify_num_rows(jobs, 2, &num_rows) == VTTS_OK, "the scene is usable");
+    jobs[1].box = {0, 0, 2 * patch_px, 2 * patch_px};
+    jobs[1].resized_height = 2 * patch_px;
+    check(vtts_patchify_num_rows(jobs, 2, &options, &num_rows) == VTTS_OK, "the scene is usable");
+    check(vtts_patchify_row_size(&options, &row_size) == VTTS_OK &&
+              row_size == 6 * patch_px * patch_px,
+          "the size of a row");
   }
 };
 
 void test_rows(Scene scene, vtts_resize resize) {
-  const vtts_patchify_options options = vtts_patchify_options_default();
+  const vtts_patchify_options& options = scene.options;
   scene.jobs[0].resize = resize;
-  const size_t num_floats = static_cast<size_t>(scene.num_rows) * VTTS_PATCH_ROW;
+  const auto num_floats = static_cast<size_t>(scene.num_rows * scene.row_size);
   std::vector<float> expected(num_floats);
   check(vtts_patchify_cpu(scene.jobs, 2, &options, expected.data()) == VTTS_OK, "rows on the CPU");
 
@@ -82,10 +87,10 @@ void test_rows(Scene scene, vtts_resize resize) {
   launch.places = places;
   const DeviceMemory<float> placed(num_floats);
   check(vtts_patchify_cuda(scene.jobs, 2, &options, &launch, placed.data) == VTTS_OK, "places");
-  constexpr size_t kToken = size_t{4} * VTTS_PATCH_ROW;
+  const auto token_size = static_cast<size_t>(4 * scene.row_size);
   for (size_t token = 0; token < 3; ++token) {
-    check(std::memcmp(placed.data + static_cast<size_t>(places[token]) * kToken,
-                      expected.data() + token * kToken, kToken * sizeof(float)) == 0,
+    check(std::memcmp(placed.data + static_cast<size_t>(places[token]) * token_size,
+                      expected.data() + token * token_size, token_size * sizeof(float)) == 0,
           "token " + std::to_string(token) + " is where its place says");
   }
   launch.workspace_bytes = num_bytes - 1;
@@ -102,14 +107,14 @@ void test_product(const Scene& scene) {
   constexpr int64_t kOutputs = 16;
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
-  std::vector<float> weight(kOutputs * VTTS_PATCH_ROW), bias(kOutputs);
+  std::vector<float> weight(static_cast<size_t>(kOutputs * scene.row_size)), bias(kOutputs);
   for (float& v : weight) v = normal(random) / 32.0f;
   for (float& v : bias) v = normal(random);
   vtts_patch_embed_weights weights = vtts_patch_embed_weights_default();
   weights.weight = weight.data();
   weights.bias = bias.data();
   weights.num_outputs = kOutputs;
-  vtts_patchify_options options = vtts_patchify_options_default();
+  const vtts_patchify_options& options = scene.options;
   const size_t num_values = static_cast<size_t>(scene.num_rows * kOutputs);
   std::vector<float> expected(num_values);
   check(vtts_patch_embed_cpu(scene.jobs, 2, &options, &weights, expected.data()) == VTTS_OK,
@@ -135,7 +140,7 @@ void test_product(const Scene& scene) {
   check(
       vtts_patch_embed_cuda(scene.jobs, 2, &options, &device_weights, &launch, out.data) == VTTS_OK,
       "the product");
-  // Another order of sums of 1,176 products of pixel values up to 255.
+  // Another order of sums of over 1,000 products of pixel values up to 255.
   for (size_t i = 0; i < num_values; ++i) {
     check(std::abs(out.data[i] - expected[i]) < 1e-3f, "value " + std::to_string(i));
   }
@@ -145,11 +150,13 @@ void test_product(const Scene& scene) {
 
 int main() {
   check(vtts_has_cuda() == 1, "this is a build with CUDA");
-  const Scene scene;
-  for (const vtts_resize resize : {VTTS_RESIZE_FIXED, VTTS_RESIZE_FLOAT, VTTS_RESIZE_PIL}) {
-    test_rows(scene, resize);
+  for (const int32_t patch_px : {14, 16}) {
+    const Scene scene(patch_px);
+    for (const vtts_resize resize : {VTTS_RESIZE_FIXED, VTTS_RESIZE_FLOAT, VTTS_RESIZE_PIL}) {
+      test_rows(scene, resize);
+    }
+    test_product(scene);
   }
-  test_product(scene);
   std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
   return num_failures == 0 ? 0 : 1;
 }

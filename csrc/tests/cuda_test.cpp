@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -26,8 +27,9 @@ using testing::check;
 using testing::check_refused;
 using testing::num_failures;
 
-vtts::PatchifyOptions options() {
+vtts::PatchifyOptions options(int patch_px) {
   vtts::PatchifyOptions result;
+  result.patch_px = patch_px;
   result.isa = vtts::Isa::kScalar;
   const float mean[] = {122.77f, 116.75f, 104.09f}, std[] = {68.5f, 66.63f, 70.32f};
   std::copy(mean, mean + 3, result.mean);
@@ -98,8 +100,13 @@ struct Batch {
   std::vector<std::unique_ptr<Image>> images;
   std::vector<PatchifyJob> jobs;
   std::mt19937& random;
+  const int patch_px, side, row_size;
 
-  explicit Batch(std::mt19937& random) : random(random) {}
+  Batch(std::mt19937& random, int patch_px)
+      : random(random),
+        patch_px(patch_px),
+        side(vtts::token_px(patch_px)),
+        row_size(vtts::patch_row(patch_px)) {}
 
   int below(int limit) { return static_cast<int>(random() % limit); }
   vtts::FrameView image(int height, int width) {
@@ -115,7 +122,7 @@ struct Batch {
     add(height, width, {0, 0, width, height}, target_height, target_width);
   }
   void add_random() {
-    const int target_height = 28 * (1 + below(3)), target_width = 28 * (1 + below(3));
+    const int target_height = side * (1 + below(3)), target_width = side * (1 + below(3));
     if (below(5) == 0) {  // a crop of the size wanted
       const int x = below(9), y = below(9);
       add(target_height + y + below(5), target_width + x + below(5),
@@ -132,14 +139,14 @@ struct Batch {
   }
   int64_t num_rows() const {
     int64_t num = 0;
-    for (const PatchifyJob& job : jobs) num += vtts::num_patch_rows(job);
+    for (const PatchifyJob& job : jobs) num += vtts::num_patch_rows(job, patch_px);
     return num;
   }
 };
 
 std::vector<float> core_rows(const Batch& batch) {
-  std::vector<float> rows(static_cast<size_t>(batch.num_rows()) * vtts::kPatchRow);
-  vtts::patchify(batch.jobs.data(), batch.jobs.size(), options(), rows.data());
+  std::vector<float> rows(static_cast<size_t>(batch.num_rows()) * batch.row_size);
+  vtts::patchify(batch.jobs.data(), batch.jobs.size(), options(batch.patch_px), rows.data());
   return rows;
 }
 
@@ -155,8 +162,8 @@ void check_patchify(const Batch& batch, const std::string& what) {
   const std::vector<int32_t> places = random_places(batch);
   for (const DType type : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     const bool placed = batch.random() % 2 == 0;
-    const auto how = options();
-    Memory out(batch.num_rows() * vtts::kPatchRow * vtts::bytes_of(type));
+    const auto how = options(batch.patch_px);
+    Memory out(batch.num_rows() * batch.row_size * vtts::bytes_of(type));
     Memory workspace(
         vtts::patchify_cuda_workspace_bytes(batch.jobs.data(), batch.jobs.size(), how));
     const int launches = vtts::emulation::num_launches;
@@ -166,9 +173,9 @@ void check_patchify(const Batch& batch, const std::string& what) {
     check(out.canaries_live() && workspace.canaries_live(), what + ": stays inside its memory");
     int64_t num_wrong = 0;
     for (int64_t i = 0; i < static_cast<int64_t>(expected.size()); ++i) {
-      const int64_t row = i / vtts::kPatchRow, column = i % vtts::kPatchRow;
+      const int64_t row = i / batch.row_size, column = i % batch.row_size;
       const int64_t to = placed ? 4 * int64_t{places[row / 4]} + row % 4 : row;
-      const int64_t at = to * vtts::kPatchRow + column;
+      const int64_t at = to * batch.row_size + column;
       if (type == DType::kFloat32) {
         num_wrong += std::memcmp(static_cast<float*>(out.data()) + at, &expected[i], 4) != 0;
       } else {
@@ -180,30 +187,34 @@ void check_patchify(const Batch& batch, const std::string& what) {
   }
 }
 
-void test_patchify() {
+void test_patchify(int patch_px) {
   std::mt19937 random(5);
-  for (int round = 0; round < 12; ++round) {
-    Batch batch(random);
+  const int side = vtts::token_px(patch_px);
+  for (int round = 0; round < (patch_px == 14 ? 9 : 3); ++round) {
+    Batch batch(random, patch_px);
     for (int i = 0; i <= batch.below(4); ++i) batch.add_random();
     check_patchify(batch, "random batch " + std::to_string(round));
   }
-  // Groups of 14, 7, 4, 2 and 1 rows, then windows beyond shared memory: one axis, the other, both.
-  const int sizes[][2] = {{28 * 4, 28 * 3}, {28 * 6, 28 * 5},   {28 * 9, 28 * 7},
-                          {28 * 14, 200},   {28 * 11, 28 * 10}, {28 * 13, 28 * 12},
-                          {1, 28 * 600},    {28 * 150, 5},      {28 * 14, 28 * 15}};
-  for (const auto& [height, width] : sizes) {
-    Batch batch(random);
-    batch.add_whole(height, width, 28, 28);
+  // Groups of ever fewer rows down to one, then windows beyond shared memory: one axis, the other,
+  // both.
+  const int sizes[][2] = {{side * 4, side * 3}, {side * 6, side * 5},   {side * 9, side * 7},
+                          {side * 14, 200},     {side * 11, side * 10}, {side * 13, side * 12},
+                          {1, side * 600},      {side * 150, 5},        {side * 14, side * 15}};
+  for (size_t i = 0; i < std::size(sizes); ++i) {
+    const auto& [height, width] = sizes[i];
+    Batch batch(random, patch_px);
+    batch.add_whole(height, width, side, side);
     for (const Resize resize : kKernels) {
+      if (patch_px != 14 && (i + static_cast<size_t>(resize)) % 4 != 0) continue;  // time
       check_patchify(batch.with(resize),
                      "downscale of " + std::to_string(height) + " x " + std::to_string(width));
     }
   }
-  Batch mixed(random);
-  mixed.add_whole(28 * 14, 200, 28, 28);
-  mixed.add_whole(3, 2, 56, 28);
-  mixed.add_whole(28, 56, 28, 56);
-  mixed.add_whole(28 * 15, 28 * 14, 28, 28);
+  Batch mixed(random, patch_px);
+  mixed.add_whole(side * 14, 200, side, side);
+  mixed.add_whole(3, 2, 2 * side, side);
+  mixed.add_whole(side, 2 * side, side, 2 * side);
+  mixed.add_whole(side * 15, side * 14, side, side);
   check_patchify(mixed, "all kinds in one call");
 }
 
@@ -216,17 +227,17 @@ double ulp(double value, DType type) {
 // weight rounded to it, sums in float32, the result rounded) plus one step of the largest value.
 void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, bool placed,
                        bool with_bias, const std::string& what) {
-  const auto how = options();
+  const auto how = options(batch.patch_px);
   std::normal_distribution<float> normal(0.0f, 0.02f);
-  std::vector<float> weight(static_cast<size_t>(num_outputs) * vtts::kPatchRow),
+  std::vector<float> weight(static_cast<size_t>(num_outputs) * batch.row_size),
       bias(static_cast<size_t>(num_outputs), 0.0f);
   for (float& value : weight) value = normal(batch.random);
   if (with_bias) {
     for (float& value : bias) value = normal(batch.random);
   }
-  Memory folded(num_outputs * vtts::kPatchRow * vtts::bytes_of(type)), folded_bias(num_outputs * 4);
-  vtts::fold_patch_embed(weight.data(), with_bias ? bias.data() : nullptr, num_outputs, how.mean,
-                         how.std, type, folded.data(), static_cast<float*>(folded_bias.data()));
+  Memory folded(num_outputs * batch.row_size * vtts::bytes_of(type)), folded_bias(num_outputs * 4);
+  vtts::fold_patch_embed(weight.data(), with_bias ? bias.data() : nullptr, num_outputs, how, type,
+                         folded.data(), static_cast<float*>(folded_bias.data()));
   const vtts::PatchEmbedCudaArgs args = {
       folded.data(), static_cast<const float*>(folded_bias.data()), num_outputs, type};
   const std::vector<int32_t> places = random_places(batch);
@@ -250,8 +261,8 @@ void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, bool
     for (int64_t n = 0; n < num_outputs; ++n) {
       double exact = bias[n];
       float plain = 0.0f;
-      for (int64_t k = 0; k < vtts::kPatchRow; ++k) {
-        const float x = rows[r * vtts::kPatchRow + k], w = weight[n * vtts::kPatchRow + k];
+      for (int64_t k = 0; k < batch.row_size; ++k) {
+        const float x = rows[r * batch.row_size + k], w = weight[n * batch.row_size + k];
         exact += static_cast<double>(x) * w;
         plain = std::fma(rounded(x), rounded(w), plain);
       }
@@ -270,38 +281,48 @@ void check_patch_embed(const Batch& batch, int64_t num_outputs, DType type, bool
         what + ": error " + std::to_string(error) + ", plain " + std::to_string(plain_error));
 }
 
-void test_patch_embed() {
+void test_patch_embed(int patch_px) {
   std::mt19937 random(7);
+  const int side = vtts::token_px(patch_px);
   const DType types[] = {DType::kFloat32, DType::kFloat16, DType::kBFloat16};
   for (const DType type : types) {
     for (const Resize resize : kKernels) {
+      if (patch_px != 14 && static_cast<int>(resize) != static_cast<int>(type)) continue;  // time
       const std::string what = "patch_embed, type " + std::to_string(static_cast<int>(type));
-      Batch small(random);  // one token of 16, and one tile of outputs, a part of it
-      small.add_whole(40, 31, 28, 28);
+      Batch small(random, patch_px);  // one token of 16, and one tile of outputs, a part of it
+      small.add_whole(40, 31, side, side);
       check_patch_embed(small.with(resize), 8, type, false, false, what + ", one token");
-      Batch mixed(random);  // tiles over the borders of jobs; more tiles of outputs than one
-      mixed.add_whole(100, 90, 28, 28 * 3);
-      mixed.add_whole(28, 56, 28, 56);
-      mixed.add_whole(28 * 30, 9, 28, 28);
+      Batch mixed(random,
+                  patch_px);  // tiles over the borders of jobs; more tiles of outputs than one
+      mixed.add_whole(100, 90, side, side * 3);
+      mixed.add_whole(side, 2 * side, side, 2 * side);
+      mixed.add_whole(side * 30, 9, side, side);
       mixed.add_random();
-      mixed.add_whole(50, 60, 28 * 2, 28 * 6);  // of every kernel
+      mixed.add_whole(50, 60, side * 2, side * 6);  // of every kernel
       check_patch_embed(mixed, 136, type, true, true, what + ", many jobs");
     }
   }
+  // The most source rows of one job and the most resized rows of another are one launch's.
+  Batch apart(random, patch_px);
+  apart.add_whole(side * 11, side * 11, side, side);
+  apart.add_whole(side * 2, side * 2, side, side);
+  apart.with(Resize::kFixed).jobs[1].resize = Resize::kFloat;
+  check_patch_embed(apart, 8, DType::kBFloat16, false, true, "the largest scratch memory");
+  if (patch_px != 14) return;
   // More tiles than blocks: a block's next resize follows upon its product, in the same memory.
   for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
-    Batch many(random);
-    many.add_whole(400, 380, 28 * 9, 28 * 16);
+    Batch many(random, patch_px);
+    many.add_whole(400, 380, side * 9, side * 16);
     check_patch_embed(many, 16, type, true, true, "nine tiles");
   }
 }
 
 void test_refusals() {
   std::mt19937 random(6);
-  Batch batch(random);
+  Batch batch(random, 14);
   batch.add_whole(40, 50, 28, 28);
-  const auto how = options();
-  Memory out(4 * vtts::kPatchRow * 4), workspace(64 << 10);
+  auto how = options(14);
+  Memory out(4 * batch.row_size * 4), workspace(64 << 10);
   const auto run = [&](const PatchifyJob& job, void* work, int64_t work_bytes, void* to) {
     return [&how, job, work, work_bytes, to] {
       vtts::patchify_cuda(&job, 1, how, nullptr, work, work_bytes, to, DType::kFloat32, nullptr);
@@ -323,6 +344,10 @@ void test_refusals() {
                          run(good, shifted(workspace), workspace.bytes() - 4, out.data()));
   check_refused<Refusal>("patchify: workspace_bytes must be >= ",
                          run(good, workspace.data(), 100, out.data()));
+  how.patch_px = 15;
+  check_refused<Refusal>("patchify: patch_px must be 14 or 16, got 15",
+                         run(good, workspace.data(), workspace.bytes(), out.data()));
+  how.patch_px = 14;
   const PatchifyJob huge = {good.frame_a, good.frame_b, good.box, 28 << 15, 28 << 15};
   const PatchifyJob huge_twice[] = {huge, huge};
   check_refused<Refusal>("patchify: jobs must be of fewer than 2^31 merged tokens",
@@ -356,8 +381,10 @@ void test_refusals() {
 }  // namespace
 
 int main() {
-  test_patchify();
-  test_patch_embed();
+  for (const int patch_px : vtts::kPatchSizes) {
+    test_patchify(patch_px);
+    test_patch_embed(patch_px);
+  }
   test_refusals();
   std::printf("%s\n", num_failures == 0 ? "all passed" : "failed");
   return num_failures == 0 ? 0 : 1;

@@ -38,10 +38,11 @@ struct Image {
   }
 };
 
-vtts::PatchifyOptions options(vtts::Isa isa, int num_threads) {
+vtts::PatchifyOptions options(vtts::Isa isa, int num_threads, int patch_px = 14) {
   vtts::PatchifyOptions result;
   result.isa = isa;
   result.num_threads = num_threads;
+  result.patch_px = patch_px;
   const float mean[] = {122.77f, 116.75f, 104.09f}, std[] = {68.5f, 66.63f, 70.32f};
   std::copy(mean, mean + 3, result.mean);
   std::copy(std, std + 3, result.std);
@@ -51,10 +52,11 @@ vtts::PatchifyOptions options(vtts::Isa isa, int num_threads) {
 std::vector<float> run(const std::vector<vtts::PatchifyJob>& jobs,
                        const vtts::PatchifyOptions& how) {
   int64_t num_rows = 0;
-  for (const vtts::PatchifyJob& job : jobs) num_rows += vtts::num_patch_rows(job);
+  for (const vtts::PatchifyJob& job : jobs) num_rows += vtts::num_patch_rows(job, how.patch_px);
   constexpr size_t kGuard = 16;
   const float untouched = 12345.0f;
-  std::vector<float> out(static_cast<size_t>(num_rows) * vtts::kPatchRow + kGuard, untouched);
+  const auto row_size = static_cast<size_t>(vtts::patch_row(how.patch_px));
+  std::vector<float> out(static_cast<size_t>(num_rows) * row_size + kGuard, untouched);
   vtts::patchify(jobs.data(), jobs.size(), how, out.data());
   check(std::all_of(out.end() - kGuard, out.end(), [&](float x) { return x == untouched; }),
         "nothing is written behind the rows");
@@ -84,6 +86,12 @@ void test_refusals() {
   refuse("got x (9, 9), y (0, 40)", job({9, 0, 9, 40}, 28, 28), usual);
   refuse("resized_hw must be positive multiples of 28", job({0, 0, 50, 40}, 28, 29), usual);
   refuse("resized_hw must be positive multiples of 28", job({0, 0, 50, 40}, -28, 28), usual);
+  refuse("resized_hw must be positive multiples of 32 px, got (28, 56)",
+         job({0, 0, 50, 40}, 28, 56), options(vtts::Isa::kAuto, 1, 16));
+  for (const int patch_px : {0, 15, 28}) {
+    refuse("patch_px must be 14 or 16, got " + std::to_string(patch_px),
+           job({0, 0, 50, 40}, 28, 28), options(vtts::Isa::kAuto, 1, patch_px));
+  }
   vtts::PatchifyJob null = job({0, 0, 50, 40}, 28, 28);
   null.frame_b.data = nullptr;
   refuse("frame_b must be a frame, got a null pointer", null, usual);
@@ -100,6 +108,7 @@ void test_every_way_gives_the_same_bits() {
   for (int round = 0; round < 90; ++round) {
     std::vector<Image> images;
     std::vector<vtts::PatchifyJob> jobs;
+    const int patch_px = round % 2 == 0 ? 14 : 16, side = vtts::token_px(patch_px);
     images.reserve(8);
     for (int i = 0; i <= below(3); ++i) {
       const int height = 1 + below(below(5) == 0 ? 900 : 150), width = 1 + below(150);
@@ -111,14 +120,15 @@ void test_every_way_gives_the_same_bits() {
       const vtts::PixelBox box = {x0, y0, x0 + 1 + below(width - x0), y0 + 1 + below(height - y0)};
       const vtts::Resize kernels[] = {vtts::Resize::kFixed, vtts::Resize::kFloat,
                                       vtts::Resize::kPil};
-      jobs.push_back({a, b, box, 28 * (1 + below(4)), 28 * (1 + below(4)), kernels[below(3)]});
+      jobs.push_back({a, b, box, side * (1 + below(4)), side * (1 + below(4)), kernels[below(3)]});
     }
-    const auto expected = run(jobs, options(vtts::Isa::kScalar, 1));
-    check(same_bits(run(jobs, options(vtts::Isa::kScalar, 3)), expected), "scalar, three threads");
+    const auto expected = run(jobs, options(vtts::Isa::kScalar, 1, patch_px));
+    check(same_bits(run(jobs, options(vtts::Isa::kScalar, 3, patch_px)), expected),
+          "scalar, three threads");
     for (const vtts::Isa isa : kVectorIsas) {
       if (!vtts::isa_supported(isa)) continue;
       for (const int num_threads : {1, 4}) {
-        check(same_bits(run(jobs, options(isa, num_threads)), expected),
+        check(same_bits(run(jobs, options(isa, num_threads, patch_px)), expected),
               std::string(vtts::isa_name(isa)) + ", " + std::to_string(num_threads) +
                   " threads, round " + std::to_string(round));
       }
@@ -126,24 +136,28 @@ void test_every_way_gives_the_same_bits() {
   }
 }
 
-void test_row_order_without_resize() {
-  // 56 x 84 px that spell their own position: red is x, green is y.
+void test_row_order_without_resize(int patch_px) {
+  // 2 x 3 tokens that spell their own position: red is x, green is y.
+  const int p = patch_px, height = 4 * p, width = 6 * p;
   std::vector<uint8_t> bytes;
-  for (int y = 0; y < 56; ++y) {
-    for (int x = 0; x < 84; ++x) {
+  for (int y = 0; y < height; ++y) {
+    for (int x = 0; x < width; ++x) {
       bytes.insert(bytes.end(), {static_cast<uint8_t>(x), static_cast<uint8_t>(y), 0});
     }
   }
   vtts::PatchifyOptions how;
+  how.patch_px = p;
   std::fill(how.std, how.std + 3, 1.0f);
-  const vtts::FrameView frame = {bytes.data(), 84 * 3, 56, 84};
-  const auto rows = run({{frame, frame, {0, 0, 84, 56}, 56, 84, vtts::Resize::kFixed}}, how);
-  // Row 4 * (1 * 3 + 2) + 1: token (1, 2), its upper right patch, which starts at y 28, x 70.
-  const float* row = rows.data() + (4 * (1 * 3 + 2) + 1) * vtts::kPatchRow;
-  check(row[0] == 70.0f && row[13] == 83.0f, "red runs along x");
-  check(row[196] == 70.0f, "the second frame follows the first inside a channel");
-  check(row[392] == 28.0f && row[392 + 14] == 29.0f, "green runs along y");
-  check(row[784] == 0.0f, "blue comes last");
+  const vtts::FrameView frame = {bytes.data(), width * 3, height, width};
+  const auto rows =
+      run({{frame, frame, {0, 0, width, height}, height, width, vtts::Resize::kFixed}}, how);
+  // Token (1, 2), its upper right patch, which starts at y 2 p, x 5 p.
+  const float* row = rows.data() + (4 * (1 * 3 + 2) + 1) * vtts::patch_row(p);
+  const float x = 5.0f * p, y = 2.0f * p;
+  check(row[0] == x && row[p - 1] == x + p - 1, "red runs along x");
+  check(row[p * p] == x, "the second frame follows the first inside a channel");
+  check(row[2 * p * p] == y && row[2 * p * p + p] == y + 1, "green runs along y");
+  check(row[4 * p * p] == 0.0f, "blue comes last");
 }
 
 void test_taps() {
@@ -186,7 +200,7 @@ void test_parallel_for() {
 int main() {
   test_refusals();
   test_taps();
-  test_row_order_without_resize();
+  for (const int patch_px : vtts::kPatchSizes) test_row_order_without_resize(patch_px);
   test_every_way_gives_the_same_bits();
   test_parallel_for();
   std::printf("%s (best: %s)\n", num_failures == 0 ? "all passed" : "failed",

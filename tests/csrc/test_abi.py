@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 import vtts_abi
+from utils import QWEN3_VL, UNEVEN
 from vtts_abi import Frame
 
 import vtts_rt
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.ops.patch_jobs import mean_and_std
 from vtts_rt.ops.patchify import PatchifyJob, patchify_ref
-from vtts_rt.types import RESIZE_KERNELS, PixelBox, ResizeKernel
+from vtts_rt.types import RESIZE_KERNELS, Geometry, PixelBox, ResizeKernel
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc" / "include"
@@ -38,19 +41,22 @@ def frames(num: int, height: int, width: int) -> list[np.ndarray]:
     return [frame[:, :width] for frame in wide]
 
 
-BOXES = [((0, 0, 91, 70), (56, 84)), ((3, 5, 80, 61), (28, 56)), ((1, 2, 29, 30), (28, 28))]
+BOXES = [((0, 0, 91, 70), (2, 3)), ((3, 5, 80, 61), (1, 2)), ((1, 2, 29, 30), (1, 1))]
 
 
-def both(*kernels: ResizeKernel) -> tuple[list[np.ndarray], list[Any], torch.Tensor]:
+def both(
+    *kernels: ResizeKernel, geometry: Geometry = GEOMETRY
+) -> tuple[list[np.ndarray], list[Any], torch.Tensor]:
     """(frames to keep, jobs of the library, the reference's rows)."""
     pixels = frames(4, 70, 91)
     pairs = [(pixels[0], pixels[1]), (pixels[2], pixels[2]), (pixels[3][::-1], pixels[0])]
     native, jobs = [], []
-    for pair, (box, hw), resize in zip(pairs, BOXES, kernels or ("fixed",) * 3, strict=True):
+    for pair, (box, tokens), resize in zip(pairs, BOXES, kernels or ("fixed",) * 3, strict=True):
+        hw = (tokens[0] * geometry.token_px, tokens[1] * geometry.token_px)
         native.append(vtts_abi.job(pair, box, hw))
         native[-1].resize = RESIZE_KERNELS.index(resize)
         jobs.append(PatchifyJob(*pair, PixelBox(*box), hw, resize))
-    return pixels, native, patchify_ref(jobs)
+    return pixels, native, patchify_ref(jobs, geometry)
 
 
 @pytest.mark.parametrize("kernels", itertools.permutations(RESIZE_KERNELS))
@@ -62,36 +68,50 @@ def test_patchify_has_the_reference_bits(kernels: tuple[ResizeKernel, ...]) -> N
     assert np.array_equal(vtts_abi.patchify(native, isa=1), rows)
 
 
-def test_patch_embed_is_the_product_of_the_rows() -> None:
-    _keep, native, rows = both()
-    weight = torch.randn(24, 1176)
+def test_patches_of_16_px_with_any_mean_and_std() -> None:
+    _keep, native, expected = both(*RESIZE_KERNELS, geometry=UNEVEN)
+    mean, std = map(tuple, mean_and_std(UNEVEN, torch.device("cpu")).tolist())
+    rows = vtts_abi.patchify(native, patch_px=16, mean=mean, std=std)
+    assert rows.shape == (36, 1536) and np.array_equal(rows, expected.numpy())
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, UNEVEN], ids=["14 px", "16 px"])
+def test_patch_embed_is_the_product_of_the_rows(geometry: Geometry) -> None:
+    _keep, native, rows = both(geometry=geometry)
+    weight = torch.randn(24, geometry.row_size)
     bias = torch.randn(24)
     out = torch.full((len(rows), 24), float("nan"))
     weights = vtts_abi.default("patch_embed_weights")
     weights.weight, weights.bias, weights.num_outputs = weight.data_ptr(), bias.data_ptr(), 24
     address = c.c_void_p(out.data_ptr())
     count = c.c_int64(len(native))
-    vtts_abi.call("patch_embed_cpu", vtts_abi.jobs(native), count, None, c.byref(weights), address)
+    mean, std = map(tuple, mean_and_std(geometry, torch.device("cpu")).tolist())
+    options = vtts_abi.options(patch_px=geometry.patch_px, mean=mean, std=std)
+    how = c.byref(options), c.byref(weights)
+    vtts_abi.call("patch_embed_cpu", vtts_abi.jobs(native), count, *how, address)
     exact = rows.double() @ weight.double().T + bias.double()
     eager = rows @ weight.T + bias
     worst = (eager.double() - exact).abs().max()
     assert (out.double() - exact).abs().max() <= 2 * worst + exact.abs().max() * 2**-23
 
 
-def test_folding_moves_the_normalisation_into_the_weight() -> None:
-    _keep, native, _ = both()
-    options = vtts_abi.default("patchify_options")
-    pixels = torch.from_numpy(vtts_abi.patchify(native)).double()
-    mean = torch.tensor(list(options.mean)).double().repeat_interleave(392)
-    std = torch.tensor(list(options.std)).double().repeat_interleave(392)
+@pytest.mark.parametrize("geometry", [GEOMETRY, QWEN3_VL], ids=["14 px", "16 px"])
+def test_folding_moves_the_normalisation_into_the_weight(geometry: Geometry) -> None:
+    _keep, native, _ = both(geometry=geometry)
+    both_values = mean_and_std(geometry, torch.device("cpu"))
+    mean, std = map(tuple, both_values.tolist())
+    changed = {"patch_px": geometry.patch_px, "mean": mean, "std": std}
+    options, row_size = vtts_abi.options(**changed), geometry.row_size
+    pixels = torch.from_numpy(vtts_abi.patchify(native, **changed)).double()
+    mean, std = both_values.double().repeat_interleave(row_size // 3, dim=1)
     whole = (pixels * std + mean).round()  # 0..255
-    weight, bias = torch.randn(8, 1176), torch.randn(8)
+    weight, bias = torch.randn(8, row_size), torch.randn(8)
     weights = vtts_abi.default("patch_embed_weights")
     weights.weight, weights.bias, weights.num_outputs = weight.data_ptr(), bias.data_ptr(), 8
     for number, dtype in enumerate((torch.float32, torch.float16, torch.bfloat16)):
-        folded, folded_bias = torch.zeros(8, 1176, dtype=dtype), torch.full((8,), float("nan"))
+        folded, folded_bias = torch.zeros(8, row_size, dtype=dtype), torch.full((8,), float("nan"))
         targets = c.c_void_p(folded.data_ptr()), c.c_void_p(folded_bias.data_ptr())
-        vtts_abi.call("patch_embed_fold", c.byref(weights), None, number, *targets)
+        vtts_abi.call("patch_embed_fold", c.byref(weights), c.byref(options), number, *targets)
         assert torch.equal(folded, (weight / std.float()).to(dtype))
         out = whole @ folded.double().T + folded_bias.double()
         rounded = pixels @ (folded.double() * std).T + bias.double()
@@ -101,7 +121,7 @@ def test_folding_moves_the_normalisation_into_the_weight() -> None:
 def test_errors_belong_to_their_thread() -> None:
     lib = vtts_abi.library()
     with pytest.raises(vtts_abi.Refused, match="num_jobs must be in"):
-        vtts_abi.call("patchify_num_rows", None, c.c_int64(-1), c.byref(c.c_int64()))
+        vtts_abi.call("patchify_num_rows", None, c.c_int64(-1), None, c.byref(c.c_int64()))
     seen = []
     thread = threading.Thread(target=lambda: seen.append(lib.vtts_last_error_message()))
     thread.start()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vtts_abi
-from vtts_abi import Job, Options, Refused, Weights
+from vtts_abi import Job, Refused, Weights
 
 FRAME = np.zeros((40, 50, 3), dtype=np.uint8)
 BIG = 2**62
@@ -69,20 +69,10 @@ def test_jobs(message: str, make: Callable[[], Job]) -> None:
     refused(message, "patchify_cpu", c.byref(make()), one, None, c.c_void_p(out.ctypes.data))
     assert np.all(out == 7.0)
     found = c.c_int64(7)
-    refused(message, "patchify_num_rows", c.byref(make()), one, c.byref(found))
+    refused(message, "patchify_num_rows", c.byref(make()), one, None, c.byref(found))
     refused(message, "patchify_cpu_dlpack", c.byref(make()), one, None, c.byref(c.c_void_p()))
     refused(message, "patchify_cuda_workspace_bytes", c.byref(make()), one, None, c.byref(found))
     assert found.value == 7
-
-
-def options(**change: Any) -> Options:
-    made = vtts_abi.default("patchify_options")
-    for name, value in change.items():
-        if isinstance(value, tuple):
-            getattr(made, name)[:] = value
-        else:
-            setattr(made, name, value)
-    return made
 
 
 @pytest.mark.parametrize(
@@ -94,11 +84,14 @@ def options(**change: Any) -> Options:
         ("options.mean, options.std must be finite", {"mean": (0.0, float("nan"), 0.0)}),
         ("options.mean, options.std must be finite", {"std": (1.0, 1.0, 0.0)}),
         ("options.struct_size must be set by", {"struct_size": 4}),
+        ("patch_px must be 14 or 16, got 28", {"patch_px": 28}),
+        ("patch_px must be 14 or 16, got 0", {"patch_px": 0}),
+        ("resized_hw must be positive multiples of 32 px, got (28, 28)", {"patch_px": 16}),
     ],
 )
 def test_options(message: str, change: dict[str, Any]) -> None:
     out = np.full((4, 1176), 7.0, dtype=np.float32)
-    arguments = c.byref(job()), c.c_int64(1), c.byref(options(**change))
+    arguments = c.byref(job()), c.c_int64(1), c.byref(vtts_abi.options(**change))
     refused(message, "patchify_cpu", *arguments, c.c_void_p(out.ctypes.data))
     assert np.all(out == 7.0)
 
@@ -111,22 +104,24 @@ def test_pointers_and_counts() -> None:
     refused("out must be a pointer, got NULL", "patchify_cpu", good, one, None, None)
     refused("out must be aligned to 4", "patchify_cpu", good, one, None, c.c_void_p(address + 2))
     refused("jobs must be a pointer", "patchify_cpu", None, one, None, c.c_void_p(address))
-    refused("num_jobs must be in", "patchify_num_rows", good, c.c_int64(-1), c.byref(found))
-    refused("num_jobs must be in", "patchify_num_rows", good, c.c_int64(2**62), c.byref(found))
-    refused("num_rows must be a pointer", "patchify_num_rows", good, one, None)
+    refused("num_jobs must be in", "patchify_num_rows", good, c.c_int64(-1), None, c.byref(found))
+    refused(
+        "num_jobs must be in", "patchify_num_rows", good, c.c_int64(2**62), None, c.byref(found)
+    )
+    refused("num_rows must be a pointer", "patchify_num_rows", good, one, None, None)
     crooked = c.c_void_p(c.addressof(job()) + 4)
-    refused("jobs must be aligned to 8", "patchify_num_rows", crooked, one, c.byref(found))
+    refused("jobs must be aligned to 8", "patchify_num_rows", crooked, one, None, c.byref(found))
     vtts_abi.call("patchify_cpu", None, c.c_int64(0), None, None)  # no jobs, nothing to do
 
 
 def test_more_rows_than_an_array_may_have() -> None:
     huge = job(hw=(28 * 37449, 28 * 37449))  # 5.6e9 rows: more than 2^31 elements many times over
     found = c.c_int64()
-    vtts_abi.call("patchify_num_rows", c.byref(huge), c.c_int64(1), c.byref(found))
+    vtts_abi.call("patchify_num_rows", c.byref(huge), c.c_int64(1), None, c.byref(found))
     assert found.value == 37449**2 * 4
     many = vtts_abi.jobs([huge] * 250)
     refused("rows of all jobs must be at most 2^40", "patchify_num_rows", many, c.c_int64(250),
-            c.byref(found))  # fmt: skip
+            None, c.byref(found))  # fmt: skip
     with pytest.raises(Refused) as caught:
         vtts_abi.call(
             "patchify_cpu_dlpack", vtts_abi.jobs([huge] * 100), c.c_int64(100), None,
@@ -144,13 +139,15 @@ def test_newer_and_mixed_structures() -> None:
         c.memmove(c.byref(element), c.byref(job()), c.sizeof(Job))
         element.struct_size = c.sizeof(NewerJob)
     found = c.c_int64()
-    vtts_abi.call("patchify_num_rows", newer, c.c_int64(2), c.byref(found))
+    vtts_abi.call("patchify_num_rows", newer, c.c_int64(2), None, c.byref(found))
     assert found.value == 8
     newer[1].unknown = 1
     message = "jobs[1] must be without fields that this version of libvtts does not know"
-    refused(message, "patchify_num_rows", newer, c.c_int64(2), c.byref(found))
+    refused(message, "patchify_num_rows", newer, c.c_int64(2), None, c.byref(found))
     newer[1].struct_size = c.sizeof(Job)
-    refused("that of the first element", "patchify_num_rows", newer, c.c_int64(2), c.byref(found))
+    refused(
+        "that of the first element", "patchify_num_rows", newer, c.c_int64(2), None, c.byref(found)
+    )
 
 
 def test_patch_embed_weights() -> None:

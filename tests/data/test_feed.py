@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from feed_tools import SIDE, FakeVideos, colour_of, make_manifest, rows_of, write_clip
 from torch.utils.data import DataLoader
+from utils import resolved
 
 from vtts_rt import FrameStore, PerceptionConfig, RolloutDataFeed
-from vtts_rt.config import ResolvedPerception
 from vtts_rt.data import feed as feed_module
 from vtts_rt.data import visit as visit_module
 from vtts_rt.data.rows import Row, read_manifest
@@ -105,7 +105,7 @@ def test_all_frames_of_a_short_video(manifest: Path) -> None:
 
 @pytest.mark.parametrize("strategy", ["official", "append"])
 def test_frames_of_a_first_round(manifest: Path, strategy: Any) -> None:
-    config = ResolvedPerception(strategy=strategy, sample_fps=2.0)
+    config = resolved(strategy=strategy, sample_fps=2.0)
     for item in RolloutDataFeed(manifest, frames=config):
         plan = plan_round(strategy, config, [item.metadata], [], 0)
         assert item.frame_indices == tuple(sorted(set(plan.frame_indices)))
@@ -357,7 +357,7 @@ def test_a_runtime_that_shares_the_store_decodes_nothing_again(
 ) -> None:
     from vtts_rt import Runtime, SamplingParams
 
-    config = ResolvedPerception(strategy="append", max_rounds=1, sample_fps=2.0)
+    config = resolved(strategy="append", max_rounds=1, sample_fps=2.0)
     store = FrameStore(1 << 22)
     engine = exact_runtime.engine
     with Runtime(engine.model, engine.tokenizer, frame_store=store) as runtime:

@@ -21,6 +21,7 @@ from engine_tools import (
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PairRef, PixelBox, SamplingParams, TimeLabel
@@ -37,7 +38,7 @@ def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
             for p in segment.pairs
         ]
         rows.append(torch.arange(span.start, span.start + span.length))
-        features.append(model.encode(jobs, patchify(jobs)))
+        features.append(model.encode(jobs, patchify(jobs, GEOMETRY)))
     vision = VisionRows(torch.cat(rows), torch.cat(features)) if rows else None
     positions = build_position_ids(prompt, MropePositions("release", 2.0))
     with torch.inference_mode():

@@ -26,6 +26,7 @@ from graph_tools import give_graphs, with_stand_ins
 from utils import VOCAB_SIZE, tiny_checkpoint
 
 from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -109,7 +110,7 @@ def generated(theirs: Any, prompt: EncodedPrompt, config: dict[str, Any]) -> Cas
         ]
         inputs |= {
             "mm_token_type_ids": (ids == theirs.config.video_token_id).int() * 2,
-            "pixel_values_videos": patchify(jobs).double(),
+            "pixel_values_videos": patchify(jobs, GEOMETRY).double(),
             "video_grid_thw": torch.tensor([s.grid_thw for s in segments]),
             "second_per_grid_ts": torch.tensor([s.seconds_per_grid for s in segments]),
         }

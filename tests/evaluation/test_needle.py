@@ -10,6 +10,7 @@ import pytest
 from vtts_rt.config import PerceptionConfig, ResolvedPerception
 from vtts_rt.data.needle import make_question, make_scene, needle_row
 from vtts_rt.evaluation import needle
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.types import Box, Region, TimeSpan
 
 
@@ -28,7 +29,7 @@ class _Oracle:
             self.rows[row.question, row.options] = row
 
     def perception(self, given: PerceptionConfig | None) -> ResolvedPerception:
-        return (given or PerceptionConfig(strategy="append")).resolve()
+        return (given or PerceptionConfig(strategy="append")).resolve(GEOMETRY)
 
     def clear_caches(self) -> None:
         self.cleared += 1

@@ -11,6 +11,7 @@ import pytest
 
 from vtts_rt.config import STRATEGIES
 from vtts_rt.evaluation import commands, needle, strategies
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import load_extras, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 
@@ -24,7 +25,7 @@ def tokenizer() -> Tokenizer:
 
 
 def contexts(strategy: Any, tokenizer: Tokenizer) -> list[strategies._Context]:
-    return list(strategies._contexts(strategy, VIDEO, CLUES, tokenizer))
+    return list(strategies._contexts(strategy, VIDEO, CLUES, tokenizer, GEOMETRY))
 
 
 def test_append_keeps_all_that_stood_before(tokenizer: Tokenizer) -> None:

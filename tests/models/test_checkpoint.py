@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +19,7 @@ from torch import Tensor
 from utils import copy_config, tiny_qwen2_5_vl
 
 from vtts_rt.models.base import ForwardBatch, VisionRows
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL
 from vtts_rt.models.registry import (
     from_config,
     load_extras,
@@ -26,6 +28,8 @@ from vtts_rt.models.registry import (
     resolve_model,
     save_hf,
 )
+from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.types import PixelBox
 
 Rename = Callable[[str], str]
 
@@ -219,6 +223,27 @@ def test_perception_settings_travel_with_the_model(saved: Path, tmp_path: Path) 
     save_hf(from_config(config), tmp_path)
     assert load_model(tmp_path).config.perception == {"strategy": "append"}
     assert load_extras(saved) == {}
+
+
+def test_a_checkpoints_own_mean_and_std_are_used(saved: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(saved, own)
+    said = {"image_mean": [0.5, 0.4, 0.3], "image_std": 0.5}
+    (own / "preprocessor_config.json").write_text(json.dumps(said))
+    usual, model = load_model(saved), load_model(own)
+    assert usual.geometry == GEOMETRY
+    assert model.geometry == replace(GEOMETRY, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5))
+    assert model.version("visual") != usual.version("visual"), "features of one are not the other's"
+    assert model.version("language") == usual.version("language")
+    save_hf(model, tmp_path / "again")
+    assert load_model(tmp_path / "again").geometry == model.geometry
+    frame = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    jobs = [PatchifyJob(frame, frame, PixelBox(0, 0, 28, 28), (28, 28))]
+    with torch.inference_mode():
+        features = model.visual.encode_jobs(jobs)
+        expected = model.visual(patchify(jobs, model.geometry), [(1, 2, 2)])
+        assert torch.allclose(features, expected, rtol=0, atol=1e-6)
+        assert not torch.allclose(features, usual.visual.encode_jobs(jobs))
 
 
 def test_random_models_depend_on_the_seed_alone(saved: Path) -> None:

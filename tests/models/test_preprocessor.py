@@ -1,17 +1,19 @@
-"""Processor settings of a checkpoint are those of `patchify` or refused by file and value."""
+"""Processor settings of a checkpoint: mean and std count, what `patchify` cannot do is refused."""
 
 from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torchvision_shim
 
-from vtts_rt.models.preprocessor import check_preprocessor
+from vtts_rt.models.preprocessor import read_geometry
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.types import Geometry
 
 # Every file with a mean of its own, so that it shows which one transformers reads.
 FILES: dict[str, Any] = {
@@ -23,6 +25,10 @@ FILES: dict[str, Any] = {
         "image_processor": {"image_mean": [0.4] * 3},
     },
 }
+
+
+def geometry_of(folder: Path) -> Geometry:
+    return read_geometry(folder, GEOMETRY)
 
 
 def write(folder: Path, name: str, settings: dict[str, Any]) -> None:
@@ -52,24 +58,23 @@ def test_the_file_that_transformers_reads_counts(
         write(tmp_path, name, FILES[name])
     for processor, mean in ((Qwen2VLVideoProcessor, video), (Qwen2VLImageProcessor, image)):
         assert list(processor.from_pretrained(tmp_path).image_mean) == [mean] * 3
-    with pytest.raises(ValueError, match=rf"image_mean must be \[0\.48.*got \[{video}, {video}"):
-        check_preprocessor(tmp_path, GEOMETRY)
-    for name in names:  # the video's are mended: the picture's are found next
-        settings = json.loads((tmp_path / name).read_text())
-        settings = settings.get("video_processor", settings)
-        if settings["image_mean"] == [video] * 3 and image != video:
-            del settings["image_mean"]
-            whole = {**FILES[name], "video_processor": settings}
-            write(tmp_path, name, whole if name == "processor_config.json" else settings)
-    with pytest.raises(ValueError, match=rf"image_mean must be \[0\.48.*got \[{image}, {image}"):
-        check_preprocessor(tmp_path, GEOMETRY)
+    if video == image:
+        assert geometry_of(tmp_path) == replace(GEOMETRY, mean=(video,) * 3)
+        return
+    message = rf"image_std must be \[{video}.* as for videos, got '\[{image}"
+    with pytest.raises(ValueError, match=message):
+        geometry_of(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_std": [0.5, 0.5, 0.5]}, r"image_std must be \[0\.2686.*got \[0\.5, 0\.5, 0\.5\]"),
-        ({"image_mean": 0.5}, r"preprocessor_config\.json image_mean must be .* got 0\.5"),
+        (
+            {"image_std": [0.5, 0.5]},
+            r"config\.json image_std must be three finite numbers > 0",
+        ),
+        ({"image_std": 0}, r"image_std must be three finite numbers > 0, got \[0, 0, 0\]"),
+        ({"image_mean": "grey"}, r"image_mean must be three finite numbers, got 'grey'"),
         ({"patch_size": 16}, "patch_size must be 14, got 16"),
         ({"merge_size": 1}, "merge_size must be 2, got 1"),
         ({"temporal_patch_size": 1}, "temporal_patch_size must be 2, got 1"),
@@ -88,22 +93,29 @@ def test_other_pixels_are_refused_by_name(
 ) -> None:
     write(tmp_path, "preprocessor_config.json", settings)
     with pytest.raises(ValueError, match=message):
-        check_preprocessor(tmp_path, GEOMETRY)
+        geometry_of(tmp_path)
+
+
+@pytest.mark.parametrize("mean", [0.5, [0.1, 0.2, 0.3]])
+def test_mean_and_std_are_taken(tmp_path: Path, mean: Any) -> None:
+    write(tmp_path, "preprocessor_config.json", {"image_mean": mean, "image_std": [0.5, 1.0, 2.0]})
+    expected = (0.5,) * 3 if mean == 0.5 else tuple(mean)
+    assert geometry_of(tmp_path) == replace(GEOMETRY, mean=expected, std=(0.5, 1.0, 2.0))
 
 
 def test_what_transformers_writes_is_taken(tmp_path: Path) -> None:
     torchvision_shim.install()
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    check_preprocessor(tmp_path, GEOMETRY)  # nothing said: Qwen's
+    assert geometry_of(tmp_path) == GEOMETRY  # nothing said: the family's
     Qwen2VLVideoProcessor().save_pretrained(tmp_path / "video")
     Qwen2VLImageProcessor().save_pretrained(tmp_path / "image")
     for folder in (tmp_path / "video", tmp_path / "image"):
         assert list(folder.iterdir())
-        check_preprocessor(folder, GEOMETRY)
+        assert geometry_of(folder) == GEOMETRY
     (tmp_path / "processor_config.json").write_text('{"video_processor": 3}')
     with pytest.raises(ValueError, match="processor_config.json video_processor must be an object"):
-        check_preprocessor(tmp_path, GEOMETRY)
+        geometry_of(tmp_path)
 
 
 def test_bounds_on_sizes_are_told_where_no_recipe_decides(
@@ -117,10 +129,10 @@ def test_bounds_on_sizes_are_told_where_no_recipe_decides(
     ):
         caplog.clear()
         write(tmp_path, "preprocessor_config.json", settings)
-        check_preprocessor(tmp_path, GEOMETRY)
+        geometry_of(tmp_path)
         assert ("px, which is not applied" in caplog.text) == told
     caplog.clear()
     recipe = {"vtts_rt": {"perception": {"total_pixels": 100_000}}}
     (tmp_path / "config.json").write_text(json.dumps(recipe))
-    check_preprocessor(tmp_path, GEOMETRY)
+    geometry_of(tmp_path)
     assert not caplog.text

@@ -10,6 +10,7 @@ import pytest
 from utils import tiny_tokenizer
 
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import LABEL, TEXT, VISION, Tokenizer, encode_prompt, least_tokens
 from vtts_rt.types import PairRef, PixelBox, Prompt, Segment, TimeLabel
 
@@ -34,7 +35,7 @@ def tokenizer(backend: Any) -> Tokenizer:
 
 def segment(pairs: int, height: int, width: int, is_image: bool = False) -> Segment:
     refs = tuple(PairRef(0, "v", 2 * i, 2 * i + 1, float(i)) for i in range(pairs))
-    return Segment(refs, PixelBox(0, 0, 64, 64), (height, width), 1.5, is_image)
+    return Segment(refs, PixelBox(0, 0, 64, 64), (height, width), GEOMETRY, 1.5, is_image)
 
 
 @pytest.mark.parametrize("text", TEXTS)

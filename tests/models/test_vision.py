@@ -9,11 +9,10 @@ import torch
 from triton_tools import run_triton
 from utils import random_rows
 
-from vtts_rt.models.qwen2_5_vl import VisionConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig, vision
 from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer, group_pairs, window_classes
-from vtts_rt.models.registry import vision
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.types import PATCH_ROW, PixelBox
+from vtts_rt.types import PixelBox
 
 CONFIG = VisionConfig(
     depth=3,
@@ -29,7 +28,7 @@ GRIDS = [(2, 10, 6), (1, 8, 8), (3, 16, 12), (1, 2, 2), (2, 8, 8), (1, 6, 20)]
 @pytest.fixture(scope="module")
 def tower() -> VisionTransformer:
     torch.manual_seed(1)
-    return VisionTransformer(CONFIG)
+    return VisionTransformer(CONFIG, GEOMETRY)
 
 
 def test_a_pair_does_not_depend_on_its_company(tower: VisionTransformer) -> None:
@@ -91,7 +90,7 @@ def test_parts_hold_every_pair_in_order_and_stay_within_the_limit() -> None:
 
 def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
     window_classes.cache_clear()
-    tower = VisionTransformer(CONFIG)
+    tower = VisionTransformer(CONFIG, GEOMETRY)
     rows = random_rows([(1, 10, 6)])
     with torch.inference_mode():
         tower(rows, [(1, 10, 6)])
@@ -100,18 +99,18 @@ def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
 
 
 def test_no_items_give_no_features(tower: VisionTransformer) -> None:
-    assert tower(torch.empty(0, PATCH_ROW), []).shape == (0, CONFIG.out_hidden_size)
+    assert tower(torch.empty(0, GEOMETRY.row_size), []).shape == (0, CONFIG.out_hidden_size)
 
 
 @pytest.mark.parametrize("grid", [(1, 5, 4), (0, 4, 4), (1, 4, 0)])
 def test_bad_grids_are_named(tower: VisionTransformer, grid: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="grid_thw must be positive with even height, width"):
-        tower(torch.empty(20, PATCH_ROW), [grid])
+        tower(torch.empty(20, GEOMETRY.row_size), [grid])
 
 
 def test_rows_must_fit_the_grids(tower: VisionTransformer) -> None:
     with pytest.raises(ValueError, match=r"rows must be of shape \(16, 1176\), got \(12, 1176\)"):
-        tower(torch.empty(12, PATCH_ROW), [(1, 4, 4)])
+        tower(torch.empty(12, GEOMETRY.row_size), [(1, 4, 4)])
 
 
 def some_jobs() -> list[PatchifyJob]:
@@ -131,7 +130,7 @@ def test_jobs_have_the_features_of_their_rows(
     monkeypatch.setattr(vision, "ROWS_AT_ONCE", max_rows)
     jobs = some_jobs()
     with torch.no_grad():
-        expected = tower(patchify(jobs), GRIDS)
+        expected = tower(patchify(jobs, GEOMETRY), GRIDS)
         torch.testing.assert_close(tower.encode_jobs(jobs), expected, rtol=0, atol=1e-6)
         assert tower.encode_jobs([]).shape == (0, CONFIG.out_hidden_size)
     with pytest.raises(ValueError, match="resized_hw must be positive multiples of 28 px"):
@@ -139,13 +138,15 @@ def test_jobs_have_the_features_of_their_rows(
 
 
 def test_jobs_see_weights_that_were_loaded_later() -> None:
-    tower, jobs = VisionTransformer(CONFIG), some_jobs()[:1]
+    tower, jobs = VisionTransformer(CONFIG, GEOMETRY), some_jobs()[:1]
     with torch.no_grad():
         first = tower.encode_jobs(jobs)
-        tower.load_state_dict(VisionTransformer(CONFIG).state_dict(), assign=True)
+        tower.load_state_dict(VisionTransformer(CONFIG, GEOMETRY).state_dict(), assign=True)
         second = tower.encode_jobs(jobs)
         _, h, w = GRIDS[0]
-        torch.testing.assert_close(second, tower(patchify(jobs), [(1, h, w)]), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            second, tower(patchify(jobs, GEOMETRY), [(1, h, w)]), rtol=0, atol=1e-6
+        )
     assert not torch.allclose(first, second)
 
 
@@ -154,7 +155,7 @@ import os
 
 import torch
 
-from vtts_rt.models.qwen2_5_vl import VisionConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig
 from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
@@ -164,17 +165,17 @@ torch.manual_seed(0)
 tower = VisionTransformer(VisionConfig(
     depth=2, hidden_size=64, num_heads=2, intermediate_size=72, out_hidden_size=48,
     window_size=56, fullatt_block_indexes=(1,),
-))
+), GEOMETRY)
 frames = torch.randint(0, 256, (2, 70, 80, 3), dtype=torch.uint8)
 jobs = [PatchifyJob(frames[0], frames[1], PixelBox(3, 5, 77, 66), (56, 84))]
 grids = [(1, 4, 6)]
 for dtype in (torch.float16, torch.bfloat16):
     tower.to(dtype)
-    wide = VisionTransformer(tower.config).double()
+    wide = VisionTransformer(tower.config, GEOMETRY).double()
     wide.load_state_dict(tower.state_dict())
     with torch.inference_mode():
-        exact = wide(patchify(jobs, backend="reference").double(), grids)
-        eager = tower(patchify(jobs, backend="reference"), grids)
+        exact = wide(patchify(jobs, GEOMETRY, backend="reference").double(), grids)
+        eager = tower(patchify(jobs, GEOMETRY, backend="reference"), grids)
         os.environ["VTTS_RT_BACKEND"] = "patch_embed=triton,segment_attention=triton"
         found = tower.encode_jobs(jobs)
         assert tower.embed_numerics == "folded"

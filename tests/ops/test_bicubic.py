@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision_shim
 
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops.bicubic import bicubic_taps, pil_rows_first, resize, tap_table
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import RESIZE_KERNELS, PixelBox
@@ -83,9 +84,9 @@ def test_pil_is_the_resize_of_pil() -> None:
                 continue
         theirs = np.asarray(Image.fromarray(crop).resize(size[::-1]))
         assert np.array_equal(resize(crop, *size, "pil"), theirs), (crop.shape, size)
-        rows = patchify([PatchifyJob(frame, frame, box, size, "pil")])
+        rows = patchify([PatchifyJob(frame, frame, box, size, "pil")], GEOMETRY)
         whole = PixelBox(0, 0, size[1], size[0])
-        right = patchify([PatchifyJob(theirs, theirs, whole, size)])
+        right = patchify([PatchifyJob(theirs, theirs, whole, size)], GEOMETRY)
         assert torch.equal(rows, right), (crop.shape, size)
     assert 10 <= rows_first <= 80
 
@@ -94,7 +95,7 @@ def test_a_tap_table_holds_the_filter() -> None:
     """What the GPU reads: also where an upscaling filter's last weight is zero by chance."""
     for source, target in ((91, 56), (13, 28), (28, 28), (14, 56), (300, 28)):
         for kernel in RESIZE_KERNELS:
-            table = tap_table(source, target, kernel, torch.device("cpu"), 0)
+            table = tap_table(source, target, kernel, 28, torch.device("cpu"), 0)
             start, count = table.values[0].long(), table.values[1].long()
             ends = (start + count).view(-1, 28)
             assert bool((ends[:, -1] == ends.max(1).values).all()) and bool((count > 0).all())

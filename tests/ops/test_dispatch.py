@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.ops import dispatch, patchify
 from vtts_rt.ops.dispatch import Backend, Op
 
@@ -70,4 +71,4 @@ def test_explain_lists_the_registered_ops() -> None:
 def test_the_override_reaches_an_op(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VTTS_RT_BACKEND", "patchify=gpu")
     with pytest.raises(ValueError, match="patchify: backend must be auto, triton, cuda, cpu"):
-        patchify([])
+        patchify([], GEOMETRY)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from utils import resolved
 
-from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.config import STRATEGIES
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.policy import RoundHistory, plan_round
@@ -33,7 +34,7 @@ def prompts(strategy, glues=("(0.5, 1)",), videos=(VIDEO,), templates=SHORT, con
     built: list[Prompt] = []
     arguments = {"question": "why", "options": ["x", "y"], "context": "", **extra}
     for index in range(len(glues) + 1):
-        plan = plan_round(strategy, config or ResolvedPerception(), list(videos), history, index)
+        plan = plan_round(strategy, config or resolved(), list(videos), history, index)
         built.append(
             build_prompt(strategy, templates, round_index=index, max_rounds=len(glues) + 1,
                          plan=plan, history=history, **arguments)
@@ -88,9 +89,9 @@ def test_labels_are_parts_of_their_own() -> None:
     labelled = prompts("append")[0]
     labels = [p.text for p in labelled.parts if isinstance(p, TimeLabel)]
     assert labels == ["<0.0s>", "<1.0s>"]
-    plain = prompts("append", config=ResolvedPerception(time_labels=False))[0]
+    plain = prompts("append", config=resolved(time_labels=False))[0]
     assert not any(isinstance(p, TimeLabel) for p in plain.parts)
-    fine = ResolvedPerception(sample_fps=30.0, max_frames=512)
+    fine = resolved(sample_fps=30.0, max_frames=512)
     assert "<0.07s>" in prompts("append", [], config=fine)[0].text
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from utils import resolved
 
-from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.config import STRATEGIES
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.policy import FramePlan, RoundHistory, first_pairs, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
@@ -19,14 +20,8 @@ from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
-NEEDLE = ResolvedPerception(
-    sample_fps=0.5,
-    max_frames=24,
-    min_pixels=9 * 784,
-    total_pixels=12 * 9 * 784,
-    focus_frames=24,
-    focus_margin_cells=1.0,
-)
+FOCUS = {"focus_frames": 24, "focus_margin_cells": 1.0}
+NEEDLE = resolved(sample_fps=0.5, max_frames=24, min_pixels=7056, total_pixels=12 * 7056, **FOCUS)
 
 
 def video(num_frames: int, fps: float = 30.0, height: int = 360, width: int = 640) -> VideoMetadata:
@@ -94,7 +89,7 @@ SPAN = st.tuples(st.floats(-20, 80), st.floats(-20, 80))
     st.one_of(st.none(), st.lists(SPAN, min_size=1, max_size=5)),
 )
 def test_official_is_the_published_sampler(total, fps, spans):  # type: ignore[no-untyped-def]
-    config, metadata = ResolvedPerception(), video(total, fps)
+    config, metadata = resolved(), video(total, fps)
     history = []
     if spans is not None:
         first = plan_round("official", config, [metadata], [], 0)
@@ -107,7 +102,7 @@ def test_official_is_the_published_sampler(total, fps, spans):  # type: ignore[n
     assert segment.seconds_per_grid == 2 / plan.sample_fps
     assert list(segment.frame_indices) == indices + indices[-1:] * (len(indices) % 2)
     cap = max(min(768 * 784, config.total_pixels / len(indices) * 2), int(128 * 784 * 1.05))
-    assert segment.resized_hw == smart_resize(360, 640, 128 * 784, cap)
+    assert segment.resized_hw == smart_resize(360, 640, 128 * 784, cap, 28)
 
 
 def test_uniform_is_torch_linspace_bit_for_bit() -> None:
@@ -130,7 +125,7 @@ def test_pairs_of_a_first_look_are_counted_without_its_plan(strategy) -> None:  
     for _ in range(100):
         videos = [video(rng.randint(1, 3000), rng.choice((1.0, 8.0, 29.97))) for _ in range(2)]
         rate = rng.choice((0.5, 1.0, 4.0))
-        config = ResolvedPerception(max_frames=2 * rng.randint(2, 64), sample_fps=rate)
+        config = resolved(max_frames=2 * rng.randint(2, 64), sample_fps=rate)
         num_pairs = plan_round(strategy, config, videos, [], 0).num_pairs
         counted = first_pairs(strategy, config, videos)
         assert counted == num_pairs or (strategy == "official" and counted - num_pairs <= 2)
@@ -138,7 +133,7 @@ def test_pairs_of_a_first_look_are_counted_without_its_plan(strategy) -> None:  
 
 def test_an_empty_list_is_not_a_missing_clue() -> None:
     metadata = video(901)
-    empty, none = (follow("official", ResolvedPerception(), [metadata], g)[1] for g in ("[]", "x"))
+    empty, none = (follow("official", resolved(), [metadata], g)[1] for g in ("[]", "x"))
     assert list(empty.frame_indices) == published_indices(901, 30.0, [])[0]
     assert list(none.frame_indices) == published_indices(901, 30.0, None)[0]
     assert empty.frame_indices != none.frame_indices
@@ -149,16 +144,16 @@ def test_an_empty_list_is_not_a_missing_clue() -> None:
     ("num", "expected"), [(1, [0]), (2, [0, 1]), (3, [0, 2]), (4, [0, 1, 2, 3])]
 )
 def test_short_videos(num: int, expected: list[int]) -> None:
-    plan = plan_round("official", ResolvedPerception(), [video(num)], [], 0)
+    plan = plan_round("official", resolved(), [video(num)], [], 0)
     assert list(plan.frame_indices) == expected
     assert plan.num_pairs == (len(expected) + 1) // 2
 
 
 def test_numbers_that_the_sampler_cannot_take_fall_back_and_say_so() -> None:
     for spans in ([(1e308, 1e308)], [(-1e9, 5.0)], [(0.0, 1e308)]):
-        first = plan_round("official", ResolvedPerception(), [video(900)], [], 0)
+        first = plan_round("official", resolved(), [video(900)], [], 0)
         look = RoundHistory(first, Clue(spans=tuple(spans)))
-        plan = plan_round("official", ResolvedPerception(), [video(900)], [look], 1)
+        plan = plan_round("official", resolved(), [video(900)], [look], 1)
         assert plan.frame_indices == first.frame_indices
         assert "uniform sampling" in plan.notes[0]
 
@@ -173,18 +168,18 @@ def test_numbers_that_the_sampler_cannot_take_fall_back_and_say_so() -> None:
         ((720, 1280), (128 * 784, 768 * 784), (560, 1008)),
         ((720, 1280), (128 * 784, 276 * 784), (336, 616)),
         ((42, 70), (1, 10**6), (56, 56)),  # half to even: 1.5 -> 2, 2.5 -> 2
-        ((100, 25_000), (128 * 784, 768 * 784), smart_resize(100, 20_000, 128 * 784, 768 * 784)),
-        ((1, 250), (128 * 784, 768 * 784), smart_resize(1, 200, 128 * 784, 768 * 784)),
+        ((100, 25_000), (10**5, 6 * 10**5), smart_resize(100, 20_000, 10**5, 6 * 10**5, 28)),
+        ((1, 250), (128 * 784, 768 * 784), smart_resize(1, 200, 128 * 784, 768 * 784, 28)),
         ((1, 1), (1, 1), (28, 28)),
     ],
 )
 def test_smart_resize(hw: tuple[int, int], bounds: tuple[int, int], expected: object) -> None:
-    assert smart_resize(*hw, *bounds) == expected
+    assert smart_resize(*hw, *bounds, 28) == expected
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 10**6), st.integers(784, 10**6))
 def test_smart_resize_is_defined_everywhere(h: int, w: int, low: int, high: int) -> None:
-    rows, columns = smart_resize(h, w, low, high)
+    rows, columns = smart_resize(h, w, low, high, 28)
     assert rows % 28 == columns % 28 == 0 and min(rows, columns) >= 28
 
 
@@ -200,7 +195,7 @@ GLUES = st.sampled_from(
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(STRATEGIES),
-    st.sampled_from([ResolvedPerception(), NEEDLE, ResolvedPerception(max_frames=4)]),
+    st.sampled_from([resolved(), NEEDLE, resolved(max_frames=4)]),
     st.lists(
         st.one_of(
             st.builds(
@@ -248,12 +243,12 @@ def test_plans_are_valid(strategy, config, videos, glues):  # type: ignore[no-un
 def test_long_and_odd_videos() -> None:
     ten_hours = video(10 * 3600 * 30)
     for strategy in STRATEGIES:
-        plans = follow(strategy, ResolvedPerception(), [ten_hours], "[(7000, 7100)]")
+        plans = follow(strategy, resolved(), [ten_hours], "[(7000, 7100)]")
         assert all(p.num_pairs <= 270 for p in plans)
     gaps = VideoMetadata(
         "g", 4, 0.4, 10.0, 90, 160, "test", timestamps_seconds=np.array([0.0, 0.1, 9.0, 9.1])
     )
-    plan = plan_round("append", ResolvedPerception(), [gaps], [], 0)
+    plan = plan_round("append", resolved(), [gaps], [], 0)
     assert plan.frame_indices[:2] == (0, 1)
     assert set(plan.frame_indices) <= {0, 1, 2, 3}
 
@@ -262,7 +257,7 @@ def test_long_and_odd_videos() -> None:
 
 
 def test_grid_pairs_are_cell_starts_and_middles() -> None:
-    plan = plan_round("grid", ResolvedPerception(), [video(300)], [], 0)
+    plan = plan_round("grid", resolved(), [video(300)], [], 0)
     (segment,) = plan.segments
     assert segment.seconds_per_grid == 1.0
     assert plan.frame_indices[:6] == (0, 15, 30, 45, 60, 75)
@@ -270,7 +265,7 @@ def test_grid_pairs_are_cell_starts_and_middles() -> None:
 
 
 def test_finer_frames_are_what_the_next_level_adds() -> None:
-    config = ResolvedPerception(sample_fps=1.0)
+    config = resolved(sample_fps=1.0)
     plan = plan_round("append", config, [video(300), IMAGE], [], 0)
     level = plan.views[0].level
     finer = finer_frames([video(300), IMAGE], plan, config.sample_fps)
@@ -291,7 +286,7 @@ def test_finer_frames_are_what_the_next_level_adds() -> None:
 
 def test_grid_keeps_most_pairs_and_a_prefix() -> None:
     rng = random.Random(0)
-    config, kept, prefix = ResolvedPerception(), [], []
+    config, kept, prefix = resolved(), [], []
     for _ in range(60):
         seconds = rng.choice([20, 60, 180, 600])
         length = rng.uniform(0.05, 0.3) * seconds
@@ -326,7 +321,7 @@ def test_grid_keeps_most_pairs_and_a_prefix() -> None:
 def test_grid_says_that_a_clue_changes_nothing(
     glue: str, num: int, fps: float, unchanged: bool
 ) -> None:
-    first, second = follow("grid", ResolvedPerception(), [video(num, fps)], glue)
+    first, second = follow("grid", resolved(), [video(num, fps)], glue)
     assert (first.segments == second.segments) == unchanged
     assert any("the clue changes nothing" in note for note in second.notes) == unchanged
     assert not first.notes
@@ -337,7 +332,7 @@ def test_grid_says_that_a_clue_changes_nothing(
 
 def test_a_later_look_is_bounded_by_focus_frames() -> None:
     """60 s at one frame in two seconds: 15 pairs, then at most half as many, never no finer."""
-    config = ResolvedPerception(sample_fps=0.5)
+    config = resolved(sample_fps=0.5)
     clip = video(1500, 25.0, 360, 640)
     one, two, three = follow("append", config, [clip], "[(20, 30)]", "[(24, 28)]")
     assert (one.num_pairs, two.num_pairs, three.num_pairs) == (15, 5, 4)
@@ -345,7 +340,7 @@ def test_a_later_look_is_bounded_by_focus_frames() -> None:
     assert two.views[0].spans == (TimeSpan(20.0, 30.0),)
     wide = follow("append", config, [clip], "[(0, 60)]")[1]
     assert wide.views[0].cell_seconds == 2.0
-    rich = ResolvedPerception(sample_fps=0.5, focus_frames=80)
+    rich = resolved(sample_fps=0.5, focus_frames=80)
     assert follow("append", rich, [clip], "[(20, 30)]")[1].views[0].cell_seconds == 0.25
 
 
@@ -391,13 +386,13 @@ def test_nothing_new_is_an_empty_plan_that_says_why() -> None:
         for strategy in ("refresh", "append"):
             plan = follow(strategy, NEEDLE, [video(450)], glue)[1]
             assert plan.empty and "no usable" in plan.notes[0] and plan.resized_hw == (0, 0)
-    fine = ResolvedPerception(sample_fps=30.0)
+    fine = resolved(sample_fps=30.0)
     plan = follow("append", fine, [video(60)], "(0, 2)")[1]
     assert plan.empty and "has been shown" in plan.notes[0]
 
 
 def test_images_are_shown_again_only_cropped() -> None:
-    one, two, three = follow("append", ResolvedPerception(), [IMAGE], "[0.5, 0.5, 1, 1]", "x")
+    one, two, three = follow("append", resolved(), [IMAGE], "[0.5, 0.5, 1, 1]", "x")
     assert one.segments[0].is_image and one.frame_indices == (0, 0)
     assert two.segments[0].box == PixelBox(200, 150, 400, 300)
     assert three.empty
@@ -417,4 +412,4 @@ def test_bad_metadata(bad: dict[str, float]) -> None:
     fields = {"video_id": "v", "num_frames": 9, "source_fps": 3.0, "duration_seconds": 3.0,
               "height": 90, "width": 90, "decoder": "test", **bad}  # fmt: skip
     with pytest.raises(ValueError, match=r"^plan_round: .* must be "):
-        plan_round("append", ResolvedPerception(), [VideoMetadata(**fields)], [], 0)
+        plan_round("append", resolved(), [VideoMetadata(**fields)], [], 0)

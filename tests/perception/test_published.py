@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from utils import resolved
 
-from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import Clue, clue_from_json, clue_to_json
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.policy import plan_round
@@ -24,7 +24,7 @@ from vtts_rt.perception.published import MAX_CHARS, MAX_DEPTH, PublishedClueStre
 from vtts_rt.types import VideoMetadata
 
 NUM_FRAMES, SOURCE_FPS = 90, 7.5
-CONFIG = ResolvedPerception(max_frames=16)
+CONFIG = resolved(max_frames=16)
 VIDEO = VideoMetadata("v", NUM_FRAMES, SOURCE_FPS, NUM_FRAMES / SOURCE_FPS, 360, 640, "test")
 
 
@@ -206,7 +206,7 @@ def our_frames(clue: Clue) -> list[int]:
 
 
 def our_rounds(answers: list[str], sticky: bool) -> list[list[int]]:
-    config = ResolvedPerception(max_frames=16, sticky_clues=sticky)
+    config = resolved(max_frames=16, sticky_clues=sticky)
     history: list[RoundHistory] = []
     frames = []
     for answer in [*answers, ""]:
@@ -360,7 +360,7 @@ def test_a_round_without_a_clue_forgets_or_keeps_the_last(sticky: bool) -> None:
 
 
 def test_a_forced_clue_is_never_stuck_to_an_older_one() -> None:
-    config = ResolvedPerception(max_frames=16, sticky_clues=True)
+    config = resolved(max_frames=16, sticky_clues=True)
     first = plan_round("official", config, [VIDEO], [], 0)
     history = [RoundHistory(first, read("<glue>[(1, 2)]</glue>")[0])]
     for forced, expected in ((None, None), ([], []), ([[3, 4]], [(3, 4)])):

@@ -12,6 +12,7 @@ import torch
 from vtts_rt.data.needle import make_scene
 from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import load_extras, load_model
 from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -75,7 +76,7 @@ def test_logits_equal_transformers() -> None:
         for s in plan.segments
         for p in s.pairs
     ]
-    rows = patchify(jobs)
+    rows = patchify(jobs, GEOMETRY)
     grids = [segment.grid_thw for segment in plan.segments]
     ids = torch.tensor(encoded.token_ids)
     ours = load_model("tiny", dtype="float32")

@@ -24,15 +24,12 @@ from torch import Tensor
 from vtts_rt.bench.frames import ArrayReader, FileReader, resized
 from vtts_rt.bench.model import allow_broken_torchvision
 from vtts_rt.config import ResolvedPerception
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, ReuseStats, RoundTimings, Segment, VideoMetadata
-
-# transformers, image_utils: OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+from vtts_rt.types import ReuseStats, RoundTimings, Segment, VideoMetadata
 
 
 def file_metadata(reader: FileReader | ArrayReader, name: str) -> VideoMetadata:
@@ -59,12 +56,16 @@ def patch_rows(
     fused rescale and normalise, patches of 2 x 2 merged rows; an odd last frame is repeated.
     """
     video = resized(frames, resized_hw, fixed_point=fixed_point)
-    mean, std = ((255 * torch.tensor(v).view(3, 1, 1)).to(video.device) for v in (_MEAN, _STD))
+    mean, std = (
+        (255 * torch.tensor(v).view(3, 1, 1)).to(video.device)
+        for v in (GEOMETRY.mean, GEOMETRY.std)
+    )
     video = video.contiguous().float().sub_(mean).div_(std)
     if len(video) % 2:
         video = torch.cat((video, video[-1:]))
-    height, width = (side // PATCH_SIZE for side in resized_hw)
-    grid, cell = (height // MERGE_SIZE, width // MERGE_SIZE), (MERGE_SIZE, PATCH_SIZE)
+    height, width = GEOMETRY.grid_hw(resized_hw)
+    merge = GEOMETRY.merge
+    grid, cell = (height // merge, width // merge), (merge, GEOMETRY.patch_px)
     patches = video.view(len(video) // 2, 2, 3, grid[0], *cell, grid[1], *cell)
     rows = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return rows.reshape(len(video) // 2 * height * width, -1)

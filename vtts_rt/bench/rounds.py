@@ -35,6 +35,7 @@ from vtts_rt.bench.summary import PHASES, Run, comparisons, print_table, summary
 from vtts_rt.checkout import source_module
 from vtts_rt.config import EngineConfig
 from vtts_rt.models.checkpoint import load_extras
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
@@ -142,7 +143,7 @@ class _Bench:
         self._metadata, self._setting = metadata, setting
         self._strategies, self._peers = strategies, peers
         self._words = prompts_from_dict(load_extras(folder).get("prompts", {}))
-        self.resolved = setting.perception(strategies[0]).resolve({})
+        self.resolved = setting.perception(strategies[0]).resolve(GEOMETRY)
         self.about_vllm: dict[str, Any] | None = None
 
     def measured(self, dtype: str) -> dict[str, Any]:

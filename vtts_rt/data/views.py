@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from vtts_rt.data.backgrounds import Image, resize
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS, Card, Scene, Split, make_scene
-from vtts_rt.types import TOKEN_PX, PixelBox
+from vtts_rt.types import PixelBox
 
 VIEW_PX = 84
-GRID = VIEW_PX // TOKEN_PX  # merged tokens a side
+GRID = 3  # merged tokens a side
+TOKEN_PX = VIEW_PX // GRID
 TOKENS = GRID * GRID
 NUM_CARDS, NUM_MARKS = len(CARD_COLOURS), len(MARK_COLOURS)
 COLOUR_INDEX = {name: i for i, name in enumerate(CARD_COLOURS)}

@@ -37,7 +37,7 @@ class VisionEncoder:
     def __init__(self, model: VideoLM, cache: VisionCache) -> None:
         self._model = model
         self._cache = cache
-        self._rows = PatchBuffer()
+        self._rows = PatchBuffer(model.geometry)
         # Resized where the tower is: frames are transferred as bytes, and the CPU is left alone.
         self._from_frames = model.device.type != "cpu"
         self._numerics = model.numerics
@@ -164,7 +164,9 @@ class VisionEncoder:
             frame_a, frame_b = (own[pair.video, index] for index in (pair.frame_a, pair.frame_b))
             view = (segment.box, segment.resized_hw, segment.resize)
             jobs.append(PatchifyJob(frame_a, frame_b, *view))
-        rows = None if self._from_frames else patchify(jobs, out=self._rows.rows_for(jobs))
+        rows = None
+        if not self._from_frames:
+            rows = patchify(jobs, self._model.geometry, out=self._rows.rows_for(jobs))
         patched = clock()
         features = self._model.encode(jobs, rows)
         for sequence in owners.values():

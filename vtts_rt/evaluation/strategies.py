@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtts_rt.config import STRATEGIES, PerceptionConfig, ResolvedPerception
+from vtts_rt.config import STRATEGIES, PerceptionConfig
 from vtts_rt.evaluation import needle
+from vtts_rt.models.checkpoint import base_folder
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.registry import resolve_model
+from vtts_rt.models.registry import read_model_config, resolve_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.layout import build_prompt
@@ -26,7 +27,7 @@ from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.region import RawSpan
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import Segment, Strategy, VideoMetadata, require
+from vtts_rt.types import Geometry, Segment, Strategy, VideoMetadata, require
 
 ROUNDS = (1, 2, 3)
 DURATIONS_SECONDS = (20, 60, 180, 600)
@@ -57,10 +58,14 @@ class _Context:
 
 
 def _contexts(
-    strategy: Strategy, metadata: VideoMetadata, clues: Sequence[RawSpan], tokenizer: Tokenizer
+    strategy: Strategy,
+    metadata: VideoMetadata,
+    clues: Sequence[RawSpan],
+    tokenizer: Tokenizer,
+    geometry: Geometry,
 ) -> Iterator[_Context]:
     """One context a round; the answer of every round is its clue."""
-    config = ResolvedPerception(max_rounds=len(clues) + 1)
+    config = PerceptionConfig(max_rounds=len(clues) + 1).resolve(geometry)
     history: list[RoundHistory] = []
     conversation: EncodedPrompt | None = None
     contents: dict[tuple[Any, ...], int] = {}
@@ -122,9 +127,12 @@ def _common_prefix(before: NDArray[np.int64], now: NDArray[np.int64]) -> int:
     return int(differs.argmax()) if differs.any() else shorter
 
 
-def kept(tokenizer: Tokenizer, *, seed: int = 0, num: int = 10) -> list[dict[str, Any]]:
+def kept(
+    tokenizer: Tokenizer, geometry: Geometry, *, seed: int = 0, num: int = 10
+) -> list[dict[str, Any]]:
     """What each later round keeps of the round before, by strategy and duration.
 
+    geometry: of the model whose tokens are counted.
     num: random clues for each duration and source rate, the same for every strategy.
     Returns a list of {"strategy", "duration_seconds", "round", "frames", "pairs", "prefix",
     "tokens"}: means over clues and rates of the share of source frames, of frame pairs with box
@@ -137,7 +145,7 @@ def kept(tokenizer: Tokenizer, *, seed: int = 0, num: int = 10) -> list[dict[str
         for duration in DURATIONS_SECONDS:
             shares = np.array(
                 [
-                    _shares(list(_contexts(strategy, video, clues, tokenizer)))
+                    _shares(list(_contexts(strategy, video, clues, tokenizer, geometry)))
                     for video in _videos(duration)
                     for clues in _clues(np.random.default_rng([seed, duration]), duration, num)
                 ]
@@ -218,9 +226,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`vtts-rt eval strategies`; returns the exit status."""
     require("eval strategies", "num", args.num, args.num >= 0, ">= 0")
-    tokenizer = Tokenizer.from_pretrained(resolve_model(args.model))
+    folder = resolve_model(args.model)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    geometry = read_model_config(base_folder(folder)).geometry
     result: dict[str, Any] = {"task": "strategies", "seed": args.seed, "plans": args.plans}
-    result["kept"] = kept(tokenizer, seed=args.seed, num=args.plans)
+    result["kept"] = kept(tokenizer, geometry, seed=args.seed, num=args.plans)
     result["accuracy"] = []
     if args.num:
         with Runtime.from_pretrained(args.model, dtype=args.dtype, device=args.device) as runtime:

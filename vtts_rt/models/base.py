@@ -48,12 +48,13 @@ class KVShape(NamedTuple):
 class VideoLM(nn.Module, ABC):
     """A vision tower and a language model. The parts of a model are "visual" and "language".
 
-    model_type: of the family, as in config.json. geometry: of all the family's checkpoints.
+    model_type: of the family, as in config.json. geometry: of the family, and of a
+    model its own: a checkpoint may say another mean and std.
     quantization: see models/quantize.py.
     """
 
     model_type: ClassVar[str]
-    geometry: ClassVar[Geometry]
+    geometry: Geometry
 
     def __init__(self, config: ModelConfig, visual: nn.Module) -> None:
         super().__init__()
@@ -61,6 +62,7 @@ class VideoLM(nn.Module, ABC):
         name = type(self).__name__
         require(name, "out_hidden_size", out, out == hidden, f"hidden_size ({hidden})")
         self.config = config
+        self.geometry = config.geometry
         self.visual = visual
         self.language = LanguageModel(config.language)
         self.quantization: str | None = None
@@ -142,12 +144,15 @@ class VideoLM(nn.Module, ABC):
     # -- weights ----------------------------------------------------------------------------
 
     def version(self, part: str) -> str:
-        """Hash of a part's weights: names, shapes, dtypes and all bytes (128 bits).
+        """Hash of a part's weights: names, shapes, dtypes and all bytes (128 bits). Of the tower's
+        also its config and geometry, mean and std among it.
 
         Taken on first use, about 1 ms a MB, and kept until `forget_versions`.
         """
         if part not in self._versions:
             tower, digest = self.get_submodule(part), hashlib.blake2b(digest_size=16)
+            if part == "visual":
+                digest.update(repr((self.config.vision, self.geometry)).encode())
             for key, parameter in (*tower.named_parameters(), *tower.named_buffers()):
                 digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype};".encode())
                 raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)

@@ -1,9 +1,11 @@
-"""Settings of a checkpoint's image and video processors, held against what `patchify` does."""
+"""What a checkpoint's image and video processors say: mean and std, and what `patchify` fixes."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +14,42 @@ from vtts_rt.types import Geometry, require
 
 logger = logging.getLogger(__name__)
 
-# Bounds of a frame in LM tokens by default, PerceptionConfig's and the budget rule's
-# (VideoChat-R1.5).
+# Tokens of a frame by default, PerceptionConfig's least, the budget rule's most (VideoChat-R1.5).
 _MIN_TOKENS, _MAX_TOKENS = 128, 768
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
+# What every frame goes through; names as in preprocessor_config.json.
+_FIXED: dict[str, Any] = {
+    "do_resize": True,
+    "resample": _BICUBIC,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "do_pad": False,
+}
 
 
-def _fixed(geometry: Geometry) -> dict[str, Any]:
-    """What every frame goes through; names as in preprocessor_config.json."""
-    return {
-        "patch_size": geometry.patch_px,
-        "merge_size": geometry.merge,
-        "temporal_patch_size": geometry.frames_per_pair,
-        "do_resize": True,
-        "resample": _BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": geometry.mean,
-        "image_std": geometry.std,
-        "do_center_crop": False,
-        "do_pad": False,
-    }
-
-
-def check_preprocessor(folder: Path, geometry: Geometry) -> None:
-    """ValueError, with file, setting and value, for a processor that prepares pixels otherwise
-    than `patchify`.
+def read_geometry(folder: Path, own: Geometry) -> Geometry:
+    """`own`, the geometry of a model's config, with the mean and std that its processors say.
 
     The files that count are those that transformers 5.24 reads: for videos processor_config.json's
     `video_processor`, else video_preprocessor_config.json, else preprocessor_config.json; for
     images processor_config.json's `image_processor`, else preprocessor_config.json. What is not
-    said is the family's. Frame rates and sizes are left to the perception settings, as the
-    published loop passes its own with every call; bounds on sizes that are tighter than theirs are
-    reported in one warning, unless the checkpoint's recipe says `total_pixels` itself.
+    said is `own`'s. Frame rates and sizes are left to the perception settings, as the published
+    loop passes its own with every call; bounds on sizes that are tighter than theirs are reported
+    in one warning, unless the checkpoint's recipe says `total_pixels` itself. ValueError, with
+    file, setting and value, for a processor that prepares pixels otherwise than `patchify`, and for
+    images that are normalised otherwise than videos.
     """
     sized = "total_pixels" in load_extras(folder).get("perception", {})
     nested = _read(folder / "processor_config.json")
+    fixed = {
+        "patch_size": own.patch_px,
+        "merge_size": own.merge,
+        "temporal_patch_size": own.frames_per_pair,
+        **_FIXED,
+    }
+    found: list[Geometry] = []
     for kind, names in (
         ("video_processor", ("video_preprocessor_config.json", "preprocessor_config.json")),
         ("image_processor", ("preprocessor_config.json",)),
@@ -60,16 +61,42 @@ def check_preprocessor(folder: Path, geometry: Geometry) -> None:
         else:
             file = next((name for name in names if (folder / name).is_file()), names[-1])
             settings = _read(folder / file)
-        for name, expected in _fixed(geometry).items():
+        for name, expected in fixed.items():
             value = settings.get(name)
             same = value is None or _rounded(value) == _rounded(expected)
-            rule = str(list(expected) if isinstance(expected, tuple) else expected)
-            require("load_model", f"{file} {name}", value, same, rule)
+            require("load_model", f"{file} {name}", value, same, str(expected))
+        found.append(_normalised(file, settings, own))
         if kind == "video_processor" and not sized:
-            _tell_bounds(file, settings, geometry.token_px**2)
+            _tell_bounds(file, settings, own.token_px**2)
+    videos, images = found
+    rule = f"{list(videos.mean)}, {list(videos.std)} as for videos"
+    got = f"{list(images.mean)}, {list(images.std)}"
+    require("load_model", f"{file} image_mean, image_std", got, images == videos, rule)
+    return videos
 
 
-def _tell_bounds(file: str, settings: dict[str, Any], token_pixels: int) -> None:
+def _normalised(file: str, settings: dict[str, Any], own: Geometry) -> Geometry:
+    """`own` with the mean and std of a processor; they may be one number for all channels."""
+    for name in ("mean", "std"):
+        value = settings.get(f"image_{name}")
+        if value is None:
+            continue
+        each: Any = [value] * 3 if isinstance(value, (int, float)) else value
+        try:
+            own = replace(own, mean=each) if name == "mean" else replace(own, std=each)
+        except ValueError as error:
+            raise ValueError(f"load_model: {file} image_{str(error).partition(': ')[2]}") from error
+    return own
+
+
+def write_geometry(folder: Path, geometry: Geometry) -> None:
+    """Say mean and std in preprocessor_config.json, beside what stands there."""
+    path = folder / "preprocessor_config.json"
+    said = {"image_mean": list(geometry.mean), "image_std": list(geometry.std)}
+    path.write_text(json.dumps({**_read(path), **said}, indent=2) + "\n", encoding="utf-8")
+
+
+def _tell_bounds(file: str, settings: dict[str, Any], token_area: int) -> None:
     size = settings.get("size")
     size = size if isinstance(size, dict) else {}
     low = settings.get("min_pixels") or size.get("shortest_edge") or 0
@@ -77,7 +104,7 @@ def _tell_bounds(file: str, settings: dict[str, Any], token_pixels: int) -> None
     for name, value in (("min_pixels", low), ("max_pixels", high)):
         number = isinstance(value, (int, float)) and value >= 0
         require("load_model", f"{file} {name}", value, number, "a number >= 0")
-    if low > _MIN_TOKENS * token_pixels or high < _MAX_TOKENS * token_pixels:
+    if low > _MIN_TOKENS * token_area or high < _MAX_TOKENS * token_area:
         logger.warning(
             "%s bounds frames to %s..%s px, which is not applied: min_pixels and total_pixels of "
             "PerceptionConfig decide (a recipe may set them)",

@@ -25,7 +25,7 @@ from vtts_rt.models.checkpoint import (
     write_hf_config,
 )
 from vtts_rt.models.config import ModelConfig
-from vtts_rt.models.preprocessor import check_preprocessor
+from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.weights import (
@@ -121,7 +121,7 @@ def load_model(
     base = base_folder(folder)
     adapter = adapter_in(folder)
     config = read_model_config(base)
-    check_preprocessor(base, config.geometry)
+    config = replace(config, geometry=read_geometry(base, config.geometry))
     with open_tensors(base) as files:
         wanted = _checkpoint_dtype(base, files) if dtype == "auto" else _as_dtype(dtype)
         stored = checkpoint_tensors(files)
@@ -178,7 +178,8 @@ def save_hf(
 
     dtype: None keeps the model's. extras: the recipe (see `load_extras`); None writes the model's
     perception settings if it has any. It stands in config.json, where transformers keeps it when
-    it loads and saves the model. Tokenizer files are not written.
+    it loads and saves the model. A mean and std of its own are written to preprocessor_config.json,
+    tokenizer files are not.
     """
     from safetensors.torch import save_file
 
@@ -188,6 +189,8 @@ def save_hf(
     tied = model.language.lm_head is None
     language = replace(model.config.language, tie_word_embeddings=tied)
     write_hf_config(replace(model.config, language=language), folder, name, extras)
+    if model.geometry != type(model).geometry:
+        write_geometry(folder, model.geometry)
     tensors = model.export(kind)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 

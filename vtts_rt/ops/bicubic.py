@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops.upload import upload
-from vtts_rt.types import TOKEN_PX, ResizeKernel
+from vtts_rt.types import ResizeKernel
 
 PIL_PRECISION = 22  # bits of a weight behind the point: 32 less 8 of a pixel and 2 of overshoot
 
@@ -133,7 +133,7 @@ class TapTable(NamedTuple):
 
     values: (2 + num_taps, target) int32: first source pixel, number of taps, weights; a weight is
         an integer `precision` bits up, the bits of a float32 in "float".
-    span: most source pixels that a run of TOKEN_PX outputs, one merged token, needs.
+    span: most source pixels that a run of `token_px` outputs, one merged token, needs.
     """
 
     values: Tensor
@@ -144,9 +144,14 @@ class TapTable(NamedTuple):
 
 @lru_cache(maxsize=512)
 def tap_table(
-    source: int, target: int, kernel: ResizeKernel, device: torch.device, stream: int
+    source: int,
+    target: int,
+    kernel: ResizeKernel,
+    token_px: int,
+    device: torch.device,
+    stream: int,
 ) -> TapTable:
-    """Taps of one axis on a device, target a multiple of TOKEN_PX; kept for the sizes used last
+    """Taps of one axis on a device, target a multiple of token_px; kept for the sizes used last
     (about 16 * (source + target) bytes each).
 
     stream: of `stream_of`.
@@ -165,5 +170,5 @@ def tap_table(
     ends = np.maximum.accumulate(start + used.max(axis=1))
     bits = weights.view(np.int32) if kernel == "float" else weights.astype(np.int32)
     values = np.stack((start, ends - start, *bits.T)).astype(np.int32, order="C")
-    span = int((ends[TOKEN_PX - 1 :: TOKEN_PX] - start[::TOKEN_PX]).max())
+    span = int((ends[token_px - 1 :: token_px] - start[::token_px]).max())
     return TapTable(upload(values, device), weights.shape[1], precision, span)

@@ -23,14 +23,15 @@ def supports(device: str) -> str | None:
 
 
 def patchify(batch: Batch, places: Tensor | None, out: Tensor) -> None:
-    """Rows of a batch on a CUDA device; out: contiguous (P, 1176) there, P > 0."""
+    """Rows of a batch on a CUDA device; out: contiguous (P, row size) there, P > 0."""
     from vtts_rt import _C
 
-    mean, std = mean_and_std(torch.device("cpu"))
+    mean, std = mean_and_std(batch.geometry, torch.device("cpu"))
     work = _Workspace(out.device)
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         _C.patchify_cuda(
             _items(batch),
+            batch.geometry.patch_px,
             tuple(mean.tolist()),
             tuple(std.tolist()),
             *work.shared(places),
@@ -42,7 +43,7 @@ def patchify(batch: Batch, places: Tensor | None, out: Tensor) -> None:
 
 
 def patch_embed(batch: Batch, places: Tensor | None, folded: Tensor, bias: Tensor) -> Tensor:
-    """Rows of a batch times a folded weight (O, 1176), O a multiple of 8; bias: (O,) float32."""
+    """Rows of a batch times a folded weight (O, K), O a multiple of 8; bias: (O,) float32."""
     from vtts_rt import _C
 
     out = folded.new_empty(batch.num_rows, len(folded))
@@ -50,6 +51,7 @@ def patch_embed(batch: Batch, places: Tensor | None, folded: Tensor, bias: Tenso
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         _C.patch_embed_cuda(
             _items(batch),
+            batch.geometry.patch_px,
             folded.data_ptr(),
             bias.data_ptr(),
             len(folded),

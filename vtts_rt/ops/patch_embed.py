@@ -15,7 +15,8 @@ Backends: "cpu" makes rows in strips that stay in cache; "triton" keeps pixels a
 kernels and folds; "unfused" is patchify in the weight's type, then a product. The ones that fold
 run on a GPU by name only: no card has timed them yet.
 
-Legend: P patch rows, T merged tokens (P / 4), O outputs, K = 1176 values of a row.
+Legend: P patch rows, T merged tokens (P / 4), O outputs, K values of a row
+(1176 or 1536).
 """
 
 from __future__ import annotations
@@ -29,25 +30,21 @@ from vtts_rt.config import backend_override
 from vtts_rt.ops import cuda_core, native
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.linear import linear, linear_ref
-from vtts_rt.ops.patch_jobs import (
-    MERGE_UNIT,
-    Batch,
-    PatchifyJob,
-    checked,
-    launch,
-    mean_and_std,
-)
+from vtts_rt.ops.patch_jobs import Batch, PatchifyJob, checked, launch, mean_and_std
 from vtts_rt.ops.patchify import patchify, patchify_ref
-from vtts_rt.types import PATCH_ROW, require
+from vtts_rt.types import Geometry, require
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FOLDING = {"triton", "cuda"}
 
 
-def fold_patch_embed(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """A weight (O, 1176) and bias (O,) for pixels: (folded, folded_bias) of the file's head, in the
+def fold_patch_embed(
+    weight: Tensor, geometry: Geometry, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A weight (O, K) and bias (O,) for pixels: (folded, folded_bias) of the file's head, in the
     weight's dtype and in float32, both contiguous."""
-    mean, std = mean_and_std(weight.device).repeat_interleave(PATCH_ROW // 3, dim=1)
+    values = mean_and_std(geometry, weight.device)
+    mean, std = values.repeat_interleave(geometry.row_size // 3, dim=1)
     folded = (weight.detach().float() / std).to(weight.dtype).contiguous()
     moved = folded.double() @ mean.double()
     return folded, (-moved if bias is None else bias.detach().double() - moved).float()
@@ -56,13 +53,14 @@ def fold_patch_embed(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor
 class PatchEmbedWeight:
     """A weight and bias, folded when a backend first asks for it and again when they change.
 
-    weight: (O, 1176) float32, float16 or bfloat16; bias: (O,), same dtype and device, or None.
+    weight: (O, K) float32, float16 or bfloat16; geometry: of the rows; bias: (O,), same dtype and
+    device as weight, or None. ValueError for another shape, dtype or device.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        shape = tuple(weight.shape)
-        usable = weight.dim() == 2 and shape[1] == PATCH_ROW and weight.dtype in _DTYPES
-        rule = f"(O, {PATCH_ROW}) float32, float16 or bfloat16"
+    def __init__(self, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> None:
+        shape, row_size = tuple(weight.shape), geometry.row_size
+        usable = weight.dim() == 2 and shape[1] == row_size and weight.dtype in _DTYPES
+        rule = f"(O, {row_size}) float32, float16 or bfloat16"
         require("patch_embed", "weight", f"{shape} {weight.dtype}", usable, rule)
         if bias is not None:
             alike = (bias.shape, bias.dtype, bias.device)
@@ -71,6 +69,7 @@ class PatchEmbedWeight:
             rule = f"({shape[0]},) {weight.dtype} on {weight.device}"
             require("patch_embed", "bias", got, usable, rule)
         self.weight = weight
+        self.geometry = geometry
         self.bias = bias
         self._folded: tuple[Tensor, Tensor] | None = None
         self._state: tuple[object, ...] = ()
@@ -82,7 +81,8 @@ class PatchEmbedWeight:
             (x.data_ptr(), x.dtype, 0 if x.is_inference() else x._version) for x in tensors
         )
         if self._folded is None or state != self._state:
-            self._folded, self._state = fold_patch_embed(self.weight, self.bias), state
+            self._folded = fold_patch_embed(self.weight, self.geometry, self.bias)
+            self._state = state
         return self._folded
 
     def refusal(self) -> str | None:
@@ -96,16 +96,12 @@ class PatchEmbedWeight:
 
 
 def patch_embed_ref(
-    jobs: Sequence[PatchifyJob],
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    places: Tensor | None = None,
+    jobs: Sequence[PatchifyJob], embed: PatchEmbedWeight, *, places: Tensor | None = None
 ) -> Tensor:
     """Official float32 rows times the weight in float64: the yardstick of the backends. Returns
     (P, O) float64 on the weight's device."""
-    rows = patchify_ref(jobs, places=places)
-    return linear_ref(rows.to(weight.device), weight, bias)
+    rows = patchify_ref(jobs, embed.geometry, places=places)
+    return linear_ref(rows.to(embed.weight.device), embed.weight, embed.bias)
 
 
 def _native(
@@ -117,19 +113,20 @@ def _native(
     from vtts_rt import _C
 
     out = torch.empty(batch.num_rows, len(embed.weight))
-    mean, std = mean_and_std(batch.device)
+    mean, std = mean_and_std(batch.geometry, batch.device)
     _C.patch_embed(
         batch.items(),
         embed.weight.detach().numpy(),
         None if embed.bias is None else embed.bias.detach().numpy(),
         out.numpy(),
+        batch.geometry.patch_px,
         tuple(mean.tolist()),
         tuple(std.tolist()),
         num_threads=num_threads or torch.get_num_threads(),
     )
     if places is None:
         return out
-    tokens = out.view(-1, MERGE_UNIT * out.shape[1])
+    tokens = out.view(len(places), -1)
     return torch.empty_like(tokens).index_copy_(0, places.long(), tokens).view(out.shape)
 
 
@@ -148,7 +145,9 @@ def _triton(
 ) -> Tensor:
     from vtts_rt.kernels import patch_embed as kernel
 
-    pixels = torch.empty(batch.num_rows, PATCH_ROW, dtype=torch.uint8, device=batch.device)
+    pixels = torch.empty(
+        batch.num_rows, batch.geometry.row_size, dtype=torch.uint8, device=batch.device
+    )
     launch(batch, places, pixels)
     with torch.cuda.device_of(pixels):  # type: ignore[no-untyped-call]
         return kernel.patch_embed(pixels, *embed.folded())  # type: ignore[no-any-return]
@@ -171,6 +170,7 @@ def _unfused(
 ) -> Tensor:
     rows = patchify(
         batch.jobs,
+        batch.geometry,
         dtype=embed.weight.dtype,
         places=places,
         num_threads=num_threads,
@@ -196,18 +196,15 @@ def numerics(weight: Tensor) -> str:
 
 def patch_embed(
     jobs: Sequence[PatchifyJob],
-    weight: Tensor | PatchEmbedWeight,
-    bias: Tensor | None = None,
+    embed: PatchEmbedWeight,
     *,
     places: Tensor | None = None,
     backend: str = "auto",
     num_threads: int = 0,
 ) -> Tensor:
-    """linear(patchify(jobs), weight, bias).
+    """linear(patchify(jobs, embed.geometry), embed.weight, embed.bias).
 
-    weight: (O, 1176) float32, float16 or bfloat16, on the device of the jobs' frames; a
-        `PatchEmbedWeight` with its bias where calls repeat, which folds once for all of them.
-    bias: (O,) of weight's dtype or None.
+    embed: on the device of the jobs' frames; one for all calls, as it folds once.
     places, num_threads: of `patchify`; rows of the result move as its rows do.
     backend: "auto", "cpu" (native: float32 on the CPU, contiguous, no gradient wanted; the bits of
         native patchify and linear), "unfused", "triton" or "cuda" (CUDA frames, 16-bit weights, no
@@ -215,17 +212,11 @@ def patch_embed(
         where `linear` does for so many rows, else "unfused".
 
     Returns (P, O) of weight's dtype and device; (0, O) without jobs.
-    Raises ValueError on jobs as `patchify` does, on a weight or bias of another shape, dtype or
-    device and on tensors that a backend asked for by name does not take, RuntimeError on an
-    unusable backend.
+    Raises ValueError on jobs as `patchify` does, on a weight of another device and on tensors that
+    a backend asked for by name does not take, RuntimeError on an unusable backend.
     """
-    if isinstance(weight, PatchEmbedWeight):
-        require("patch_embed", "bias", "a tensor", bias is None, "in the PatchEmbedWeight")
-        embed = weight
-    else:
-        embed = PatchEmbedWeight(weight, bias)
     on = embed.weight.device
-    batch = checked("patch_embed", jobs, places)
+    batch = checked("patch_embed", jobs, embed.geometry, places)
     require("patch_embed", "num_threads", num_threads, num_threads >= 0, ">= 0")
     chosen = _OP.resolve(on.type, backend)
     if not jobs:

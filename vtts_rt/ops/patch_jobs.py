@@ -1,6 +1,6 @@
 """What patchify and patch_embed take: jobs, checked, and the launch of their Triton kernel.
 
-Legend: H, W source frame; H', W' target (px, multiples of 28); T merged tokens of all jobs.
+Legend: H, W source frame; H', W' target (px, multiples of a token's); T merged tokens of all jobs.
 """
 
 from __future__ import annotations
@@ -16,22 +16,14 @@ from torch import Tensor
 from vtts_rt.ops.bicubic import pil_rows_first, tap_table
 from vtts_rt.ops.upload import stream_of, upload
 from vtts_rt.types import (
-    MERGE_SIZE,
-    PATCH_SIZE,
     RESIZE_KERNELS,
-    TOKEN_PX,
     Frame,
+    Geometry,
     PixelBox,
     ResizeKernel,
     require,
 )
 
-# OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers, the values in every Qwen2-VL and
-# Qwen2.5-VL preprocessor_config.json.
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-
-MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of a merged token
 MAX_EXTENT = 1 << 20  # px a side, source and target; the limit of the native core
 MAX_UNITS = (1 << 31) - 1  # of the Triton kernel: tokens of single frames
 
@@ -44,7 +36,7 @@ class PatchifyJob:
         call, of one CUDA device. Any row stride is read in place; other strides (planar pixels)
         are copied first. The same object twice is resized once.
     box: source px, half-open, not empty, inside both frames. The resize sees the crop only.
-    resized_hw: (H', W') px, positive multiples of 28.
+    resized_hw: (H', W') px, positive multiples of the geometry's token_px.
     resize: the kernel (vtts_rt.ops.bicubic), without effect where the crop has the target's size.
     """
 
@@ -54,9 +46,11 @@ class PatchifyJob:
     resized_hw: tuple[int, int]
     resize: ResizeKernel = "fixed"
 
-    @property
-    def num_rows(self) -> int:
-        return (self.resized_hw[0] // PATCH_SIZE) * (self.resized_hw[1] // PATCH_SIZE)
+
+def num_rows(jobs: Sequence[PatchifyJob], geometry: Geometry) -> int:
+    """Patch rows of all jobs."""
+    num_tokens = sum(geometry.num_tokens(job.resized_hw) for job in jobs)
+    return num_tokens * geometry.patches_per_token
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,12 +58,13 @@ class Batch:
     """Checked jobs. frames: with packed pixels, arrays on the CPU and tensors elsewhere."""
 
     jobs: Sequence[PatchifyJob]
+    geometry: Geometry
     frames: list[tuple[Frame, Frame]]
     device: torch.device
 
     @property
     def num_rows(self) -> int:
-        return sum(job.num_rows for job in self.jobs)
+        return num_rows(self.jobs, self.geometry)
 
     def items(self) -> list[tuple[object, ...]]:
         """Jobs on the CPU as vtts_rt._C takes them."""
@@ -80,12 +75,14 @@ class Batch:
 
 
 @lru_cache(maxsize=8)
-def mean_and_std(device: torch.device) -> Tensor:
+def mean_and_std(geometry: Geometry, device: torch.device) -> Tensor:
     """(2, 3) float32 mean and std in 0..255 units: multiplied in float32, as transformers does."""
-    return (torch.tensor((IMAGE_MEAN, IMAGE_STD)) * 255.0).to(device)
+    return (torch.tensor((geometry.mean, geometry.std)) * 255.0).to(device)
 
 
-def checked(what: str, jobs: Sequence[PatchifyJob], places: Tensor | None) -> Batch:
+def checked(
+    what: str, jobs: Sequence[PatchifyJob], geometry: Geometry, places: Tensor | None
+) -> Batch:
     """Validates everything; frames are shared where equal."""
     pixels: dict[int, Frame] = {}
     device = torch.device("cpu")
@@ -100,10 +97,10 @@ def checked(what: str, jobs: Sequence[PatchifyJob], places: Tensor | None) -> Ba
                 require(what, name, f"a frame on {on}", on == device, f"on {device} as the first")
                 pixels[id(frame)] = found
             _check_box(what, job.box, pixels[id(frame)].shape)
-        check_size(what, job.resized_hw)
+        check_size(what, job.resized_hw, geometry)
         require(what, "resize", job.resize, job.resize in RESIZE_KERNELS, "fixed, float or pil")
     frames = [(pixels[id(job.frame_a)], pixels[id(job.frame_b)]) for job in jobs]
-    batch = Batch(jobs, frames, device)
+    batch = Batch(jobs, geometry, frames, device)
     if places is not None:
         _check_places(what, places, batch)
     return batch
@@ -137,16 +134,17 @@ def _check_box(what: str, box: PixelBox, shape: tuple[int, ...]) -> None:
     require(what, "box", tuple(box), inside, rule)
 
 
-def check_size(what: str, resized_hw: tuple[int, int]) -> None:
-    """Raise ValueError unless both sides are positive multiples of TOKEN_PX."""
+def check_size(what: str, resized_hw: tuple[int, int], geometry: Geometry) -> None:
+    """Raise ValueError unless both sides are positive multiples of a token's."""
+    token_px = geometry.token_px
     usable = len(resized_hw) == 2 and all(
-        TOKEN_PX <= side <= MAX_EXTENT and side % TOKEN_PX == 0 for side in resized_hw
+        token_px <= side <= MAX_EXTENT and side % token_px == 0 for side in resized_hw
     )
-    require(what, "resized_hw", resized_hw, usable, f"positive multiples of {TOKEN_PX} px")
+    require(what, "resized_hw", resized_hw, usable, f"positive multiples of {token_px} px")
 
 
 def _check_places(what: str, places: Tensor, batch: Batch) -> None:
-    num_tokens = batch.num_rows // MERGE_UNIT
+    num_tokens = batch.num_rows // batch.geometry.patches_per_token
     usable = (
         tuple(places.shape) == (num_tokens,)
         and places.dtype in (torch.int32, torch.int64)
@@ -166,7 +164,7 @@ def launch(batch: Batch, places: Tensor | None, out: Tensor) -> None:
 
     One launch for all jobs that sum integers ("fixed" and "pil") and one for those that sum floats:
     the type of the sums is compiled in.
-    out: contiguous (P, 1176) on the batch's device, P > 0.
+    out: contiguous (P, row size) on the batch's device, P > 0.
     """
     # Launched where the frames are, whichever device is current; without effect on a CPU.
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
@@ -179,20 +177,21 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
     """The rows of the jobs that sum integers, or of the others."""
     from vtts_rt.kernels import patchify as kernel
 
-    stream = stream_of(out)
+    stream, geometry = stream_of(out), batch.geometry
+    token_px = geometry.token_px
     fields, units_of_job, held, stage_rows = [], [], [], 1
     first_unit = first_token = 0
     for job, pair in zip(batch.jobs, batch.frames, strict=True):
-        num_tokens = job.num_rows // MERGE_UNIT
+        num_tokens = geometry.num_tokens(job.resized_hw)
         first_token += num_tokens
         if (job.resize != "float") != fixed:
             continue
-        job, pair = _after_rows(job, pair, out.device, stream)
+        job, pair = _after_rows(job, pair, token_px, out.device, stream)
         held.append(pair)
         x0, y0, x1, y1 = job.box
         height, width = job.resized_hw
-        columns = tap_table(x1 - x0, width, job.resize, out.device, stream)
-        rows = tap_table(y1 - y0, height, job.resize, out.device, stream)
+        columns = tap_table(x1 - x0, width, job.resize, token_px, out.device, stream)
+        rows = tap_table(y1 - y0, height, job.resize, token_px, out.device, stream)
         stage_rows = max(stage_rows, rows.span)
         crops = [(base + y0 * stride + 3 * x0, stride) for base, stride in map(memory, pair)]
         num_frames = len(set(crops))
@@ -201,7 +200,7 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
             for extent, taps in ((width, columns), (height, rows))
             for value in (taps.values.data_ptr(), extent, taps.num_taps, taps.precision)
         ]
-        begin = (num_frames, first_unit, first_token - num_tokens, width // TOKEN_PX)
+        begin = (num_frames, first_unit, first_token - num_tokens, width // token_px)
         fields.append((*crops[0], *crops[1], *begin, *tables))
         units_of_job.append(num_tokens * num_frames)
         first_unit += units_of_job[-1]
@@ -214,7 +213,8 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
         blob[: 2 * jobs.size].view(torch.int64).view(jobs.shape),
         blob[2 * jobs.size :],
         places,
-        mean_and_std(out.device),
+        mean_and_std(geometry, out.device),
+        geometry.patch_px,
         stage_rows,
         fixed,
         out,
@@ -222,7 +222,11 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
 
 
 def _after_rows(
-    job: PatchifyJob, pair: tuple[Frame, Frame], device: torch.device, stream: int
+    job: PatchifyJob,
+    pair: tuple[Frame, Frame],
+    token_px: int,
+    device: torch.device,
+    stream: int,
 ) -> tuple[PatchifyJob, tuple[Frame, Frame]]:
     """What the kernel, which resizes along x first, still has to do: all, or what is left of a job
     that PIL resizes along y first, by torch's operators here."""
@@ -231,7 +235,7 @@ def _after_rows(
     source_hw = (y1 - y0, x1 - x0)
     if job.resize != "pil" or not pil_rows_first(source_hw, job.resized_hw):
         return job, pair
-    taps = tap_table(y1 - y0, height, job.resize, device, stream)
+    taps = tap_table(y1 - y0, height, job.resize, token_px, device, stream)
     start, weights = taps.values[0], taps.values[2:, :, None, None]
     done: dict[int, Tensor] = {}
     for frame in pair:

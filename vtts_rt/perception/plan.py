@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.region import clip_box, resolve_boxes, usable_spans
 from vtts_rt.perception.sizing import resize_kernel
@@ -15,7 +16,6 @@ from vtts_rt.types import (
     FULL_BOX,
     Box,
     PairRef,
-    Parity,
     PixelBox,
     Region,
     Segment,
@@ -136,8 +136,13 @@ def frame_times(metadata: VideoMetadata) -> NDArray[np.float64]:
 
 
 def image_segment(
-    video: int, metadata: VideoMetadata, box: PixelBox, hw: tuple[int, int], parity: Parity
+    video: int,
+    metadata: VideoMetadata,
+    box: PixelBox,
+    hw: tuple[int, int],
+    config: ResolvedPerception,
 ) -> Segment:
     """An image is one pair of the same frame."""
     pair = PairRef(video, metadata.video_id, 0, 0, 0.0)
-    return Segment((pair,), box, hw, is_image=True, resize=resize_kernel(parity, True))
+    kernel = resize_kernel(config.parity, True)
+    return Segment((pair,), box, hw, config.geometry, is_image=True, resize=kernel)

@@ -46,7 +46,7 @@ def plan_grid(
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
             size = _image_size(config, videos, video, box)
-            segments.append(image_segment(video, metadata, box, size, config.parity))
+            segments.append(image_segment(video, metadata, box, size, config))
             views.append(View(video, box, size, (), 0.0))
             continue
         timeline = Timeline(video, metadata, config.sample_fps)
@@ -60,7 +60,7 @@ def plan_grid(
         size = view_size(config, metadata.height, metadata.width, 2 * len(pairs))
         step = timeline.cell_seconds(level)
         kernel = resize_kernel(config.parity, False)
-        segments.append(Segment(tuple(pairs), box, size, step, resize=kernel))
+        segments.append(Segment(tuple(pairs), box, size, config.geometry, step, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, step, level))
     return _plan("grid", config, videos, history, round_index, segments, views, notes)
@@ -166,9 +166,7 @@ def _look(
             notes.append(f"image {video}: no usable box in the clue")
             return None
         size = _image_size(config, videos, video, box)
-        return View(video, box, size, (), 0.0), [
-            image_segment(video, metadata, box, size, config.parity)
-        ]
+        return View(video, box, size, (), 0.0), [image_segment(video, metadata, box, size, config)]
     size = view_size(config, box.y1 - box.y0, box.x1 - box.x0, config.max_frames)
     timeline = Timeline(video, metadata, config.sample_fps)
     max_pairs = _max_pairs(config, videos)
@@ -192,7 +190,7 @@ def _look(
     pairs = timeline.pairs(timeline.cells(spans, level), level)
     view = View(video, box, size, spans, timeline.cell_seconds(level), level)
     kernel = resize_kernel(config.parity, False)
-    return view, [Segment((pair,), box, size, resize=kernel) for pair in pairs]
+    return view, [Segment((pair,), box, size, config.geometry, resize=kernel) for pair in pairs]
 
 
 def finer_frames(

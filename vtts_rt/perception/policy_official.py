@@ -137,7 +137,7 @@ def plan_official(
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
             size = image_size(config, metadata.height, metadata.width, 1)
-            segments.append(image_segment(video, metadata, box, size, config.parity))
+            segments.append(image_segment(video, metadata, box, size, config))
             views.append(View(video, box, size, (), 0.0))
             frames.append(0)
             times.append(0.0)
@@ -157,7 +157,7 @@ def plan_official(
             for i, (a, b) in enumerate(zip(padded[::2], padded[1::2], strict=True))
         )
         kernel = resize_kernel(config.parity, False)
-        segments.append(Segment(pairs, box, size, 2.0 / sample_fps, resize=kernel))
+        segments.append(Segment(pairs, box, size, config.geometry, 2.0 / sample_fps, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, 2.0 / sample_fps))
         frames += indices

@@ -1,4 +1,5 @@
-"""How many frames and how many pixels a view gets, and how it is resized: the rules of Qwen2.5-VL.
+"""How many frames and how many pixels a view gets, and how it is resized: the rules of Qwen2.5-VL,
+in tokens of the model that is shown the view.
 
 Parity decides where the released code of VideoChat-R1.5 and transformers 5 differ.
 """
@@ -8,12 +9,12 @@ from __future__ import annotations
 import math
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.types import TOKEN_PX, Parity, ResizeKernel, require
+from vtts_rt.types import Parity, ResizeKernel, require
 
-# qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more, whatever the budget.
-MAX_FRAME_PIXELS = 768 * TOKEN_PX * TOKEN_PX
-# VideoChat-R1.5 (my_vision_process.py), MIN_PIXELS: an image gets at least so many there.
-MIN_IMAGE_PIXELS = 4 * TOKEN_PX * TOKEN_PX
+# qwen-vl-utils, VIDEO_MAX_PIXELS: no frame gets more tokens, whatever the budget.
+MAX_FRAME_TOKENS = 768
+# VideoChat-R1.5 (my_vision_process.py), MIN_PIXELS: an image gets at least so many tokens there.
+MIN_IMAGE_TOKENS = 4
 # transformers, Qwen2VLImageProcessor: larger aspect ratios are an error there.
 MAX_ASPECT = 200
 
@@ -30,38 +31,40 @@ def smart_resize(
     width: int,
     min_pixels: int,
     max_pixels: float,
+    token_px: int,
     parity: Parity = "transformers",
 ) -> tuple[int, int]:
-    """(height, width) px of a view: multiples of 28, aspect kept, area between the bounds.
+    """(height, width) px of a view: multiples of token_px, aspect kept, area between the bounds.
 
-    Equal to transformers' function of that name, or to the release's, which rounds a side up to 28
-    px before it looks at the bounds; Python's half-to-even `round` included. Beyond their aspect
-    limit of 200, where both raise, the longer side counts as 200 times the shorter one: the view
-    is then squeezed. The bounds give way to the 28 px a side.
+    Equal to transformers' function of that name, or to the release's, which rounds a side up to
+    token_px before it looks at the bounds; Python's half-to-even `round` included. Beyond their
+    aspect limit of 200, where both raise, the longer side counts as 200 times the shorter one: the
+    view is then squeezed. The bounds give way to the token_px a side.
     """
     require("smart_resize", "height, width", (height, width), min(height, width) >= 1, ">= 1")
     shorter = min(height, width)
     height, width = min(height, shorter * MAX_ASPECT), min(width, shorter * MAX_ASPECT)
-    h = round(height / TOKEN_PX) * TOKEN_PX
-    w = round(width / TOKEN_PX) * TOKEN_PX
+    h = round(height / token_px) * token_px
+    w = round(width / token_px) * token_px
     if parity == "release":
-        h, w = max(h, TOKEN_PX), max(w, TOKEN_PX)
+        h, w = max(h, token_px), max(w, token_px)
     if h * w > max_pixels:
         beta = math.sqrt(height * width / max_pixels)
-        h = max(TOKEN_PX, math.floor(height / beta / TOKEN_PX) * TOKEN_PX)
-        w = max(TOKEN_PX, math.floor(width / beta / TOKEN_PX) * TOKEN_PX)
+        h = max(token_px, math.floor(height / beta / token_px) * token_px)
+        w = max(token_px, math.floor(width / beta / token_px) * token_px)
     elif h * w < min_pixels:
         beta = math.sqrt(min_pixels / (height * width))
-        h = math.ceil(height * beta / TOKEN_PX) * TOKEN_PX
-        w = math.ceil(width * beta / TOKEN_PX) * TOKEN_PX
-    # Only reached with a side below 14 px and a min_pixels below 28 x 28.
-    return max(h, TOKEN_PX), max(w, TOKEN_PX)
+        h = math.ceil(height * beta / token_px) * token_px
+        w = math.ceil(width * beta / token_px) * token_px
+    # Only reached with a side below half a token and a min_pixels below one.
+    return max(h, token_px), max(w, token_px)
 
 
 def frame_cap(config: ResolvedPerception, num_frames: int) -> float:
     """Most pixels of one of `num_frames` frames that share the budget of a round."""
     share = config.total_pixels / num_frames * 2
-    return max(min(MAX_FRAME_PIXELS, share), int(config.min_pixels * 1.05))
+    most = MAX_FRAME_TOKENS * config.geometry.token_px**2
+    return max(min(most, share), int(config.min_pixels * 1.05))
 
 
 def view_size(
@@ -69,7 +72,8 @@ def view_size(
 ) -> tuple[int, int]:
     """(height, width) px at which a view of `height` x `width` source px is shown."""
     cap = frame_cap(config, num_frames)
-    return smart_resize(height, width, config.min_pixels, cap, config.parity)
+    token_px = config.geometry.token_px
+    return smart_resize(height, width, config.min_pixels, cap, token_px, config.parity)
 
 
 def image_size(
@@ -82,14 +86,16 @@ def image_size(
 ) -> tuple[int, int]:
     """(height, width) px of one of `num_images` images that share the budget of a round.
 
-    Under parity "release" a whole image gets MIN_IMAGE_PIXELS at least: 224 x 224 stays as it is. A
+    Under parity "release" a whole image gets MIN_IMAGE_TOKENS at least: 224 x 224 stays as it is. A
     crop is enlarged to config.min_pixels, as is an image under "transformers".
     """
+    token_px = config.geometry.token_px
     least, most = config.min_pixels, frame_cap(config, 2 * num_images)
     if config.parity == "release" and not is_crop:
         share = config.total_pixels / num_images
-        least, most = MIN_IMAGE_PIXELS, max(min(MAX_FRAME_PIXELS, share), MIN_IMAGE_PIXELS)
-    return smart_resize(height, width, least, most, config.parity)
+        least = MIN_IMAGE_TOKENS * token_px**2
+        most = max(min(MAX_FRAME_TOKENS * token_px**2, share), least)
+    return smart_resize(height, width, least, most, token_px, config.parity)
 
 
 def smart_nframes(config: ResolvedPerception, num_frames: int, source_fps: float) -> int:

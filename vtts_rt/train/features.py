@@ -24,8 +24,8 @@ from vtts_rt.data.views import (
 )
 from vtts_rt.models.base import VideoLM
 from vtts_rt.train.episodes import Episode
-from vtts_rt.train.vision_stage import patch_rows
-from vtts_rt.types import PATCH_SIZE, PixelBox
+from vtts_rt.train.vision_stage import forward_views
+from vtts_rt.types import PixelBox
 
 _PAIRS_PER_PASS = 96
 
@@ -69,9 +69,8 @@ def episode_pixels(episode: Episode, rng: np.random.Generator | None) -> NDArray
 @torch.no_grad()
 def encode_views(model: VideoLM, pixels: NDArray[np.uint8]) -> FloatArray:
     """(N, 9, C) features of views (N, 2, 84, 84, 3)."""
-    side = VIEW_PX // PATCH_SIZE
     out = []
     for start in range(0, len(pixels), _PAIRS_PER_PASS):
         part = pixels[start : start + _PAIRS_PER_PASS]
-        out.append(model.visual(patch_rows(part), [(len(part), side, side)]))
+        out.append(forward_views(model, part))
     return torch.cat(out).view(len(pixels), TOKENS, -1).numpy()

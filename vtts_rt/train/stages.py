@@ -114,7 +114,7 @@ def run_vision(
     heads = SketchHeads(sketch_matrix(model.config.language.hidden_size))
 
     def loss_of(batch: ViewBatch, _progress: float) -> tuple[Tensor, dict[str, float]]:
-        return sketch_loss(heads, forward_views(model, batch), batch)
+        return sketch_loss(heads, forward_views(model, batch.pixels), batch)
 
     return train(
         "vision",

@@ -10,7 +10,6 @@ from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
 from vtts_rt.models.config import LanguageConfig, ModelConfig
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
-from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
 from vtts_rt.train.tokenizer import build_tokenizer
 
 # 12 pairs a round, every view 84 x 84 px (3 x 3 tokens): 7200 px a frame of a full round.
@@ -26,7 +25,7 @@ RECIPE = PerceptionConfig(
     focus_margin_cells=1.0,
     parity="transformers",  # the resize it was trained on
 )
-PERCEPTION = RECIPE.resolve()
+PERCEPTION = RECIPE.resolve(GEOMETRY)
 PROMPTS = {
     "system": "",
     "question": "{question}\n",
@@ -40,13 +39,13 @@ PROMPTS = {
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Qwen2_5_VLProcessor",
-    "patch_size": 14,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
+    "patch_size": GEOMETRY.patch_px,
+    "temporal_patch_size": GEOMETRY.frames_per_pair,
+    "merge_size": GEOMETRY.merge,
     "min_pixels": PERCEPTION.min_pixels,
     "max_pixels": PERCEPTION.total_pixels // 12,
-    "image_mean": list(IMAGE_MEAN),
-    "image_std": list(IMAGE_STD),
+    "image_mean": list(GEOMETRY.mean),
+    "image_std": list(GEOMETRY.std),
 }
 
 # About what the shipped weights took (docs/tiny.md).

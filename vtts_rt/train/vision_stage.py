@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from vtts_rt.data.views import (
     NUM_CARDS,
     NUM_MARKS,
+    TOKEN_PX,
     TOKENS,
     VIEW_PX,
     FloatArray,
@@ -23,19 +24,8 @@ from vtts_rt.data.views import (
     attributes,
 )
 from vtts_rt.models.base import VideoLM
-from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX
-
-
-def patch_rows(pixels: NDArray[np.uint8]) -> Tensor:
-    """(N, 2, S, S, 3) uint8 -> (N * (S/14)^2, 1176) fp32 rows in the tower's order."""
-    x = torch.from_numpy(pixels).float()
-    mean, std = torch.tensor(IMAGE_MEAN) * 255, torch.tensor(IMAGE_STD) * 255
-    x = (x - mean) / std
-    n, t, size = x.shape[:3]
-    blocks = size // PATCH_SIZE // MERGE_SIZE
-    x = x.view(n, t, blocks, MERGE_SIZE, PATCH_SIZE, blocks, MERGE_SIZE, PATCH_SIZE, 3)
-    return x.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * t * PATCH_SIZE**2)
+from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.types import PixelBox
 
 
 class SketchHeads(nn.Module):
@@ -133,7 +123,8 @@ def _hit(logits: Tensor, truth: Tensor) -> float:
     return 2 * both / max(1, int(said.sum() + true.sum()))
 
 
-def forward_views(model: VideoLM, batch: ViewBatch) -> Tensor:
-    """(N * 9, C) features of a batch of views."""
-    side = VIEW_PX // PATCH_SIZE
-    return model.visual(patch_rows(batch.pixels), [(len(batch.pixels), side, side)])  # type: ignore[no-any-return]
+def forward_views(model: VideoLM, pixels: NDArray[np.uint8]) -> Tensor:
+    """(N * 9, C) features of views (N, 2, VIEW_PX, VIEW_PX, 3), which are shown as they are."""
+    view = PixelBox(0, 0, VIEW_PX, VIEW_PX), (VIEW_PX, VIEW_PX)
+    jobs = [PatchifyJob(a, b, *view) for a, b in pixels]
+    return model.encode(jobs, patchify(jobs, model.geometry))

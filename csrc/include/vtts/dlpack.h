@@ -85,7 +85,7 @@ VTTS_API vtts_status vtts_output_from_dlpack(const DLTensor* tensor, int64_t num
                                              int64_t num_columns, vtts_device device, void** data,
                                              vtts_dtype* dtype);
 
-/* vtts_patchify_cpu into memory of the library: a float32 tensor (rows, 1176) on kDLCPU, to
+/* vtts_patchify_cpu into memory of the library: a float32 tensor (rows, 6 p^2) on kDLCPU, to
  * *tensor. The caller, or whom it hands the tensor to, calls tensor->deleter(tensor) once. */
 VTTS_API vtts_status vtts_patchify_cpu_dlpack(const vtts_patchify_job* jobs, int64_t num_jobs,
                                               const vtts_patchify_options* options,

@@ -1,7 +1,10 @@
 /* patchify: uint8 RGB frames -> crop -> antialiased bicubic resize -> normalise -> patch rows of a
- * Qwen2-VL / Qwen2.5-VL vision tower; and patch_embed, the same followed by the tower's first
+ * vision tower of the Qwen2-VL kind: patches of 14 px (Qwen2-VL, Qwen2.5-VL) or 16 px (Qwen3-VL),
+ * 2 x 2 patches a token, 2 frames a pair; and patch_embed, the same followed by the tower's first
  * product. With VTTS_RESIZE_FIXED the rows are bit for bit those of transformers'
- * Qwen2VLVideoProcessor on a CPU.
+ * Qwen2VLVideoProcessor and Qwen3VLVideoProcessor on a CPU.
+ *
+ * Below, p is options->patch_px, 2 p the px a side of a token, and a row has 6 p^2 values.
  */
 #ifndef VTTS_PATCHIFY_H_
 #define VTTS_PATCHIFY_H_
@@ -11,9 +14,6 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define VTTS_PATCH_ROW 1176 /* values of a patch row: 3 channels x 2 frames x 14 x 14 px */
-#define VTTS_TOKEN_PX 28    /* px a side of one language-model token, 2 x 2 patches */
 
 /* How a crop becomes the pixels of its view, always antialiased bicubic; without effect where the
  * crop has the view's size. Each kernel gives the same bits on every device. */
@@ -69,7 +69,7 @@ typedef struct vtts_patchify_job {
   vtts_resize resize;
   vtts_frame frame_a, frame_b;
   vtts_pixel_box box;     /* not empty, inside both frames; the resize sees nothing else */
-  int64_t resized_height; /* px, positive multiples of 28 */
+  int64_t resized_height; /* px, positive multiples of 2 p */
   int64_t resized_width;
 } vtts_patchify_job;
 
@@ -79,13 +79,14 @@ typedef struct vtts_patchify_options {
   int32_t num_threads; /* of the CPU functions, 1 to 1024; never changes a value */
   float mean[3];       /* a value x of channel c becomes (x - mean[c]) / std[c]; 0..255 units */
   float std[3];        /* > 0 */
+  int32_t patch_px;    /* px a side of a patch, 14 or 16 */
 } vtts_patchify_options;
 
 /* The first product of a vision tower: out = rows weight^T + bias. */
 typedef struct vtts_patch_embed_weights {
   uint32_t struct_size;
   uint32_t reserved;   /* 0 */
-  const float* weight; /* (num_outputs, 1176), contiguous, as in the checkpoint */
+  const float* weight; /* (num_outputs, 6 p^2), contiguous, as in the checkpoint */
   const float* bias;   /* (num_outputs), or NULL */
   int64_t num_outputs; /* 1 to 65536 */
 } vtts_patch_embed_weights;
@@ -107,13 +108,13 @@ typedef struct vtts_patch_embed_folded {
   uint32_t struct_size;
   uint32_t reserved; /* 0 */
   const void*
-      weight;        /* (num_outputs, 1176) of the launch's dtype, on the device, 16-byte aligned */
-  const float* bias; /* (num_outputs) float32, likewise */
+      weight; /* (num_outputs, 6 p^2) of the launch's dtype, on the device, 16-byte aligned */
+  const float* bias;   /* (num_outputs) float32, likewise */
   int64_t num_outputs; /* a multiple of 8, 8 to 65536 */
 } vtts_patch_embed_folded;
 
-/* Defaults: VTTS_RESIZE_FIXED, auto, 1 thread, OpenAI CLIP's mean and std times 255; zeros
- * elsewhere. Never fail. */
+/* Defaults: VTTS_RESIZE_FIXED, auto, 1 thread, and what Qwen2-VL and Qwen2.5-VL take: patches of 14
+ * px, OpenAI CLIP's mean and std times 255; zeros elsewhere. Never fail. */
 VTTS_API vtts_patchify_job vtts_patchify_job_default(void);
 VTTS_API vtts_patchify_options vtts_patchify_options_default(void);
 VTTS_API vtts_patch_embed_weights vtts_patch_embed_weights_default(void);
@@ -121,15 +122,23 @@ VTTS_API vtts_cuda_launch vtts_cuda_launch_default(void);
 VTTS_API vtts_patch_embed_folded vtts_patch_embed_folded_default(void);
 
 /* Rows that `num_jobs` jobs produce together, to *num_rows. Checks the jobs.
+ * options: NULL takes the defaults; isa and num_threads are not read.
  * VTTS_ERROR_INVALID_ARGUMENT: a NULL pointer, a negative count, a box that is empty or outside a
- * frame, a size that is no positive multiple of 28, an unknown resize, more than 2^40 rows. */
+ * frame, a size that is no positive multiple of 2 p, an unknown resize, another patch size, more
+ * than 2^40 rows. */
 VTTS_API vtts_status vtts_patchify_num_rows(const vtts_patchify_job* jobs, int64_t num_jobs,
+                                            const vtts_patchify_options* options,
                                             int64_t* num_rows);
 
-/* Writes the rows of all jobs, one job after the other, to `out`, float32 (rows, 1176), aligned to
+/* Values of a patch row, 6 p^2 (1176 or 1536), to *row_size. Otherwise as
+ * vtts_patchify_num_rows. */
+VTTS_API vtts_status vtts_patchify_row_size(const vtts_patchify_options* options,
+                                            int64_t* row_size);
+
+/* Writes the rows of all jobs, one job after the other, to `out`, float32 (rows, 6 p^2), aligned to
  * 4 bytes. Frames and `out` are host memory and do not overlap. Blocks until it is done.
- * Row r of a job: r = ((bh * (W'/28) + bw) * 2 + mh) * 2 + mw is the patch at patch row 2 bh + mh,
- * patch column 2 bw + mw; its column ((c * 2 + frame) * 14 + y) * 14 + x.
+ * Row r of a job: r = ((bh * (W' / 2p) + bw) * 2 + mh) * 2 + mw is the patch at patch row 2 bh +
+ * mh, patch column 2 bw + mw; its column ((c * 2 + frame) * p + y) * p + x.
  * options: NULL takes the defaults. No jobs: nothing is written.
  * VTTS_ERROR_INVALID_ARGUMENT as vtts_patchify_num_rows, or a bad option or a misaligned `out`;
  * VTTS_ERROR_UNSUPPORTED: an instruction set that the machine lacks. */
@@ -145,8 +154,8 @@ VTTS_API vtts_status vtts_patch_embed_cpu(const vtts_patchify_job* jobs, int64_t
 /* The functions on a GPU. Frames, `out`, places, workspace and folded weights are device memory of
  * the current device; jobs and options are host memory, read before the call returns. The work is
  * enqueued on launch->cuda_stream and not waited for: device memory must stay until it has run.
- * Calls on different streams need workspaces of their own. mean and std are as on the CPU; isa and
- * num_threads are not read. Without CUDA in the build: VTTS_ERROR_UNSUPPORTED. */
+ * Calls on different streams need workspaces of their own. mean, std and patch_px are as on the
+ * CPU; isa and num_threads are not read. Without CUDA in the build: VTTS_ERROR_UNSUPPORTED. */
 
 /* Bytes of workspace that a call with these jobs needs, to *num_bytes. */
 VTTS_API vtts_status vtts_patchify_cuda_workspace_bytes(const vtts_patchify_job* jobs,
@@ -154,14 +163,14 @@ VTTS_API vtts_status vtts_patchify_cuda_workspace_bytes(const vtts_patchify_job*
                                                         const vtts_patchify_options* options,
                                                         int64_t* num_bytes);
 
-/* `out`: (rows, 1176) of launch->dtype, 16-byte aligned. VTTS_ERROR_CUDA: CUDA failed. */
+/* `out`: (rows, 6 p^2) of launch->dtype, 16-byte aligned. VTTS_ERROR_CUDA: CUDA failed. */
 VTTS_API vtts_status vtts_patchify_cuda(const vtts_patchify_job* jobs, int64_t num_jobs,
                                         const vtts_patchify_options* options,
                                         const vtts_cuda_launch* launch, void* out);
 
 /* Folds the normalisation of `options` into a weight, once a model, all in host memory:
  * folded = weight / std rounded to dtype, folded_bias = bias - sum of mean * folded, so that
- * patch_embed multiplies whole pixel values. folded: (num_outputs, 1176) of dtype; folded_bias:
+ * patch_embed multiplies whole pixel values. folded: (num_outputs, 6 p^2) of dtype; folded_bias:
  * (num_outputs) float32. */
 VTTS_API vtts_status vtts_patch_embed_fold(const vtts_patch_embed_weights* weights,
                                            const vtts_patchify_options* options, vtts_dtype dtype,

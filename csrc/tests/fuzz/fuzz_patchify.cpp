@@ -60,7 +60,7 @@ void number(Enum* target, int64_t value) {
   std::memcpy(target, &narrow, sizeof narrow);
 }
 
-vtts_patchify_job read_job(const Picture& a, const Picture& b, Input& input) {
+vtts_patchify_job read_job(const Picture& a, const Picture& b, int64_t side, Input& input) {
   vtts_patchify_job job = vtts_patchify_job_default();
   job.frame_a = a.frame;
   job.frame_b = input.one_in(3) ? a.frame : b.frame;
@@ -72,8 +72,8 @@ vtts_patchify_job read_job(const Picture& a, const Picture& b, Input& input) {
   job.box.y1 = job.box.y0 + 1 + input.below(height - job.box.y0);
   number(&job.resize, input.below(3));
   if (input.one_in(8)) number(&job.resize, input.integer());
-  job.resized_height = VTTS_TOKEN_PX * (1 + input.below(3));
-  job.resized_width = VTTS_TOKEN_PX * (1 + input.below(3));
+  job.resized_height = side * (1 + input.below(3));
+  job.resized_width = side * (1 + input.below(3));
   if (input.one_in(8)) job.box.x1 = input.integer();
   if (input.one_in(8)) job.box.y0 = input.integer();
   if (input.one_in(8)) job.resized_height = input.integer();
@@ -87,6 +87,8 @@ vtts_patchify_options read_options(Input& input) {
   if (input.one_in(2)) number(&options.isa, input.below(6));
   options.num_threads = 1 + static_cast<int32_t>(input.below(2));
   if (input.one_in(16)) options.num_threads = static_cast<int32_t>(input.integer());
+  options.patch_px = input.one_in(2) ? 14 : 16;
+  if (input.one_in(16)) options.patch_px = static_cast<int32_t>(input.integer());
   if (input.one_in(8)) options.std[input.below(3)] = static_cast<float>(input.real());
   return options;
 }
@@ -97,19 +99,22 @@ bool untouched(const std::vector<float>& values) {
 
 void fuzz_patchify(Input& input) {
   const Picture a = read_picture(input), b = read_picture(input);
-  std::vector<vtts_patchify_job> jobs;
-  for (int64_t i = input.below(3); i >= 0; --i) jobs.push_back(read_job(a, b, input));
   const vtts_patchify_options options = read_options(input);
+  const int64_t side = options.patch_px == 16 ? 32 : 28;
+  std::vector<vtts_patchify_job> jobs;
+  for (int64_t i = input.below(3); i >= 0; --i) jobs.push_back(read_job(a, b, side, input));
   const int64_t num_jobs = static_cast<int64_t>(jobs.size());
-  int64_t num_rows = 16;
-  const bool usable = vtts_patchify_num_rows(jobs.data(), num_jobs, &num_rows) == VTTS_OK;
+  int64_t num_rows = 16, row_size = 1176;
+  const bool usable =
+      vtts_patchify_num_rows(jobs.data(), num_jobs, &options, &num_rows) == VTTS_OK &&
+      vtts_patchify_row_size(&options, &row_size) == VTTS_OK;
   if (usable && num_rows > 512) return;
-  std::vector<float> out(static_cast<size_t>(num_rows) * VTTS_PATCH_ROW, kUntouched);
+  std::vector<float> out(static_cast<size_t>(num_rows * row_size), kUntouched);
   const vtts_status status = vtts_patchify_cpu(jobs.data(), num_jobs, &options, out.data());
   promise(status == VTTS_OK ? usable : untouched(out));
 
   constexpr int64_t kOutputs = 5;
-  const std::vector<float> weight(kOutputs * VTTS_PATCH_ROW, 0.5f);
+  const std::vector<float> weight(static_cast<size_t>(kOutputs * row_size), 0.5f);
   vtts_patch_embed_weights weights = vtts_patch_embed_weights_default();
   weights.weight = weight.data();
   weights.num_outputs = kOutputs;

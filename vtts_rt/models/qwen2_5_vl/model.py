@@ -30,7 +30,7 @@ class Qwen2_5_VL(VideoLM):
 
     def __init__(self, config: ModelConfig) -> None:
         assert isinstance(config.vision, VisionConfig)
-        super().__init__(config, VisionTransformer(config.vision))
+        super().__init__(config, VisionTransformer(config.vision, config.geometry))
         self._tokens_per_second = config.vision.tokens_per_second
 
     @classmethod

@@ -21,17 +21,18 @@ from torch import Tensor, nn
 from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, numerics, patch_embed
-from vtts_rt.ops.patch_jobs import MERGE_UNIT, PatchifyJob, check_size
+from vtts_rt.ops.patch_jobs import PatchifyJob, check_size
 from vtts_rt.ops.rotary import rotary
 from vtts_rt.ops.segment_attention import Run, segment_attention
-from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
+from vtts_rt.types import MERGE_SIZE, Geometry, require
 
 # transformers, Qwen2_5_VLVisionConfig and its blocks.
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-6
 
-GridTHW = tuple[int, int, int]
+MERGE_UNIT = MERGE_SIZE * MERGE_SIZE  # patch rows of a merged token
 
+GridTHW = tuple[int, int, int]
 
 # Patch rows that go through the tower together on a CPU; a pair of more rows goes alone. What is
 # no matrix product then stays in the cache, and memory is reused instead of fetched anew from the
@@ -250,7 +251,7 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """Qwen2.5-VL's ViT with merger. Differentiable; holds no state between calls."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig, geometry: Geometry) -> None:
         super().__init__()
         require(
             "VisionTransformer",
@@ -261,9 +262,10 @@ class VisionTransformer(nn.Module):
         )
         self.config = config
         self.head_dim = config.hidden_size // config.num_heads
-        self.window_tokens = config.window_size // MERGE_SIZE // PATCH_SIZE
+        self.geometry = geometry
+        self.window_tokens = config.window_size // geometry.token_px
         # A convolution whose stride is its kernel is a matrix product over patch rows.
-        self.patch_embed = Linear(PATCH_ROW, config.hidden_size, bias=False)
+        self.patch_embed = Linear(geometry.row_size, config.hidden_size, bias=False)
         self.blocks = nn.ModuleList(
             VisionBlock(config, index in config.fullatt_block_indexes)
             for index in range(config.depth)
@@ -274,7 +276,7 @@ class VisionTransformer(nn.Module):
     def forward(self, rows: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
         """Features of frame pairs.
 
-        rows: (P, 1176) patch rows in the order of transformers' processor (each 4 rows are one
+        rows: (P, row size) patch rows in the order of transformers' processor (each 4 rows are one
             merged token, tokens in raster order, pair after pair), any float dtype; cast to the
             tower's. grid_thw: per item (pairs, patch rows, patch columns), both even;
             P = sum of their products.
@@ -285,7 +287,7 @@ class VisionTransformer(nn.Module):
             even = grid[1] % MERGE_SIZE == 0 and grid[2] % MERGE_SIZE == 0
             ok = min(grid) >= 1 and even
             require("VisionTransformer", "grid_thw", grid, ok, "positive with even height, width")
-        expected = (sum(t * h * w for t, h, w in grids), PATCH_ROW)
+        expected = (sum(t * h * w for t, h, w in grids), self.geometry.row_size)
         shape = tuple(rows.shape)
         require("VisionTransformer", "rows", shape, shape == expected, f"of shape {expected}")
         if not grids:
@@ -298,7 +300,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([self._encode(chunk, part) for chunk, part in chunks])
 
     def _encode(self, rows: Tensor, grids: Sequence[GridTHW]) -> Tensor:
-        """Everything through one layer before the next: (P, 1176) -> (P / 4, out)."""
+        """Everything through one layer before the next: (P, row size) -> (P / 4, out)."""
         plan = plan_vision(grids, self.window_tokens, self.head_dim, rows.device)
         x = self.patch_embed(rows.to(self.dtype))
         x = x.view(-1, MERGE_UNIT, x.shape[-1]).index_select(0, plan.order).flatten(0, 1)
@@ -316,14 +318,13 @@ class VisionTransformer(nn.Module):
         jobs: a frame pair each. Returns as `forward`. Raises as `patch_embed`.
         """
         for job in jobs:
-            check_size("VisionTransformer", job.resized_hw)
+            check_size("VisionTransformer", job.resized_hw, self.geometry)
         weight = self.patch_embed.weight
         if not jobs:
             return weight.new_empty(0, self.config.out_hidden_size)
         if self._embed is None or self._embed.weight is not weight:
-            self._embed = PatchEmbedWeight(weight)
-        sizes = [job.resized_hw for job in jobs]
-        grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
+            self._embed = PatchEmbedWeight(weight, self.geometry)
+        grids = [(1, *self.geometry.grid_hw(job.resized_hw)) for job in jobs]
         parts = group_pairs(grids, ROWS_AT_ONCE) if weight.is_cpu else [grids]
         features, done = [], 0
         for part in parts:
