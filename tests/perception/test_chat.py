@@ -17,15 +17,14 @@ from vtts_rt.types import PairRef, PixelBox, Segment, TimeLabel
 PACKAGE = Path(__file__).resolve().parents[2] / "vtts_rt"
 # A format that shares nothing with Qwen's.
 OTHER = ChatFormat(
-    turn_open="[[{role}]]",
-    turn_close="[[/]]~",
-    end_of_turn="[[/]]",
-    vision_start="[[v]]",
-    vision_end="[[/v]]",
-    image_pad="[[i]]",
-    video_pad="[[m]]",
-    control="[[",
-    control_as="[ [",
+    turn_open="[@{role}]",
+    turn_close="[@/]~",
+    end_of_turn="[@/]",
+    vision_start="[@v]",
+    vision_end="[@/v]",
+    image_pad="[@i]",
+    video_pad="[@m]",
+    control="[@",
     time_label="at {seconds}",
 )
 VIDEO = Segment((PairRef(0, "v", 0, 1, 0.0),), PixelBox(0, 0, 56, 56), (56, 56))
@@ -49,7 +48,7 @@ def test_turns_and_markers() -> None:
     # A text between two segments is one run, markers of turns included.
     assert [type(part) for part in prompt.parts] == [str, TimeLabel, Segment, Segment, str]
     assert OTHER.text(OTHER.render([Message("user", (IMAGE, "q"))])) == (
-        "[[user]][[v]][[i]][[/v]]q[[/]]~[[assistant]]"
+        "[@user][@v][@i][@/v]q[@/]~[@assistant]"
     )
 
 
@@ -64,13 +63,12 @@ def test_a_prompt_may_go_on_behind_an_answer(chat: ChatFormat) -> None:
 @given(data=st.data())
 def test_no_text_holds_a_control_token(chat: ChatFormat, data: st.DataObject) -> None:
     """However a token is cut into parts: `<` may be of the user, `|im_end|>` of the wording."""
-    pieces = [*chat.control, chat.control, chat.end_of_turn, "|im_end|>", "/]]", "x"]
+    pieces = [*chat.control, chat.control, chat.end_of_turn, "|im_end|>", "@/]", "x"]
     texts = data.draw(st.lists(st.lists(st.sampled_from(pieces)).map("".join), max_size=5))
     parts = [TimeLabel(t) if t.startswith("x") else t for t in texts]
     shown = chat.text(chat.render([Message("user", (*parts, VIDEO))]))
     own = chat.text(chat.render([Message("user", (VIDEO,))]))
-    if not any(isinstance(part, TimeLabel) for part in parts):
-        assert shown.count(chat.control) == own.count(chat.control)
+    assert shown.count(chat.control) == own.count(chat.control)
     assert shown.count(chat.end_of_turn) == own.count(chat.end_of_turn)
     assert shown.count(chat.video_pad) == 1
 

@@ -32,6 +32,5 @@ CHAT = ChatFormat(
     image_pad="<|image_pad|>",
     video_pad="<|video_pad|>",
     control="<|",
-    control_as="< |",
     time_label="<{seconds}s>",  # ours; `<12.0s>` is about four tokens
 )

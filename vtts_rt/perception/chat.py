@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +27,10 @@ class ChatFormat:
     turn; turn_close: what ends a turn in a prompt, which begins with it.
     vision_start, vision_end: tokens around the pads of a vision segment. image_pad, video_pad: the
     token that stands for a segment before expansion, and for each of its tokens after it.
-    control: what all control tokens of the family begin with; control_as: what stands for that in
-    text which must not hold one. time_label: what is written before a frame pair, with {seconds},
-    unless the wording says otherwise. box_unit: of the boxes that the family writes: pixels of the
-    resized view, or thousandths of its sides.
+    control: what all control tokens of the family begin with, two characters that differ.
+    time_label: what is written before a frame pair, with {seconds}, unless the wording says
+    otherwise. box_unit: of the boxes that the family writes: pixels of the resized view, or
+    thousandths of its sides.
     """
 
     turn_open: str
@@ -41,7 +41,6 @@ class ChatFormat:
     image_pad: str
     video_pad: str
     control: str
-    control_as: str
     time_label: str
     box_unit: BoxUnit = "px"
 
@@ -59,7 +58,7 @@ class ChatFormat:
         parts: list[PromptPart] = [self.turn_close] if goes_on else []
         for message in messages:
             parts.append(self.turn_open.format(role=message.role))
-            parts += map(self._neutral, _joined(message.parts))
+            parts += self._neutral(_joined(message.parts))
             parts.append(self.turn_close)
         parts.append(self.turn_open.format(role="assistant"))
         return Prompt(tuple(_joined(parts)))
@@ -74,11 +73,20 @@ class ChatFormat:
             return self.vision_start + pad + self.vision_end
         return part.text if isinstance(part, TimeLabel) else part
 
-    def _neutral(self, part: PromptPart) -> PromptPart:
-        if isinstance(part, Segment):
-            return part
-        text = self._written(part).replace(self.control, self.control_as)
-        return TimeLabel(text) if isinstance(part, TimeLabel) else text
+    def _neutral(self, parts: Iterable[PromptPart]) -> Iterator[PromptPart]:
+        """A space goes into what begins a control token, be it in one text or in two."""
+        first, rest = self.control
+        before = ""
+        for part in parts:
+            if isinstance(part, Segment):
+                before = ""
+                yield part
+                continue
+            text = self._written(part).replace(self.control, f"{first} {rest}")
+            if before.endswith(first) and text.startswith(rest):
+                text = " " + text
+            before = text or before
+            yield TimeLabel(text) if isinstance(part, TimeLabel) else text
 
 
 def _joined(parts: Iterable[PromptPart]) -> list[PromptPart]:
