@@ -71,8 +71,7 @@ class Runtime:
         self.name = name
         self.config = engine or EngineConfig()
         set_threads(self.config.threads)
-        self._templates = templates or PromptTemplates()
-        self._templates.check_control(model.chat)
+        self._templates = (templates or PromptTemplates()).fit_for(model.chat)
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(
@@ -418,6 +417,4 @@ class Runtime:
     def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
         if not config.prompts:
             return self._templates
-        templates = load_prompts(config.prompts, base=self._templates)
-        templates.check_control(self._engine.model.chat)
-        return templates
+        return load_prompts(config.prompts, self._templates).fit_for(self._engine.model.chat)

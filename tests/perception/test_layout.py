@@ -164,6 +164,6 @@ def test_bad_template_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prompts.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^prompts: .* must be "):
-        load_prompts(path).check_control(CHAT)
+        load_prompts(path).fit_for(CHAT)
     with pytest.raises(ValueError, match="readable"):
         load_prompts(tmp_path / "missing.json")

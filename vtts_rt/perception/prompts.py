@@ -80,12 +80,13 @@ class PromptTemplates:
             if f.name in PLACEHOLDERS:
                 _check_placeholders(f.name, text, PLACEHOLDERS[f.name])
 
-    def check_control(self, chat: ChatFormat) -> None:
-        """ValueError for a text that could hold a control token of the format."""
+    def fit_for(self, chat: ChatFormat) -> PromptTemplates:
+        """These texts. ValueError for one that could hold a control token of the format."""
         for f in fields(self):
             text = getattr(self, f.name) or ""
             ok = chat.control not in text
             require("prompts", f.name, text, ok, f"free of control tokens (`{chat.control}...`)")
+        return self
 
 
 def _check_placeholders(name: str, text: str, allowed: frozenset[str]) -> None:
