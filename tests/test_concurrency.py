@@ -14,7 +14,6 @@ import torch
 from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
-from vtts_rt.models.qwen2_5_vl import export_state_dict
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
@@ -229,7 +228,7 @@ def test_new_weights_are_never_mixed_with_old_ones(runtime: Runtime, clips: list
     arguments = request(clips[0], sampling=SamplingParams(max_tokens=40, ignore_eos=True))
     old = runtime.ask(**arguments)
     name = "model.language_model.layers.0.mlp.down_proj.weight"
-    state = export_state_dict(runtime.engine.model)
+    state = runtime.engine.model.export()
     answers: list[Answer] = []
     # One asks while the weights change: all its rounds see the old ones.
     started = threading.Event()
@@ -260,7 +259,7 @@ def test_an_update_can_abort_and_refuses_what_does_not_fit(
 ) -> None:
     long = request(clips[0], sampling=SamplingParams(max_tokens=2000, ignore_eos=True))
     name = "model.language_model.norm.weight"
-    weight = export_state_dict(runtime.engine.model)[name]
+    weight = runtime.engine.model.export()[name]
     stream = runtime.stream(**long)
     while next(stream).type != "token":
         pass
@@ -276,7 +275,7 @@ def test_an_update_can_abort_and_refuses_what_does_not_fit(
             runtime.update_weights(tensors)
     with pytest.raises(ValueError, match="in_flight must be drain or abort"):
         runtime.update_weights({}, in_flight="now")  # type: ignore[arg-type]
-    assert torch.equal(export_state_dict(runtime.engine.model)[name], weight)
+    assert torch.equal(runtime.engine.model.export()[name], weight)
 
 
 # -- fetching ahead ---------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from utils import CLUES, LOOK, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
-from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
-from vtts_rt.ops.patchify import PatchifyJob, patchify
+from vtts_rt.ops.patchify import PatchifyJob
 from vtts_rt.rounds.question import open_videos
 from vtts_rt.rounds.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
@@ -39,7 +39,7 @@ def ask(runtime: Runtime, clip: Any, strategy: str, **more: Any) -> Answer:
 def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
     """Logits of one forward pass over a whole conversation, nothing cached."""
     with open_video(clip) as source, torch.inference_mode():
-        embeds = model.language.embed(torch.tensor(encoded.token_ids)).clone()
+        ids, features = torch.tensor(encoded.token_ids), []
         for span in encoded.spans:
             segment = span.segment
             frames = dict(source.read(segment.frame_indices))
@@ -53,11 +53,11 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
                 )
                 for p in segment.pairs
             ]
-            features = model.visual(patchify(jobs), [segment.grid_thw])
-            embeds[span.start : span.start + span.length] = features
+            features.append(model.encode(jobs))
         positions = build_position_ids(encoded, MropePositions("release", 2.0))
-        batch = ForwardBatch(embeds, positions, [0, len(encoded.token_ids)])
-        logits: torch.Tensor = model.language.logits(model.language(batch))
+        vision = model.vision_rows(ids, torch.cat(features))
+        batch = ForwardBatch(ids, vision, positions, [0, len(ids)])
+        logits: torch.Tensor = model.logits(model(batch))
         return logits
 
 

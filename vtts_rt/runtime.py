@@ -19,15 +19,9 @@ from vtts_rt.config import EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.staging import StagedWeights
+from vtts_rt.models.base import VideoLM
 from vtts_rt.models.quantize import quantize
-from vtts_rt.models.qwen2_5_vl import (
-    Qwen2_5_VL,
-    load_extras,
-    load_model,
-    resolve_device,
-    resolve_model,
-    write_checked,
-)
+from vtts_rt.models.registry import load_extras, load_model, resolve_device, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
 from vtts_rt.rounds.arguments import check_call, check_requests
@@ -58,7 +52,7 @@ class Runtime:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: VideoLM,
         tokenizer: Tokenizer,
         *,
         name: str = "model",
@@ -102,7 +96,7 @@ class Runtime:
         engine: EngineConfig | None = None,
         frame_store: FrameStore | None = None,
     ) -> Runtime:
-        """Load a Qwen2.5-VL-family checkpoint.
+        """Load a checkpoint of a known family (models/registry.py).
 
         model: "tiny" (embedded), a local directory, or a hub id. dtype: "auto" is the
         checkpoint's own on an accelerator and float32 on the CPU, where half precision is
@@ -356,14 +350,14 @@ class Runtime:
         kept, at once (see `StagedWeights`). in_flight: what becomes of questions in work then:
         "drain" finishes their rounds first, "abort" fails them; none sees two sets of weights.
         KV is dropped if a byte has changed, features if one of the vision tower has. ValueError for
-        what does not fit (`check_hf`, NaN too): nothing is changed and what was kept stays.
+        what does not fit (`VideoLM.check`, NaN too): nothing is changed and what was kept stays.
         """
         check_call("update_weights", {"tensors": tensors, "finish": finish, "in_flight": in_flight})
 
         def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
             if whole:
-                self._engine.update_weights(lambda model: write_checked(model, whole))
+                self._engine.update_weights(lambda model: model.write(whole))
 
         last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
         self._driver.check_process()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.chat import ChatFormat, Message
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
@@ -96,5 +96,5 @@ def test_token_strings_stand_in_the_folder_of_their_family() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
         if token.search(path.read_text())
     ]
-    own = ("models/qwen", "bench/")
+    own = ("models/qwen2_5_vl/", "bench/")
     assert found and not [name for name in found if not name.startswith(own)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict

@@ -10,7 +10,7 @@ import torch
 
 from vtts_rt.checks import UNICODE, Rule, check, check_names, is_flag, is_number, is_whole
 from vtts_rt.config import QUANTIZATIONS, EngineConfig, PerceptionConfig, ResolvedPerception
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.layout import PROMPT_RULES
 from vtts_rt.types import Prompt, SamplingParams, TimeLabel, require

@@ -59,7 +59,6 @@ def plan_cost(
         rounds.append(_cost(index, False, pairs, later, num_tokens))
     all_vision = sum(r["vision_tokens"] for r in rounds)
     frame_bytes = max(3 * video.height * video.width for video in videos)
-    hidden = engine.model.config.language.hidden_size
     pages = engine.pool.pages_for(rounds[-1]["prompt_tokens"] + max_tokens)
     return {
         "model": model,
@@ -67,7 +66,7 @@ def plan_cost(
         "rounds": rounds,
         "memory_bytes": {
             "frames": sum(r["frames"] for r in rounds) * frame_bytes,
-            "features": all_vision * hidden * engine.model.dtype.itemsize,
+            "features": all_vision * engine.model.feature_dim * engine.model.dtype.itemsize,
             "kv": pages * engine.pool.page_bytes,
         },
     }
