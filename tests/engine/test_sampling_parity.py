@@ -62,7 +62,7 @@ def model(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer(Tokenizer.from_pretrained(folder, CHAT)._backend, ENDS)
+    return Tokenizer(Tokenizer.from_pretrained(folder, CHAT)._backend, CHAT, ENDS)
 
 
 def drawn(rng: random.Random) -> dict[str, Any]:
