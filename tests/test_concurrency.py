@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,12 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
     alone = runtime.ask(**arguments, member=3)
     assert tokens(alone) == tokens(group[3])
     videos = iter([clips[0], "/nowhere.mp4", clips[0]])
-    opened = runtime._question
+    opened = runtime._request
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             runtime,
-            "_question",
-            lambda stack, called, video, *a, **k: opened(stack, called, next(videos), *a, **k),
+            "_request",
+            lambda called, ask, stack: opened(called, replace(ask, videos=[next(videos)]), stack),
         )
         some = runtime.ask_group(num_answers=3, return_exceptions=True, **arguments)
     assert sorted(isinstance(one, ValueError) for one in some) == [False, False, True]
@@ -180,7 +181,7 @@ def test_coroutines_run_together_and_can_be_cancelled(runtime: Runtime, clips: l
         return kinds, answer
 
     kinds, answer = asyncio.run(main())
-    assert kinds[0] == "round_started" and kinds[-2:] == ["rounds_ended", "answer"]
+    assert kinds[0] == "round_started" and kinds[-2:] == ["round_finished", "answer"]
     assert tokens(answer) == tokens(runtime.ask(**request(clips[0])))
     assert not runtime.engine.has_work
     runtime.engine.check_integrity()

@@ -246,6 +246,8 @@ class EngineConfig:
         holds 97 frames of 1280x720.
     max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks,
         between which others decode. max_sequences: most requests in work at once.
+    max_queued_requests: most that wait beside them, their videos open; one more is refused as
+        `errors.Overloaded`.
     max_wait_steps: forward passes after which the oldest waiting request gets the place of the
         newest running one, which goes on later from where it was.
     draft_tokens: most tokens drafted from earlier rounds and verified in one forward pass, 0
@@ -271,6 +273,7 @@ class EngineConfig:
     device_frame_store_bytes: int = 256 << 20
     max_batch_tokens: int = 4096
     max_sequences: int = 64
+    max_queued_requests: int = 4096
     max_wait_steps: int = 256
     draft_tokens: int = 15
     prefix_cache: bool = True

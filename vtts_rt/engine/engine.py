@@ -331,6 +331,7 @@ class Engine:
                 reuse=sequence.reuse,
                 timings=timings,
                 weights_version=self.weights_version,
+                position_ids=sequence.positions(0, len(sequence.token_ids), 0).T,
             ),
         )
 
