@@ -17,7 +17,7 @@ from vtts_rt.config import (
     PerceptionConfig,
     ResolvedPerception,
 )
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.perception.layout import PROMPT_RULES
 from vtts_rt.rounds.results import Answer, RoundEvent
