@@ -285,6 +285,11 @@ class Runtime:
             load_ms=self.load_ms,
         )
 
+    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
+        if not config.prompts:
+            return self._templates
+        return load_prompts(config.prompts, self._templates).fit_for(self._engine.model.chat)
+
     def plan(
         self,
         video: AskInput,
@@ -405,10 +410,3 @@ class Runtime:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    # -- helpers ----------------------------------------------------------------------------
-
-    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
-        if not config.prompts:
-            return self._templates
-        return load_prompts(config.prompts, self._templates).fit_for(self._engine.model.chat)
