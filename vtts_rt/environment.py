@@ -14,6 +14,7 @@ from vtts_rt.engine.graphs import graphs_refusal
 from vtts_rt.ops import native
 from vtts_rt.ops.decode_step import usable
 from vtts_rt.ops.dispatch import explain, interpreted
+from vtts_rt.ops.paged_attention import by_use
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS, dali_refusal
 
 _REQUIRED = ("torch", "transformers", "safetensors", "numpy", "av", "pillow", "rich")
@@ -51,7 +52,7 @@ def environment() -> dict[str, dict[str, str]]:
             "cuda": torch.cuda.get_device_name() if cuda else "none visible to torch",
         },
         "ops": {
-            **{choice.op: f"{choice.backend} ({choice.reason})" for choice in explain()},
+            **{choice.op: f"{choice.backend} ({choice.reason})" for choice in explain() + by_use()},
             **_native(),
             "triton kernels": _triton(cuda),
             "decoding as CUDA graphs": "yes" if cuda else f"no ({graphs_refusal('cpu')})",

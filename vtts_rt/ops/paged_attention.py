@@ -215,7 +215,7 @@ def _choose(backend: str, call: Call) -> tuple[Backend, str]:
     return _OP.resolve(call.q.device.type, name), f"no {chosen.name}: {reason}"
 
 
-def _by_use() -> list[Choice]:
+def by_use() -> list[Choice]:
     """What prefill and decoding of a language model run, by its dtype."""
     rows = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
@@ -252,7 +252,6 @@ _OP = register(
     Backend("cpu", native.supports, _native),
     Backend("torch", lambda device: None, _torch),
     Backend("reference", lambda device: None, _reference),
-    by_shape=_by_use,
 )
 
 
