@@ -35,10 +35,11 @@ from vtts_rt.bench.setting import (
     heading,
 )
 from vtts_rt.bench.summary import comparisons, sentence, summary
-from vtts_rt.config import PARITIES, STRATEGIES, EngineConfig
+from vtts_rt.config import PARITIES, EngineConfig
 from vtts_rt.models.attention import PagedKV, plan_calls, tensors_of, upload, with_tensors
 from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.registry import DTYPES
+from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import require
 
@@ -75,7 +76,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("rounds", "max_tokens", "repeats", "pairs", "prefill"):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     for name in args.strategy.split(","):
-        require("bench", "strategy", name, name in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+        find_strategy(name, "bench")
     check_compute(args)
     args.model = None
     dtype = DTYPES[args.dtype] if args.dtype else bench_dtype(args.device)

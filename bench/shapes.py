@@ -24,9 +24,10 @@ from vtts_rt.bench.model import (
 )
 from vtts_rt.models.base import VideoLM
 from vtts_rt.models.config import ModelConfig
+from vtts_rt.models.qwen2_5_vl.chat import CHAT, SPECIAL_TOKENS
 from vtts_rt.models.registry import INIT_STD, build_model, empty_model, read_model_config
 from vtts_rt.models.tensor_files import StoredTensor
-from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
+from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.types import require
 
 # config.json of Qwen2.5-VL-3B-Instruct and -7B-Instruct.
@@ -180,7 +181,7 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
         generation = {"eos_token_id": hf_tokenizer.eos_token_id}
         (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
         config.save_pretrained(folder)
-        tokenizer = Tokenizer.from_pretrained(folder)
+        tokenizer = Tokenizer.from_pretrained(folder, CHAT)
     tensors = {name: StoredTensor.of(t) for name, t in hf_model.state_dict().items()}
     model = build_model(_ours(config), tensors, dtype, torch.device(device))
     return Twins(model.eval(), tokenizer, hf_model, hf_tokenizer)
@@ -196,5 +197,5 @@ def _tokenizer(vocab_size: int) -> Any:
     vocab = {letter: index for index, letter in enumerate(byte_letters())}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], eos_token=SPECIAL_TOKENS[0])
     tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]), special_tokens=True)
-    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.eos_token = CHAT.end_of_turn
     return tokenizer

@@ -15,6 +15,7 @@ from transformers_tools import Clip, Generation, Image, TransformersPeer
 from utils import resolved
 
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.rounds.results import RoundResult
@@ -149,7 +150,7 @@ def test_many_mixes_of_images_and_videos(
 def test_a_conversation_goes_on_as_one_sequence(checkpoint: Path, peer: TransformersPeer) -> None:
     """A prompt, an answer, another prompt: positions are those of the whole sequence, and KV of
     the answer is used again."""
-    model, tokenizer = load_model(checkpoint), Tokenizer.from_pretrained(checkpoint)
+    model, tokenizer = load_model(checkpoint), Tokenizer.from_pretrained(checkpoint, CHAT)
     engine = make_engine(model, tokenizer, kv_bytes=1 << 22)
     frames = Frames()
     parts, clips = [], []

@@ -16,7 +16,7 @@ from tokenizers.trainers import BpeTrainer
 from vtts_rt import PerceptionConfig, SamplingParams
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
-from vtts_rt.models.tokenizer import SPECIAL_TOKENS
+from vtts_rt.models.qwen2_5_vl.chat import SPECIAL_TOKENS
 from vtts_rt.rounds.results import Answer
 from vtts_rt.types import Geometry
 

@@ -88,7 +88,7 @@ class Runtime:
         self.name = name
         self.config = engine or EngineConfig()
         set_threads(self.config.threads)
-        self._templates = templates or PromptTemplates()
+        self._templates = (templates or PromptTemplates()).fit_for(model.chat)
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(
@@ -147,7 +147,7 @@ class Runtime:
             quantize(loaded, quantization)
         runtime = cls(
             loaded,
-            Tokenizer.from_pretrained(path),
+            Tokenizer.from_pretrained(path, loaded.chat),
             name=str(model),
             templates=prompts_from_dict(extras.get("prompts", {})),
             engine=engine,
@@ -288,7 +288,7 @@ class Runtime:
     def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
         if not config.prompts:
             return self._templates
-        return load_prompts(config.prompts, base=self._templates)
+        return load_prompts(config.prompts, self._templates).fit_for(self._engine.model.chat)
 
     def plan(
         self,

@@ -8,13 +8,14 @@ from utils import VOCAB_SIZE, tiny_tokenizer
 
 from vtts_rt.models.config import LanguageConfig, ModelConfig
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import from_config
 from vtts_rt.models.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(tiny_tokenizer())
+    return Tokenizer(tiny_tokenizer(), CHAT)
 
 
 @pytest.fixture(scope="module")

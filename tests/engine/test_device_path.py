@@ -30,12 +30,13 @@ from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest
 from vtts_rt.models.registry import from_config
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.ops.cascade_attention import find_groups
 from vtts_rt.ops.dispatch import interpreted
 from vtts_rt.types import SamplingParams
 
-tokenizer = Tokenizer(tiny_tokenizer())
+tokenizer = Tokenizer(tiny_tokenizer(), CHAT)
 config = ModelConfig(
     model_type=Qwen2_5_VL.model_type,
     geometry=GEOMETRY,

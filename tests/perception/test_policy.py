@@ -13,11 +13,12 @@ from utils import resolved
 
 from vtts_rt.config import STRATEGIES
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.policy import FramePlan, RoundHistory, first_pairs, plan_round
+from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.sizing import frame_cap, smart_resize
+from vtts_rt.perception.strategy import find_strategy, first_pairs, plan_round
 from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
 FOCUS = {"focus_frames": 24, "focus_margin_cells": 1.0}
@@ -25,10 +26,8 @@ NEEDLE = resolved(sample_fps=0.5, max_frames=24, min_pixels=7056, total_pixels=1
 
 
 def video(num_frames: int, fps: float = 30.0, height: int = 360, width: int = 640) -> VideoMetadata:
-    times = np.arange(num_frames) / fps
-    return VideoMetadata(
-        "v", num_frames, fps, num_frames / fps, height, width, "test", timestamps_seconds=times
-    )
+    times, seconds = np.arange(num_frames) / fps, num_frames / fps
+    return VideoMetadata("v", num_frames, fps, seconds, height, width, "test", False, times)
 
 
 IMAGE = VideoMetadata("i", 1, 1.0, 0.0, 300, 400, "image", is_image=True)
@@ -39,7 +38,7 @@ def follow(strategy, config, videos, *clues, forced=False):  # type: ignore[no-u
     history: list[RoundHistory] = []
     plans = [plan_round(strategy, config, videos, history, 0)]
     for i, glue in enumerate(clues):
-        stream = clue_stream(strategy)
+        stream = clue_stream(find_strategy(strategy).literal_clues)
         stream.feed(f"<glue>{glue}</glue>")
         history.append(RoundHistory(plans[-1], stream.finish(), forced))
         plans.append(plan_round(strategy, config, videos, history, i + 1))

@@ -7,7 +7,8 @@ from utils import QWEN3_VL
 
 from vtts_rt.config import STRATEGIES, PerceptionConfig
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
+from vtts_rt.perception.strategy import plan_round
 from vtts_rt.types import Strategy, VideoMetadata
 
 VIDEOS = [

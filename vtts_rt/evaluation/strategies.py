@@ -19,15 +19,15 @@ from vtts_rt.config import STRATEGIES, PerceptionConfig
 from vtts_rt.evaluation import needle
 from vtts_rt.models.checkpoint import base_folder
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.registry import read_model_config, resolve_model
+from vtts_rt.models.registry import load_tokenizer, read_model_config, resolve_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.region import RawSpan
+from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import Geometry, Segment, Strategy, VideoMetadata, require
+from vtts_rt.types import Geometry, Segment, StrategyName, VideoMetadata, require
 
 ROUNDS = (1, 2, 3)
 DURATIONS_SECONDS = (20, 60, 180, 600)
@@ -39,7 +39,7 @@ QUESTION = "What does the person do right after the red card has been put on the
 OPTIONS = ("They open the window", "They write a note", "They pour water", "They leave the room")
 # Strategies that ask for the last round in the words of the others: one run gives all numbers of
 # rounds (`evaluate`). The embedded model's cues are empty.
-SHARED_WORDING: dict[str, tuple[Strategy, ...]] = {"tiny": ("refresh", "append")}
+SHARED_WORDING: dict[str, tuple[StrategyName, ...]] = {"tiny": ("refresh", "append")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class _Context:
 
 
 def _contexts(
-    strategy: Strategy,
+    strategy: StrategyName,
     metadata: VideoMetadata,
     clues: Sequence[RawSpan],
     tokenizer: Tokenizer,
@@ -73,6 +73,7 @@ def _contexts(
         plan = plan_round(strategy, config, [metadata], history, index)
         prompt = build_prompt(
             strategy,
+            tokenizer.chat,
             PromptTemplates(),
             question=QUESTION,
             options=OPTIONS,
@@ -98,7 +99,7 @@ def _contexts(
             _tokens(answered, contents),
             len(encoded),
         )
-        if strategy == "append":
+        if find_strategy(strategy).continues:
             conversation = answered
 
 
@@ -226,9 +227,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`vtts-rt eval strategies`; returns the exit status."""
     require("eval strategies", "num", args.num, args.num >= 0, ">= 0")
-    folder = resolve_model(args.model)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    geometry = read_model_config(base_folder(folder)).geometry
+    tokenizer = load_tokenizer(args.model)
+    geometry = read_model_config(base_folder(resolve_model(args.model))).geometry
     result: dict[str, Any] = {"task": "strategies", "seed": args.seed, "plans": args.plans}
     result["kept"] = kept(tokenizer, geometry, seed=args.seed, num=args.plans)
     result["accuracy"] = []

@@ -27,6 +27,7 @@ from vtts_rt.models.weights import (
     to_hf,
 )
 from vtts_rt.ops.patch_jobs import PatchifyJob
+from vtts_rt.perception.chat import ChatFormat
 from vtts_rt.types import Geometry, Parity, require
 
 __all__ = ["PARTS", "ForwardBatch", "KVShape", "VideoLM", "VisionRows"]
@@ -49,12 +50,13 @@ class VideoLM(nn.Module, ABC):
     """A vision tower and a language model. The parts of a model are "visual" and "language".
 
     model_type: of the family, as in config.json. geometry: of the family, and of a
-    model its own: a checkpoint may say another mean and std.
+    model its own: a checkpoint may say another mean and std. chat: of all the family's checkpoints.
     quantization: see models/quantize.py.
     """
 
     model_type: ClassVar[str]
     geometry: Geometry
+    chat: ClassVar[ChatFormat]
 
     def __init__(self, config: ModelConfig, visual: nn.Module) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
+from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.models.weights import (
     check_depths,
     checkpoint_tensors,
@@ -44,6 +45,7 @@ __all__ = [
     "from_config",
     "load_extras",
     "load_model",
+    "load_tokenizer",
     "read_model_config",
     "resolve_device",
     "resolve_model",
@@ -75,6 +77,13 @@ def read_model_config(folder: Path) -> ModelConfig:
     family = family_of(read_model_type(folder))
     hf = read_hf_config(folder)
     return model_config(folder, hf, family.geometry, family.read_vision(hf))
+
+
+def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
+    """A checkpoint's tokenizer, in the chat format of its family; arguments as `resolve_model`.
+    ValueError for a folder that holds none, and for a family that is not here."""
+    folder = resolve_model(path_or_id)
+    return Tokenizer.from_pretrained(folder, family_of(read_model_type(base_folder(folder))).chat)
 
 
 def from_config(

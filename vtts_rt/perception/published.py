@@ -18,7 +18,6 @@ from dataclasses import replace
 
 from vtts_rt.perception.clue import TAGS, Clue, ClueEvent, ClueStream
 from vtts_rt.perception.region import RawSpan
-from vtts_rt.types import Strategy
 
 MAX_CHARS = 64 * 1024
 MAX_DEPTH = 100
@@ -114,6 +113,6 @@ class PublishedClueStream:
         )
 
 
-def clue_stream(strategy: Strategy) -> ClueStream | PublishedClueStream:
-    """What reads the clues of a strategy."""
-    return PublishedClueStream() if strategy == "official" else ClueStream()
+def clue_stream(literal: bool) -> ClueStream | PublishedClueStream:
+    """What reads clues: by the published rule (`Strategy.literal_clues`), or leniently."""
+    return PublishedClueStream() if literal else ClueStream()

@@ -12,10 +12,9 @@ from vtts_rt.engine.engine import Engine
 from vtts_rt.errors import BadRequest
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt, least_tokens
 from vtts_rt.perception.clue import option_letter
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.plan import FramePlan
-from vtts_rt.perception.policy import RoundHistory, first_pairs, plan_round
+from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.strategy import build_prompt, find_strategy, first_pairs, plan_round
 from vtts_rt.rounds.ask import Ask
 from vtts_rt.rounds.results import Answer, RoundResult
 from vtts_rt.sampling import rollout_sampling
@@ -182,12 +181,13 @@ def prepare(engine: Engine, request: RoundRequest) -> None:
 def prepared_round(
     engine: Engine, request: RoundRequest, index: int, conversation: EncodedPrompt | None
 ) -> PreparedRound:
-    """Plan and encode a round; conversation: what an `append` goes on with."""
+    """Plan and encode a round; conversation: what a strategy that continues goes on with."""
     began = time.perf_counter()
     config = request.perception
     plan = plan_round(config.strategy, config, request.videos, request.history, index)
     prompt = build_prompt(
         config.strategy,
+        engine.model.chat,
         request.templates,
         question=request.ask.question,
         options=request.ask.options,
@@ -198,7 +198,7 @@ def prepared_round(
         history=request.history,
         text_first=config.text_first,
     )
-    before = None if config.strategy != "append" else conversation
+    before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)
     num_tokens = 0 if before is None else len(before)
     num_tokens += least_tokens(engine.tokenizer, prompt, room - num_tokens)

@@ -152,8 +152,7 @@ def scoring(engine: Engine, prompt: str | Prompt, token_ids: Sequence[int]) -> G
 def _encode_text(engine: Engine, what: str, prompt: str | Prompt) -> EncodedPrompt:
     """The tokens of a text prompt; BadRequest where it has no chance to fit."""
     whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
-    text = "".join(str(getattr(part, "text", part)) for part in whole.parts)
-    check(what, {"prompt": UNICODE}, {"prompt": text})
+    check(what, {"prompt": UNICODE}, {"prompt": engine.model.chat.text(whole)})
     budget = engine.token_budget
     num_tokens = least_tokens(engine.tokenizer, whole, budget)
     if num_tokens > budget:

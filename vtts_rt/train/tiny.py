@@ -10,6 +10,7 @@ from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
 from vtts_rt.models.config import LanguageConfig, ModelConfig
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
+from vtts_rt.models.qwen2_5_vl.chat import CHAT, END_OF_TEXT
 from vtts_rt.train.tokenizer import build_tokenizer
 
 # 12 pairs a round, every view 84 x 84 px (3 x 3 tokens): 7200 px a frame of a full round.
@@ -114,9 +115,9 @@ def model_config(tokenizer: RawTokenizer) -> ModelConfig:
         geometry=GEOMETRY,
         vision=VISION,
         language=language_config(tokenizer.get_vocab_size()),
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        eos_token_ids=(token("<|im_end|>"), token("<|endoftext|>")),
+        image_token_id=token(CHAT.image_pad),
+        video_token_id=token(CHAT.video_pad),
+        vision_start_token_id=token(CHAT.vision_start),
+        vision_end_token_id=token(CHAT.vision_end),
+        eos_token_ids=(token(CHAT.end_of_turn), token(END_OF_TEXT)),
     )

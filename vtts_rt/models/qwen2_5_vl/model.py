@@ -11,6 +11,7 @@ from vtts_rt.models.base import VideoLM
 from vtts_rt.models.checkpoint import from_hf, positive
 from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.qwen2_5_vl.vision import ROPE_THETA, VisionConfig, VisionTransformer
 from vtts_rt.ops.patch_jobs import PatchifyJob
 from vtts_rt.types import Geometry, Parity, require
@@ -26,6 +27,7 @@ GEOMETRY = Geometry(
 class Qwen2_5_VL(VideoLM):
     model_type = "qwen2_5_vl"
     geometry = GEOMETRY
+    chat = CHAT
     visual: VisionTransformer
 
     def __init__(self, config: ModelConfig) -> None:
