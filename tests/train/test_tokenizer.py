@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
-from vtts_rt.perception.clue import TAGS
+from vtts_rt.perception.dialect import TAGS
 from vtts_rt.train.tiny import make_tokenizer
 from vtts_rt.train.tokenizer import save_tokenizer
 

@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any
 
 from vtts_rt.checks import UNICODE, check
+from vtts_rt.perception.dialect import tagged
 from vtts_rt.types import require
 
 # Fields that take values, and which; the others are plain text.
@@ -26,10 +27,11 @@ PLACEHOLDERS: Mapping[str, frozenset[str]] = {
     "time_label": frozenset({"seconds"}),
 }
 
+_THINK, _ANSWER, _GLUE = (tagged(name, "") for name in ("think", "answer", "glue"))
 _TASK = (
-    "Think about what the video shows. Write your reasoning in <think></think>, your answer in "
-    "<answer></answer> (for a question with options, the letter alone), and where the evidence "
-    "is in <glue></glue>: time spans in seconds as [(start, end), (start, end)], and, if a part "
+    f"Think about what the video shows. Write your reasoning in {_THINK}, your answer in "
+    f"{_ANSWER} (for a question with options, the letter alone), and where the evidence "
+    f"is in {_GLUE}: time spans in seconds as [(start, end), (start, end)], and, if a part "
     "of the picture is too small to make out, a box around it as [x0, y0, x1, y1]."
 )
 
@@ -54,7 +56,7 @@ class PromptTemplates:
     option: str = "{letter}. {text}"
     look: str = _TASK
     final: str = (
-        "Answer now, without reasoning: write in <answer></answer> nothing but the answer "
+        f"Answer now, without reasoning: write in {_ANSWER} nothing but the answer "
         "(for a question with options, the letter alone)."
     )
     task: str = (
@@ -62,7 +64,7 @@ class PromptTemplates:
         "closely where you point to. " + _TASK + "\n"
     )
     cue_look: str = "\nWhat do you see, and where should one look closer?"
-    cue_final: str = "\nThis was the last look. Write only <answer></answer>."
+    cue_final: str = f"\nThis was the last look. Write only {_ANSWER}."
     previous: str = "An earlier look pointed to the time spans {spans} and the boxes {boxes}.\n"
     video_heading: str = "Video {number}:\n"
     time_label: str = "<{seconds}s>"
