@@ -28,7 +28,7 @@ from vtts_rt.bench.setting import (
 from vtts_rt.config import EngineConfig
 from vtts_rt.data.needle import Scene, make_question, make_scene, needle_row
 from vtts_rt.perception.clue import option_letter
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import Decoder, SamplingParams
 from vtts_rt.video import open_video

@@ -15,7 +15,7 @@ from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.models.qwen2_5_vl import export_state_dict
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
 from vtts_rt.video.writer import write_video
@@ -288,7 +288,7 @@ def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
 ) -> None:
     config = EngineConfig(kv_bytes=1 << 26, speculative_fetch=ahead)
     # By-products of the first round would leave nothing to fetch.
-    monkeypatch.setattr("vtts_rt.rounds.finer_frames", lambda *_: {})
+    monkeypatch.setattr("vtts_rt.rounds.scheduler.finer_frames", lambda *_: {})
     with Runtime.from_pretrained(checkpoint, engine=config) as runtime:
         tokenizer = runtime.engine.tokenizer
         text = "<answer>B</answer><glue>[(2, 5)]</glue> and so on and on and on"

@@ -15,8 +15,8 @@ import torch
 from utils import LOOK
 
 from vtts_rt import EngineConfig, FrameStore, PerceptionConfig, Runtime, SamplingParams, open_video
-from vtts_rt.arguments import RULES
-from vtts_rt.question import Question
+from vtts_rt.rounds.arguments import RULES
+from vtts_rt.rounds.question import Question
 from vtts_rt.types import Prompt
 
 SURROGATE = "caf\udce9?"  # what an argument with a byte that is not UTF-8 becomes
@@ -42,7 +42,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         opened.append(video)
         return open_video(video, **more)
 
-    monkeypatch.setattr("vtts_rt.question.open_video", noted)
+    monkeypatch.setattr("vtts_rt.rounds.question.open_video", noted)
     return opened
 
 

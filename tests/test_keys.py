@@ -12,7 +12,7 @@ import pytest
 from utils import tiny_checkpoint
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.writer import write_video
 

@@ -24,25 +24,15 @@ ROWS: dict[int, tuple[str, ...]] = {
     4: ("engine",),
     3: ("models", "data"),
     2: ("ops", "video", "perception"),
-    1: ("types", "checks", "config", "process", "sampling", "sampling_rules", "sdk"),
+    1: ("types", "errors", "checks", "config", "process", "sampling", "sampling_rules", "sdk"),
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.
-PART_OF = {
-    "arguments": "rounds",
-    "cost": "rounds",
-    "results": "rounds",
-    "batch": "rounds",
-    "driver": "rounds",
-    "prepare": "rounds",
-    "question": "rounds",
-    "streams": "rounds",
-    "environment": "cli",
-}
+PART_OF = {"environment": "cli"}
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
 # config checks its values with checks and types.require and names the literals of types.
 SAME_ROW = {("config", "types"), ("config", "checks"), ("checks", "types")}
-SAME_ROW |= {("sampling", "types"), ("types", "sampling_rules")}
+SAME_ROW |= {("sampling", "types"), ("types", "sampling_rules"), ("types", "errors")}
 # Compiled and generated code is behind ops; what was built is also reported by the CLI.
 ROW_0_USERS = {"kernels": {"ops"}, "_C": {"ops"}, "_build_info": {"ops", "cli"}}
 

@@ -234,7 +234,7 @@ def test_time_runs_from_the_call_and_while_the_driver_is_busy(
     with Busy(runtime), monkeypatch.context() as patch:
         patch.setattr(runtime.engine, "weights_version", 7)
         patch.setattr(runtime._driver, "submit", noted)
-        patch.setattr("vtts_rt.question.time", clock)
+        patch.setattr("vtts_rt.rounds.question.time", clock)
         for way in ways:
             late = False
             answer = way()
@@ -256,7 +256,7 @@ def test_a_request_that_is_too_large_is_refused_by_its_size_alone(
     def none(*_: Any, **__: Any) -> Any:
         raise AssertionError("ids are built")
 
-    monkeypatch.setattr("vtts_rt.prepare.encode_prompt", none)
+    monkeypatch.setattr("vtts_rt.rounds.prepare.encode_prompt", none)
     huge = [
         {"context": "many words " * 1_000_000},
         {"context": "w" * 5_000_000},

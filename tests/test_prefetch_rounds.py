@@ -18,7 +18,7 @@ from utils import tokens
 
 import vtts_rt
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.video.prefetch import PREFETCH_BATCH
 from vtts_rt.video.pyav import PyavSource
 from vtts_rt.video.store import StoreProvider
@@ -100,7 +100,7 @@ class SlowSource:
         patch.setattr(PyavSource, "read", slow_read)
         patch.setattr(StoreProvider, "guess", noted_guess)
         # By-products of the first look would leave little to guess.
-        patch.setattr("vtts_rt.rounds.finer_frames", lambda *_: {})
+        patch.setattr("vtts_rt.rounds.scheduler.finer_frames", lambda *_: {})
 
 
 @pytest.fixture()

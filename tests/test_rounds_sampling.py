@@ -13,7 +13,7 @@ from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.sampling import ResolvedSampling
 
 

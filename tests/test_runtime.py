@@ -18,8 +18,8 @@ from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.question import open_videos
-from vtts_rt.results import Answer, AnswerReady
+from vtts_rt.rounds.question import open_videos
+from vtts_rt.rounds.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
 
@@ -275,7 +275,7 @@ def test_timeout_and_closing_leave_the_runtime_usable(
         return open_videos(stack, video, **options)
 
     with monkeypatch.context() as patch:  # as if it passed right after the opening
-        patch.setattr("vtts_rt.question.open_videos", slowly)
+        patch.setattr("vtts_rt.rounds.question.open_videos", slowly)
         late = ask(runtime, clip, "append", timeout_seconds=1e-9)
     assert (late.stop_reason, late.rounds, late.text) == ("timeout", [], "")
     stream = runtime.stream(clip, "which?", perception=PerceptionConfig(**LOOK), sampling=FORCED)

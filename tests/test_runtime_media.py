@@ -13,7 +13,7 @@ from feed_tools import make_manifest, rows_of, write_clip
 from utils import request
 
 from vtts_rt import EngineConfig, MediaLimits, RolloutDataFeed, Runtime
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 
 SIZE = (96, 128)
 

@@ -16,7 +16,7 @@ from transformers_tools import Clip, Generation, Image, TransformersPeer
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import load_model
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.results import RoundResult
+from vtts_rt.rounds.results import RoundResult
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, Segment
 

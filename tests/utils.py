@@ -15,7 +15,7 @@ from tokenizers.trainers import BpeTrainer
 
 from vtts_rt import PerceptionConfig, SamplingParams
 from vtts_rt.models.tokenizer import SPECIAL_TOKENS
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.types import PATCH_ROW
 
 _CORPUS = (

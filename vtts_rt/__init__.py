@@ -19,6 +19,10 @@ _HOMES = {
     "EngineConfig": "vtts_rt.config",
     "MediaLimits": "vtts_rt.config",
     "SamplingParams": "vtts_rt.types",
+    "Aborted": "vtts_rt.errors",
+    "BadMedia": "vtts_rt.errors",
+    "BadRequest": "vtts_rt.errors",
+    "Overloaded": "vtts_rt.errors",
     "Region": "vtts_rt.types",
     "Box": "vtts_rt.types",
     "TimeSpan": "vtts_rt.types",
@@ -33,11 +37,15 @@ _HOMES = {
     "get_pkgconfig_dir": "vtts_rt.sdk",
 }
 __all__ = [
+    "Aborted",
+    "BadMedia",
+    "BadRequest",
     "Box",
     "Clue",
     "EngineConfig",
     "FrameStore",
     "MediaLimits",
+    "Overloaded",
     "PerceptionConfig",
     "Region",
     "RolloutDataFeed",
@@ -56,6 +64,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig
     from vtts_rt.data.feed import RolloutDataFeed
+    from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue
     from vtts_rt.runtime import Runtime
     from vtts_rt.sdk import (

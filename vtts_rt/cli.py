@@ -23,7 +23,7 @@ from vtts_rt.config import PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
 from vtts_rt.types import DECODERS, require
 
 if TYPE_CHECKING:
-    from vtts_rt.results import Answer
+    from vtts_rt.rounds.results import Answer
     from vtts_rt.runtime import Runtime
 
 

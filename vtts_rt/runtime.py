@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt import process
-from vtts_rt.arguments import check_call, check_requests
-from vtts_rt.batch import Batch
 from vtts_rt.config import EngineConfig, PerceptionConfig, ResolvedPerception
-from vtts_rt.cost import plan_cost
-from vtts_rt.driver import Driver, set_threads
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.staging import StagedWeights
@@ -34,11 +30,15 @@ from vtts_rt.models.qwen2_5_vl import (
 )
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
-from vtts_rt.prepare import generation, scoring
-from vtts_rt.question import Question, StreamEvent, open_videos
-from vtts_rt.results import Answer, AnswerReady, RoundEvent
-from vtts_rt.rounds import RoundScheduler
-from vtts_rt.streams import Opener, complete, stream, stream_async
+from vtts_rt.rounds.arguments import check_call, check_requests
+from vtts_rt.rounds.batch import Batch
+from vtts_rt.rounds.cost import plan_cost
+from vtts_rt.rounds.driver import Driver, set_threads
+from vtts_rt.rounds.prepare import generation, scoring
+from vtts_rt.rounds.question import Question, StreamEvent, open_videos
+from vtts_rt.rounds.results import Answer, AnswerReady, RoundEvent
+from vtts_rt.rounds.scheduler import RoundScheduler
+from vtts_rt.rounds.streams import Opener, complete, stream, stream_async
 from vtts_rt.types import Prompt, SamplingParams
 from vtts_rt.video import FrameStore
 

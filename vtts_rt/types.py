@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
+from vtts_rt.errors import BadRequest
 from vtts_rt.sampling_rules import SAMPLING_RULES
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ class SamplingParams:
 def _require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:
     """The one shape of a bad-argument message: `<what>: <argument> must be <rule>, got <value>`."""
     if not ok:
-        raise ValueError(f"{what}: {argument} must be {rule}, got {_shown(value)}")
+        raise BadRequest(f"{what}: {argument} must be {rule}, got {_shown(value)}")
 
 
 def _shown(value: object) -> str:

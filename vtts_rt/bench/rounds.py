@@ -38,7 +38,7 @@ from vtts_rt.models.checkpoint import load_extras
 from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import Strategy, VideoMetadata, require
 

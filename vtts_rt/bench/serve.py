@@ -35,7 +35,7 @@ from vtts_rt.bench.setting import (
     video_name,
 )
 from vtts_rt.config import EngineConfig
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import ReuseStats, Strategy, require
 

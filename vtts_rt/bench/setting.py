@@ -24,7 +24,7 @@ from vtts_rt.bench.model import MODEL_ID, bench_model
 from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig, ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import DTYPES, checkpoint_dtype
 from vtts_rt.perception.clue import Clue, clue_from_json
-from vtts_rt.results import versions
+from vtts_rt.rounds.results import versions
 from vtts_rt.types import Parity, SamplingParams, Strategy, VideoMetadata, require
 from vtts_rt.video import open_video
 

@@ -250,7 +250,10 @@ class _Soak:
             self._note(self._runtime.ask(**question).stop_reason)
         elif kind == "timeout":
             question["timeout_seconds"] = rng.uniform(0.001, 0.1)
-            self._note(self._runtime.ask(**question).stop_reason)
+            try:
+                self._note(self._runtime.ask(**question).stop_reason)
+            except TimeoutError:  # before the video was open
+                self._note("timeout")
         else:
             events: Any = self._runtime.stream(**question)
             for _ in range(rng.randint(0, 20)):

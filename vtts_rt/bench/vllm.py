@@ -81,6 +81,7 @@ class VllmPeer:
         max_videos: int = 128,
         kv_gib: int = 2,
     ) -> None:
+        python = Path(python).absolute()  # the worker runs in another folder
         self._folder = tempfile.TemporaryDirectory(prefix="vtts_rt-vllm-")
         folder = Path(self._folder.name)
         self._eos_token_ids = sorted(read_eos_token_ids(model))
@@ -95,7 +96,7 @@ class VllmPeer:
                     stderr=log,
                     text=True,
                     cwd=folder,
-                    env=_environment(Path(python), threads, kv_gib),
+                    env=_environment(python, threads, kv_gib),
                 )
             loaded = self._call(
                 "load",

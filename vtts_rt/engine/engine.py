@@ -35,6 +35,7 @@ from vtts_rt.engine.sequence import (
     TokenEvent,
 )
 from vtts_rt.engine.vision_cache import VisionCache
+from vtts_rt.errors import BadRequest
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
@@ -258,10 +259,10 @@ class Engine:
     def _sequence(self, request: GenerationRequest) -> Sequence:
         prompt, forced = request.prompt, len(request.forced_ids)
         if not prompt.token_ids:
-            raise ValueError("generate: prompt must be non-empty, got 0 tokens")
+            raise BadRequest("generate: prompt must be non-empty, got 0 tokens")
         room = self.token_budget - len(prompt.token_ids)
         if request.sampling.max_tokens is None and not forced and room < 1:
-            raise ValueError(
+            raise BadRequest(
                 f"generate: prompt must leave room for an answer: it has {len(prompt.token_ids)} "
                 f"tokens, the model's positions and the KV budget end at {self.token_budget}"
             )
@@ -273,13 +274,13 @@ class Engine:
         total = len(prompt.token_ids) + (forced or sampling.max_tokens)
         needed = self.pool.pages_for(total)
         if needed > self.pool.num_pages:
-            raise ValueError(
+            raise BadRequest(
                 f"generate: prompt and max_tokens must fit the KV budget: {total} tokens need "
                 f"{needed * self.pool.page_bytes} bytes, kv_bytes is "
                 f"{self.pool.num_pages * self.pool.page_bytes}"
             )
         if total > self.token_budget:
-            raise ValueError(
+            raise BadRequest(
                 f"generate: prompt and max_tokens must be <= {self.token_budget} tokens, the "
                 f"model's positions, got {total}"
             )

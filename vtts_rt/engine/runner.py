@@ -13,6 +13,7 @@ from torch import Tensor
 from vtts_rt.engine.encoder import Features
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.sequence import Chunk, TokenConstraint
+from vtts_rt.errors import BadRequest
 from vtts_rt.models.device_attention import (
     Attend,
     Cascade,
@@ -164,7 +165,7 @@ class Runner:
     def _without_rules(logits: Tensor, constraint: TokenConstraint | None) -> Tensor:
         """(V,) logits where rules leave no token: a grammar's alone, or a clue could not end."""
         if constraint is None:
-            raise ValueError(
+            raise BadRequest(
                 "generate: sampling must leave a token to choose, got none after "
                 "no_repeat_ngram_size, bad_words_ids and suppress_tokens"
             )

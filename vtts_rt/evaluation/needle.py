@@ -29,7 +29,7 @@ from vtts_rt.data.needle import (
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.clue import LETTER_RULES, LetterRule, option_letter
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
-from vtts_rt.results import Answer
+from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
 

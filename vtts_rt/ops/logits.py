@@ -8,7 +8,7 @@ In this order:
 4.  repetition_penalty                          tokens of prompt and answer
 5.  frequency_penalty, presence_penalty         tokens of the answer
 6.  no_repeat_ngram_size, longer bad words      -inf
-7.  a grammar (engine/grammar.py)               -inf
+7.  a grammar (rounds/grammar.py)               -inf
 8.  temperature, top_k, top_p                   ops/sampling.py
 
 That is the order of transformers' `_get_logits_processor` (5.24; what is -inf stays so, wherever it

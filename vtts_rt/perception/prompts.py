@@ -13,6 +13,7 @@ from string import Formatter
 from typing import Any
 
 from vtts_rt.checks import UNICODE, check
+from vtts_rt.errors import BadRequest
 from vtts_rt.perception.dialect import tagged
 from vtts_rt.types import require
 
@@ -84,7 +85,7 @@ def _check_placeholders(name: str, text: str, allowed: frozenset[str]) -> None:
     try:
         parts = list(Formatter().parse(text))
     except ValueError as error:
-        raise ValueError(f"prompts: {name} must be {rule}, got {text!r} ({error})") from None
+        raise BadRequest(f"prompts: {name} must be {rule}, got {text!r} ({error})") from None
     for _, placeholder, format_spec, conversion in parts:
         if placeholder is not None:
             plain = placeholder in allowed and not format_spec and not conversion
@@ -113,7 +114,7 @@ def load_prompts(path: str | Path, base: PromptTemplates | None = None) -> Promp
     try:
         overrides = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise BadRequest(
             f"prompts: file must be a readable JSON file, got {str(path)!r} ({error})"
         ) from error
     return prompts_from_dict(overrides, base)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vtts_rt.errors import BadMedia
 from vtts_rt.types import VideoMetadata, require
-from vtts_rt.video.limits import Opening
+from vtts_rt.video.limits import Opening, require_video
 from vtts_rt.video.source import distinct_indices
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -52,7 +53,7 @@ def load_npy(content: Path | bytes, opening: Opening) -> np.ndarray:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         except Exception as error:  # numpy's parser of the header raises many kinds
             got = f"{name} ({error})"
-            raise ValueError(
+            raise BadMedia(
                 f"open_video: video must be a .npy file of an array of numbers, got {got}"
             ) from error
 
@@ -101,9 +102,9 @@ class ArraySource:
     ) -> None:
         shape, is_image = array.shape, array.ndim == 3
         ok = array.ndim in (3, 4) and shape[-1] == 3 and 0 not in shape
-        rule = "a non-empty array of shape (T, H, W, 3), or (H, W, 3) for an image"
-        require("open_video", "video", f"an array of shape {shape}", ok, rule)
-        require("open_video", "video", f"{array.dtype} pixels", array.dtype == np.uint8, "uint8")
+        rule = "be a non-empty array of shape (T, H, W, 3), or (H, W, 3) for an image"
+        require_video(ok, rule, f"an array of shape {shape}")
+        require_video(array.dtype == np.uint8, "be uint8", f"{array.dtype} pixels")
         num_frames = 1 if is_image else shape[0]
         if opening is not None:
             opening.check_pixels(shape[-3], shape[-2], "an array")

@@ -17,6 +17,7 @@ from typing import Any
 import av
 
 from vtts_rt.config import MediaLimits
+from vtts_rt.errors import BadMedia
 from vtts_rt.video.content_hash import hash_bytes, hash_file
 from vtts_rt.video.limits import Opening, require_video
 
@@ -78,12 +79,12 @@ class Media:
             require_video(self.num_bytes > 0, "not be empty", self.name)
             self._check_bytes()
             content.open("rb", buffering=0).close()  # whether it may be read
+        except BadMedia:
+            raise
         except (OSError, ValueError) as error:
-            if str(error).startswith("open_video:"):
-                raise
             # OSError: missing, no permission, name too long; ValueError: a NUL in the name.
             reason = getattr(error, "strerror", None) or str(error)
-            raise ValueError(
+            raise BadMedia(
                 f"open_video: video must be {rule}, got {str(content)!r} ({reason})"
             ) from error
         self.settled = time.time() - self.identity[4] / 1e9 >= SETTLE_SECONDS
@@ -249,7 +250,7 @@ def av_errors(name: str) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError, UnicodeError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(
+        raise BadMedia(
             f"open_video: video must be a readable video or image, got {name} ({reason})"
         ) from error
 

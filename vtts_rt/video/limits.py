@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from vtts_rt.config import MediaLimits
+from vtts_rt.errors import BadMedia
 from vtts_rt.types import require
 
 MAX_HELD_BYTES = 1 << 30  # of a content that is held in memory: downloads, .npy, WebP
@@ -22,13 +23,13 @@ class DeadlinePassed(Exception):
 def require_video(ok: bool, rule: str, got: str) -> None:
     """`types.require` for the content itself: the rule is a verb phrase, `got` a description."""
     if not ok:
-        raise ValueError(f"open_video: video must {rule}, got {got}")
+        raise BadMedia(f"open_video: video must {rule}, got {got}")
 
 
 class Opening:
     """One call of `open_video`. Thread-safe.
 
-    limits: None for the defaults; a video that exceeds one is a ValueError that names it.
+    limits: None for the defaults; a video that exceeds one is a BadMedia error that names it.
     deadline_seconds: `time.monotonic()` value; None for none.
     """
 
@@ -52,7 +53,7 @@ class Opening:
         self._cancelled = True
 
     def check_time(self) -> None:
-        """DeadlinePassed after the deadline; ValueError after `max_open_seconds`."""
+        """DeadlinePassed after the deadline; BadMedia after `max_open_seconds`."""
         now = time.monotonic()
         if now >= self._deadline or self._cancelled:
             raise DeadlinePassed

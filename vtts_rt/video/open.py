@@ -15,6 +15,7 @@ import numpy as np
 
 from vtts_rt.checks import Rule, check, is_flag, is_number, is_whole
 from vtts_rt.config import MediaLimits
+from vtts_rt.errors import BadMedia, BadRequest
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video.arrays import ArraySource, is_npy, load_npy
 from vtts_rt.video.limits import DeadlinePassed, Opening
@@ -83,8 +84,9 @@ def open_video(
     device: CUDA ordinal of the GPU that decodes and keeps the frames, as torch tensors; None: CPU.
     limits: bounds on the video; None for the defaults of MediaLimits.
     deadline_seconds: value of `time.monotonic()` by which the video must be open.
-    Raises ValueError for anything that cannot be opened, with one sentence that says why;
-    RuntimeError where the decoder asked for cannot be used; TimeoutError after the deadline.
+    Raises BadMedia for a content that cannot be opened and BadRequest for other arguments, both
+    ValueErrors of one sentence that says why; RuntimeError where the decoder asked for cannot
+    be used; TimeoutError after the deadline.
     """
     given = {
         "source_fps": source_fps,
@@ -190,7 +192,7 @@ def _fetch(url: str, scheme: str, opening: Opening) -> Path | bytes:
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise ValueError(f"open_video: video must be a URL, got {url!r} ({error})") from error
+        raise BadRequest(f"open_video: video must be a URL, got {url!r} ({error})") from error
     if scheme == "file":
         local = parts.netloc in ("", "localhost")
         require("open_video", "video", url, local, "a file URL of this machine")
@@ -212,6 +214,6 @@ def _received(url: str, opening: Opening) -> Iterator[bytes]:
                 yield part
     except (OSError, ValueError, http.client.HTTPException) as error:
         opening.check_time()  # it may be the time that was left
-        raise ValueError(
+        raise BadMedia(
             f"open_video: video must be a URL that can be fetched, got {url!r} ({error})"
         ) from error

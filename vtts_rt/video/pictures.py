@@ -10,6 +10,7 @@ import logging
 import numpy as np
 from PIL import Image, ImageOps
 
+from vtts_rt.errors import BadMedia
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.limits import DeadlinePassed, Opening
 
@@ -69,4 +70,4 @@ def decoded(image: Image.Image, name: str) -> np.ndarray:
     except Exception as error:  # Pillow's readers raise many kinds
         reason = str(error) or type(error).__name__
         rule = "be an image that can be decoded"
-        raise ValueError(f"open_video: video must {rule}, got {name} ({reason})") from error
+        raise BadMedia(f"open_video: video must {rule}, got {name} ({reason})") from error

@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from vtts_rt.bench.model import qwen_tokenizer
-from vtts_rt.engine.grammar import (
+from vtts_rt.models.qwen2_5_vl import resolve_model
+from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.published import published_spans
+from vtts_rt.rounds.grammar import (
     CONTENT,
     LITERAL,
     MAX_BOXES,
@@ -21,10 +25,6 @@ from vtts_rt.engine.grammar import (
     ClueGrammar,
     GrammarState,
 )
-from vtts_rt.models.qwen2_5_vl import resolve_model
-from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.clue import parse_clue
-from vtts_rt.perception.published import published_spans
 from vtts_rt.train.tokenizer import build_tokenizer
 
 PADDING = 40  # logits of Qwen's models are wider than their tokenizer

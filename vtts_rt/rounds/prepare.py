@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vtts_rt import process
-from vtts_rt.arguments import check_call
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import GenerationRequest
@@ -17,6 +16,7 @@ from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, first_pairs, plan_round
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.rounds.arguments import check_call
 from vtts_rt.types import Prompt, SamplingParams, VideoMetadata, require
 from vtts_rt.video.store import StoreProvider
 

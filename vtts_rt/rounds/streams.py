@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack
 
 from vtts_rt import process
-from vtts_rt.driver import Driver, Ticket
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.question import Question, StreamEvent
-from vtts_rt.rounds import Output, RequestFailed
+from vtts_rt.rounds.driver import Driver, Ticket
+from vtts_rt.rounds.question import Question, StreamEvent
+from vtts_rt.rounds.scheduler import Output, RequestFailed
 
 # Checks the arguments of a call and opens its videos, which the stack closes.
 Opener = Callable[[ExitStack], Question]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.grammar import ClueGrammar, GrammarState
 from vtts_rt.engine.sequence import (
     Completion,
     FailedEvent,
@@ -29,8 +28,9 @@ from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.policy import RoundHistory, plan_round
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.published import clue_stream
-from vtts_rt.prepare import RoundRequest, prepare, prepared_round
-from vtts_rt.results import (
+from vtts_rt.rounds.grammar import ClueGrammar, GrammarState
+from vtts_rt.rounds.prepare import RoundRequest, prepare, prepared_round
+from vtts_rt.rounds.results import (
     ClueFound,
     RoundEvent,
     RoundFinished,

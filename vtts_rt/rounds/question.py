@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.driver import Ticket
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.prepare import RoundRequest, prepare
-from vtts_rt.results import (
+from vtts_rt.rounds.driver import Ticket
+from vtts_rt.rounds.prepare import RoundRequest, prepare
+from vtts_rt.rounds.results import (
     Answer,
     AnswerReady,
     RoundEvent,
@@ -22,7 +22,7 @@ from vtts_rt.results import (
     RoundResult,
     RoundsEnded,
 )
-from vtts_rt.rounds import Output, RequestFailed
+from vtts_rt.rounds.scheduler import Output, RequestFailed
 from vtts_rt.sampling import rollout_sampling
 from vtts_rt.types import SamplingParams
 from vtts_rt.video import FrameSource, FrameStore, open_video

@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from vtts_rt.driver import Driver, Ticket
-from vtts_rt.question import Question
-from vtts_rt.results import Answer, AnswerReady
-from vtts_rt.rounds import Output, RequestFailed
+from vtts_rt.rounds.driver import Driver, Ticket
+from vtts_rt.rounds.question import Question
+from vtts_rt.rounds.results import Answer, AnswerReady
+from vtts_rt.rounds.scheduler import Output, RequestFailed
 
 _MAX_OPENERS = 8  # threads that open videos; each of a long one reads and hashes with several
 

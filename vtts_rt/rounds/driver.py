@@ -19,9 +19,10 @@ import torch
 
 from vtts_rt import process
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.prepare import RoundRequest
-from vtts_rt.results import RoundsEnded
-from vtts_rt.rounds import Output, RequestFailed, RoundScheduler
+from vtts_rt.errors import Aborted
+from vtts_rt.rounds.prepare import RoundRequest
+from vtts_rt.rounds.results import RoundsEnded
+from vtts_rt.rounds.scheduler import Output, RequestFailed, RoundScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Driver:
     def drain(self, *, abort: bool = False) -> None:
         """On the driver's thread: finish what is in work, or end it with an error."""
         if abort:
-            self._fail_all(RuntimeError("Runtime: aborted for an update of the weights"))
+            self._fail_all(Aborted("Runtime: aborted for an update of the weights"))
         self._serve_aborts()
         while self._scheduler.has_work:
             self._check_open()
@@ -218,7 +219,7 @@ class Driver:
         """Fail all that is pending, and finish."""
         while not self._calls.empty():
             self._calls.get()()
-        self._fail_all(RuntimeError("Runtime: it was closed before the request ended"))
+        self._fail_all(Aborted("Runtime: it was closed before the request ended"))
         if not self._finished:
             self._finished = True
             self._finish()
