@@ -21,6 +21,7 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.strategies import accuracy, kept
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.runtime import Runtime
 
@@ -44,7 +45,7 @@ def main() -> int:
         "plans": args.plans,
         "num": args.num,
         # Prompts are as long as they are for the models whose budgets these are.
-        "kept": kept(Tokenizer(qwen_tokenizer()), seed=args.seed, num=args.plans),
+        "kept": kept(Tokenizer(qwen_tokenizer(), CHAT), seed=args.seed, num=args.plans),
     }
     engine = EngineConfig(threads=args.threads)
     with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:

@@ -25,7 +25,8 @@ from vtts_rt.bench.setting import Setting, question
 from vtts_rt.bench.summary import PHASES, comparisons, sentence
 from vtts_rt.models.checkpoint import EXTRAS_FILE
 from vtts_rt.perception.clue import clue_from_json
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
+from vtts_rt.perception.strategy import plan_round
 from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata
 from vtts_rt.video import open_video
 from vtts_rt.video.writer import write_video

@@ -18,7 +18,7 @@ from vtts_rt.bench import rounds as bench_rounds
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting
 from vtts_rt.bench.vllm import VllmPeer
-from vtts_rt.types import Strategy, VideoMetadata
+from vtts_rt.types import StrategyName, VideoMetadata
 from vtts_rt.video import open_video
 from vtts_rt.video.writer import write_video
 
@@ -62,7 +62,7 @@ def peer(checkpoint: Path, python: Path) -> Iterator[VllmPeer]:
         yield peer
 
 
-def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: Strategy) -> list[Any]:
+def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: StrategyName) -> list[Any]:
     return peer.ask(
         clip,
         QUESTIONS[0],

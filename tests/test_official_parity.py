@@ -13,8 +13,9 @@ from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.config import PARITIES, ResolvedPerception
 from vtts_rt.perception.clue import clue_from_json
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.sizing import smart_nframes
+from vtts_rt.perception.strategy import plan_round
 from vtts_rt.runtime import Answer, Runtime
 from vtts_rt.types import SamplingParams
 from vtts_rt.video import open_video

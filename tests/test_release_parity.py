@@ -17,8 +17,8 @@ import torchvision_shim
 from transformers_tools import Clip, Image, TransformersPeer
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.sizing import image_size, resize_kernel, smart_resize
+from vtts_rt.perception.strategy import plan_round
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, VideoMetadata
 

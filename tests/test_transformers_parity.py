@@ -15,6 +15,7 @@ from transformers_tools import Clip, Generation, Image, TransformersPeer
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.rounds.results import RoundResult
 from vtts_rt.runtime import Runtime
@@ -148,7 +149,7 @@ def test_many_mixes_of_images_and_videos(
 def test_a_conversation_goes_on_as_one_sequence(checkpoint: Path, peer: TransformersPeer) -> None:
     """A prompt, an answer, another prompt: positions are those of the whole sequence, and KV of
     the answer is used again."""
-    model, tokenizer = load_model(checkpoint), Tokenizer.from_pretrained(checkpoint)
+    model, tokenizer = load_model(checkpoint), Tokenizer.from_pretrained(checkpoint, CHAT)
     engine = make_engine(model, tokenizer, kv_bytes=1 << 22)
     frames = Frames()
     parts, clips = [], []

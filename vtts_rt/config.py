@@ -11,13 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Parity, SamplingParams, Strategy, require
+from vtts_rt.types import DECODERS, Decoder, Parity, SamplingParams, StrategyName, require
 
 QUANTIZATIONS = ("int8", "fp8")
-STRATEGIES: tuple[Strategy, ...] = ("official", "grid", "refresh", "append")
+STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
 
 # name -> what it does; the whole list of variables the installed package reads.
@@ -81,7 +81,7 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "prompts": (lambda v: isinstance(v, str | Path), "the path of a file"),
 }
 # Switches of some strategies only -> those strategies.
-_PERCEPTION_SCOPES: dict[str, tuple[Strategy, ...]] = {
+_PERCEPTION_SCOPES: dict[str, tuple[StrategyName, ...]] = {
     "sticky_clues": ("official",),
     "stop_when_stable": ("grid", "refresh", "append"),
 }
@@ -95,7 +95,7 @@ class ResolvedPerception:
     prompts: "" is the model's own wording. ValueError names the first setting that is not allowed.
     """
 
-    strategy: Strategy = "official"
+    strategy: StrategyName = "official"
     max_rounds: int = 3
     sample_fps: float = 2.0
     min_frames: int = 4
@@ -153,7 +153,7 @@ class PerceptionConfig:
     ValueError names the first setting that is not allowed.
     """
 
-    strategy: Strategy | None = None
+    strategy: StrategyName | None = None
     max_rounds: int | None = None
     sample_fps: float | None = None
     min_frames: int | None = None

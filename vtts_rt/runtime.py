@@ -72,6 +72,7 @@ class Runtime:
         self.config = engine or EngineConfig()
         set_threads(self.config.threads)
         self._templates = templates or PromptTemplates()
+        self._templates.check_control(model.chat)
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(
@@ -129,7 +130,7 @@ class Runtime:
             quantize(loaded, quantization)
         runtime = cls(
             loaded,
-            Tokenizer.from_pretrained(path),
+            Tokenizer.from_pretrained(path, loaded.chat),
             name=str(model),
             templates=prompts_from_dict(extras.get("prompts", {})),
             engine=engine,
@@ -417,4 +418,6 @@ class Runtime:
     def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
         if not config.prompts:
             return self._templates
-        return load_prompts(config.prompts, base=self._templates)
+        templates = load_prompts(config.prompts, base=self._templates)
+        templates.check_control(self._engine.model.chat)
+        return templates

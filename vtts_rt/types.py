@@ -33,7 +33,8 @@ Parity = Literal["release", "transformers"]
 # "fixed" as torchvision v2 and transformers 5 on a CPU, "float" as torchvision v1, "pil" as PIL.
 ResizeKernel = Literal["fixed", "float", "pil"]
 RESIZE_KERNELS: tuple[ResizeKernel, ...] = ("fixed", "float", "pil")
-Strategy = Literal["official", "grid", "refresh", "append"]
+# What they do: perception/strategy.py.
+StrategyName = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
 DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")
 StopReason = Literal["max_rounds", "answer_stable", "no_clue", "token_budget", "timeout", "aborted"]
@@ -124,12 +125,12 @@ class PairRef:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One vision item of a prompt: `<|vision_start|>` pads `<|vision_end|>`.
+    """One vision item of a prompt: pads, one a token, between the markers of its chat format.
 
     pairs: frame pairs in order, all seen through the same `box` and resized to `resized_hw`
         (px, multiples of 28). seconds_per_grid: seconds between two pairs as told to M-RoPE
-        (ignored for a single pair). is_image: pads are `<|image_pad|>`. resize: the kernel that
-        makes the pixels of the view.
+        (ignored for a single pair). is_image: pads are the image's, not the video's. resize: the
+        kernel that makes the pixels of the view.
     """
 
     pairs: tuple[PairRef, ...]
@@ -176,10 +177,9 @@ PromptPart = str | TimeLabel | Segment
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Text runs, time labels and vision segments in prompt order, chat template included.
+    """Text runs, time labels and vision segments in prompt order, markers of turns included.
 
-    Vision markers are not part of the text runs: a Segment brings its own
-    `<|vision_start|> pads <|vision_end|>`.
+    Markers of segments are not part of the text runs (`perception.chat.ChatFormat.text` has both).
     """
 
     parts: tuple[PromptPart, ...]
@@ -187,18 +187,6 @@ class Prompt:
     @property
     def segments(self) -> tuple[Segment, ...]:
         return tuple(p for p in self.parts if isinstance(p, Segment))
-
-    @property
-    def text(self) -> str:
-        """The exact text that is tokenised, one pad per vision segment before expansion."""
-        return "".join(_part_text(p) for p in self.parts)
-
-
-def _part_text(part: PromptPart) -> str:
-    if isinstance(part, Segment):
-        pad = "<|image_pad|>" if part.is_image else "<|video_pad|>"
-        return f"<|vision_start|>{pad}<|vision_end|>"
-    return part.text if isinstance(part, TimeLabel) else part
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from vtts_rt.data import feed as feed_module
 from vtts_rt.data import visit as visit_module
 from vtts_rt.data.rows import Row, read_manifest
 from vtts_rt.data.visit import SKIP_REASONS
-from vtts_rt.perception.policy import plan_round
+from vtts_rt.perception.strategy import plan_round
 from vtts_rt.types import TimeSpan
 from vtts_rt.video import open_video
 from vtts_rt.video.source import FrameSource

@@ -8,12 +8,13 @@ from utils import VOCAB_SIZE, tiny_tokenizer
 
 from vtts_rt.config import LanguageConfig, ModelConfig, VisionConfig
 from vtts_rt.models.qwen2_5_vl import from_config
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(tiny_tokenizer())
+    return Tokenizer(tiny_tokenizer(), CHAT)
 
 
 @pytest.fixture(scope="module")

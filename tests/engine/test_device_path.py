@@ -26,13 +26,14 @@ from vtts_rt.engine import graphs, runner
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.qwen2_5_vl import from_config
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.ops.cascade_attention import find_groups
 from vtts_rt.ops.dispatch import interpreted
 from vtts_rt.types import SamplingParams
 
-tokenizer = Tokenizer(tiny_tokenizer())
+tokenizer = Tokenizer(tiny_tokenizer(), CHAT)
 config = ModelConfig(
     vision=VisionConfig(1, 32, 2, 48, 64, fullatt_block_indexes=(0,)),
     language=LanguageConfig(VOCAB_SIZE, 64, 96, 2, 4, 2, 1e4, (2, 3, 3)),

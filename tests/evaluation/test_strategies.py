@@ -12,6 +12,7 @@ import pytest
 from vtts_rt.config import STRATEGIES
 from vtts_rt.evaluation import commands, needle, strategies
 from vtts_rt.models.qwen2_5_vl import load_extras, resolve_model
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 
 VIDEO = strategies._videos(20)[0]
@@ -20,7 +21,7 @@ CLUES = [(5.0, 9.0), (6.0, 8.0)]
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.from_pretrained(resolve_model("tiny"))
+    return Tokenizer.from_pretrained(resolve_model("tiny"), CHAT)
 
 
 def contexts(strategy: Any, tokenizer: Tokenizer) -> list[strategies._Context]:

@@ -16,6 +16,7 @@ from utils import tiny_checkpoint, tiny_qwen2_5_vl
 from vtts_rt import Runtime, SamplingParams
 from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_extras, load_model, save_hf
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -101,7 +102,9 @@ def test_beside_the_weights_it_is_merged_into_these(base: Path, tmp_path: Path) 
 def test_a_folder_with_nothing_else_takes_all_from_its_base(base: Path, tmp_path: Path) -> None:
     make_adapter(base, tmp_path)
     assert load_extras(tmp_path) == load_extras(base) != {}
-    assert len(Tokenizer.from_pretrained(tmp_path)) == len(Tokenizer.from_pretrained(base))
+    assert len(Tokenizer.from_pretrained(tmp_path, CHAT)) == len(
+        Tokenizer.from_pretrained(base, CHAT)
+    )
     sampling = SamplingParams(max_tokens=8, ignore_eos=True)
     texts = []
     for folder in (base, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from utils import tiny_tokenizer
 
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import LABEL, TEXT, VISION, Tokenizer, encode_prompt, least_tokens
 from vtts_rt.types import PairRef, PixelBox, Prompt, Segment, TimeLabel
 
@@ -29,7 +30,7 @@ def backend() -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer(backend: Any) -> Tokenizer:
-    return Tokenizer(backend)
+    return Tokenizer(backend, CHAT)
 
 
 def segment(pairs: int, height: int, width: int, is_image: bool = False) -> Segment:
@@ -87,7 +88,7 @@ def test_prompt_ids_equal_transformers_with_pads_expanded(
         )
     )
     encoded = encode_prompt(tokenizer, prompt)
-    text = prompt.text.replace("<|video_pad|>", "<|video_pad|>" * 12)
+    text = CHAT.text(prompt).replace("<|video_pad|>", "<|video_pad|>" * 12)
     assert encoded.token_ids == backend(text, add_special_tokens=False)["input_ids"]
     assert [(span.length, span.segment) for span in encoded.spans] == [
         (12, prompt.segments[0]),
@@ -179,19 +180,19 @@ def test_stop_tokens_come_from_the_checkpoint(backend: Any, tmp_path: Path) -> N
     im_end, end_of_text = (
         backend.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")
     )
-    assert Tokenizer.from_pretrained(tmp_path).eos_token_ids == {im_end}
+    assert Tokenizer.from_pretrained(tmp_path, CHAT).eos_token_ids == {im_end}
     (tmp_path / "config.json").write_text('{"text_config": {"eos_token_id": 3}}')
-    assert Tokenizer(backend, [3]).eos_token_ids == {3}
+    assert Tokenizer(backend, CHAT, [3]).eos_token_ids == {3}
     (tmp_path / "generation_config.json").write_text(
         f'{{"eos_token_id": [{im_end}, {end_of_text}]}}'
     )
     (tmp_path / "config.json").unlink()
-    assert Tokenizer.from_pretrained(tmp_path).eos_token_ids == {im_end, end_of_text}
+    assert Tokenizer.from_pretrained(tmp_path, CHAT).eos_token_ids == {im_end, end_of_text}
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Tokenizer: folder must hold"):
-        Tokenizer.from_pretrained(tmp_path)
+        Tokenizer.from_pretrained(tmp_path, CHAT)
 
 
 def test_other_tokenizers_are_refused() -> None:
@@ -201,4 +202,4 @@ def test_other_tokenizers_are_refused() -> None:
 
     words = PreTrainedTokenizerFast(tokenizer_object=Backend(models.WordLevel({"a": 0}, "a")))
     with pytest.raises(ValueError, match="backend must be byte-level"):
-        Tokenizer(words)
+        Tokenizer(words, CHAT)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.perception.clue import parse_clue
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
-from vtts_rt.types import Prompt, TimeLabel, VideoMetadata
+from vtts_rt.perception.strategy import build_prompt, plan_round
+from vtts_rt.types import Prompt, PromptPart, Segment, TimeLabel, VideoMetadata
 
 VIDEO = VideoMetadata("v", 60, 30.0, 2.0, 100, 100, "test", timestamps_seconds=np.arange(60) / 30)
 IMAGE = VideoMetadata("i", 1, 1.0, 0.0, 100, 100, "image", is_image=True)
@@ -28,15 +29,34 @@ HEAD = "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
 
 
+@dataclass
+class Built:
+    """A prompt and its text."""
+
+    prompt: Prompt
+
+    @property
+    def text(self) -> str:
+        return CHAT.text(self.prompt)
+
+    @property
+    def parts(self) -> tuple[PromptPart, ...]:
+        return self.prompt.parts
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return self.prompt.segments
+
+
 def prompts(strategy, glues=("(0.5, 1)",), videos=(VIDEO,), templates=SHORT, config=None, **extra):  # type: ignore[no-untyped-def]
     history: list[RoundHistory] = []
-    built: list[Prompt] = []
+    built: list[Built] = []
     arguments = {"question": "why", "options": ["x", "y"], "context": "", **extra}
     for index in range(len(glues) + 1):
         plan = plan_round(strategy, config or ResolvedPerception(), list(videos), history, index)
         built.append(
-            build_prompt(strategy, templates, round_index=index, max_rounds=len(glues) + 1,
-                         plan=plan, history=history, **arguments)
+            Built(build_prompt(strategy, CHAT, templates, round_index=index, plan=plan,
+                               max_rounds=len(glues) + 1, history=history, **arguments))
         )  # fmt: skip
         if index < len(glues):
             history.append(RoundHistory(plan, parse_clue(f"<glue>{glues[index]}</glue>")))
@@ -144,6 +164,6 @@ def test_bad_template_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prompts.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^prompts: .* must be "):
-        load_prompts(path)
+        load_prompts(path).check_control(CHAT)
     with pytest.raises(ValueError, match="readable"):
         load_prompts(tmp_path / "missing.json")

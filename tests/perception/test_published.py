@@ -18,9 +18,9 @@ import torch
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import Clue, clue_from_json, clue_to_json
 from vtts_rt.perception.plan import RoundHistory
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.policy_official import official_indices
 from vtts_rt.perception.published import MAX_CHARS, MAX_DEPTH, PublishedClueStream, clue_stream
+from vtts_rt.perception.strategy import find_strategy, plan_round
 from vtts_rt.types import VideoMetadata
 
 NUM_FRAMES, SOURCE_FPS = 90, 7.5
@@ -372,7 +372,7 @@ def test_a_forced_clue_is_never_stuck_to_an_older_one() -> None:
 def test_only_official_reads_by_the_published_rule() -> None:
     text = "<think>x</think><answer>B</answer><glue>12-15 [0, 0, 1, 1]"
     for strategy, spans in (("official", ()), ("grid", ((12, 15),)), ("append", ((12, 15),))):
-        stream = clue_stream(strategy)  # type: ignore[arg-type]
+        stream = clue_stream(find_strategy(strategy).literal_clues)
         stream.feed(text)
         clue = stream.finish()
         assert (clue.think, clue.answer, clue.spans) == ("x", "B", spans)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vtts_rt.bench.model import qwen_tokenizer
 from vtts_rt.models.qwen2_5_vl import resolve_model
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.published import published_spans
@@ -38,19 +39,19 @@ STRADDLING = (
 
 
 def tiny() -> Tokenizer:
-    return Tokenizer.from_pretrained(resolve_model("tiny"))
+    return Tokenizer.from_pretrained(resolve_model("tiny"), CHAT)
 
 
 def straddling() -> Tokenizer:
     backend = PreTrainedTokenizerFast(
         tokenizer_object=build_tokenizer(STRADDLING), eos_token="<|im_end|>"
     )
-    return Tokenizer(backend)
+    return Tokenizer(backend, CHAT)
 
 
 def qwen() -> Tokenizer:
     try:
-        return Tokenizer(qwen_tokenizer())
+        return Tokenizer(qwen_tokenizer(), CHAT)
     except RuntimeError as error:
         pytest.skip(str(error))
 

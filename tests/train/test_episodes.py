@@ -5,12 +5,12 @@ import pytest
 
 from vtts_rt.data.needle import make_question, make_scene, pattern_text
 from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import parse_clue
-from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import RoundHistory
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.perception.strategy import build_prompt, plan_round
 from vtts_rt.train import tiny
 from vtts_rt.train.episodes import Episode, make_drill, make_episode, scene_metadata
 from vtts_rt.train.tokenizer import save_tokenizer
@@ -22,7 +22,7 @@ TEMPLATES = prompts_from_dict(tiny.PROMPTS)
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(tiny.make_tokenizer(), folder)
-    return Tokenizer.from_pretrained(folder)
+    return Tokenizer.from_pretrained(folder, CHAT)
 
 
 def _episode(tokenizer: Tokenizer, seed: int, **options: object) -> Episode:
@@ -50,6 +50,7 @@ def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
             plan = plan_round("append", tiny.PERCEPTION, [video], history, index)
             prompt = build_prompt(
                 "append",
+                CHAT,
                 TEMPLATES,
                 question=question.text,
                 options=question.options,

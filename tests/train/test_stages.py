@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.train import sft, tiny
 from vtts_rt.train.stages import (
@@ -70,7 +71,7 @@ def test_export_writes_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     tower = _weights(trained, "vision")["visual.patch_embed.weight"]
     rounded = tower.to(torch.bfloat16).float()
     torch.testing.assert_close(model.visual.patch_embed.weight, rounded, rtol=0, atol=0)
-    tokenizer = Tokenizer.from_pretrained(tmp_path / "model")
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "model", CHAT)
     assert len(tokenizer) == model.config.language.vocab_size
     assert model.config.perception == tiny.perception_fields()
     assert model.config.perception["strategy"] == "append"

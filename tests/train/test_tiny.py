@@ -13,11 +13,11 @@ from vtts_rt.data.needle import make_scene
 from vtts_rt.models.language import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.qwen2_5_vl import load_extras, load_model
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.perception.strategy import build_prompt, plan_round
 from vtts_rt.runtime import Runtime
 from vtts_rt.train import tiny
 from vtts_rt.train.episodes import scene_metadata
@@ -42,7 +42,7 @@ def test_the_files_follow_the_recipe() -> None:
     assert model.config.vision == config.vision
     assert model.config.language == config.language
     assert model.config.eos_token_ids == config.eos_token_ids
-    assert Tokenizer.from_pretrained(FOLDER).token_id("<glue>") == raw.token_to_id("<glue>")
+    assert Tokenizer.from_pretrained(FOLDER, CHAT).token_id("<glue>") == raw.token_to_id("<glue>")
 
 
 def test_logits_equal_transformers() -> None:
@@ -56,6 +56,7 @@ def test_logits_equal_transformers() -> None:
     plan = plan_round("append", tiny.PERCEPTION, [scene_metadata(scene)], [], 0)
     prompt = build_prompt(
         "append",
+        CHAT,
         prompts_from_dict(tiny.PROMPTS),
         question="Which pattern is on the red card?",
         options=("red green / blue yellow", "green red / blue yellow"),
@@ -65,10 +66,12 @@ def test_logits_equal_transformers() -> None:
         plan=plan,
         history=(),
     )
-    encoded = encode_prompt(Tokenizer.from_pretrained(FOLDER), prompt)
+    encoded = encode_prompt(Tokenizer.from_pretrained(FOLDER, CHAT), prompt)
     backend = AutoTokenizer.from_pretrained(str(FOLDER))
     marker = "<|vision_start|><|video_pad|><|vision_end|>"
-    expanded = prompt.text.replace(marker, marker.replace("<|video_pad|>", "<|video_pad|>" * 9))
+    expanded = CHAT.text(prompt).replace(
+        marker, marker.replace("<|video_pad|>", "<|video_pad|>" * 9)
+    )
     assert backend(expanded)["input_ids"] == encoded.token_ids
     jobs = [
         PatchifyJob(scene.frame(p.frame_a), scene.frame(p.frame_b), s.box, s.resized_hw)

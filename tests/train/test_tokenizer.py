@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
+from vtts_rt.models.qwen_chat import CHAT, SPECIAL_TOKENS
+from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.dialect import TAGS
 from vtts_rt.train.tiny import make_tokenizer
 from vtts_rt.train.tokenizer import save_tokenizer
@@ -23,7 +24,7 @@ TEXTS = (
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(make_tokenizer(), folder)
-    return Tokenizer.from_pretrained(folder)
+    return Tokenizer.from_pretrained(folder, CHAT)
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -34,9 +34,10 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
 from vtts_rt.bench.summary import comparisons, sentence, summary
-from vtts_rt.config import PARITIES, STRATEGIES, EngineConfig
+from vtts_rt.config import PARITIES, EngineConfig
 from vtts_rt.models.language import ForwardBatch, PagedKV
 from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
 
@@ -73,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("rounds", "max_tokens", "repeats", "pairs", "prefill"):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     for name in args.strategy.split(","):
-        require("bench", "strategy", name, name in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+        find_strategy(name, "bench")
     check_compute(args)
     args.model = None
     dtype = DTYPES[args.dtype] if args.dtype else bench_dtype(args.device)

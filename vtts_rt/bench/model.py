@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vtts_rt.models.tokenizer import SPECIAL_TOKENS
+from vtts_rt.models.qwen_chat import CHAT, SPECIAL_TOKENS
 
 SEED = 0
 # Named in results: a change of shape is a new model.
@@ -113,7 +113,7 @@ def qwen_tokenizer() -> Any:
     # others follow in order, so every id is Qwen's.
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, eos_token=SPECIAL_TOKENS[0])
     tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]), special_tokens=True)
-    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.eos_token = CHAT.end_of_turn
     return tokenizer
 
 

@@ -24,10 +24,11 @@ from torch import Tensor
 from vtts_rt.bench.frames import ArrayReader, FileReader, resized
 from vtts_rt.bench.model import allow_broken_torchvision
 from vtts_rt.config import ResolvedPerception
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.strategy import build_prompt, plan_round
 from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, ReuseStats, RoundTimings, Segment, VideoMetadata
 
 # transformers, image_utils: OPENAI_CLIP_MEAN and OPENAI_CLIP_STD.
@@ -153,6 +154,7 @@ class PublishedLoop:
                 plan = plan_round("official", perception, [metadata], history, index)
                 prompt = build_prompt(
                     "official",
+                    CHAT,
                     templates or PromptTemplates(),
                     question=question,
                     options=options,
@@ -166,7 +168,7 @@ class PublishedLoop:
                 indices = list(plan.frame_indices)
                 frames = reader.frames(indices)
             decoded = time.perf_counter()
-            inputs = self._inputs(prompt.text, segment, frames, fixed_point=not released)
+            inputs = self._inputs(CHAT.text(prompt), segment, frames, fixed_point=not released)
             prepared = time.perf_counter()
             timings.decode = 1e3 * (decoded - began)
             timings.preprocess = 1e3 * (prepared - decoded)
@@ -193,7 +195,7 @@ class PublishedLoop:
         self, text: str, segment: Segment, frames: np.ndarray, *, fixed_point: bool
     ) -> dict[str, Tensor]:
         """What Qwen2_5_VLProcessor returns for one video and its text."""
-        pad, device = "<|video_pad|>", self.model.device
+        pad, device = CHAT.video_pad, self.model.device
         expanded = text.replace(pad, pad * segment.num_tokens)
         ids = torch.tensor([self.tokenizer(expanded)["input_ids"]], device=device)
         return {

@@ -40,13 +40,13 @@ from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import Strategy, VideoMetadata, require
+from vtts_rt.types import StrategyName, VideoMetadata, require
 
 __all__ = ["PHASES", "add_flags", "measure", "print_table", "theme"]
 
 PEERS = {"hf": "transformers loop", "vllm": "vllm loop", "vllm-append": "vllm append"}
 # The peers that show what a strategy of ours shows: equal frames, sizes and prompts.
-SAME_WORK: dict[str, Strategy] = {"hf": "official", "vllm": "official", "vllm-append": "append"}
+SAME_WORK: dict[str, StrategyName] = {"hf": "official", "vllm": "official", "vllm-append": "append"}
 SAME = ", same question again"
 OTHER = ", another question"
 # Random weights soon repeat one token, which every draft guesses; real text is not like that. So
@@ -133,7 +133,7 @@ class _Bench:
         video: Path,
         metadata: VideoMetadata,
         setting: Setting,
-        strategies: list[Strategy],
+        strategies: list[StrategyName],
         peers: list[str],
     ) -> None:
         self._args, self._folder, self._video = args, folder, video
@@ -169,7 +169,7 @@ class _Bench:
     def _ours(self, stack: ExitStack, dtype: str) -> Iterator[_Contender]:
         args = self._args
         model = load_model(self._folder, dtype=dtype, device=args.device)
-        tokenizer = Tokenizer.from_pretrained(self._folder)
+        tokenizer = Tokenizer.from_pretrained(self._folder, model.chat)
         drafts = {DRAFTS: {"draft_tokens": args.draft_tokens}} if args.draft_tokens else {}
         engine = EngineConfig(threads=args.threads, draft_tokens=0)
         for name, changed in {"": {}, **(ABLATIONS if args.ablations else {}), **drafts}.items():
@@ -260,7 +260,7 @@ class _Contender:
         return Run(time.perf_counter() - began, rounds)
 
 
-def _our_side(runtime: Runtime, strategy: Strategy, name: str) -> _Contender:
+def _our_side(runtime: Runtime, strategy: StrategyName, name: str) -> _Contender:
     def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
         answer = runtime.ask(
             str(video),

@@ -37,7 +37,7 @@ from vtts_rt.bench.setting import (
 from vtts_rt.config import EngineConfig
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import ReuseStats, Strategy, require
+from vtts_rt.types import ReuseStats, StrategyName, require
 
 __all__ = ["add_flags", "measure", "print_table", "theme"]
 
@@ -164,7 +164,7 @@ class _Bench:
         path.write_bytes(self._bytes + struct.pack(">I4sQ", 16, b"free", number))
         return path
 
-    def ask(self, video: Path, number: int, strategy: Strategy) -> _Asked:
+    def ask(self, video: Path, number: int, strategy: StrategyName) -> _Asked:
         """Ask question `number` about a file."""
         token_times: list[float] = []
 
@@ -185,7 +185,7 @@ class _Bench:
         return _Asked(answer, began, token_times, time.perf_counter())
 
     def serve(
-        self, strategy: Strategy, concurrency: int, num_prompts: int, num_videos: int
+        self, strategy: StrategyName, concurrency: int, num_prompts: int, num_videos: int
     ) -> dict[str, Any]:
         """`num_prompts` questions, `concurrency` at once, cold; the files in turn."""
         self._runtime.clear_caches()
@@ -212,7 +212,9 @@ class _Bench:
             path.unlink()
         return result
 
-    def one_video(self, strategy: Strategy, text_first: bool, num_requests: int) -> dict[str, Any]:
+    def one_video(
+        self, strategy: StrategyName, text_first: bool, num_requests: int
+    ) -> dict[str, Any]:
         """Requests about one file, together, against each alone and cold, one after the other."""
         self._setting = replace(self._setting, text_first=text_first)
         name = strategy if text_first else f"{strategy}, video first"

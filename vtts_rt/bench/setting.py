@@ -21,11 +21,12 @@ import torch
 
 from vtts_rt.bench.footage import FOOTAGE
 from vtts_rt.bench.model import MODEL_ID, bench_model
-from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig, ResolvedPerception
+from vtts_rt.config import PARITIES, PerceptionConfig, ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import DTYPES, checkpoint_dtype
 from vtts_rt.perception.clue import Clue, clue_from_json
+from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import versions
-from vtts_rt.types import Parity, SamplingParams, Strategy, VideoMetadata, require
+from vtts_rt.types import Parity, SamplingParams, StrategyName, VideoMetadata, require
 from vtts_rt.video import open_video
 
 # The setting: a frame every two seconds in the coarse pass (15 pairs of the 60 s clip), clues
@@ -102,7 +103,7 @@ class Setting:
         neutral = {name: value for name, value in NEUTRAL.items() if name in known}
         return SamplingParams(max_tokens=self.max_tokens, ignore_eos=True, **neutral)
 
-    def perception(self, strategy: Strategy) -> PerceptionConfig:
+    def perception(self, strategy: StrategyName) -> PerceptionConfig:
         """What this setting fixes; the model's own settings fill the rest, for every side
         (`Runtime.perception`)."""
         return PerceptionConfig(
@@ -208,14 +209,13 @@ def dtype_of(args: argparse.Namespace, model: str | Path) -> str:
     return args.dtype or str(checkpoint_dtype(model)).removeprefix("torch.")
 
 
-def strategies_of(args: argparse.Namespace) -> list[Strategy]:
+def strategies_of(args: argparse.Namespace) -> list[StrategyName]:
     """--strategy, checked. Also checks --rounds; ValueError names what is wrong."""
     names = [name for name in args.strategy.split(",") if name]
-    for name in names:
-        require("bench", "strategy", name, name in STRATEGIES, f"one of {', '.join(STRATEGIES)}")
+    strategies = [find_strategy(name, "bench").name for name in names]
     top = len(CLUES) + 1
     require("bench", "rounds", args.rounds, 1 <= args.rounds <= top, f"in 1..{top}")
-    return [strategy for name in names for strategy in STRATEGIES if strategy == name]
+    return strategies
 
 
 def model_and_video(args: argparse.Namespace) -> tuple[Path, Path, VideoMetadata]:

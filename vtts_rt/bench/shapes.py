@@ -25,8 +25,9 @@ from vtts_rt.bench.model import (
 from vtts_rt.config import ModelConfig
 from vtts_rt.models.checkpoint import read_model_config
 from vtts_rt.models.qwen2_5_vl import INIT_STD, Qwen2_5_VL
+from vtts_rt.models.qwen_chat import CHAT, SPECIAL_TOKENS
 from vtts_rt.models.tensor_files import StoredTensor
-from vtts_rt.models.tokenizer import SPECIAL_TOKENS, Tokenizer
+from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.models.weights import load_tensors, resolve_head
 from vtts_rt.types import require
 
@@ -182,7 +183,7 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
         generation = {"eos_token_id": hf_tokenizer.eos_token_id}
         (Path(folder) / "generation_config.json").write_text(json.dumps(generation))
         config.save_pretrained(folder)
-        tokenizer = Tokenizer.from_pretrained(folder)
+        tokenizer = Tokenizer.from_pretrained(folder, CHAT)
     tensors = {name: StoredTensor.of(t) for name, t in hf_model.state_dict().items()}
     ours, stored = resolve_head(_ours(config), tensors, dtype)
     with torch.device("meta"):
@@ -201,5 +202,5 @@ def _tokenizer(vocab_size: int) -> Any:
     vocab = {letter: index for index, letter in enumerate(byte_letters())}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], eos_token=SPECIAL_TOKENS[0])
     tokenizer.add_tokens(list(SPECIAL_TOKENS[1:]), special_tokens=True)
-    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.eos_token = CHAT.end_of_turn
     return tokenizer

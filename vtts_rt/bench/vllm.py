@@ -20,11 +20,11 @@ from typing import IO, Any
 from vtts_rt.bench.peer import RoundSample
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.checkpoint import read_eos_token_ids
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.plan import FramePlan
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata, require
 
 # What makes vLLM's environment; the script is in the source tree, not in the package.
@@ -32,6 +32,7 @@ ENVIRONMENT = (
     "vLLM runs in an environment of its own: sh bench/vllm_env.sh DIR, then --vllm-python "
     "DIR/bin/python"
 )
+LAYOUTS = ("official", "append")
 WORKER = Path(__file__).with_name("vllm_worker.py")
 # Run as a file that is not in sys.path[0]: modules of this package would hide Python's own.
 _RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -137,9 +138,9 @@ class VllmPeer:
         metadata: of the file, as our source tells it. perception.strategy: "official" is the
         published loop, "append" puts every round after the ones before.
         """
-        strategy = perception.strategy
-        known = strategy in ("official", "append")
-        require("bench", "strategy of vLLM", strategy, known, "official or append")
+        strategy = find_strategy(perception.strategy)
+        known = strategy.name in LAYOUTS
+        require("bench", "strategy of vLLM", strategy.name, known, " or ".join(LAYOUTS))
         plans, texts = _script(
             metadata, question, perception, clues, options, templates or PromptTemplates()
         )
@@ -151,14 +152,14 @@ class VllmPeer:
             video=str(video),
             rounds=rounds,
             max_tokens=max_tokens,
-            append=strategy == "append",
+            append=strategy.continues,
             eos_token_ids=self._eos_token_ids,
         )
         shown = 0
         samples = []
         for plan, done in zip(plans, reply["rounds"], strict=True):
             # Only an appended conversation holds the pairs of earlier rounds.
-            shown = plan.num_pairs + (shown if strategy == "append" else 0)
+            shown = plan.num_pairs + (shown if strategy.continues else 0)
             cached = done["cached_tokens"]
             reuse = ReuseStats(
                 frames_decoded=done["frames_decoded"],
@@ -246,6 +247,7 @@ def _script(
         plan = plan_round(perception.strategy, perception, [metadata], history, index)
         prompt = build_prompt(
             perception.strategy,
+            CHAT,
             templates,
             question=question,
             options=options,
@@ -256,7 +258,7 @@ def _script(
             history=history,
         )
         plans.append(plan)
-        texts.append(prompt.text)
+        texts.append(CHAT.text(prompt))
         if index < len(clues):
             history.append(RoundHistory(plan, clues[index], forced=True))
     return plans, texts

@@ -18,8 +18,8 @@ from vtts_rt.data.ahead import Stopped, Ticket
 from vtts_rt.data.order import Visit
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.plan import frame_times
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.policy_official import uniform_indices
+from vtts_rt.perception.strategy import plan_round
 from vtts_rt.types import Frame, VideoMetadata
 from vtts_rt.video import FrameSource, FrameStore, open_video
 

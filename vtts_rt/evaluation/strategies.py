@@ -19,15 +19,16 @@ from vtts_rt.config import STRATEGIES, PerceptionConfig, ResolvedPerception
 from vtts_rt.evaluation import needle
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.qwen2_5_vl import resolve_model
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import tagged
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.region import RawSpan
+from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import Segment, Strategy, VideoMetadata, require
+from vtts_rt.types import Segment, StrategyName, VideoMetadata, require
 
 ROUNDS = (1, 2, 3)
 DURATIONS_SECONDS = (20, 60, 180, 600)
@@ -39,7 +40,7 @@ QUESTION = "What does the person do right after the red card has been put on the
 OPTIONS = ("They open the window", "They write a note", "They pour water", "They leave the room")
 # Strategies that ask for the last round in the words of the others: one run gives all numbers of
 # rounds (`evaluate`). The embedded model's cues are empty.
-SHARED_WORDING: dict[str, tuple[Strategy, ...]] = {"tiny": ("refresh", "append")}
+SHARED_WORDING: dict[str, tuple[StrategyName, ...]] = {"tiny": ("refresh", "append")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class _Context:
 
 
 def _contexts(
-    strategy: Strategy, metadata: VideoMetadata, clues: Sequence[RawSpan], tokenizer: Tokenizer
+    strategy: StrategyName, metadata: VideoMetadata, clues: Sequence[RawSpan], tokenizer: Tokenizer
 ) -> Iterator[_Context]:
     """One context a round; the answer of every round is its clue."""
     config = ResolvedPerception(max_rounds=len(clues) + 1)
@@ -69,6 +70,7 @@ def _contexts(
         plan = plan_round(strategy, config, [metadata], history, index)
         prompt = build_prompt(
             strategy,
+            tokenizer.chat,
             PromptTemplates(),
             question=QUESTION,
             options=OPTIONS,
@@ -95,7 +97,7 @@ def _contexts(
             _tokens(answered, contents),
             len(encoded),
         )
-        if strategy == "append":
+        if find_strategy(strategy).continues:
             conversation = answered
 
 
@@ -220,7 +222,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`vtts-rt eval strategies`; returns the exit status."""
     require("eval strategies", "num", args.num, args.num >= 0, ">= 0")
-    tokenizer = Tokenizer.from_pretrained(resolve_model(args.model))
+    tokenizer = Tokenizer.from_pretrained(resolve_model(args.model), CHAT)
     result: dict[str, Any] = {"task": "strategies", "seed": args.seed, "plans": args.plans}
     result["kept"] = kept(tokenizer, seed=args.seed, num=args.plans)
     result["accuracy"] = []

@@ -26,6 +26,7 @@ from vtts_rt.models.checkpoint import (
 from vtts_rt.models.language import LanguageModel
 from vtts_rt.models.layers import Linear
 from vtts_rt.models.preprocessor import check_preprocessor
+from vtts_rt.models.qwen_chat import CHAT
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.models.weights import (
@@ -65,6 +66,8 @@ INIT_STD = 0.02  # transformers, initializer_range of Qwen2_5_VLConfig
 
 class Qwen2_5_VL(nn.Module):
     """The two towers. `visual(rows, grid_thw)` gives features, `language` takes embeddings."""
+
+    chat = CHAT
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

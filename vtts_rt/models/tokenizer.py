@@ -14,29 +14,10 @@ from typing import Any
 import numpy as np
 
 from vtts_rt.models.checkpoint import base_folder, read_eos_token_ids
+from vtts_rt.perception.chat import ChatFormat
 from vtts_rt.types import Prompt, Segment, TimeLabel, require
 
-IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-# Qwen2.5-VL's special tokens in its order (tokenizer_config.json; those of tool calls left out).
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-_VISION_TOKENS = (IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END)
 
 # What is tokenised to see that a text is too long: where it is longer than this many characters for
 # each token there may be (English has four or five), pieces of so many characters.
@@ -92,12 +73,13 @@ class EncodedPrompt:
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with Qwen's special tokens.
+    """A byte-level BPE tokenizer, with the special tokens of a family's chat format.
 
-    eos_token_ids: ids that end a generation, as the checkpoint's generation config says.
+    chat: the format. eos_token_ids: ids that end a generation, as the checkpoint's generation
+    config says.
     """
 
-    def __init__(self, backend: Any, eos_token_ids: Iterable[int] = ()) -> None:
+    def __init__(self, backend: Any, chat: ChatFormat, eos_token_ids: Iterable[int] = ()) -> None:
         """backend: a fast transformers tokenizer. Without eos_token_ids, its own end token.
 
         ValueError if it is not byte-level or lacks a vision token.
@@ -108,21 +90,22 @@ class Tokenizer:
             "Tokenizer", "backend", type(backend).__name__, b"ByteLevel" in decoder, "byte-level"
         )
         vocab = backend.get_vocab()
-        for token in _VISION_TOKENS:
+        for token in chat.vision_tokens:
             require("Tokenizer", "backend", type(backend).__name__, token in vocab, f"with {token}")
+        self.chat = chat
         self._backend = backend
         self._tokens: dict[int, str] = {index: token for token, index in vocab.items()}
         added = backend.added_tokens_decoder.items()
         self._skipped = frozenset(index for index, token in added if token.special)
-        self.image_token_id: int = vocab[IMAGE_PAD]
-        self.video_token_id: int = vocab[VIDEO_PAD]
-        self.vision_start_token_id: int = vocab[VISION_START]
-        self.vision_end_token_id: int = vocab[VISION_END]
+        self.image_token_id: int = vocab[chat.image_pad]
+        self.video_token_id: int = vocab[chat.video_pad]
+        self.vision_start_token_id: int = vocab[chat.vision_start]
+        self.vision_end_token_id: int = vocab[chat.vision_end]
         own = () if backend.eos_token_id is None else (int(backend.eos_token_id),)
         self.eos_token_ids = frozenset(eos_token_ids) or frozenset(own)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Tokenizer:
+    def from_pretrained(cls, folder: str | Path, chat: ChatFormat) -> Tokenizer:
         """Load from a checkpoint folder, or from the base of an adapter that has no tokenizer of
         its own. ValueError if there is no usable one."""
         from transformers import AutoTokenizer
@@ -139,7 +122,7 @@ class Tokenizer:
                 f"Tokenizer: folder must hold a Hugging Face tokenizer, got {str(folder)!r} "
                 f"({reason})"
             ) from error
-        return cls(backend, read_eos_token_ids(base))
+        return cls(backend, chat, read_eos_token_ids(base))
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -207,23 +190,23 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
     The text is tokenised whole, so merges across parts are the same. A token is a LABEL when all
     its characters are a label's. ValueError if text parts hold vision tokens of their own.
     """
+    chat = tokenizer.chat
     pads: list[tuple[int, Segment]] = []  # first character of the pad, its segment
     labels: list[tuple[int, int]] = []
     place = 0
     for part in prompt.parts:
         if isinstance(part, Segment):
-            pads.append((place + len(VISION_START), part))
-            place += len(VISION_START) + len(IMAGE_PAD if part.is_image else VIDEO_PAD)
-            place += len(VISION_END)
+            pads.append((place + len(chat.vision_start), part))
+            place += len(chat.text(Prompt((part,))))
             continue
         text = part.text if isinstance(part, TimeLabel) else part
-        for token in _VISION_TOKENS:
+        for token in chat.vision_tokens:
             require("encode_prompt", "text", text, token not in text, f"free of {token}")
         if isinstance(part, TimeLabel):
             labels.append((place, place + len(text)))
         place += len(text)
 
-    ids, offsets = tokenizer.encode_with_offsets(prompt.text)
+    ids, offsets = tokenizer.encode_with_offsets(chat.text(prompt))
     starts = [start for start, _ in offsets]
     kinds = np.full(len(ids), TEXT, np.uint8)
     for start, end in labels:

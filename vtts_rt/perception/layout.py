@@ -1,26 +1,19 @@
-"""Prompt layouts of the four strategies, with Qwen's chat template written out.
-
-`official` and `grid`: vision segments, then all text, afresh in every round. `refresh` and
-`append`: text first (the reused prefix, the same in every round), then time-labelled pairs, then
-a short cue; or, for many questions about one video, the pairs of the first look before the text.
-"""
+"""Layouts: the order of texts and vision segments in the user's turn of a round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from vtts_rt.checks import Rule, check
-from vtts_rt.config import STRATEGIES
-from vtts_rt.perception.plan import FramePlan, RoundHistory
+from vtts_rt.checks import Rule
+from vtts_rt.perception.chat import ChatFormat
+from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.types import FULL_BOX, Prompt, PromptPart, Segment, Strategy, TimeLabel, require
+from vtts_rt.types import FULL_BOX, PromptPart, Segment, TimeLabel
 
 MAX_OPTIONS = 26  # one capital each
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_USER = "<|im_start|>user\n"
-_END = "<|im_end|>\n"
-_ASSISTANT = "<|im_start|>assistant\n"
 # A cell shorter than this has its time written with two decimals.
 _FINE_CELL_SECONDS = 0.1
 
@@ -41,68 +34,54 @@ PROMPT_RULES: dict[str, Rule] = {
 }
 
 
-def neutralise(text: str) -> str:
-    """Text of a user without control tokens: a space goes into every `<|`.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the user's turn of a round is made of.
 
-    All of Qwen's control tokens are spelt `<|name|>`; left alone, one in a question would end
-    the turn or stand for an image.
+    task: context, question and options as text (`task_text`). is_later: another round came before.
+    goes_on: it stands before this turn, with the task. is_last: only the answer is asked for.
+    text_first: see PerceptionConfig.
     """
-    return text.replace("<|", "< |")
+
+    chat: ChatFormat
+    templates: PromptTemplates
+    task: str
+    plan: FramePlan
+    is_later: bool
+    goes_on: bool
+    is_last: bool
+    text_first: bool
 
 
-def build_prompt(
-    strategy: Strategy,
-    templates: PromptTemplates,
-    *,
-    question: str,
-    options: Sequence[str],
-    context: str,
-    round_index: int,
-    max_rounds: int,
-    plan: FramePlan,
-    history: Sequence[RoundHistory],
-    text_first: bool = True,
-) -> Prompt:
-    """The prompt of one round.
-
-    question: not blank. options: may be empty, at most 26, none blank. context: subtitles or
-    other long text, may be empty. round_index: from 0; the last of max_rounds asks for the
-    answer only. plan: of this round. history: the finished rounds. For `append` with a history the
-    result is the part that the round adds after the model's last token, beginning with the end
-    of its turn. text_first: see PerceptionConfig. ValueError for a bad argument.
-    """
-    require("ask", "strategy", strategy, strategy in STRATEGIES, f"one of {STRATEGIES}")
-    check("ask", PROMPT_RULES, {"question": question, "options": options, "context": context})
-    last = round_index >= max_rounds - 1
-    system = f"<|im_start|>system\n{templates.system}{_END}" if templates.system else ""
-    task = _task_text(templates, question, options, context)
-    if strategy in ("official", "grid"):
-        instruction = templates.final if last else templates.look
-        parts: list[PromptPart] = [system + _USER, *plan.segments, task + instruction]
-    else:
-        text = task + templates.task
-        if history and strategy == "append":
-            before, after = _END + _USER, ""
-        else:
-            text += _previous(templates, plan) if history else ""
-            before, after = (text, "") if text_first else ("", text)
-            before = system + _USER + before
-        cue = templates.cue_final if last else templates.cue_look
-        parts = [before, *_labelled(templates, plan), after + cue]
-    parts.append(_END + _ASSISTANT)
-    return Prompt(tuple(_joined(parts)))
+def video_first(turn: Turn) -> list[PromptPart]:
+    """Vision segments, then all text."""
+    templates = turn.templates
+    return [*turn.plan.segments, turn.task + (templates.final if turn.is_last else templates.look)]
 
 
-def _task_text(
+def labelled_pairs(turn: Turn) -> list[PromptPart]:
+    """Text, which a later round can reuse, then pairs with their times, then a short cue; or, for
+    many questions about one video, the pairs of the first look before the text."""
+    templates = turn.templates
+    text = turn.task + templates.task
+    if turn.is_later:
+        text = "" if turn.goes_on else text + _previous(templates, turn.plan)
+    before, after = (text, "") if turn.text_first else ("", text)
+    cue = templates.cue_final if turn.is_last else templates.cue_look
+    return [before, *_labelled(turn), after + cue]
+
+
+def task_text(
     templates: PromptTemplates, question: str, options: Sequence[str], context: str
 ) -> str:
+    """The user's own texts in the wording of a model."""
     text = ""
     if context.strip():
-        text += templates.context.format(context=neutralise(context))
-    text += templates.question.format(question=neutralise(question))
+        text += templates.context.format(context=context)
+    text += templates.question.format(question=question)
     if options:
         lines = [
-            templates.option.format(letter=letter, text=neutralise(option))
+            templates.option.format(letter=letter, text=option)
             for letter, option in zip(_LETTERS, options, strict=False)
         ]
         text += templates.options.format(options="\n".join(lines))
@@ -124,33 +103,25 @@ def _previous(templates: PromptTemplates, plan: FramePlan) -> str:
     )
 
 
-def _labelled(templates: PromptTemplates, plan: FramePlan) -> list[PromptPart]:
+def _labelled(turn: Turn) -> list[PromptPart]:
     """Segments, each after its time; with several videos each after its heading."""
+    plan = turn.plan
     parts: list[PromptPart] = []
     heading = None
     for segment in plan.segments:
         video = segment.pairs[0].video
         if len(plan.views) > 1 and video != heading:
-            parts.append(templates.video_heading.format(number=video + 1))
+            parts.append(turn.templates.video_heading.format(number=video + 1))
             heading = video
         if plan.time_labels and not segment.is_image:
-            parts.append(TimeLabel(_time_text(templates, plan, segment)))
+            parts.append(TimeLabel(_time_text(turn, segment)))
         parts.append(segment)
     return parts
 
 
-def _time_text(templates: PromptTemplates, plan: FramePlan, segment: Segment) -> str:
+def _time_text(turn: Turn, segment: Segment) -> str:
     pair = segment.pairs[0]
-    decimals = 2 if plan.views[pair.video].cell_seconds < _FINE_CELL_SECONDS else 1
-    return templates.time_label.format(seconds=f"{pair.time_seconds:.{decimals}f}")
-
-
-def _joined(parts: Sequence[PromptPart]) -> list[PromptPart]:
-    """Neighbouring text runs as one, no empty runs: a tokenizer sees each run as a whole."""
-    joined: list[PromptPart] = []
-    for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        elif part != "":
-            joined.append(part)
-    return joined
+    decimals = 2 if turn.plan.views[pair.video].cell_seconds < _FINE_CELL_SECONDS else 1
+    label = turn.templates.time_label
+    label = turn.chat.time_label if label is None else label
+    return label.format(seconds=f"{pair.time_seconds:.{decimals}f}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.region import clip_box, resolve_boxes, usable_spans
 from vtts_rt.perception.sizing import resize_kernel
@@ -19,7 +20,6 @@ from vtts_rt.types import (
     PixelBox,
     Region,
     Segment,
-    Strategy,
     TimeSpan,
     VideoMetadata,
 )
@@ -54,7 +54,6 @@ class FramePlan:
     about every fallback taken. time_labels: whether the layout writes times before pairs.
     """
 
-    strategy: Strategy
     round_index: int
     segments: tuple[Segment, ...]
     frame_indices: tuple[int, ...]
@@ -91,12 +90,13 @@ class RoundHistory:
 
     forced: the clue did not come from the model; its boxes are fractions of the whole frame,
     while a model's boxes refer to the view it saw. With several videos a clue speaks of all
-    of them; its spans say nothing about images.
+    of them; its spans say nothing about images. box_unit: of the model's boxes (ChatFormat).
     """
 
     plan: FramePlan
     clue: Clue
     forced: bool = False
+    box_unit: BoxUnit = "px"
 
     def spans(self, metadata: VideoMetadata) -> tuple[TimeSpan, ...]:
         """The spans that can be looked at, without those that lie outside the video."""
@@ -111,7 +111,8 @@ class RoundHistory:
             return [box for box in clipped if box is not None]
         view = self.plan.views[video]
         frame_hw = (metadata.height, metadata.width)
-        return resolve_boxes(self.clue.boxes, view.box, view.resized_hw, frame_hw)
+        shown_hw = (1000, 1000) if self.box_unit == "thousandth" else view.resized_hw
+        return resolve_boxes(self.clue.boxes, view.box, shown_hw, frame_hw)
 
     def regions(self, videos: Sequence[VideoMetadata]) -> tuple[Region, ...]:
         """Every span with every box, for each video that the clue says something about.

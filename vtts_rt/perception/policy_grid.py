@@ -14,14 +14,7 @@ from vtts_rt.perception.plan import FramePlan, RoundHistory, View, image_segment
 from vtts_rt.perception.region import MIN_VIEW_PX, full_view, hull, snap_box, widen_spans
 from vtts_rt.perception.sizing import image_size, resize_kernel, view_size
 from vtts_rt.perception.timeline import Cells, Timeline
-from vtts_rt.types import (
-    PairRef,
-    PixelBox,
-    Segment,
-    Strategy,
-    TimeSpan,
-    VideoMetadata,
-)
+from vtts_rt.types import PairRef, PixelBox, Segment, TimeSpan, VideoMetadata
 
 _LEAST_FOCUS_PAIRS = 4  # 8 frames: a short clip's later look is still worth a round
 
@@ -63,7 +56,7 @@ def plan_grid(
         segments.append(Segment(tuple(pairs), box, size, step, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, step, level))
-    return _plan("grid", config, videos, history, round_index, segments, views, notes)
+    return _plan(config, videos, history, round_index, segments, views, notes)
 
 
 def _denser_inside(
@@ -101,11 +94,12 @@ def _spread(cells: Cells, num: int) -> Cells:
 
 
 def plan_focus(
-    strategy: Strategy,
     config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
     round_index: int,
+    *,
+    only_new: bool,
 ) -> FramePlan:
     """`refresh` and `append`: the whole video first, then what the clue points to.
 
@@ -114,12 +108,12 @@ def plan_focus(
     yet one level finer than that round (max_frames and the source permitting). It is seen
     through the box around all boxes (at least 56 source px a side). Without boxes the whole
     frame; without spans the time and the level of that round. Every view has the pixel budget
-    of a frame in a round of max_frames. `append` leaves out what an earlier round has shown.
+    of a frame in a round of max_frames. only_new leaves out what an earlier round has shown.
     Empty where that leaves nothing, or the clue cannot be used.
     """
     shown = {
         _content(pair, segment)
-        for past in (history if strategy == "append" else ())
+        for past in (history if only_new else ())
         for segment in past.plan.segments
         for pair in segment.pairs
     }
@@ -145,7 +139,7 @@ def plan_focus(
         else:
             assert look is not None, "a first look shows every video"
             views.append(look.plan.views[video])
-    return _plan(strategy, config, videos, history, round_index, segments, views, notes)
+    return _plan(config, videos, history, round_index, segments, views, notes)
 
 
 def _look(
@@ -250,7 +244,6 @@ def _image_size(
 
 
 def _plan(
-    strategy: Strategy,
     config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],
@@ -266,7 +259,6 @@ def _plan(
         stamps += _stamps(videos[segment.pairs[0].video], segment.frame_indices)
     steps = [view.cell_seconds for view in views if view.cell_seconds > 0.0]
     return FramePlan(
-        strategy=strategy,
         round_index=round_index,
         segments=segments,
         frame_indices=frames,

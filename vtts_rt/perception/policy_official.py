@@ -164,7 +164,6 @@ def plan_official(
         times += stamps
         rates.append(sample_fps)
     return FramePlan(
-        strategy="official",
         round_index=round_index,
         segments=tuple(segments),
         frame_indices=tuple(frames),

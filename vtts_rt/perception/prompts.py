@@ -14,6 +14,7 @@ from typing import Any
 
 from vtts_rt.checks import UNICODE, check
 from vtts_rt.errors import BadRequest
+from vtts_rt.perception.chat import ChatFormat
 from vtts_rt.perception.dialect import tagged
 from vtts_rt.types import require
 
@@ -47,7 +48,8 @@ class PromptTemplates:
     in `official` and `grid`. task: what `refresh` and `append` say once, before the pairs;
     cue_look, cue_final: what they say after the pairs of a round.
     previous {spans} {boxes}: how a clue travels to the next round of `refresh`.
-    video_heading {number}: before each of several videos. time_label {seconds}.
+    video_heading {number}: before each of several videos. time_label {seconds}: before a frame
+    pair; None is the chat format's.
     """
 
     system: str = "You are a helpful assistant."
@@ -68,16 +70,24 @@ class PromptTemplates:
     cue_final: str = f"\nThis was the last look. Write only {_ANSWER}."
     previous: str = "An earlier look pointed to the time spans {spans} and the boxes {boxes}.\n"
     video_heading: str = "Video {number}:\n"
-    time_label: str = "<{seconds}s>"
+    time_label: str | None = None
 
     def __post_init__(self) -> None:
         for f in fields(self):
             text = getattr(self, f.name)
+            if text is f.default is None:
+                continue
             require("prompts", f.name, text, isinstance(text, str), "a text")
             check("prompts", {f.name: UNICODE}, {f.name: text})
-            require("prompts", f.name, text, "<|" not in text, "free of control tokens `<|...|>`")
             if f.name in PLACEHOLDERS:
                 _check_placeholders(f.name, text, PLACEHOLDERS[f.name])
+
+    def check_control(self, chat: ChatFormat) -> None:
+        """ValueError for a text that could hold a control token of the format."""
+        for f in fields(self):
+            text = getattr(self, f.name) or ""
+            ok = chat.control not in text
+            require("prompts", f.name, text, ok, f"free of control tokens (`{chat.control}...`)")
 
 
 def _check_placeholders(name: str, text: str, allowed: frozenset[str]) -> None:

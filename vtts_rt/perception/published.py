@@ -19,7 +19,6 @@ from dataclasses import replace
 from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream
 from vtts_rt.perception.dialect import TAGS
 from vtts_rt.perception.region import RawSpan
-from vtts_rt.types import Strategy
 
 MAX_CHARS = 64 * 1024
 MAX_DEPTH = 100
@@ -115,6 +114,6 @@ class PublishedClueStream:
         )
 
 
-def clue_stream(strategy: Strategy) -> ClueStream | PublishedClueStream:
-    """What reads the clues of a strategy."""
-    return PublishedClueStream() if strategy == "official" else ClueStream()
+def clue_stream(literal: bool) -> ClueStream | PublishedClueStream:
+    """What reads clues: by the published rule (`Strategy.literal_clues`), or leniently."""
+    return PublishedClueStream() if literal else ClueStream()

@@ -35,6 +35,11 @@ def _is_prompt(value: Any) -> bool:
     return all(isinstance(part, str | TimeLabel) for part in parts)
 
 
+def _text_of(prompt: Prompt) -> str:
+    texts = (part for part in prompt.parts if isinstance(part, str | TimeLabel))
+    return "".join(part.text if isinstance(part, TimeLabel) else part for part in texts)
+
+
 _MODES = ("drain", "abort")
 _FLAG: Rule = (is_flag, "True or False")
 _COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number >= 1")
@@ -137,7 +142,7 @@ def check_call(function: str, given: Mapping[str, Any], what: str = "") -> None:
     check_names(what, given, rules)
     check(what, rules, given)
     texts = {
-        name: value.text if isinstance(value, Prompt) else value
+        name: _text_of(value) if isinstance(value, Prompt) else value
         for name, value in given.items()
         if name in _TEXTS
     }

@@ -7,10 +7,9 @@ from typing import Any
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.sampling import MAX_TOKENS
 from vtts_rt.types import VideoMetadata
 
@@ -30,8 +29,10 @@ def plan_cost(
     """What the rounds of one question would cost (see Runtime.plan)."""
     max_tokens = max_tokens or MAX_TOKENS
     first = plan_round(config.strategy, config, videos, [], 0)
+    chat = engine.model.chat
     prompt = build_prompt(
         config.strategy,
+        chat,
         templates,
         question=question,
         options=options,
@@ -43,16 +44,17 @@ def plan_cost(
         text_first=config.text_first,
     )
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = engine.tokenizer.count(prompt.text) - len(first.segments)  # one pad each
+    text = engine.tokenizer.count(chat.text(prompt)) - len(first.segments)  # one pad each
     num_tokens = text + vision
     tokens_per_pair = vision // first.num_pairs
     pairs = first.num_pairs
-    if config.strategy in ("refresh", "append"):
+    strategy = find_strategy(config.strategy)
+    if strategy.focuses:
         pairs = focus_pairs(config, config.max_frames // 2, first.num_pairs)
     rounds = [_cost(0, True, first.num_pairs, vision, num_tokens)]
     for index in range(1, config.max_rounds):
         later = pairs * tokens_per_pair
-        before = num_tokens + max_tokens if config.strategy == "append" else text
+        before = num_tokens + max_tokens if strategy.continues else text
         num_tokens = before + later
         rounds.append(_cost(index, False, pairs, later, num_tokens))
     all_vision = sum(r["vision_tokens"] for r in rounds)

@@ -12,10 +12,9 @@ from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt, least_tokens
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.layout import build_prompt
-from vtts_rt.perception.plan import FramePlan
-from vtts_rt.perception.policy import RoundHistory, first_pairs, plan_round
+from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.strategy import build_prompt, find_strategy, first_pairs, plan_round
 from vtts_rt.rounds.arguments import check_call
 from vtts_rt.types import Prompt, SamplingParams, VideoMetadata, require
 from vtts_rt.video.store import StoreProvider
@@ -79,12 +78,13 @@ def prepare(engine: Engine, request: RoundRequest) -> None:
 def prepared_round(
     engine: Engine, request: RoundRequest, index: int, conversation: EncodedPrompt | None
 ) -> PreparedRound:
-    """Plan and encode a round; conversation: what an `append` goes on with."""
+    """Plan and encode a round; conversation: what a strategy that continues goes on with."""
     began = time.perf_counter()
     config = request.perception
     plan = plan_round(config.strategy, config, request.videos, request.history, index)
     prompt = build_prompt(
         config.strategy,
+        engine.model.chat,
         request.templates,
         question=request.question,
         options=request.options,
@@ -95,7 +95,7 @@ def prepared_round(
         history=request.history,
         text_first=config.text_first,
     )
-    before = None if config.strategy != "append" else conversation
+    before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)
     num_tokens = 0 if before is None else len(before)
     num_tokens += least_tokens(engine.tokenizer, prompt, room - num_tokens)

@@ -18,7 +18,7 @@ from vtts_rt.types import (
     ReuseStats,
     RoundTimings,
     StopReason,
-    Strategy,
+    StrategyName,
     VideoMetadata,
 )
 
@@ -165,7 +165,7 @@ class Answer:
     stop_reason: StopReason
     rounds: list[RoundResult]
     model: str
-    strategy: Strategy
+    strategy: StrategyName
     parity: Parity
     seed: int
     videos: list[VideoMetadata]

@@ -24,10 +24,10 @@ from vtts_rt.engine.sequence import (
 )
 from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.perception.clue import Clue, ClueEvent, option_letter
-from vtts_rt.perception.plan import FramePlan
-from vtts_rt.perception.policy import RoundHistory, plan_round
+from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.published import clue_stream
+from vtts_rt.perception.strategy import find_strategy, plan_round
 from vtts_rt.rounds.grammar import ClueGrammar, GrammarState
 from vtts_rt.rounds.prepare import RoundRequest, prepare, prepared_round
 from vtts_rt.rounds.results import (
@@ -165,7 +165,8 @@ class RoundScheduler:
             request.provider.cancel()
 
     def _looks(self, request: RoundRequest) -> _Task:
-        config = request.perception
+        config, strategy = request.perception, find_strategy(request.perception.strategy)
+        chat = self._engine.model.chat
         conversation: EncodedPrompt | None = None
         results: list[RoundResult] = []
         stop: StopReason = "max_rounds"
@@ -190,10 +191,10 @@ class RoundScheduler:
                 stop = "token_budget"
                 break
             yield RoundStarted(index, plan)
-            clues = clue_stream(config.strategy)
+            clues = clue_stream(strategy.literal_clues)
             provider, upcoming = upcoming, request.provider.fresh()
             ahead = self._engine.config.speculative_fetch and index + 1 < config.max_rounds
-            if ahead and config.strategy != "official":
+            if ahead and strategy.on_grid:
                 for video, frames in finer_frames(request.videos, plan, config.sample_fps).items():
                     provider.passing(video, frames)
             # What follows a final answer is not fetched; nor what a forced clue will replace.
@@ -227,12 +228,12 @@ class RoundScheduler:
                 yield ClueFound(index, clue.kind, clue.value)
             said = clues.finish()
             forced = _forced(request.assume_clues, index)
-            look = RoundHistory(plan, forced or said, forced=forced is not None)
+            look = RoundHistory(plan, forced or said, forced is not None, chat.box_unit)
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
             answer = _letter(completion.text, request.options) if is_cut else said.answer
             result = _result(
                 index,
-                ready.prompt.text,
+                chat.text(ready.prompt),
                 completion,
                 answer,
                 look,
@@ -246,7 +247,7 @@ class RoundScheduler:
             if completion.finish_reason == "timeout":
                 stop = "timeout"
                 break
-            if config.strategy == "append":
+            if strategy.continues:
                 conversation = encoded.extended(self._without_end(completion, request.sampling))
             if self._settled(request, results):
                 stop = "answer_stable"
@@ -281,7 +282,7 @@ class RoundScheduler:
         boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception
         clue = Clue(spans=spans, boxes=boxes, glue="")  # type: ignore[arg-type]
-        look = RoundHistory(plan, clue)
+        look = RoundHistory(plan, clue, box_unit=self._engine.model.chat.box_unit)
         history = [*request.history, look]
         ahead = plan_round(config.strategy, config, request.videos, history, len(history))
         # Frames whose features are cached are not asked for.
@@ -294,7 +295,7 @@ class RoundScheduler:
         """What keeps the clues of a round parseable, by the rule that reads them."""
         if not config.constrain_clues:
             return None
-        literal = config.strategy == "official"
+        literal = find_strategy(config.strategy).literal_clues
         if literal not in self._grammars:
             self._grammars[literal] = ClueGrammar(self._engine.tokenizer, literal=literal)
         return self._grammars[literal].start()

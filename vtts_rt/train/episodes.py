@@ -21,10 +21,9 @@ from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.dialect import TAGS, tagged
-from vtts_rt.perception.layout import build_prompt
 from vtts_rt.perception.plan import FramePlan, RoundHistory
-from vtts_rt.perception.policy import plan_round
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.strategy import build_prompt, plan_round
 from vtts_rt.types import PixelBox, Prompt, Segment, TimeSpan, VideoMetadata
 
 Stage = Literal["card", "mark", "read", "lost"]
@@ -235,6 +234,7 @@ def make_episode(
             continue
         prompt = build_prompt(
             "append",
+            tokenizer.chat,
             templates,
             question=question.text,
             options=question.options,
@@ -259,7 +259,7 @@ def make_episode(
         writer.said(TAGS["answer"][1] + TAGS["glue"][0])
         verdicts.append(verdict)
         clues.append(writer.said(text, 0.0 if off else 1.0) if text else -1)
-        writer.said(TAGS["glue"][1] + "<|im_end|>")
+        writer.said(TAGS["glue"][1] + tokenizer.chat.end_of_turn)
         if not text:
             break
     return Episode(
@@ -288,13 +288,14 @@ def make_drill(
     writer = _Writer(tokenizer, MropePositions("transformers", 2.0))
     prompt = build_prompt(
         "append",
+        tokenizer.chat,
         templates,
         question=question.text,
         options=question.options,
         context="",
         round_index=0,
         max_rounds=1,
-        plan=FramePlan("append", 0, (), (), (), 1.0, ()),
+        plan=FramePlan(0, (), (), (), 1.0, ()),
         history=(),
     )
     writer.prompt(prompt, 0)

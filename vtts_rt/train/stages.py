@@ -82,7 +82,7 @@ def initial_model(recipe: Recipe) -> tuple[Qwen2_5_VL, Tokenizer]:
         for parameter in model.visual.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(2.5)
-    return model, Tokenizer.from_pretrained(folder)
+    return model, Tokenizer.from_pretrained(folder, model.chat)
 
 
 def factory(tokenizer: Tokenizer) -> EpisodeFactory:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
+from vtts_rt.models.qwen_chat import CHAT, END_OF_TEXT
 from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
 from vtts_rt.train.tokenizer import build_tokenizer
 
@@ -111,9 +112,9 @@ def model_config(tokenizer: RawTokenizer) -> ModelConfig:
     return ModelConfig(
         vision=VISION,
         language=language_config(tokenizer.get_vocab_size()),
-        image_token_id=token("<|image_pad|>"),
-        video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"),
-        vision_end_token_id=token("<|vision_end|>"),
-        eos_token_ids=(token("<|im_end|>"), token("<|endoftext|>")),
+        image_token_id=token(CHAT.image_pad),
+        video_token_id=token(CHAT.video_pad),
+        vision_start_token_id=token(CHAT.vision_start),
+        vision_end_token_id=token(CHAT.vision_end),
+        eos_token_ids=(token(CHAT.end_of_turn), token(END_OF_TEXT)),
     )

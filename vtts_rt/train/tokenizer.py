@@ -1,4 +1,4 @@
-"""The small tokenizer of the embedded model: byte-level BPE with Qwen's special tokens."""
+"""The small tokenizer of the embedded model: byte-level BPE with Qwen2.5-VL's special tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from vtts_rt.models.tokenizer import SPECIAL_TOKENS
+from vtts_rt.models.qwen_chat import CHAT, END_OF_TEXT, SPECIAL_TOKENS
 from vtts_rt.perception.dialect import TAGS
 
 # Numbers split into pairs of digits and one decimal, so that a time is `12` `.0` and a model can
@@ -18,14 +18,17 @@ _JOINTS = (")] [", ")]", "[(", "), (", ", ", "s>", "\n\n", " /")
 
 # A chat with text, images and videos as Qwen2.5-VL writes it, without a default system turn.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% for message in messages %}"
+    + CHAT.turn_open.format(role="{{ message['role'] }}")
+    + "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    f"{{% if part['type'] == 'image' %}}{CHAT.vision_start}{CHAT.image_pad}{CHAT.vision_end}"
+    f"{{% elif part['type'] == 'video' %}}{CHAT.vision_start}{CHAT.video_pad}{CHAT.vision_end}"
     "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    + CHAT.turn_close
+    + "{% endfor %}{% if add_generation_prompt %}"
+    + CHAT.turn_open.format(role="assistant")
+    + "{% endif %}"
 )
 
 
@@ -67,8 +70,8 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
+        "eos_token": CHAT.end_of_turn,
+        "pad_token": END_OF_TEXT,
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "clean_up_tokenization_spaces": False,
         "model_max_length": 32768,

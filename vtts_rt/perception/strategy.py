@@ -1,0 +1,154 @@
+"""Strategies as data: which frames a round shows, how its prompt is laid out, how clues are read.
+
+A name (`--strategy`) is looked up here and nowhere compared: what a strategy does stands in its
+fields. A new one is a row of the table and a name in `types.StrategyName`; the settings that only
+some strategies take stand in config.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from vtts_rt.checks import check
+from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.perception.chat import ChatFormat, Message
+from vtts_rt.perception.layout import PROMPT_RULES, Turn, labelled_pairs, task_text, video_first
+from vtts_rt.perception.plan import FramePlan, RoundHistory
+from vtts_rt.perception.policy_grid import grid_pairs, plan_focus, plan_grid
+from vtts_rt.perception.policy_official import official_pairs, plan_official
+from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.types import Prompt, PromptPart, StrategyName, VideoMetadata, require
+
+_Videos = Sequence[VideoMetadata]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """One strategy; what it is for is told in docs/strategies.md.
+
+    plan: the frames of a round (arguments as `plan_round`). num_pairs: frame pairs of a first look
+    at one of several videos, counted without its plan. lay_out: the parts of the user's turn.
+    continues: a later round goes on behind the tokens of the one before, and shows what is new;
+        otherwise every round is asked afresh.
+    focuses: a later round shows what the clue points to and nothing else.
+    on_grid: pairs are cells of the dyadic grid, so `finer_frames` tells where a clue leads.
+    literal_clues: clues are read by the published rule (published.py), not leniently.
+    """
+
+    name: StrategyName
+    plan: Callable[[ResolvedPerception, _Videos, Sequence[RoundHistory], int], FramePlan]
+    num_pairs: Callable[[ResolvedPerception, VideoMetadata, _Videos], int]
+    lay_out: Callable[[Turn], list[PromptPart]]
+    continues: bool = False
+    focuses: bool = False
+    on_grid: bool = True
+    literal_clues: bool = False
+
+
+_OFFICIAL = Strategy(
+    "official", plan_official, official_pairs, video_first, on_grid=False, literal_clues=True
+)
+_GRID = Strategy("grid", plan_grid, grid_pairs, video_first)
+_REFRESH = Strategy(
+    "refresh", partial(plan_focus, only_new=False), grid_pairs, labelled_pairs, focuses=True
+)
+_APPEND = Strategy(
+    "append",
+    partial(plan_focus, only_new=True),
+    grid_pairs,
+    labelled_pairs,
+    continues=True,
+    focuses=True,
+)
+_TABLE: dict[str, Strategy] = {s.name: s for s in (_OFFICIAL, _GRID, _REFRESH, _APPEND)}
+
+
+def find_strategy(name: str, what: str = "ask") -> Strategy:
+    """The strategy of a name. ValueError, which begins with `what`, for one that is unknown."""
+    require(what, "strategy", name, name in _TABLE, f"one of {', '.join(STRATEGIES)}")
+    return _TABLE[name]
+
+
+def first_pairs(name: str, config: ResolvedPerception, videos: _Videos) -> int:
+    """Frame pairs of a first look, counted without making its plan; arguments as `plan_round`."""
+    strategy = find_strategy(name, "plan_round")
+    _check(videos)
+    return sum(1 if v.is_image else strategy.num_pairs(config, v, videos) for v in videos)
+
+
+def plan_round(
+    name: str,
+    config: ResolvedPerception,
+    videos: _Videos,
+    history: Sequence[RoundHistory],
+    round_index: int,
+) -> FramePlan:
+    """The frame plan of a round; the same arguments always give the same plan.
+
+    name: of the strategy. videos: at least one, in the request's order. history: the finished
+    rounds, oldest first; empty for the first look, and the last one's clue says where to look.
+    round_index: from 0, recorded in the plan. A plan of a strategy that focuses may be empty, and
+    its notes say why; others always have something to show.
+    ValueError for an unknown strategy or a video without frames, size, rate or duration.
+    """
+    strategy = find_strategy(name, "plan_round")
+    _check(videos)
+    return strategy.plan(config, videos, history, round_index)
+
+
+def build_prompt(
+    name: str,
+    chat: ChatFormat,
+    templates: PromptTemplates,
+    *,
+    question: str,
+    options: Sequence[str],
+    context: str,
+    round_index: int,
+    max_rounds: int,
+    plan: FramePlan,
+    history: Sequence[RoundHistory],
+    text_first: bool = True,
+) -> Prompt:
+    """The prompt of one round, in the chat format and the wording of a model.
+
+    question: not blank. options: may be empty, at most 26, none blank. context: subtitles or
+    other long text, may be empty. round_index: from 0; the last of max_rounds asks for the
+    answer only. plan: of this round. history: the finished rounds; where there are some and the
+    strategy continues, the result is the part that the round adds after the model's last token,
+    beginning with the end of its turn. text_first: see PerceptionConfig. ValueError for a bad
+    argument.
+    """
+    strategy = find_strategy(name)
+    check("ask", PROMPT_RULES, {"question": question, "options": options, "context": context})
+    goes_on = strategy.continues and bool(history)
+    turn = Turn(
+        chat,
+        templates,
+        task_text(templates, question, options, context),
+        plan,
+        is_later=bool(history),
+        goes_on=goes_on,
+        is_last=round_index >= max_rounds - 1,
+        text_first=text_first,
+    )
+    messages = [Message("user", tuple(strategy.lay_out(turn)))]
+    if templates.system and not goes_on:
+        messages.insert(0, Message("system", (templates.system,)))
+    return chat.render(messages, goes_on=goes_on)
+
+
+def _check(videos: _Videos) -> None:
+    require("plan_round", "videos", videos, len(videos) > 0, "at least one video")
+    for metadata in videos:
+        sides = (metadata.height, metadata.width)
+        require("plan_round", "num_frames", metadata.num_frames, metadata.num_frames >= 1, ">= 1")
+        require("plan_round", "height, width", sides, min(sides) >= 1, ">= 1")
+        if not metadata.is_image:
+            for name in ("source_fps", "duration_seconds"):
+                value = getattr(metadata, name)
+                positive = math.isfinite(value) and value > 0.0
+                require("plan_round", name, value, positive, "a finite number > 0")
