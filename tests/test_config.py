@@ -66,6 +66,8 @@ def test_copies_leave_to_the_model_what_was_left_to_it(remake: Any) -> None:
         ({"sticky_clues": "yes"}, "sticky_clues must be True or False"),
         ({"stop_when_stable": 0}, "stop_when_stable must be True or False"),
         ({"constrain_clues": 1}, "constrain_clues must be True or False"),
+        ({"dialect": "conan"}, "dialect must be one of r1.5, longvt, videozoomer, got 'conan'"),
+        ({"dialect": ["r1.5"]}, "dialect must be one of"),
         ({"prompts": 3}, "prompts must be the path of a file, got 3"),
     ],
 )
@@ -111,3 +113,16 @@ def test_a_switch_of_the_recipe_counts_for_its_own_strategies_only() -> None:
 def test_an_unknown_setting_of_a_recipe_is_named() -> None:
     with pytest.raises(ValueError, match="setting must be one of .*, got 'nope'"):
         PerceptionConfig().resolve({"nope": 1})
+
+
+def test_a_dialect_that_goes_on_by_turns_implies_the_strategy() -> None:
+    assert PerceptionConfig(dialect="longvt").resolve().strategy == "append"
+    assert PerceptionConfig().resolve({"dialect": "videozoomer"}).strategy == "append"
+    assert PerceptionConfig(dialect="r1.5").resolve({"strategy": "grid"}).strategy == "grid"
+    with pytest.raises(ValueError, match="strategy must be append with dialect longvt, got 'grid'"):
+        PerceptionConfig(dialect="longvt", strategy="grid").resolve()
+    constrained = PerceptionConfig(dialect="longvt", constrain_clues=True)
+    with pytest.raises(ValueError, match=r"must be left out with dialect longvt .it is for r1.5."):
+        constrained.resolve()
+    recipe = {"strategy": "append", "constrain_clues": True}
+    assert not PerceptionConfig(dialect="longvt").resolve(recipe).constrain_clues

@@ -29,7 +29,7 @@ from vtts_rt.models.qwen2_5_vl import (
     write_checked,
 )
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
+from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict, resolve_prompts
 from vtts_rt.rounds.arguments import check_call, check_requests
 from vtts_rt.rounds.batch import Batch
 from vtts_rt.rounds.cost import plan_cost
@@ -416,8 +416,4 @@ class Runtime:
     # -- helpers ----------------------------------------------------------------------------
 
     def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
-        if not config.prompts:
-            return self._templates
-        templates = load_prompts(config.prompts, base=self._templates)
-        templates.check_control(self._engine.model.chat)
-        return templates
+        return resolve_prompts(config, self._templates, self._engine.model.chat)

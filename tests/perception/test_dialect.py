@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from vtts_rt import config
 from vtts_rt.perception import calls
 from vtts_rt.perception.calls import MAX_CALL_CHARS, MAX_DEPTH, MAX_TEXT_CHARS
 from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream, parse_clue
 from vtts_rt.perception.dialect import DIALECTS, TAGS, Dialect, tagged
 from vtts_rt.perception.region import RawRegion
+from vtts_rt.perception.strategy import find_strategy
 
 ROOT = Path(__file__).resolve().parents[2]
 # Composed for this test to the published formats.
@@ -225,6 +227,9 @@ def test_the_table_says_what_it_needs() -> None:
         groups = {g for p in dialect.phrases for g in re.compile(p).groupindex}
         assert groups <= known
         assert not dialect.runs or {*dialect.continuations} & {"fresh", "append"}
+    for name, strategies in config.DIALECTS.items():
+        goes_on = DIALECTS[name].reply is not None
+        assert all(find_strategy(s).continues for s in strategies) or not goes_on
 
 
 def test_tags_and_tools_are_spelt_in_the_table_only() -> None:
@@ -239,6 +244,15 @@ def test_tags_and_tools_are_spelt_in_the_table_only() -> None:
         for match in pattern.finditer(path.read_text())
     ]
     assert not found, found
+
+
+def test_every_dialect_has_a_row_in_the_docs() -> None:
+    rows = re.findall(
+        r"^\| `([^`]+)` \|.*\| (.*) \|$", (ROOT / "docs/dialects.md").read_text(), re.M
+    )
+    assert [name for name, _ in rows] == list(DIALECTS)
+    runs = [name for name, how in rows if not how.startswith(("no", "never"))]
+    assert runs == [name for name, dialect in DIALECTS.items() if dialect.runs]
 
 
 def test_tagged() -> None:

@@ -13,9 +13,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.perception.dialect import Call, Dialect
 from vtts_rt.perception.glue import GlueScanner
-from vtts_rt.perception.region import BoxUnit, RawRegion
+from vtts_rt.perception.region import RawRegion
 
 MAX_CALL_CHARS = 8192  # a longer call or phrase is not read
 MAX_DEPTH = 16  # of brackets in a call

@@ -53,7 +53,8 @@ class Clue:
 
 @dataclass(frozen=True, slots=True)
 class ClueEvent:
-    """A span or a box that has just been written, as 2 or 4 raw numbers; or a region."""
+    """A span or a box that has just been written, as 2 or 4 raw numbers; what belongs to a region
+    comes with it, and of a region with both, or with neither, there is one event."""
 
     kind: Literal["span", "box", "region"]
     value: tuple[float, ...]
@@ -256,7 +257,10 @@ class ClueStream:
                 self._problems[f"only the first {most} requests of a turn count"] = None
                 break
             self._regions.append(region)
-            events.append(ClueEvent("region", region.span or region.box or (), region))
+            kind: Literal["span", "box", "region"] = "region"
+            if region.span or region.box:
+                kind = "span" if region.span else "box"
+            events.append(ClueEvent(kind, region.span or region.box or (), region))
         return events
 
 

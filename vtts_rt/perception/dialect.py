@@ -8,10 +8,11 @@ published models that `models` names; all wording is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from vtts_rt.perception.region import BoxUnit
+from vtts_rt import config
+from vtts_rt.perception.chat import BoxUnit
 
 # text: kept as it stands. numbers: spans and boxes in any notation (glue.py). json: calls. code:
 # calls in Python's notation. phrase: one of the dialect's phrases. field: a part of a region, in
@@ -39,6 +40,9 @@ class Tag:
     def closing(self) -> str:
         return f"</{self.name}>"
 
+    def around(self, text: str) -> str:
+        return self.opening + text + self.closing
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -54,22 +58,26 @@ class Call:
 class Reply:
     """How a look is given back.
 
-    role: whose turn holds it; "tool" is a user's turn with the text between the tags of a tool's
-    response. opening, closing: text around it. frame_label: text before each frame, with
-    {number} of the frame in the reply from 1, {index} of the source frame, {seconds}.
-    as_images: each frame is an image, else two are a pair of a video. sample_fps, max_frames:
-    density where the request says none, and most frames. max_frame_px: most pixels of one, 0: as
-    the run says.
+    role: who gives it; "tool" is written as a user's turn, between the tags of a tool's response.
+    frame_label: text before each frame, with {number} of the frame in the reply from 0, {index} of
+    the source frame, {seconds}. as_images: each frame is an image, else two are a pair of a video.
+    sample_fps, max_frames: density where a request says none, and most frames of one.
+    max_frame_px: most pixels of a frame, 0: as the run says.
     """
 
     role: Literal["user", "tool"] = "user"
-    opening: str = ""
-    closing: str = ""
     frame_label: str = ""
     as_images: bool = True
     sample_fps: float = 1.0
     max_frames: int = 8
     max_frame_px: int = 0
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """The texts before and after all frames."""
+        if self.role == "user":
+            return "", ""
+        return f"{_TOOL_RESPONSE.opening}\n", f"\n{_TOOL_RESPONSE.closing}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,8 +88,8 @@ class Dialect:
     patterns whose named groups are arguments, or the answer. max_calls: requests of one turn that
     count, the first ones. stop: texts that end a turn, kept out of its text. continuations: how
     rounds may go on, the usual way first. max_rounds: of the published loop, 0: no bound. reply:
-    None where a round shows what its strategy says. runs: whether rounds run here, or only the
-    requests are read.
+    None where a round shows what its strategy says. wording: fields of PromptTemplates that tell a
+    model how to ask.
     """
 
     name: str
@@ -94,7 +102,12 @@ class Dialect:
     max_calls: int = 1
     stop: tuple[str, ...] = ()
     reply: Reply | None = None
-    runs: bool = False
+    wording: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> bool:
+        """Whether rounds run here (config.DIALECTS); else requests are read, and that is all."""
+        return self.name in config.DIALECTS
 
     @property
     def request(self) -> Tag:
@@ -105,6 +118,7 @@ class Dialect:
 _THINK, _ANSWER = Tag("think"), Tag("answer")
 _TOOL_CALL = Tag("tool_call", "json")
 _SECONDS = {"start_time": "start", "end_time": "end"}
+_VIDEO_ZOOM = Tag("video_zoom", "json")
 _TOOL_RESPONSE = Tag("tool_response")
 
 R1_5 = Dialect(
@@ -112,7 +126,6 @@ R1_5 = Dialect(
     models="VideoChat-R1.5, the embedded model",
     tags=(_THINK, _ANSWER, Tag("glue", "numbers")),
     continuations=("fresh", "append"),
-    runs=True,
 )
 # The tags of `r1.5`: name -> opening and closing one.
 TAGS: Mapping[str, tuple[str, str]] = {tag.name: (tag.opening, tag.closing) for tag in R1_5.tags}
@@ -120,8 +133,21 @@ TAGS: Mapping[str, tuple[str, str]] = {tag.name: (tag.opening, tag.closing) for 
 
 def tagged(name: str, text: str) -> str:
     """`text` between two tags of `r1.5`."""
-    opening, closing = TAGS[name]
-    return opening + text + closing
+    return next(tag for tag in R1_5.tags if tag.name == name).around(text)
+
+
+def _wording(request: str) -> dict[str, str]:
+    """How a model is told to ask, by an example of a request, in turns that go on."""
+    answer = _ANSWER.around("")
+    return {
+        "task": "Think about what the video shows and write your reasoning in "
+        f"{_THINK.around('')}. If a part of the video has to be seen again more "
+        f"closely, end with a request for it, in seconds, such as {request}: its frames follow. "
+        f"Once you are sure, write your answer in {answer} (for a question with options, the "
+        "letter alone).\n",
+        "cue_look": "",
+        "cue_final": f"\nThis was the last look. Write your answer in {answer}.",
+    }
 
 
 _ALL = (
@@ -134,6 +160,11 @@ _ALL = (
         continuations=("append",),
         max_rounds=5,
         reply=Reply("tool", max_frames=128, max_frame_px=224 * 224),
+        wording=_wording(
+            _TOOL_CALL.around(
+                '{"name": "crop_video", "arguments": {"start_time": 3.0, "end_time": 5.5}}'
+            )
+        ),
     ),
     Dialect(
         name="paravt",
@@ -156,17 +187,17 @@ _ALL = (
     Dialect(
         name="videozoomer",
         models="VideoZoomer",
-        tags=(_THINK, _ANSWER, Tag("video_zoom", "json")),
+        tags=(_THINK, _ANSWER, _VIDEO_ZOOM),
         calls=(Call("", {"segment": "span", "fps": "sample_fps"}),),
-        stop=(Tag("video_zoom").closing,),
+        stop=(_VIDEO_ZOOM.closing,),
         continuations=("append",),
         max_rounds=5,
         reply=Reply(
-            opening=_TOOL_RESPONSE.opening,
-            closing=_TOOL_RESPONSE.closing,
+            "tool",
             frame_label="<frame{number}_time{seconds:.2f}s>",
             max_frames=16,
         ),
+        wording=_wording(_VIDEO_ZOOM.around('{"segment": [3.0, 5.5], "fps": 2}')),
     ),
     Dialect(
         name="timesearch-r",

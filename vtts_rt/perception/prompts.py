@@ -13,9 +13,10 @@ from string import Formatter
 from typing import Any
 
 from vtts_rt.checks import UNICODE, check
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.errors import BadRequest
 from vtts_rt.perception.chat import ChatFormat
-from vtts_rt.perception.dialect import tagged
+from vtts_rt.perception.dialect import DIALECTS, tagged
 from vtts_rt.types import require
 
 # Fields that take values, and which; the others are plain text.
@@ -128,3 +129,18 @@ def load_prompts(path: str | Path, base: PromptTemplates | None = None) -> Promp
             f"prompts: file must be a readable JSON file, got {str(path)!r} ({error})"
         ) from error
     return prompts_from_dict(overrides, base)
+
+
+def resolve_prompts(
+    config: ResolvedPerception, own: PromptTemplates, chat: ChatFormat
+) -> PromptTemplates:
+    """The wording of a question: that of config.prompts, else the model's own, else its dialect's,
+    else ours. ValueError as `load_prompts` and `check_control`."""
+    ours = PromptTemplates()
+    wording = DIALECTS[config.dialect].wording
+    left_open = {k: v for k, v in wording.items() if getattr(own, k) == getattr(ours, k)}
+    templates = replace(own, **left_open)
+    if config.prompts:
+        templates = load_prompts(config.prompts, base=templates)
+    templates.check_control(chat)
+    return templates

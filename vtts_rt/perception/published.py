@@ -17,7 +17,7 @@ import math
 from dataclasses import replace
 
 from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream
-from vtts_rt.perception.dialect import TAGS
+from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
 from vtts_rt.perception.region import RawSpan
 
 MAX_CHARS = 64 * 1024
@@ -114,6 +114,6 @@ class PublishedClueStream:
         )
 
 
-def clue_stream(literal: bool) -> ClueStream | PublishedClueStream:
+def clue_stream(literal: bool, dialect: Dialect = R1_5) -> ClueStream | PublishedClueStream:
     """What reads clues: by the published rule (`Strategy.literal_clues`), or leniently."""
-    return PublishedClueStream() if literal else ClueStream()
+    return PublishedClueStream() if literal else ClueStream(dialect)

@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.types import Box, PixelBox, TimeSpan, require
 
 RawSpan = tuple[float, float]
 RawBox = tuple[float, float, float, float]
-# Of a box as written: fractions of the view, or pixels of the view as it was shown.
-BoxUnit = Literal["fraction", "px"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ def prepared_round(
         plan=plan,
         history=request.history,
         text_first=config.text_first,
+        dialect=config.dialect,
     )
     before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)

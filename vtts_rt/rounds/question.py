@@ -125,6 +125,7 @@ class Question:
             model=self._model,
             strategy=request.perception.strategy,
             parity=request.perception.parity,
+            dialect=request.perception.dialect,
             seed=request.sampling.seed or 0,
             videos=list(request.videos),
             load_ms=self._load_ms,
