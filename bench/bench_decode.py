@@ -36,8 +36,9 @@ from vtts_rt.bench.setting import (
     write_result,
 )
 from vtts_rt.bench.shapes import SHAPES, model_config, random_model
-from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.attention import PagedKV, plan_calls
+from vtts_rt.models.language import ForwardBatch, LanguageModel
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.ops.sampling import sample_token
 from vtts_rt.sampling import ResolvedSampling
 
@@ -45,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE_SIZE = 16
 CASES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1)]  # sequences, rows of each
 CONTENDERS = {
-    "torch": "linear=torch,paged_attention=reference,rmsnorm=reference,rotary=torch,swiglu=torch",
+    "torch": "linear=torch,paged_attention=torch,rmsnorm=reference,rotary=torch,swiglu=torch",
     "vtts_rt": "",
 }
 # Of logits up to 100: sums in another order; in 16 bits some units in the last place.
@@ -65,11 +66,16 @@ class Step:
         index = torch.arange(num_keys - rows, num_keys)
         slots = table[:, index // PAGE_SIZE] * PAGE_SIZE + index % PAGE_SIZE
         self.batch = ForwardBatch(
-            model.embed(torch.arange(num_sequences * rows)),
+            torch.arange(num_sequences * rows),
+            None,
             index.repeat(num_sequences).expand(3, -1),
             [rows * i for i in range(num_sequences + 1)],
             PagedKV(
-                torch.randn(pool).to(kv_dtype), table, slots.flatten(), [num_keys] * num_sequences
+                torch.randn(pool).to(kv_dtype),
+                slots.flatten(),
+                plan_calls(
+                    table.tolist(), [rows] * num_sequences, [num_keys] * num_sequences, PAGE_SIZE
+                ),
             ),
         )
 

@@ -30,7 +30,7 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed
 from vtts_rt.ops.patchify import PatchifyJob, patchify

@@ -21,7 +21,7 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.strategies import accuracy, kept
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.runtime import Runtime
 

@@ -29,8 +29,8 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
-from vtts_rt.models.vision import MERGE_UNIT, VisionTransformer
+from vtts_rt.models.qwen2_5_vl.vision import MERGE_UNIT, VisionTransformer
+from vtts_rt.models.registry import DTYPES, load_model
 from vtts_rt.types import PATCH_ROW
 
 ROOT = Path(__file__).resolve().parents[1]

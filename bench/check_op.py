@@ -12,7 +12,7 @@ import sys
 
 from vtts_rt.bench.ops import CASES, check
 from vtts_rt.bench.setting import add_compute_flags, check_compute
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.registry import DTYPES
 
 
 def main() -> int:

@@ -12,9 +12,8 @@ import torch
 from vtts_rt.bench.shapes import bytes_per_step
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.kv_pool import bytes_per_page
 from vtts_rt.engine.sequence import FailedEvent, GenerationRequest
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.base import VideoLM
 from vtts_rt.models.tokenizer import TEXT, EncodedPrompt
 from vtts_rt.types import SamplingParams
 
@@ -40,7 +39,7 @@ class _NoText:
 
 
 def decode_seconds(
-    model: Qwen2_5_VL, way: str, *, num_sequences: int, num_keys: int, num_steps: int
+    model: VideoLM, way: str, *, num_sequences: int, num_keys: int, num_steps: int
 ) -> dict[str, Any]:
     """Median seconds of a decoding step of the engine, everything included, and its counters.
 
@@ -49,7 +48,7 @@ def decode_seconds(
     # While the last prompts are prefilled the first decode already.
     num_tokens = num_sequences * num_keys // EngineConfig().max_batch_tokens + _WARM_UP + num_steps
     total = num_keys + num_tokens
-    page_bytes = bytes_per_page(model.config.language, model.dtype, PAGE_SIZE)
+    page_bytes = model.kv.bytes_of(PAGE_SIZE)
     config = EngineConfig(
         page_size=PAGE_SIZE,
         kv_bytes=num_sequences * (total // PAGE_SIZE + 2) * page_bytes,
@@ -86,16 +85,15 @@ def decode_seconds(
     }
 
 
-def with_floor(result: dict[str, Any], model: Qwen2_5_VL, bandwidth: float) -> dict[str, Any]:
+def with_floor(result: dict[str, Any], model: VideoLM, bandwidth: float) -> dict[str, Any]:
     """A result with bytes per step and its share of the floor.
 
     bandwidth: bytes per second of a copy, read and written. floor: the time to read the weights
     once at that rate; floor_with_kv: and the keys and values of all sequences.
     """
     weights = bytes_per_step(model)
-    language = model.config.language
     keys = result["sequences"] * (result["keys"] + result["steps"] // 2)
-    kv = keys * bytes_per_page(language, model.dtype, 1)
+    kv = model.kv.bytes_of(keys)
     seconds = result["median_seconds"]
     return {
         **result,
@@ -109,7 +107,7 @@ def with_floor(result: dict[str, Any], model: Qwen2_5_VL, bandwidth: float) -> d
 
 
 def measure(
-    model: Qwen2_5_VL, bandwidth: float, *, num_keys: int, num_steps: int
+    model: VideoLM, bandwidth: float, *, num_keys: int, num_steps: int
 ) -> list[dict[str, Any]]:
     """Batch 1 in every way, then batches of 8 and 32 in the best."""
     ways = WAYS if model.device.type == "cuda" else WAYS[-1:]

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from vtts_rt.engine import decode_step, graphs, runner
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
-from vtts_rt.models import device_attention
+from vtts_rt.models import attention
 from vtts_rt.ops.cascade_attention import find_groups
 from vtts_rt.ops.paged_attention import paged_attention
 from vtts_rt.ops.sampling import sample
@@ -119,9 +119,9 @@ def give_graphs(engine: Engine, capture: graphs.Capture | None = None) -> Passes
 
 def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     patch.setenv("VTTS_RT_BACKEND", "rotary_kv=torch,linear=torch,swiglu=torch")
-    patch.setattr(device_attention, "paged_attention", paged)
-    patch.setattr(device_attention, "cascade_attention", cascade)
-    for module in (runner, graphs):  # groups of two that share two pages are enough
+    patch.setattr(attention, "paged_attention", paged)
+    patch.setattr(attention, "cascade_attention", cascade)
+    for module in (attention, graphs):  # groups of two that share two pages are enough
         patch.setattr(module, "find_groups", partial(find_groups, min_group=2, min_shared=8))
     for module in (runner, decode_step):
         patch.setattr(module, "sample", draw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
-from vtts_rt.models.qwen2_5_vl import export_state_dict
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
@@ -85,12 +85,12 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
     alone = runtime.ask(**arguments, member=3)
     assert tokens(alone) == tokens(group[3])
     videos = iter([clips[0], "/nowhere.mp4", clips[0]])
-    opened = runtime._question
+    opened = runtime._request
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             runtime,
-            "_question",
-            lambda stack, called, video, *a, **k: opened(stack, called, next(videos), *a, **k),
+            "_request",
+            lambda called, ask, stack: opened(called, replace(ask, videos=[next(videos)]), stack),
         )
         some = runtime.ask_group(num_answers=3, return_exceptions=True, **arguments)
     assert sorted(isinstance(one, ValueError) for one in some) == [False, False, True]
@@ -181,7 +181,7 @@ def test_coroutines_run_together_and_can_be_cancelled(runtime: Runtime, clips: l
         return kinds, answer
 
     kinds, answer = asyncio.run(main())
-    assert kinds[0] == "round_started" and kinds[-2:] == ["rounds_ended", "answer"]
+    assert kinds[0] == "round_started" and kinds[-2:] == ["round_finished", "answer"]
     assert tokens(answer) == tokens(runtime.ask(**request(clips[0])))
     assert not runtime.engine.has_work
     runtime.engine.check_integrity()
@@ -229,7 +229,7 @@ def test_new_weights_are_never_mixed_with_old_ones(runtime: Runtime, clips: list
     arguments = request(clips[0], sampling=SamplingParams(max_tokens=40, ignore_eos=True))
     old = runtime.ask(**arguments)
     name = "model.language_model.layers.0.mlp.down_proj.weight"
-    state = export_state_dict(runtime.engine.model)
+    state = runtime.engine.model.export()
     answers: list[Answer] = []
     # One asks while the weights change: all its rounds see the old ones.
     started = threading.Event()
@@ -260,7 +260,7 @@ def test_an_update_can_abort_and_refuses_what_does_not_fit(
 ) -> None:
     long = request(clips[0], sampling=SamplingParams(max_tokens=2000, ignore_eos=True))
     name = "model.language_model.norm.weight"
-    weight = export_state_dict(runtime.engine.model)[name]
+    weight = runtime.engine.model.export()[name]
     stream = runtime.stream(**long)
     while next(stream).type != "token":
         pass
@@ -276,7 +276,7 @@ def test_an_update_can_abort_and_refuses_what_does_not_fit(
             runtime.update_weights(tensors)
     with pytest.raises(ValueError, match="in_flight must be drain or abort"):
         runtime.update_weights({}, in_flight="now")  # type: ignore[arg-type]
-    assert torch.equal(export_state_dict(runtime.engine.model)[name], weight)
+    assert torch.equal(runtime.engine.model.export()[name], weight)
 
 
 # -- fetching ahead ---------------------------------------------------------------------------

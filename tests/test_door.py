@@ -15,8 +15,8 @@ import torch
 from utils import LOOK
 
 from vtts_rt import EngineConfig, FrameStore, PerceptionConfig, Runtime, SamplingParams, open_video
-from vtts_rt.rounds.arguments import RULES
-from vtts_rt.rounds.question import Question
+from vtts_rt.errors import BadRequest
+from vtts_rt.rounds.ask import ASK_RULES, Ask, AskOptions, OpeningOptions
 from vtts_rt.types import Prompt
 
 SURROGATE = "caf\udce9?"  # what an argument with a byte that is not UTF-8 becomes
@@ -25,6 +25,7 @@ SHORT: dict[str, Any] = {
     "sampling": SamplingParams(max_tokens=2),
 }
 CALLS = ("ask", "stream", "ask_async", "stream_async", "ask_batch", "ask_group", "plan")
+OPTIONS = set(AskOptions.__annotations__)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         opened.append(video)
         return open_video(video, **more)
 
-    monkeypatch.setattr("vtts_rt.rounds.question.open_video", noted)
+    monkeypatch.setattr("vtts_rt.rounds.prepare.open_video", noted)
     return opened
 
 
@@ -96,22 +97,14 @@ def test_names_that_belong_to_other_functions(runtime: Runtime) -> None:
         call(runtime, "ask_group", member=0)
 
 
-def test_the_rules_name_what_the_functions_take() -> None:
-    def names(function: Any) -> set[str]:
-        parameters = inspect.signature(function).parameters.values()
-        return {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
-
-    opening = names(open_video)
-    inner = {"stack", "store", "engine", "called", "templates", "model", "load_ms"}
-    stream = (names(Question.__init__) - inner) | (opening - {"deadline_seconds"})
-    assert set(RULES["stream"]) == set(RULES["ask_async"]) == set(RULES["stream_async"]) == stream
-    assert set(RULES["ask"]) == stream | names(Runtime.ask)
-    assert set(RULES["ask_batch"]) == names(Runtime.ask_batch)
-    assert set(RULES["ask_group"]) == (set(RULES["ask"]) - {"member"}) | names(Runtime.ask_group)
-    assert set(RULES["plan"]) == names(Runtime.plan) | opening
-    for function in ("generate", "score", "update_weights", "perception"):
-        assert set(RULES[function]) == names(getattr(Runtime, function))
-    assert set(RULES["Runtime"]) == names(Runtime.from_pretrained)
+def test_an_ask_and_its_options_have_the_same_names_and_types() -> None:
+    own = {name: value for name, value in Ask.__annotations__.items() if name != "what"}
+    for name in ("videos", "question", "_"):
+        del own[name]
+    assert own == {name: hint.__forward_arg__ for name, hint in AskOptions.__annotations__.items()}
+    assert set(own) == set(ASK_RULES) - {"video", "videos", "question"}
+    opening = set(inspect.signature(open_video).parameters) - {"video", "deadline_seconds"}
+    assert set(OpeningOptions.__annotations__) == opening
 
 
 # Argument of a question, what it must not be, and words of its rule.
@@ -156,7 +149,7 @@ WRONG: list[tuple[str, Any, str]] = [
         for value in ("1", -1, True, float("nan"), [1])
     ),
     *(("allow_urls", value, "True or False") for value in ("yes", 1, None)),
-    *(("decoder", value, "one of auto") for value in ("best", None, 3, ["pyav"])),
+    *(("decoder", value, "one of auto") for value in ("best", 3, ["pyav"])),
     *(("limits", value, "a MediaLimits or None") for value in ({}, {"max_frames": 3}, 3)),
     *(("device", value, "the number of a GPU or None") for value in ("cuda", -1, True)),
     *(("timestamps_seconds", value, "a list of times") for value in (3, "0 1")),
@@ -182,7 +175,11 @@ def test_wrong_values_are_one_sentence(runtime: Runtime, opened: list[Any]) -> N
 
 def test_every_function_checks_every_argument(runtime: Runtime, opened: list[Any]) -> None:
     for function in CALLS:
-        known = RULES["ask" if function == "ask_batch" else function]
+        known = OPTIONS | {"video", "question"}
+        if function in ("ask", "ask_batch", "ask_group"):
+            known = known | {"on_event"}
+        if function == "ask_group":
+            known = known - {"member"}
         for argument, value, rule in {name: (name, v, r) for name, v, r in WRONG}.values():
             if argument in known:
                 with pytest.raises(ValueError) as error:
@@ -212,24 +209,25 @@ def test_rules_take_a_value_or_refuse_it_in_one_sentence(
     runtime: Runtime, opened: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the value is: nothing else is raised, and nothing begins."""
-    monkeypatch.setattr(runtime, "_question", None)
+    monkeypatch.setattr(runtime, "_request", print)
     values = (*NOTHING, np.zeros(3), torch.zeros(2), [np.zeros(2)], {"spans": object()}, "\ud800")
     refused = 0
-    for argument in RULES["stream"]:
+    arguments = ["video", "question", *OPTIONS]
+    for argument in arguments:
         for value in values:
             try:
                 runtime.stream(**{"video": "a", "question": "q", argument: value})
             except ValueError as error:
                 one_sentence(error, "stream", argument, "")
                 refused += 1
-    assert refused > len(RULES["stream"]) * len(values) // 2 and not opened
+    assert refused > len(arguments) * len(values) // 2 and not opened
 
 
 def test_a_wrong_request_of_a_batch(runtime: Runtime, clips: list[Path], opened: list[Any]) -> None:
     good = {"video": clips[0], "question": "which?", **SHORT}
     wrong = [3, {"video": clips[0]}, good | {"sampling": {}}, good | {"sampel": 1}]
     told = [
-        r"^ask_batch: requests\[1\] must be a mapping of arguments, got 3$",
+        r"^ask_batch: requests\[1\] must be an Ask or a mapping of arguments, got 3$",
         r"^ask_batch requests\[1\]: missing argument 'question'$",
         r"^ask_batch requests\[1\]: sampling must be a SamplingParams or None, got \{\}$",
         r"^ask_batch requests\[1\]: unexpected argument 'sampel'; did you mean 'sampling'\?$",
@@ -245,7 +243,7 @@ def test_a_wrong_request_of_a_batch(runtime: Runtime, clips: list[Path], opened:
     assert not opened
     outcomes = runtime.ask_batch([wrong[0], good, *wrong[1:]], return_exceptions=True)  # type: ignore[list-item]
     assert [type(o) for o in outcomes[:1] + outcomes[2:]] == [
-        ValueError, TypeError, ValueError, TypeError,
+        BadRequest, TypeError, BadRequest, TypeError,
     ]  # fmt: skip
     assert outcomes[1].stop_reason == "max_rounds" and opened == [clips[0]]
 

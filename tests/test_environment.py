@@ -11,7 +11,7 @@ import torch
 
 from vtts_rt.cli import main
 from vtts_rt.environment import environment
-from vtts_rt.ops import dispatch
+from vtts_rt.ops import dispatch, native
 from vtts_rt.video.index_cache import FILE_NAME
 
 
@@ -44,6 +44,23 @@ def test_choices_inside_and_above_ops_are_told() -> None:
     assert ops["more than 16 rows by native linear and attention"].startswith(("yes", "no, by"))
     assert ops["decoding as CUDA graphs"].startswith(("yes", "no ("))
     assert ops["triton kernels"]
+
+
+def test_prefill_and_decoding_are_told_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told() -> dict[str, str]:
+        ops = environment()["ops"]
+        uses = [f"{use} attention on cpu in" for use in ("prefill", "decoding")]
+        kinds = [f"{use} {dtype}" for use in uses for dtype in ("float32", "bfloat16")]
+        return {kind: ops[kind].partition(" ")[0] for kind in kinds}
+
+    ours = "cpu" if native.supports("cpu") is None else "torch"
+    tiles = ours if native.tiles_refusal() is None else "torch"
+    assert list(told().values()) == [tiles, "torch", ours, "torch"]
+    one_call = "decoding of up to 16 float32 rows in one native call"
+    assert environment()["ops"][one_call].startswith("yes") == (ours == "cpu")
+    monkeypatch.setenv("VTTS_RT_BACKEND", "paged_attention=reference")
+    assert set(told().values()) == {"reference"}
+    assert environment()["ops"][one_call].startswith("no")
 
 
 def test_a_wish_is_told_and_one_that_cannot_be_met_says_why(

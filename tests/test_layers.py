@@ -7,6 +7,7 @@ two units of one row never import each other, files inside one folder may, witho
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,6 +186,21 @@ def test_compiled_code_is_reached_through_ops_only() -> None:
         if source not in ROW_0_USERS.get(to, {source})
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_families_are_known_to_the_registry_and_the_embedded_model_only() -> None:
+    """Nothing outside its folder imports a family or writes its name."""
+    folders = [path.parent for path in (ROOT / "vtts_rt/models").glob("*/__init__.py")]
+    names = re.compile("|".join(folder.name for folder in folders), re.I)
+    train = ROOT / "vtts_rt/train"
+    homes = {ROOT / "vtts_rt/models/registry.py", train / "tiny.py", train / "tokenizer.py"}
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path, installed in SOURCES.items()
+        if not {path, *path.parents} & {*homes, *folders, ROOT / "vtts_rt/bench"}
+        and names.search(path.read_text())
+    ]
+    assert folders and not wrong, wrong
 
 
 def test_engine_never_reaches_video() -> None:

@@ -234,7 +234,7 @@ def test_time_runs_from_the_call_and_while_the_driver_is_busy(
     with Busy(runtime), monkeypatch.context() as patch:
         patch.setattr(runtime.engine, "weights_version", 7)
         patch.setattr(runtime._driver, "submit", noted)
-        patch.setattr("vtts_rt.rounds.question.time", clock)
+        patch.setattr("vtts_rt.rounds.streams.time", clock)
         for way in ways:
             late = False
             answer = way()

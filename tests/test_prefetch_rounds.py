@@ -237,7 +237,7 @@ def test_a_guess_that_fails_is_only_a_guess(
         failures.append(1)
         raise MemoryError("no room to look ahead")
 
-    monkeypatch.setattr(runtime._rounds, "_prefetch_next", broken)
+    monkeypatch.setattr("vtts_rt.video.store.StoreProvider.guess", broken)
     assert tokens(runtime.ask(**question())) == tokens(expected) and failures
 
 

@@ -14,11 +14,11 @@ from utils import CLUES, LOOK, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
-from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
-from vtts_rt.ops.patchify import PatchifyJob, patchify
-from vtts_rt.rounds.question import open_videos
+from vtts_rt.ops.patchify import PatchifyJob
+from vtts_rt.rounds.prepare import open_videos
 from vtts_rt.rounds.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
@@ -39,7 +39,7 @@ def ask(runtime: Runtime, clip: Any, strategy: str, **more: Any) -> Answer:
 def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
     """Logits of one forward pass over a whole conversation, nothing cached."""
     with open_video(clip) as source, torch.inference_mode():
-        embeds = model.language.embed(torch.tensor(encoded.token_ids)).clone()
+        ids, features = torch.tensor(encoded.token_ids), []
         for span in encoded.spans:
             segment = span.segment
             frames = dict(source.read(segment.frame_indices))
@@ -53,11 +53,11 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
                 )
                 for p in segment.pairs
             ]
-            features = model.visual(patchify(jobs), [segment.grid_thw])
-            embeds[span.start : span.start + span.length] = features
+            features.append(model.encode(jobs))
         positions = build_position_ids(encoded, MropePositions("release", 2.0))
-        batch = ForwardBatch(embeds, positions, [0, len(encoded.token_ids)])
-        logits: torch.Tensor = model.language.logits(model.language(batch))
+        vision = model.vision_rows(ids, torch.cat(features))
+        batch = ForwardBatch(ids, vision, positions, [0, len(ids)])
+        logits: torch.Tensor = model.logits(model(batch))
         return logits
 
 
@@ -184,7 +184,7 @@ def test_events_clue_and_answer(
         )
     )
     kinds = [event.type for event in events]
-    assert kinds[0] == "round_started" and kinds[-2:] == ["rounds_ended", "answer"]
+    assert kinds[0] == "round_started" and kinds[-2:] == ["round_finished", "answer"]
     assert kinds.count("round_finished") == kinds.count("round_started") == 3
     clue_at = next(i for i, e in enumerate(events) if e.type == "clue")
     assert clue_at < kinds.index("round_finished")  # known before the answer ends
@@ -271,11 +271,11 @@ def test_token_budget(checkpoint: Path, clip: Path) -> None:
 def test_timeout_and_closing_leave_the_runtime_usable(
     runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(stack: Any, video: Any, deadline_seconds: Any = None, **options: Any) -> Any:
-        return open_videos(stack, video, **options)
+    def slowly(stack: Any, ask: Any, config: Any, device: Any, deadline_seconds: Any) -> Any:
+        return open_videos(stack, ask, config, device)
 
     with monkeypatch.context() as patch:  # as if it passed right after the opening
-        patch.setattr("vtts_rt.rounds.question.open_videos", slowly)
+        patch.setattr("vtts_rt.rounds.prepare.open_videos", slowly)
         late = ask(runtime, clip, "append", timeout_seconds=1e-9)
     assert (late.stop_reason, late.rounds, late.text) == ("timeout", [], "")
     stream = runtime.stream(clip, "which?", perception=PerceptionConfig(**LOOK), sampling=FORCED)

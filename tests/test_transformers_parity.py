@@ -14,8 +14,8 @@ from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from transformers_tools import Clip, Generation, Image, TransformersPeer
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.models.qwen2_5_vl import load_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.rounds.results import RoundResult
 from vtts_rt.runtime import Runtime

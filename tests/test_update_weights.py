@@ -15,13 +15,8 @@ from torch import Tensor
 from utils import request, tiny_checkpoint, tiny_qwen2_5_vl, tokens
 
 from vtts_rt import Runtime, SamplingParams
-from vtts_rt.models.qwen2_5_vl import (
-    Qwen2_5_VL,
-    export_state_dict,
-    from_config,
-    load_model,
-    save_hf,
-)
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.registry import from_config, load_model, save_hf
 
 EMBEDDING, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 LANGUAGE = "model.language_model.layers.0.mlp.down_proj.weight"
@@ -48,7 +43,7 @@ def video() -> dict[str, Any]:
 
 def others(runtime: Runtime, seed: int = 7) -> dict[str, Tensor]:
     """All tensors of another model of the same shape."""
-    return export_state_dict(from_config(runtime.engine.model.config, seed))
+    return from_config(runtime.engine.model.config, seed).export()
 
 
 def said(runtime: Runtime) -> list[int]:
@@ -56,7 +51,7 @@ def said(runtime: Runtime) -> list[int]:
 
 
 def held(runtime: Runtime) -> dict[str, Tensor]:
-    return export_state_dict(runtime.engine.model)
+    return runtime.engine.model.export()
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -135,14 +130,14 @@ def test_only_what_depends_on_a_changed_part_is_forgotten(
     runtime: Runtime, video: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
-    hash_ = Qwen2_5_VL._hash
+    version = VideoLM.version
 
-    def counted(self: Qwen2_5_VL, name: str, tower: Any) -> str:
-        if name not in self._versions:
-            hashed.append(name)
-        return hash_(self, name, tower)
+    def counted(self: VideoLM, part: str) -> str:
+        if part not in self._versions:
+            hashed.append(part)
+        return version(self, part)
 
-    monkeypatch.setattr(Qwen2_5_VL, "_hash", counted)
+    monkeypatch.setattr(VideoLM, "version", counted)
     state = held(runtime)
     runtime.ask(**video)
     pairs = runtime.stats()["vision_cache"]["pairs"]

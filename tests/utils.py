@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from vtts_rt import PerceptionConfig, SamplingParams
-from vtts_rt.models.qwen_chat import SPECIAL_TOKENS
+from vtts_rt.models.qwen2_5_vl.chat import SPECIAL_TOKENS
 from vtts_rt.rounds.results import Answer
 from vtts_rt.types import PATCH_ROW
 

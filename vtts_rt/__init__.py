@@ -15,6 +15,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Runtime": "vtts_rt.runtime",
+    "Answer": "vtts_rt.rounds.results",
+    "Answerer": "vtts_rt.rounds.ask",
+    "Ask": "vtts_rt.rounds.ask",
     "PerceptionConfig": "vtts_rt.config",
     "EngineConfig": "vtts_rt.config",
     "MediaLimits": "vtts_rt.config",
@@ -28,6 +31,7 @@ _HOMES = {
     "TimeSpan": "vtts_rt.types",
     "Clue": "vtts_rt.perception.clue",
     "FrameStore": "vtts_rt.video",
+    "Video": "vtts_rt.video",
     "RolloutDataFeed": "vtts_rt.data.feed",
     "open_video": "vtts_rt.video",
     "get_cmake_dir": "vtts_rt.sdk",
@@ -38,6 +42,9 @@ _HOMES = {
 }
 __all__ = [
     "Aborted",
+    "Answer",
+    "Answerer",
+    "Ask",
     "BadMedia",
     "BadRequest",
     "Box",
@@ -52,6 +59,7 @@ __all__ = [
     "Runtime",
     "SamplingParams",
     "TimeSpan",
+    "Video",
     "__version__",
     "get_cmake_dir",
     "get_include_dir",
@@ -66,6 +74,8 @@ if TYPE_CHECKING:
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue
+    from vtts_rt.rounds.ask import Answerer, Ask
+    from vtts_rt.rounds.results import Answer
     from vtts_rt.runtime import Runtime
     from vtts_rt.sdk import (
         get_cmake_dir,
@@ -75,7 +85,7 @@ if TYPE_CHECKING:
         get_pkgconfig_dir,
     )
     from vtts_rt.types import Box, Region, SamplingParams, TimeSpan
-    from vtts_rt.video import FrameStore, open_video
+    from vtts_rt.video import FrameStore, Video, open_video
 
 
 def __getattr__(name: str) -> Any:

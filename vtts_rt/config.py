@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Parity, SamplingParams, StrategyName, require
+from vtts_rt.types import DECODERS, Decoder, Parity, StrategyName, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
@@ -267,6 +267,8 @@ class EngineConfig:
         holds 97 frames of 1280x720.
     max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks,
         between which others decode. max_sequences: most requests in work at once.
+    max_queued_requests: most that wait beside them, their videos open; one more is refused as
+        `errors.Overloaded`.
     max_wait_steps: forward passes after which the oldest waiting request gets the place of the
         newest running one, which goes on later from where it was.
     draft_tokens: most tokens drafted from earlier rounds and verified in one forward pass, 0
@@ -292,6 +294,7 @@ class EngineConfig:
     device_frame_store_bytes: int = 256 << 20
     max_batch_tokens: int = 4096
     max_sequences: int = 64
+    max_queued_requests: int = 4096
     max_wait_steps: int = 256
     draft_tokens: int = 15
     prefix_cache: bool = True
@@ -328,55 +331,3 @@ class EngineConfig:
         path, disk = self.vision_disk_path, self.vision_disk_bytes
         ok = isinstance(path, str | Path) and (bool(path) or not disk)
         require("EngineConfig", "vision_disk_path", path, ok, "the path of a folder")
-
-
-@dataclass(frozen=True, slots=True)
-class VisionConfig:
-    """Shape of a Qwen2.5-VL vision tower; names follow transformers' `vision_config`."""
-
-    depth: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int
-    out_hidden_size: int
-    window_size: int = 112
-    fullatt_block_indexes: tuple[int, ...] = ()
-    tokens_per_second: float = 2.0
-    rms_norm_eps: float = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class LanguageConfig:
-    """Shape of a Qwen2.5-VL language model; names follow transformers' `text_config`."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    rope_theta: float
-    mrope_section: tuple[int, int, int]
-    rms_norm_eps: float = 1e-6
-    tie_word_embeddings: bool = False
-    max_position_embeddings: int = 32768
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """A whole model: towers, special token ids, stop tokens, default perception settings and what
-    the checkpoint says of sampling."""
-
-    vision: VisionConfig
-    language: LanguageConfig
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    eos_token_ids: tuple[int, ...]
-    perception: dict[str, Any] = field(default_factory=dict, hash=False)
-    sampling: SamplingParams = SamplingParams()

@@ -12,6 +12,7 @@ import vtts_rt
 from vtts_rt.config import ENVIRONMENT_VARIABLES, index_cache_folder
 from vtts_rt.engine.graphs import graphs_refusal
 from vtts_rt.ops import native
+from vtts_rt.ops.decode_step import usable
 from vtts_rt.ops.dispatch import explain, interpreted
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS, dali_refusal
 
@@ -85,6 +86,9 @@ def _native() -> dict[str, str]:
         "instruction set of native kernels": native.best_isa(),
         f"more than {native.MAX_ROWS} rows by native linear and attention": (
             "yes" if why is None else f"no, by torch ({why})"
+        ),
+        f"decoding of up to {native.MAX_ROWS} float32 rows in one native call": (
+            "yes" if usable(torch.empty(1, 128), 128) else "no (an op runs another backend)"
         ),
     }
 

@@ -5,42 +5,59 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor
 
 from vtts_rt import process
+from vtts_rt.checks import check, check_names
 from vtts_rt.config import EngineConfig, PerceptionConfig, ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.staging import StagedWeights
+from vtts_rt.models.base import VideoLM
 from vtts_rt.models.quantize import quantize
-from vtts_rt.models.qwen2_5_vl import (
-    Qwen2_5_VL,
-    load_extras,
-    load_model,
-    resolve_device,
-    resolve_model,
-    write_checked,
-)
+from vtts_rt.models.registry import load_extras, load_model, resolve_device, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict, resolve_prompts
-from vtts_rt.rounds.arguments import check_call, check_requests
+from vtts_rt.rounds.ask import (
+    CALL_RULES,
+    Ask,
+    AskInput,
+    AskOptions,
+    AskRequest,
+    Listener,
+    OpeningOptions,
+    Perception,
+    read_ask,
+    read_requests,
+)
 from vtts_rt.rounds.batch import Batch
-from vtts_rt.rounds.cost import plan_cost
+from vtts_rt.rounds.cost import Cost, plan_cost
 from vtts_rt.rounds.driver import Driver, set_threads
-from vtts_rt.rounds.prepare import generation, scoring
-from vtts_rt.rounds.question import Question, StreamEvent, open_videos
+from vtts_rt.rounds.prepare import RoundRequest, open_request, open_videos
 from vtts_rt.rounds.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds.scheduler import RoundScheduler
-from vtts_rt.rounds.streams import Opener, complete, stream, stream_async
+from vtts_rt.rounds.streams import (
+    Opener,
+    answered,
+    complete,
+    generation,
+    scoring,
+    stream,
+    stream_async,
+)
 from vtts_rt.types import Prompt, SamplingParams
-from vtts_rt.video import FrameStore
+from vtts_rt.video import FrameStore, Video, VideoInput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +75,7 @@ class Runtime:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: VideoLM,
         tokenizer: Tokenizer,
         *,
         name: str = "model",
@@ -67,16 +84,18 @@ class Runtime:
         frame_store: FrameStore | None = None,
     ) -> None:
         began = time.perf_counter()
-        check_call("Runtime", {"engine": engine, "frame_store": frame_store})
+        check("Runtime", CALL_RULES, {"engine": engine, "frame_store": frame_store})
         self.name = name
         self.config = engine or EngineConfig()
         set_threads(self.config.threads)
-        self._templates = templates or PromptTemplates()
-        self._templates.check_control(model.chat)
+        self._templates = (templates or PromptTemplates()).fit_for(model.chat)
         self._engine = Engine(model, tokenizer, self.config)
         self._rounds = RoundScheduler(self._engine)
         self._driver = Driver(
-            self._rounds, finish=self._engine.close, threads=self.config.threads or None
+            self._rounds,
+            finish=self._engine.close,
+            threads=self.config.threads or None,
+            max_requests=self.config.max_sequences + self.config.max_queued_requests,
         )
         weakref.finalize(self, self._driver.begin_closing).atexit = False
         self._own_store = frame_store is None
@@ -85,9 +104,7 @@ class Runtime:
             frame_store = FrameStore(settings.frame_store_bytes, settings.device_frame_store_bytes)
         self._store = frame_store
         place = model.device
-        ordinal = place.index or 0 if place.type == "cuda" else None
-        decoder, limits = self.config.decoder, self.config.media_limits
-        self._decoding = {"decoder": decoder, "device": ordinal, "limits": limits}
+        self._decoding_device = place.index or 0 if place.type == "cuda" else None
         self._staged = StagedWeights(model)
         self.load_ms = 1e3 * (time.perf_counter() - began)
 
@@ -103,7 +120,7 @@ class Runtime:
         engine: EngineConfig | None = None,
         frame_store: FrameStore | None = None,
     ) -> Runtime:
-        """Load a Qwen2.5-VL-family checkpoint.
+        """Load a checkpoint of a known family (models/registry.py).
 
         model: "tiny" (embedded), a local directory, or a hub id. dtype: "auto" is the
         checkpoint's own on an accelerator and float32 on the CPU, where half precision is
@@ -117,7 +134,7 @@ class Runtime:
         """
         began = time.perf_counter()
         given = {"model": model, "dtype": dtype, "device": device, "quantization": quantization}
-        check_call("Runtime", {**given, "engine": engine, "frame_store": frame_store})
+        check("Runtime", CALL_RULES, {**given, "engine": engine, "frame_store": frame_store})
         set_threads()
         place = resolve_device(device)
         path = resolve_model(model)
@@ -142,59 +159,65 @@ class Runtime:
 
     # -- questions --------------------------------------------------------------------------
 
+    def open(self, video: VideoInput, **opening: Unpack[OpeningOptions]) -> Video:
+        """Open a video once, for any number of questions; a context manager.
+
+        `ask` and the others take it in place of a path. It may be closed while they run.
+        Keyword arguments, checks and errors as those of a question that opens it itself (Ask).
+        """
+        self._driver.check_process()
+        check_names("open", opening, OpeningOptions.__annotations__)
+        ask = Ask([video], "open", what="open", **opening)
+        with process.native_calls(), ExitStack() as stack:
+            (source,) = open_videos(stack, ask, self.config, self._decoding_device)
+            stack.pop_all()
+            return source if isinstance(source, Video) else Video(source)
+
     def ask(
         self,
-        video: Any,
-        question: str,
+        video: AskInput,
+        question: str = "",
         *,
-        on_event: Callable[[RoundEvent], None] | None = None,
-        **options: Any,
+        on_event: Listener | None = None,
+        **options: Unpack[AskOptions],
     ) -> Answer:
         """Answer a question about a video; arguments as `stream`. `on_event` sees every event."""
-        check_call("ask", {"on_event": on_event})
-        for event in stream(self._driver, self._opener("ask", video, question, options)):
-            if isinstance(event, AnswerReady):
-                return event.answer
-            if on_event is not None:
-                on_event(event)
-        raise AssertionError("a stream ends with its answer")
+        check("ask", CALL_RULES, {"on_event": on_event})
+        opener = self._opener("ask", video, question, options)
+        return answered(stream(self._driver, opener), on_event)
 
+    @overload
     def ask_batch(
-        self, requests: Sequence[Mapping[str, Any]], *, return_exceptions: bool = False
-    ) -> list[Any]:
-        """Answers in order, all requests at once; each holds the arguments of `ask` by name.
+        self, requests: Sequence[AskRequest], *, return_exceptions: Literal[False] = False
+    ) -> list[Answer]: ...
+    @overload
+    def ask_batch(
+        self, requests: Sequence[AskRequest], *, return_exceptions: bool
+    ) -> list[Answer | Exception]: ...
+    def ask_batch(
+        self, requests: Sequence[AskRequest], *, return_exceptions: bool = False
+    ) -> list[Answer] | list[Answer | Exception]:
+        """Answers in order, all requests at once; each an Ask or the arguments of `ask` by name.
 
         return_exceptions: put the error of a request that failed in the place of its answer;
         otherwise the first such error is raised once all have ended, and before any has begun
         where the arguments of a request are wrong.
         """
         self._driver.check_process()
-        called = time.monotonic()
-        refused = check_requests(requests, return_exceptions)
-
-        def open_question(stack: ExitStack, **request: Any) -> Question:
-            return self._question(stack, called, **request)
-
-        most = self.config.max_sequences
-        outcomes = Batch(self._driver, open_question, requests, most, refused).run()
-        del refused
-        errors = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
-        try:
-            if errors and not return_exceptions:
-                raise errors[0]
-            return outcomes
-        finally:
-            del outcomes, errors  # an error's traceback holds this frame
+        called, read = time.monotonic(), read_requests(requests, return_exceptions)
+        opener, most = partial(self._request, called), self.config.max_sequences
+        return Batch(self._driver, opener, read, most).run(return_exceptions)
 
     def ask_group(
         self,
-        video: Any,
-        question: str,
+        video: AskInput,
+        question: str = "",
         *,
         num_answers: int,
+        on_event: Listener | None = None,
         return_exceptions: bool = False,
-        **options: Any,
-    ) -> list[Any]:
+        **options: Unpack[AskOptions],
+    ) -> list[Answer | Exception]:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
         They share every page of the prompt and branch where their tokens differ; what several
@@ -202,31 +225,31 @@ class Runtime:
         what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`);
         return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
-        request = {"video": video, "question": question, **options}
+        self._driver.check_process()
+        called = time.monotonic()
+        ask = read_ask("ask_group", video, question, options, without="member")
         given = {"num_answers": num_answers, "return_exceptions": return_exceptions}
-        check_call("ask_group", {**request, **given})
-        members = [{**request, "member": member} for member in range(num_answers)]
-        return self.ask_batch(members, return_exceptions=return_exceptions)
+        check("ask_group", CALL_RULES, {**given, "on_event": on_event})
+        members = [(replace(ask, member=member), on_event) for member in range(num_answers)]
+        opener, most = partial(self._request, called), self.config.max_sequences
+        return Batch(self._driver, opener, members, most).run(return_exceptions)
 
-    def stream(self, video: Any, question: str, **options: Any) -> Iterator[StreamEvent]:
-        """Events of one question: round_started, token, clue, round_finished, rounds_ended,
-        answer. Closing the iterator aborts.
+    def stream(
+        self, video: AskInput, question: str = "", **options: Unpack[AskOptions]
+    ) -> Iterator[RoundEvent]:
+        """Events of one question: round_started, token, clue, round_finished, at the end answer.
+        Closing the iterator aborts.
 
-        video: path, bytes, uint8 array (T, H, W, 3) with source_fps, image, or a list of these.
-        Keyword arguments, all optional:
-        options: texts to choose from, named A, B, ... context: subtitles or other long text.
-        perception: PerceptionConfig, sampling: SamplingParams. assume_clues: a clue per round
-        that replaces the model's: `[[start, end], ...]` in seconds, or {"spans": ...,
-        "boxes": ...} with boxes as fractions of the whole frame; rounds beyond the list use what
-        the model says. source_fps, timestamps_seconds: of an array (of a list of videos, a list of
-        times or None). start_seconds, end_seconds: the part of the video that exists. decoder,
-        limits: as `open_video`, in place of EngineConfig's. timeout_seconds: stop with what there
-        is, counted from the call; TimeoutError before the video is open. allow_urls: video may be
-        a URL. member: index in a rollout group, part of the noise; `sampling` is then a rollout's.
+        video: path, bytes, uint8 array (T, H, W, 3) with source_fps, image, open Video, or a list
+        of these; or an Ask, which holds all the rest. options: the keyword arguments of Ask.
+        Raises BadRequest at the call for an argument, BadMedia for a video, Overloaded where too
+        many wait, Aborted where the runtime ends it, TimeoutError before the video is open.
         """
         return stream(self._driver, self._opener("stream", video, question, options))
 
-    async def ask_async(self, video: Any, question: str, **options: Any) -> Answer:
+    async def ask_async(
+        self, video: AskInput, question: str = "", **options: Unpack[AskOptions]
+    ) -> Answer:
         """`ask` as a coroutine; cancelling it aborts the question."""
         opener = self._opener("ask_async", video, question, options)
         async for event in stream_async(self._driver, opener):
@@ -235,91 +258,65 @@ class Runtime:
         raise AssertionError("a stream ends with its answer")
 
     def stream_async(
-        self, video: Any, question: str, **options: Any
-    ) -> AsyncGenerator[StreamEvent, None]:
+        self, video: AskInput, question: str = "", **options: Unpack[AskOptions]
+    ) -> AsyncGenerator[RoundEvent, None]:
         """`stream` as an asynchronous iterator; closing it or cancelling its task aborts."""
         return stream_async(self._driver, self._opener("stream_async", video, question, options))
 
-    def _opener(
-        self, function: str, video: Any, question: str, options: Mapping[str, Any]
-    ) -> Opener:
+    def _opener(self, function: str, video: AskInput, question: str, options: AskOptions) -> Opener:
         """A call's question, its arguments checked; its time counts from here on."""
         self._driver.check_process()
         called = time.monotonic()
-        check_call(function, {"video": video, "question": question, **options})
-        return lambda stack: self._question(stack, called, video, question, **options)
+        return partial(self._request, called, read_ask(function, video, question, options))
 
     @process.native_calls()
-    def _question(
-        self,
-        stack: ExitStack,
-        called: float,
-        video: Any,
-        question: str,
-        *,
-        perception: PerceptionConfig | ResolvedPerception | None = None,
-        **options: Any,
-    ) -> Question:
-        config = self.perception(perception)
-        return Question(
+    def _request(self, called: float, ask: Ask, stack: ExitStack) -> RoundRequest:
+        config = self.perception(ask.perception)
+        return open_request(
             stack,
-            self._store,
+            ask,
             self._engine,
-            called,
-            video,
-            question,
+            self._store,
+            called=called,
+            device=self._decoding_device,
             perception=config,
             templates=self._prompts(config),
             model=self.name,
             load_ms=self.load_ms,
-            **{**self._decoding, **options},
         )
 
     def plan(
         self,
-        video: Any,
-        question: str,
+        video: AskInput,
+        question: str = "",
         *,
-        options: Sequence[str] = (),
-        context: str = "",
-        perception: PerceptionConfig | ResolvedPerception | None = None,
         max_tokens: int | None = None,
-        **opening: Any,
-    ) -> dict[str, Any]:
+        **options: Unpack[AskOptions],
+    ) -> Cost:
         """What a question would cost, before any frame is decoded.
 
-        Arguments as `ask`; max_tokens: of a round, 2,048 if None; `opening`: as `open_video`.
-        Returns {"model", "strategy", "rounds": [{"index", "exact", "frames", "pairs",
-        "vision_tokens", "prompt_tokens"}], "memory_bytes": {"frames", "features", "kv"}}. Round 1
-        is exact; a later one is an estimate, all the pairs that its policy would take of views
-        as large as the first, because the clue that leads it is not known yet. Memory is what
-        all rounds together can fill, before budgets and eviction.
+        Arguments as `ask`; max_tokens: of a round; None: those of `sampling`, else 2,048.
         """
         self._driver.check_process()
-        given = {"options": options, "context": context, "max_tokens": max_tokens}
-        request = {"video": video, "question": question, "perception": perception}
-        check_call("plan", {**request, **given, **opening})
-        config = self.perception(perception)
+        ask = read_ask("plan", video, question, options)
+        check("plan", CALL_RULES, {"max_tokens": max_tokens})
+        config = self.perception(ask.perception)
         with process.native_calls(), ExitStack() as stack:
-            sources = open_videos(stack, video, **{**self._decoding, **opening})
+            sources = open_videos(stack, ask, self.config, self._decoding_device)
             return plan_cost(
                 self._engine,
                 self._prompts(config),
                 config,
                 [source.metadata for source in sources],
-                question=question,
-                options=options,
-                context=context,
+                ask,
                 max_tokens=max_tokens,
                 model=self.name,
             )
 
-    def perception(
-        self, perception: PerceptionConfig | ResolvedPerception | None = None
-    ) -> ResolvedPerception:
+    def perception(self, perception: Perception | None = None) -> ResolvedPerception:
         """`perception` with the model's own settings where it leaves them to the model."""
         self._driver.check_process()
-        check_call("perception", {"perception": perception})
+        check("perception", CALL_RULES, {"perception": perception})
         if isinstance(perception, ResolvedPerception):
             return perception
         return (perception or PerceptionConfig()).resolve(self._engine.model.config.perception)
@@ -357,14 +354,15 @@ class Runtime:
         kept, at once (see `StagedWeights`). in_flight: what becomes of questions in work then:
         "drain" finishes their rounds first, "abort" fails them; none sees two sets of weights.
         KV is dropped if a byte has changed, features if one of the vision tower has. ValueError for
-        what does not fit (`check_hf`, NaN too): nothing is changed and what was kept stays.
+        what does not fit (`VideoLM.check`, NaN too): nothing is changed and what was kept stays.
         """
-        check_call("update_weights", {"tensors": tensors, "finish": finish, "in_flight": in_flight})
+        given = {"tensors": tensors, "finish": finish, "in_flight": in_flight}
+        check("update_weights", CALL_RULES, given)
 
         def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
             if whole:
-                self._engine.update_weights(lambda model: write_checked(model, whole))
+                self._engine.update_weights(lambda model: model.write(whole))
 
         last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
         self._driver.check_process()
@@ -380,7 +378,7 @@ class Runtime:
         """How many updates were applied since the model was loaded; answers carry it."""
         return self._engine.weights_version
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Mapping[str, Mapping[str, int]]:
         """Counters of the scheduler, of every cache and of weights kept for an update."""
         self._driver.check_process()
         kept = {"frame_store": self._store.stats(), "staged_weights": self._staged.stats()}
@@ -405,12 +403,7 @@ class Runtime:
     def __enter__(self) -> Runtime:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # -- helpers ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Nothing here knows about files, models or text formats. Units stand in the names
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -38,6 +39,70 @@ StrategyName = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
 DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")
 StopReason = Literal["max_rounds", "answer_stable", "no_clue", "token_budget", "timeout", "aborted"]
+
+
+# Patch sizes that the kernels and the C++ core are compiled for: Qwen2-VL and Qwen2.5-VL, Qwen3-VL.
+PATCH_SIZES = (14, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a family's vision tower cuts up and normalises what it is shown.
+
+    patch_px: px a side of a patch, one of PATCH_SIZES. mean, std: of the values 0..1 of a channel
+        (red, green, blue); a pixel becomes (value / 255 - mean) / std. merge: patches a side that
+        become one LM token. frames_per_pair: frames of a temporal cell (`temporal_patch_size`).
+    Raises ValueError for a patch size that nothing is compiled for, for a merge or frames_per_pair
+    other than 2, and for a mean or std that is not three finite numbers, those of std positive.
+    """
+
+    patch_px: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    merge: int = 2
+    frames_per_pair: int = 2
+
+    def __post_init__(self) -> None:
+        sizes = " or ".join(map(str, PATCH_SIZES))
+        for name, allowed, rule in (
+            ("patch_px", PATCH_SIZES, sizes),
+            ("merge", (2,), "2"),
+            ("frames_per_pair", (2,), "2"),
+        ):
+            value = getattr(self, name)
+            _require("Geometry", name, value, type(value) is int and value in allowed, rule)
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            given = getattr(self, name)
+            try:
+                values = tuple(float(value) for value in given)
+                ok = len(values) == 3 and all(least < value < math.inf for value in values)
+            except (TypeError, ValueError, OverflowError):
+                values, ok = (), False
+            rule = "three finite numbers" + (" > 0" if name == "std" else "")
+            _require("Geometry", name, given, ok, rule)
+            object.__setattr__(self, name, values)
+
+    @property
+    def token_px(self) -> int:
+        """px a side of one LM token; sizes of views are multiples of it."""
+        return self.patch_px * self.merge
+
+    @property
+    def patches_per_token(self) -> int:
+        return self.merge * self.merge
+
+    @property
+    def row_size(self) -> int:
+        """Values of a patch row: RGB of every pixel of a patch in every frame of a pair."""
+        return 3 * self.frames_per_pair * self.patch_px * self.patch_px
+
+    def grid_hw(self, resized_hw: tuple[int, int]) -> tuple[int, int]:
+        """(patch rows, patch columns) of a view of (height, width) px."""
+        return resized_hw[0] // self.patch_px, resized_hw[1] // self.patch_px
+
+    def num_tokens(self, resized_hw: tuple[int, int]) -> int:
+        """LM tokens of one pair, or image, of (height, width) px."""
+        return (resized_hw[0] // self.token_px) * (resized_hw[1] // self.token_px)
 
 
 class PixelBox(NamedTuple):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from utils import VOCAB_SIZE, tiny_tokenizer
 
-from vtts_rt.config import LanguageConfig, ModelConfig, VisionConfig
-from vtts_rt.models.qwen2_5_vl import from_config
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.config import LanguageConfig, ModelConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import from_config
 from vtts_rt.models.tokenizer import Tokenizer
 
 
@@ -20,6 +21,8 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Any:
     config = ModelConfig(
+        model_type=Qwen2_5_VL.model_type,
+        geometry=GEOMETRY,
         vision=VisionConfig(2, 32, 2, 48, 32, fullatt_block_indexes=(1,)),
         language=LanguageConfig(VOCAB_SIZE, 32, 64, 2, 4, 2, 1e4, (1, 1, 2)),
         image_token_id=tokenizer.image_token_id,

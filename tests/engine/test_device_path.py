@@ -21,13 +21,16 @@ sys.path.insert(0, "tests")
 from engine_tools import Frames, encode, finish, look, pair, run
 from utils import VOCAB_SIZE, tiny_tokenizer
 
-from vtts_rt.config import EngineConfig, LanguageConfig, ModelConfig, VisionConfig
+from vtts_rt.config import EngineConfig
+from vtts_rt.models.config import LanguageConfig, ModelConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
 from vtts_rt.engine import graphs, runner
+from vtts_rt.models import attention
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest
-from vtts_rt.models.qwen_chat import CHAT
-from vtts_rt.models.qwen2_5_vl import from_config
+from vtts_rt.models.registry import from_config
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.ops.cascade_attention import find_groups
 from vtts_rt.ops.dispatch import interpreted
@@ -35,6 +38,8 @@ from vtts_rt.types import SamplingParams
 
 tokenizer = Tokenizer(tiny_tokenizer(), CHAT)
 config = ModelConfig(
+    model_type=Qwen2_5_VL.model_type,
+    geometry=GEOMETRY,
     vision=VisionConfig(1, 32, 2, 48, 64, fullatt_block_indexes=(0,)),
     language=LanguageConfig(VOCAB_SIZE, 64, 96, 2, 4, 2, 1e4, (2, 3, 3)),
     image_token_id=tokenizer.image_token_id,
@@ -58,7 +63,7 @@ def capture(step):
 
 if interpreted():  # graphs that are captured by being called again
     engine._passes = Passes(model, engine.pool, on_device=True, capture=capture)
-for module in (runner, graphs):
+for module in (attention, graphs):
     module.find_groups = partial(find_groups, min_group=2, min_shared=8)
 
 if DEVICE == "cuda":  # a pass asks the host nothing

@@ -9,7 +9,7 @@ import torch
 from engine_tools import GREEDY, Frames, encode, finish, look, make_engine, pair, run
 
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
-from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -19,7 +19,7 @@ from vtts_rt.types import PairRef, PixelBox, SamplingParams, TimeLabel
 def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
     """Logits of one full forward pass without any cache."""
     ids = torch.tensor(prompt.token_ids)
-    embeds = model.language.embed(ids).clone()
+    features = []
     for span in prompt.spans:
         segment = span.segment
         jobs = [
@@ -27,12 +27,12 @@ def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
             for p in segment.pairs
         ]
         rows = patchify(jobs).to(model.dtype)
-        embeds[span.start : span.start + span.length] = model.visual(rows, [segment.grid_thw])
-    batch = ForwardBatch(
-        embeds, build_position_ids(prompt, MropePositions("release", 2.0)), [0, len(ids)]
-    )
+        features.append(model.visual(rows, [segment.grid_thw]))
+    vision = model.vision_rows(ids, torch.cat(features)) if features else None
+    positions = build_position_ids(prompt, MropePositions("release", 2.0))
     with torch.inference_mode():
-        return model.language.logits(model.language(batch))
+        hidden = model(ForwardBatch(ids, vision, positions, [0, len(ids)]))
+        return model.logits(hidden)
 
 
 def greedy_reference(model: Any, prompt: EncodedPrompt, num_tokens: int) -> list[int]:

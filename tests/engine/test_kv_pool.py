@@ -5,26 +5,16 @@ import random
 import pytest
 import torch
 
-from vtts_rt.config import LanguageConfig
 from vtts_rt.engine.kv_pool import PagedKVPool, PoolExhausted
+from vtts_rt.models.base import KVShape
 
-CONFIG = LanguageConfig(
-    vocab_size=8,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    rope_theta=1e4,
-    mrope_section=(1, 1, 0),
-)
+KV = KVShape(num_layers=2, num_heads=1, head_dim=4, dtype=torch.float32)
 
 
 def make_pool(num_pages: int, page_size: int = 4) -> PagedKVPool:
     page_bytes = 2 * 2 * page_size * 1 * 4 * 4  # layers, k and v, tokens, heads, head dim, fp32
     return PagedKVPool(
-        CONFIG,
-        dtype=torch.float32,
+        KV,
         device=torch.device("cpu"),
         byte_budget=num_pages * page_bytes + page_bytes - 1,
         page_size=page_size,
@@ -40,8 +30,7 @@ def test_budget_bounds_the_pages() -> None:
 def test_a_budget_below_one_page_is_refused_with_the_number_needed() -> None:
     with pytest.raises(ValueError, match="byte_budget must be >= 256"):
         PagedKVPool(
-            CONFIG,
-            dtype=torch.float32,
+            KV,
             device=torch.device("cpu"),
             byte_budget=10,
             page_size=4,

@@ -6,27 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.config import LanguageConfig
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.prefix_tree import PrefixTree
+from vtts_rt.models.base import KVShape
 
 PAGE = 4
-CONFIG = LanguageConfig(
-    vocab_size=8,
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    rope_theta=1e4,
-    mrope_section=(1, 1, 0),
-)
+KV = KVShape(num_layers=1, num_heads=1, head_dim=4, dtype=torch.float32)
 
 
 def make_tree(num_pages: int = 64) -> tuple[PagedKVPool, PrefixTree]:
     pool = PagedKVPool(
-        CONFIG,
-        dtype=torch.float32,
+        KV,
         device=torch.device("cpu"),
         byte_budget=num_pages * 2 * PAGE * 4 * 4,
         page_size=PAGE,

@@ -15,21 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from vtts_rt.config import LanguageConfig
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.prefix_tree import Pin, PrefixMatch, PrefixTree
+from vtts_rt.models.base import KVShape
 
 PAGE, NUM_PAGES = 3, 14
-CONFIG = LanguageConfig(
-    vocab_size=8,
-    hidden_size=2,
-    intermediate_size=8,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    rope_theta=1e4,
-    mrope_section=(1, 1, 0),
-)
+KV = KVShape(num_layers=1, num_heads=1, head_dim=1, dtype=torch.float32)
 Tokens = tuple[int, ...]
 NAMESPACES = st.sampled_from(["old", "new"])
 TAIL = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)
@@ -69,8 +60,7 @@ class PrefixTreeMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = PagedKVPool(
-            CONFIG,
-            dtype=torch.float32,
+            KV,
             device=torch.device("cpu"),
             byte_budget=NUM_PAGES * 2 * PAGE * 4,
             page_size=PAGE,

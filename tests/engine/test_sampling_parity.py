@@ -15,8 +15,8 @@ from graph_tools import give_graphs, with_stand_ins
 from utils import VOCAB_SIZE, tiny_checkpoint
 
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.models.qwen2_5_vl import load_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.sampling import generation_defaults
@@ -62,7 +62,7 @@ def model(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def tokenizer(folder: Path) -> Tokenizer:
-    return Tokenizer(Tokenizer.from_pretrained(folder, CHAT)._backend, ENDS)
+    return Tokenizer(Tokenizer.from_pretrained(folder, CHAT)._backend, CHAT, ENDS)
 
 
 def drawn(rng: random.Random) -> dict[str, Any]:

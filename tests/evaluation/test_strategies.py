@@ -11,8 +11,8 @@ import pytest
 
 from vtts_rt.config import STRATEGIES
 from vtts_rt.evaluation import commands, needle, strategies
-from vtts_rt.models.qwen2_5_vl import load_extras, resolve_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_extras, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 
 VIDEO = strategies._videos(20)[0]

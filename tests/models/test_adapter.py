@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from utils import tiny_checkpoint, tiny_qwen2_5_vl
 
 from vtts_rt import Runtime, SamplingParams
-from vtts_rt.models.language import ForwardBatch
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_extras, load_model, save_hf
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.base import ForwardBatch
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_extras, load_model, save_hf
 from vtts_rt.models.tokenizer import Tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
@@ -52,10 +53,8 @@ def make_adapter(base: Path, folder: Path, **settings: Any) -> Any:
 
 
 def logits(model: Qwen2_5_VL) -> torch.Tensor:
-    language = model.language
     positions = torch.arange(len(IDS)).expand(3, -1)
-    embeds = language.embed(torch.tensor(IDS))
-    return language.logits(language(ForwardBatch(embeds, positions, [0, len(IDS)])))
+    return model.logits(model(ForwardBatch(torch.tensor(IDS), None, positions, [0, len(IDS)])))
 
 
 @pytest.mark.parametrize(

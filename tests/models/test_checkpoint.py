@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from utils import copy_config, tiny_qwen2_5_vl
 
-from vtts_rt.models.checkpoint import read_model_config
-from vtts_rt.models.qwen2_5_vl import (
-    Qwen2_5_VL,
-    export_state_dict,
+from vtts_rt.models.base import ForwardBatch, VisionRows
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.registry import (
     from_config,
     load_extras,
     load_model,
+    read_model_config,
     resolve_model,
     save_hf,
 )
@@ -206,7 +206,7 @@ def test_saved_models_load_in_transformers(saved: Path, tmp_path: Path) -> None:
     expected = load_file(saved / "model.safetensors")
     state = theirs.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
-    assert export_state_dict(model).keys() == expected.keys()
+    assert model.export().keys() == expected.keys()
     assert load_extras(tmp_path) == extras
     again = load_model(tmp_path)
     assert again.config.perception == {"max_rounds": 2}
@@ -235,17 +235,17 @@ def test_random_models_depend_on_the_seed_alone(saved: Path) -> None:
 
 def test_versions_follow_the_weights_of_their_tower(saved: Path) -> None:
     model, again = load_model(saved), load_model(saved)
-    vision, language = model.vision_version, model.language_version
-    assert (again.vision_version, again.language_version) == (vision, language)
+    vision, language = model.version("visual"), model.version("language")
+    assert (again.version("visual"), again.version("language")) == (vision, language)
     assert vision != language
     with torch.no_grad():
         again.visual.merger.mlp[2].bias[0] += 1e-3
     again.forget_versions({"language"})
-    assert again.vision_version == vision  # not hashed again
+    assert again.version("visual") == vision  # not hashed again
     again.forget_versions()
-    assert again.vision_version != vision
-    assert again.language_version == language
-    assert load_model(saved, dtype="bfloat16").vision_version != vision
+    assert again.version("visual") != vision
+    assert again.version("language") == language
+    assert load_model(saved, dtype="bfloat16").version("visual") != vision
 
 
 def test_the_recipe_survives_transformers(saved: Path, tmp_path: Path) -> None:
@@ -334,9 +334,12 @@ def test_pytorch_files_are_downloaded_only_where_there_are_no_others(
 def test_features_must_match_pads(saved: Path) -> None:
     model = load_model(saved)
     ids = torch.tensor([1, model.config.video_token_id, model.config.image_token_id])
-    embeds = model.language.embed(ids)
-    merged = model.merge_features(ids, embeds, torch.full((2, 64), 7.0))
-    assert torch.equal(merged[0], embeds[0])
+    vision = model.vision_rows(ids, torch.full((2, 64), 7.0))
+    batch = ForwardBatch(ids, vision, torch.zeros(3, 3, dtype=torch.long), [0, 3])
+    merged = model.language.embed(batch)
+    assert torch.equal(merged[0], model.language.embed_tokens.weight[1])
     assert torch.all(merged[1:] == 7.0)
     with pytest.raises(ValueError, match=r"features must be one a pad \(2\), got 3"):
-        model.merge_features(ids, embeds, torch.zeros(3, 64))
+        model.vision_rows(ids, torch.zeros(3, 64))
+    with pytest.raises(ValueError, match=r"VisionRows: features must be \(2, 64\), got \(2, 63\)"):
+        model(replace(batch, vision=VisionRows(vision.rows, torch.zeros(2, 63))))

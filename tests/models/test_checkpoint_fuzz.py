@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from utils import tiny_checkpoint, tiny_qwen2_5_vl
 
-from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.models.registry import load_model
 
 # Values that JSON can hold where something else is expected.
 VALUES: list[Any] = [

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from utils import copy_config, tiny_qwen2_5_vl
 
-from vtts_rt.models.qwen2_5_vl import load_extras, load_model
+from vtts_rt.models.registry import load_extras, load_model
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,13 @@ def test_tensors_that_do_not_fit_are_named(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen3_vl"}, "model_type must be 'qwen2_5_vl', got 'qwen3_vl'"),
-        ({"model_type": None}, "model_type must be 'qwen2_5_vl', got None"),
+        ({"model_type": "qwen3_vl"}, "model_type must be one of qwen2_5_vl, got 'qwen3_vl'"),
+        ({"model_type": None}, "model_type must be one of qwen2_5_vl, got None"),
         ({"text_config.hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"vision_config.patch_size": 16}, r"temporal size must be \(14, 2, 2\), got \(16, 2, 2\)"),
         ({"text_config.layer_types": ["sliding_attention"] * 3}, "layer_types must be all full"),
         ({"text_config.hidden_size": "many"}, "hidden_size must be in 1..16777216, got 'many'"),
-        ({"text_config.use_cache": "many"}, "config.json must be a valid Qwen2.5-VL config"),
+        ({"text_config.use_cache": "many"}, "config.json must be a valid qwen2_5_vl config"),
         ({"text_config.num_attention_heads": 0}, "num_attention_heads must be in 1..16777216"),
         ({"text_config.rms_norm_eps": -1.0}, "rms_norm_eps must be a number > 0, got -1.0"),
         ({"text_config.rope_parameters": {"rope_theta": "x"}}, "rope_theta must be a number > 0"),

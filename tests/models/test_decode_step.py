@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtts_rt.config import LanguageConfig
 from vtts_rt.models import language as module
-from vtts_rt.models.language import ForwardBatch, LanguageModel, PagedKV
+from vtts_rt.models.attention import PagedKV, plan_calls
+from vtts_rt.models.config import LanguageConfig
+from vtts_rt.models.language import ForwardBatch, LanguageModel
 from vtts_rt.models.quantize import quantize_language
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
@@ -68,10 +69,11 @@ def run(
         slots.append(table[place, index // PAGE] * PAGE + index % PAGE)
     total = sum(news)
     batch = ForwardBatch(
-        model.embed(torch.randint(0, 97, (total,), generator=random)),
+        torch.randint(0, 97, (total,), generator=random),
+        None,
         torch.randint(0, 50, (3, total), generator=random),
         [0, *torch.tensor(news).cumsum(0).tolist()],
-        PagedKV(pages, table, torch.cat(slots), keys),
+        PagedKV(pages, torch.cat(slots), plan_calls(table.tolist(), news, keys, PAGE)),
         None if rows is None else torch.tensor(rows, dtype=torch.int64),
     )
     return model(batch), pages
@@ -135,7 +137,7 @@ def test_what_it_cannot_do_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     "mistake",
-    ["weights", "a weight's shape", "x", "page dtype", "KV heads", "layers", "slots", "slot dtype"],
+    ["weights", "a weight's shape", "page dtype", "KV heads", "layers", "slots", "slot dtype"],
 )
 @torch.inference_mode()
 def test_what_does_not_fit_is_left_to_the_ops_which_check(
@@ -144,14 +146,12 @@ def test_what_does_not_fit_is_left_to_the_ops_which_check(
     """Addresses alone would read and write past the ends."""
     calls = Calls(monkeypatch)
     model = make(replace(CONFIG, hidden_size=40))
-    x, pages, slots = torch.ones(2, 40), torch.zeros(3, 2, 6, PAGE, 1, 8), torch.tensor([4, 12])
+    pages, slots = torch.zeros(3, 2, 6, PAGE, 1, 8), torch.tensor([4, 12])
     if mistake == "weights":
         model = model.bfloat16()
     elif mistake == "a weight's shape":
         mlp = model.layers[2].mlp
         mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :-1].contiguous())
-    elif mistake == "x":
-        x = torch.ones(2, 56)
     elif mistake == "page dtype":
         pages = pages.bfloat16()
     elif mistake == "KV heads":
@@ -162,10 +162,11 @@ def test_what_does_not_fit_is_left_to_the_ops_which_check(
         slots = slots[:1]
     else:
         slots = slots.int()
-    kv = PagedKV(pages, torch.tensor([[0, 1], [2, 3]]), slots, [5, 5])
-    batch = ForwardBatch(x, torch.zeros(3, 2, dtype=torch.int64), [0, 1, 2], kv)
-    if mistake == "page dtype":
-        assert torch.isfinite(model(batch)).all()  # rounds, as ever
+    kv = PagedKV(pages, slots, plan_calls([[0, 1], [2, 3]], [1, 1], [5, 5], PAGE))
+    ids, positions = torch.tensor([3, 4]), torch.zeros(3, 2, dtype=torch.int64)
+    batch = ForwardBatch(ids, None, positions, [0, 1, 2], kv)
+    if mistake in ("weights", "page dtype", "slot dtype"):
+        assert torch.isfinite(model(batch)).all()  # rounds, and takes any integers, as ever
     else:
         with pytest.raises((ValueError, RuntimeError, IndexError)):
             model(batch)

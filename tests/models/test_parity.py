@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from utils import VOCAB_SIZE, random_rows, tiny_qwen2_5_vl
 
-from vtts_rt.models.language import ForwardBatch, PagedKV
+from vtts_rt.models.attention import PagedKV, plan_calls
+from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.mrope import MropePositions
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, load_model
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.registry import load_model
 
 
 @dataclass
@@ -105,17 +107,15 @@ def hf_logits(model: Any, inputs: Inputs) -> Tensor:
     return out.logits[0]
 
 
-def embed(model: Qwen2_5_VL, inputs: Inputs) -> Tensor:
+def shown(model: Qwen2_5_VL, inputs: Inputs) -> VisionRows:
     features = model.visual(inputs.rows, [item.grid for item in inputs.items])
-    embeds = model.language.embed(inputs.token_ids)
-    return model.merge_features(inputs.token_ids, embeds, features)
+    return model.vision_rows(inputs.token_ids, features)
 
 
 def our_logits(model: Qwen2_5_VL, inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        embeds = embed(model, inputs)
-        hidden = model.language(ForwardBatch(embeds, inputs.positions, [0, embeds.shape[0]]))
-        return model.language.logits(hidden)
+        ids, vision = inputs.token_ids, shown(model, inputs)
+        return model.logits(model(ForwardBatch(ids, vision, inputs.positions, [0, len(ids)])))
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: name)
@@ -145,24 +145,25 @@ def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
     inputs = make_inputs(ours.config, [7, Vision((3, 10, 6), 0.7)])
     total, page_size = len(inputs.token_ids), 4
     chunks = [*chunks, total - sum(chunks)]
-    config = ours.config.language
-    shape = (config.num_hidden_layers, 2, 20, page_size, config.num_key_value_heads)
-    pool = torch.full((*shape, config.head_dim), float("nan"))  # unwritten slots must not be read
+    shape = (ours.kv.num_layers, 2, 20, page_size, ours.kv.num_heads, ours.kv.head_dim)
+    pool = torch.full(shape, float("nan"))  # unwritten slots must not be read
     table = torch.arange(2, 20) if pages == "in order" else torch.randperm(20)
-    embeds = embed(ours, inputs)
+    rows, features = shown(ours, inputs)
     logits = []
     start = 0
     for size in chunks:
         end = start + size
         index = torch.arange(start, end)
         slots = table[index // page_size] * page_size + index % page_size
+        inside = (rows >= start) & (rows < end)
         batch = ForwardBatch(
-            embeds[start:end],
+            inputs.token_ids[start:end],
+            VisionRows(rows[inside] - start, features[inside]),
             inputs.positions[:, start:end],
             torch.tensor([0, size]),
-            PagedKV(pool, table[None], slots, [end]),
+            PagedKV(pool, slots, plan_calls([table.tolist()], [size], [end], page_size)),
         )
-        logits.append(ours.language.logits(ours.language(batch)))
+        logits.append(ours.logits(ours(batch)))
         start = end
     expected = hf_logits(theirs, inputs)
     torch.testing.assert_close(torch.cat(logits), expected, rtol=0, atol=1e-4)

@@ -11,6 +11,7 @@ import pytest
 import torchvision_shim
 
 from vtts_rt.models.preprocessor import check_preprocessor
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 
 # Every file with a mean of its own, so that it shows which one transformers reads.
 FILES: dict[str, Any] = {
@@ -52,7 +53,7 @@ def test_the_file_that_transformers_reads_counts(
     for processor, mean in ((Qwen2VLVideoProcessor, video), (Qwen2VLImageProcessor, image)):
         assert list(processor.from_pretrained(tmp_path).image_mean) == [mean] * 3
     with pytest.raises(ValueError, match=rf"image_mean must be \[0\.48.*got \[{video}, {video}"):
-        check_preprocessor(tmp_path)
+        check_preprocessor(tmp_path, GEOMETRY)
     for name in names:  # the video's are mended: the picture's are found next
         settings = json.loads((tmp_path / name).read_text())
         settings = settings.get("video_processor", settings)
@@ -61,7 +62,7 @@ def test_the_file_that_transformers_reads_counts(
             whole = {**FILES[name], "video_processor": settings}
             write(tmp_path, name, whole if name == "processor_config.json" else settings)
     with pytest.raises(ValueError, match=rf"image_mean must be \[0\.48.*got \[{image}, {image}"):
-        check_preprocessor(tmp_path)
+        check_preprocessor(tmp_path, GEOMETRY)
 
 
 @pytest.mark.parametrize(
@@ -87,22 +88,22 @@ def test_other_pixels_are_refused_by_name(
 ) -> None:
     write(tmp_path, "preprocessor_config.json", settings)
     with pytest.raises(ValueError, match=message):
-        check_preprocessor(tmp_path)
+        check_preprocessor(tmp_path, GEOMETRY)
 
 
 def test_what_transformers_writes_is_taken(tmp_path: Path) -> None:
     torchvision_shim.install()
     from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-    check_preprocessor(tmp_path)  # nothing said: Qwen's
+    check_preprocessor(tmp_path, GEOMETRY)  # nothing said: Qwen's
     Qwen2VLVideoProcessor().save_pretrained(tmp_path / "video")
     Qwen2VLImageProcessor().save_pretrained(tmp_path / "image")
     for folder in (tmp_path / "video", tmp_path / "image"):
         assert list(folder.iterdir())
-        check_preprocessor(folder)
+        check_preprocessor(folder, GEOMETRY)
     (tmp_path / "processor_config.json").write_text('{"video_processor": 3}')
     with pytest.raises(ValueError, match="processor_config.json video_processor must be an object"):
-        check_preprocessor(tmp_path)
+        check_preprocessor(tmp_path, GEOMETRY)
 
 
 def test_bounds_on_sizes_are_told_where_no_recipe_decides(
@@ -116,10 +117,10 @@ def test_bounds_on_sizes_are_told_where_no_recipe_decides(
     ):
         caplog.clear()
         write(tmp_path, "preprocessor_config.json", settings)
-        check_preprocessor(tmp_path)
+        check_preprocessor(tmp_path, GEOMETRY)
         assert ("px, which is not applied" in caplog.text) == told
     caplog.clear()
     recipe = {"vtts_rt": {"perception": {"total_pixels": 100_000}}}
     (tmp_path / "config.json").write_text(json.dumps(recipe))
-    check_preprocessor(tmp_path)
+    check_preprocessor(tmp_path, GEOMETRY)
     assert not caplog.text

@@ -8,19 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.quantize import QuantizedLinear, quantize
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, export_state_dict, load_model, write_hf
+from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.registry import load_model
 from vtts_rt.ops.quantized import dequantize
 from vtts_rt.runtime import Runtime
 
 
 def logits(model: Qwen2_5_VL, num_tokens: int = 9) -> torch.Tensor:
-    language = model.language
-    embeds = language.embed(torch.arange(num_tokens))
-    positions = torch.arange(num_tokens).expand(3, -1)
+    ids, positions = torch.arange(num_tokens), torch.arange(num_tokens).expand(3, -1)
     with torch.inference_mode():
-        return language.logits(language(ForwardBatch(embeds, positions, [0, num_tokens])))
+        return model.logits(model(ForwardBatch(ids, None, positions, [0, num_tokens])))
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
@@ -54,17 +53,17 @@ def test_each_quantization_has_a_version_of_its_own(checkpoint: Path) -> None:
     versions, visions = set(), set()
     for quantization in (None, "int8", "fp8"):
         model = load_model(checkpoint, "float32")
-        before = model.language_version
+        before = model.version("language")
         if quantization is not None:
             quantize(model, quantization)
-            assert model.language_version != before
-        versions.add(model.language_version)
-        visions.add(model.vision_version)
+            assert model.version("language") != before
+        versions.add(model.version("language"))
+        visions.add(model.version("visual"))
     assert len(versions) == 3 and len(visions) == 1
     scaled = load_model(checkpoint, "float32")
     scaled.language.layers[0].mlp.down_proj.weight.data *= 2.0  # the same bytes, other scales
     quantize(scaled, "int8")
-    assert scaled.language_version not in versions
+    assert scaled.version("language") not in versions
 
 
 def test_what_cannot_be_quantized_is_refused(checkpoint: Path) -> None:
@@ -82,12 +81,12 @@ def test_what_cannot_be_quantized_is_refused(checkpoint: Path) -> None:
 
 def test_a_quantized_model_is_neither_written_nor_exported(checkpoint: Path) -> None:
     model = load_model(checkpoint, "float32")
-    tensors = export_state_dict(model)
+    tensors = model.export()
     quantize(model, "int8")
     with pytest.raises(ValueError, match="update_weights: model must be unquantized"):
-        write_hf(model, dict(list(tensors.items())[:1]))
-    with pytest.raises(ValueError, match="export_state_dict: model must be unquantized"):
-        export_state_dict(model)
+        model.check(dict(list(tensors.items())[:1]))
+    with pytest.raises(ValueError, match="export: model must be unquantized"):
+        model.export()
 
 
 def test_a_runtime_is_quantized_by_name_and_takes_no_weights(

@@ -12,7 +12,7 @@ import torchvision_shim
 from safetensors.torch import load_file, save_file
 from utils import tiny_qwen2_5_vl
 
-from vtts_rt.models.qwen2_5_vl import load_model
+from vtts_rt.models.registry import load_model
 from vtts_rt.models.tensor_files import open_tensors
 
 NORM = "model.language_model.norm.weight"

@@ -10,7 +10,7 @@ import pytest
 from utils import tiny_tokenizer
 
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.tokenizer import LABEL, TEXT, VISION, Tokenizer, encode_prompt, least_tokens
 from vtts_rt.types import PairRef, PixelBox, Prompt, Segment, TimeLabel
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.paged_attention import _flash, paged_attention, paged_attention_ref
+from vtts_rt.ops.paged_attention import Call, _flash, paged_attention, paged_attention_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
@@ -156,7 +156,7 @@ def test_among_many_rows_a_row_has_the_same_bits_in_any_company(isa: str) -> Non
 def test_the_public_function_equals_the_reference_on_any_backend() -> None:
     case = make([2, 1], [30, 21], (4, 2, 16), 4)
     expected = paged_attention_ref(*case.arguments)[0]
-    for backend in ("auto", "cpu", "reference"):
+    for backend in ("auto", "cpu", "torch", "reference"):
         out = paged_attention(*case.arguments, backend=backend)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
     scaled = paged_attention(*case.arguments, scale=0.5, backend="cpu")
@@ -197,7 +197,7 @@ def test_flash_attn_is_told_the_same_problem(monkeypatch: pytest.MonkeyPatch) ->
     module.flash_attn_with_kvcache = stand_in
     monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
     case = make([2, 1], [30, 21], (4, 2, 16), 4)
-    found = _flash(*case.arguments, 0.5, None)
+    found = _flash(Call(*case.arguments, 0.5))
     torch.testing.assert_close(found, paged_attention_ref(*case.arguments, scale=0.5))
     with pytest.raises(RuntimeError, match="'flash-attn' unavailable: tensors are on cpu"):
         paged_attention(*case.arguments, backend="flash-attn")
@@ -213,18 +213,20 @@ def test_indices_of_both_types_and_rows_of_a_wider_table() -> None:
         assert torch.equal(out, paged_attention(*case.arguments, backend=backend))
 
 
-def test_what_the_kernel_cannot_take_goes_to_the_reference() -> None:
+def test_what_the_kernel_cannot_take_goes_to_torch() -> None:
     wide = make([2], [9], (4, 2, 16), 4).in_float64()
-    assert torch.equal(paged_attention(*wide.arguments), paged_attention_ref(*wide.arguments)[0])
     odd = make([2], [9], (4, 2, 12), 4)
-    assert torch.equal(paged_attention(*odd.arguments), paged_attention_ref(*odd.arguments)[0])
+    for case in (wide, odd):
+        out = paged_attention(*case.arguments)
+        assert torch.equal(out, paged_attention(*case.arguments, backend="torch"))
+        torch.testing.assert_close(out, paged_attention_ref(*case.arguments)[0])
     with pytest.raises(ValueError, match="what backend 'cpu' takes, got 'head dim 12, not a mult"):
         paged_attention(*odd.arguments, backend="cpu")
     with pytest.raises(ValueError, match="got 'a tensor that is not float32 on the CPU'"):
         paged_attention(*wide.arguments, backend="cpu")
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "torch", "reference"])
 def test_bad_arguments_are_named(backend: str) -> None:
     case = make([2, 1], [30, 21], (4, 2, 16), 4)
 

@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.config import ResolvedPerception
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.chat import ChatFormat, Message
-from vtts_rt.types import PairRef, PixelBox, Segment, TimeLabel
+from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.plan import RoundHistory
+from vtts_rt.perception.strategy import plan_round
+from vtts_rt.types import Box, PairRef, PixelBox, Segment, TimeLabel, VideoMetadata
 
 PACKAGE = Path(__file__).resolve().parents[2] / "vtts_rt"
 # A format that shares nothing with Qwen's.
@@ -73,6 +77,18 @@ def test_no_text_holds_a_control_token(chat: ChatFormat, data: st.DataObject) ->
     assert shown.count(chat.video_pad) == 1
 
 
+def test_boxes_are_read_in_the_unit_of_the_family() -> None:
+    still = VideoMetadata("i", 1, 1.0, 0.0, 600, 1200, "image", is_image=True)
+    plan = plan_round("append", ResolvedPerception(), [still], [], 0)
+    clue = parse_clue("<glue>[50, 100, 100, 150]</glue>")
+    looks = [RoundHistory(plan, clue), RoundHistory(plan, clue, box_unit="thousandth")]
+    height, width = plan.resized_hw
+    assert [look.boxes(0, still) for look in looks] == [
+        [Box(*map(pytest.approx, (50 / width, 100 / height, 100 / width, 150 / height)))],
+        [Box(*map(pytest.approx, (0.05, 0.1, 0.1, 0.15)))],
+    ]
+
+
 def test_token_strings_stand_in_the_folder_of_their_family() -> None:
     token = re.compile(r"<\|[a-z_0-9]+\|>")
     found = [
@@ -80,5 +96,5 @@ def test_token_strings_stand_in_the_folder_of_their_family() -> None:
         for path in sorted(PACKAGE.rglob("*.py"))
         if token.search(path.read_text())
     ]
-    own = ("models/qwen", "bench/")
+    own = ("models/qwen2_5_vl/", "bench/")
     assert found and not [name for name in found if not name.startswith(own)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
@@ -164,6 +164,6 @@ def test_bad_template_files(tmp_path: Path, text: str) -> None:
     path = tmp_path / "prompts.json"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"^prompts: .* must be "):
-        load_prompts(path).check_control(CHAT)
+        load_prompts(path).fit_for(CHAT)
     with pytest.raises(ValueError, match="readable"):
         load_prompts(tmp_path / "missing.json")

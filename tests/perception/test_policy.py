@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
-from vtts_rt.perception.clue import Clue, parse_clue
+from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.sizing import frame_cap, smart_resize
 from vtts_rt.perception.strategy import find_strategy, first_pairs, plan_round
-from vtts_rt.types import Box, PixelBox, TimeSpan, VideoMetadata
+from vtts_rt.types import PixelBox, TimeSpan, VideoMetadata
 
 NEEDLE = ResolvedPerception(
     sample_fps=0.5,
@@ -31,10 +31,8 @@ NEEDLE = ResolvedPerception(
 
 
 def video(num_frames: int, fps: float = 30.0, height: int = 360, width: int = 640) -> VideoMetadata:
-    times = np.arange(num_frames) / fps
-    return VideoMetadata(
-        "v", num_frames, fps, num_frames / fps, height, width, "test", timestamps_seconds=times
-    )
+    times, seconds = np.arange(num_frames) / fps, num_frames / fps
+    return VideoMetadata("v", num_frames, fps, seconds, height, width, "test", False, times)
 
 
 IMAGE = VideoMetadata("i", 1, 1.0, 0.0, 300, 400, "image", is_image=True)
@@ -268,17 +266,6 @@ def test_grid_pairs_are_cell_starts_and_middles() -> None:
     assert segment.seconds_per_grid == 1.0
     assert plan.frame_indices[:6] == (0, 15, 30, 45, 60, 75)
     assert [p.time_seconds for p in segment.pairs] == list(range(10))
-
-
-def test_boxes_are_read_in_the_unit_of_the_family() -> None:
-    still = VideoMetadata("i", 1, 1.0, 0.0, 600, 1200, "image", is_image=True)
-    plan = plan_round("append", ResolvedPerception(), [still], [], 0)
-    clue = parse_clue("<glue>[250, 500, 500, 750]</glue>")
-    look = RoundHistory(plan, clue, box_unit="thousandth")
-    assert look.boxes(0, still) == [Box(0.25, 0.5, 0.5, 0.75)]
-    height, width = plan.resized_hw
-    (box,) = RoundHistory(plan, clue).boxes(0, still)
-    assert box == Box(250 / width, 500 / height, 500 / width, min(750 / height, 1.0))
 
 
 def test_finer_frames_are_what_the_next_level_adds() -> None:

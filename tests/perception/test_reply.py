@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.clue import Clue, parse_clue
 from vtts_rt.perception.dialect import DIALECTS, Reply
 from vtts_rt.perception.layout import Turn

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from vtts_rt.bench.model import qwen_tokenizer
-from vtts_rt.models.qwen2_5_vl import resolve_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.published import published_spans

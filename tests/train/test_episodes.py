@@ -5,7 +5,7 @@ import pytest
 
 from vtts_rt.data.needle import make_question, make_scene, pattern_text
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtts_rt.models.qwen2_5_vl import load_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.train import sft, tiny
 from vtts_rt.train.stages import (

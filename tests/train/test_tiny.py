@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from vtts_rt.data.needle import make_scene
-from vtts_rt.models.language import ForwardBatch
+from vtts_rt.models.base import ForwardBatch
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen2_5_vl import load_extras, load_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_extras, load_model
 from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.perception.prompts import prompts_from_dict
@@ -86,8 +86,8 @@ def test_logits_equal_transformers() -> None:
     positions = build_position_ids(encoded, MropePositions("release", 2.0))
     with torch.no_grad():
         features = ours.visual(rows, grids)
-        embeds = ours.merge_features(ids, ours.language.embed(ids), features)
-        hidden = ours.language(ForwardBatch(embeds, positions, [0, len(ids)]))
+        vision = ours.vision_rows(ids, features)
+        hidden = ours(ForwardBatch(ids, vision, positions, [0, len(ids)]))
         expected = theirs(
             input_ids=ids[None],
             attention_mask=torch.ones_like(ids)[None],
@@ -96,7 +96,7 @@ def test_logits_equal_transformers() -> None:
             second_per_grid_ts=torch.ones(len(grids)),
             mm_token_type_ids=(ids == ours.config.video_token_id).long()[None] * 2,
         ).logits[0]
-        torch.testing.assert_close(ours.language.logits(hidden), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(ours.logits(hidden), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_it_answers_the_shipped_clip() -> None:

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 from video.zoo import encoded, packets_of, read_code
 from video.zoo_sound import MJPEG, VP8, VP9
 
+from vtts_rt.errors import BadMedia
 from vtts_rt.video import open_video
 from vtts_rt.video.decoders import dali_refusal
 
@@ -123,7 +124,7 @@ def fuzz(seed: int, num: int) -> None:
                     np.testing.assert_array_equal(frame, again[i], err_msg=str(i))
                 outcome = f"frames of {decoder}"
             except (ValueError, RuntimeError) as error:
-                assert type(error) in (ValueError, RuntimeError), repr(error)
+                assert type(error) in (BadMedia, RuntimeError), repr(error)
                 assert "\n" not in str(error), repr(error)
                 outcome = "a sentence"
             outcomes[outcome] = outcomes.get(outcome, 0) + 1

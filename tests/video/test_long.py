@@ -87,7 +87,8 @@ def test_ten_frames_in_the_middle_cost_their_groups(
 SCRIPT = """
 import sys
 from pathlib import Path
-from vtts_rt.video import open_video, media
+from vtts_rt.video import container, media, open_video
+container.SETTLE_SECONDS = 0
 def rchar():
     return int(Path("/proc/self/io").read_text().split()[1])
 before = rchar()

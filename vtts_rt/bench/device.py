@@ -35,8 +35,9 @@ from vtts_rt.bench.setting import (
 from vtts_rt.bench.shapes import SHAPES, Twins, bytes_per_step, make_twins
 from vtts_rt.bench.summary import comparisons, sentence, summary
 from vtts_rt.config import PARITIES, EngineConfig
-from vtts_rt.models.language import ForwardBatch, PagedKV
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.attention import PagedKV, plan_calls, tensors_of, upload, with_tensors
+from vtts_rt.models.base import ForwardBatch
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
@@ -130,7 +131,8 @@ def _prefill(twins: Twins, args: argparse.Namespace) -> dict[str, Any]:
     """A prompt of text tokens through the language model, its last hidden state."""
     language, config, num = twins.model.language, twins.model.config.language, args.prefill
     device = torch.device(args.device)
-    embeds = torch.randn(num, config.hidden_size).to(device, twins.model.dtype)
+    ids = torch.arange(num, device=device) % config.vocab_size
+    embeds = language.embed_tokens(ids)
     positions = torch.arange(num, device=device).expand(3, num).contiguous()
     page_size = EngineConfig().page_size
     num_pages = -(-num // page_size)
@@ -140,8 +142,11 @@ def _prefill(twins: Twins, args: argparse.Namespace) -> dict[str, Any]:
         dtype=twins.model.dtype,
         device=device,
     )
-    kv = PagedKV(pages, torch.arange(num_pages)[None], torch.arange(num, device=device), [num])
-    batch = ForwardBatch(embeds, positions, [0, num], kv, torch.tensor([num - 1]))
+    calls = plan_calls([range(num_pages)], [num], [num], page_size)
+    calls = with_tensors(calls, iter(upload(tensors_of(calls), device)))
+    kv = PagedKV(pages, torch.arange(num, device=device), calls)
+    last = torch.tensor([num - 1], device=device)
+    batch = ForwardBatch(ids, None, positions, [0, num], kv, last)
     sides = {
         "transformers": lambda: twins.hf_model.model.language_model(
             inputs_embeds=embeds[None], position_ids=positions[:, None], use_cache=True

@@ -17,7 +17,7 @@ from vtts_rt.bench.ops import CASES, check, op_names
 from vtts_rt.bench.ops.case import Error, Scale
 from vtts_rt.bench.ops.isolated import Row, outcomes, serve
 from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.ops.dispatch import interpreted
 from vtts_rt.types import require
 

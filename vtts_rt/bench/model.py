@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vtts_rt.models.qwen_chat import CHAT, SPECIAL_TOKENS
+from vtts_rt.models.qwen2_5_vl.chat import CHAT, SPECIAL_TOKENS
 
 SEED = 0
 # Named in results: a change of shape is a new model.

@@ -24,7 +24,7 @@ from torch import Tensor
 from vtts_rt.bench.frames import ArrayReader, FileReader, resized
 from vtts_rt.bench.model import allow_broken_torchvision
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates

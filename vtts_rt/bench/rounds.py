@@ -35,7 +35,7 @@ from vtts_rt.bench.summary import PHASES, comparisons, print_table, summary
 from vtts_rt.bench.vllm import ENVIRONMENT, VllmPeer
 from vtts_rt.config import EngineConfig
 from vtts_rt.models.checkpoint import load_extras
-from vtts_rt.models.qwen2_5_vl import DTYPES, load_model
+from vtts_rt.models.registry import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
 from vtts_rt.rounds.results import Answer

@@ -35,6 +35,7 @@ from vtts_rt.bench.setting import (
     video_name,
 )
 from vtts_rt.config import EngineConfig
+from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import ReuseStats, StrategyName, require
@@ -104,7 +105,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         one_video = []
         if args.one_video:
             layouts = [(strategy, True) for strategy in strategies]
-            layouts += [("append", False)] if "append" in strategies else []
+            layouts += [(name, False) for name in strategies if find_strategy(name).continues]
             one_video = [bench.one_video(*layout, args.one_video) for layout in layouts]
     flags = ["strategy", "rounds", "max_tokens", "device", "dtype", "threads", "footage", "video"]
     flags += ["model", "parity", "draft_tokens", "max_concurrency", "num_prompts", "num_videos"]

@@ -22,7 +22,7 @@ import torch
 from vtts_rt.bench.footage import FOOTAGE
 from vtts_rt.bench.model import MODEL_ID, bench_model
 from vtts_rt.config import PARITIES, PerceptionConfig, ResolvedPerception
-from vtts_rt.models.qwen2_5_vl import DTYPES, checkpoint_dtype
+from vtts_rt.models.registry import DTYPES, checkpoint_dtype
 from vtts_rt.perception.clue import Clue, clue_from_json
 from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import versions

@@ -22,13 +22,12 @@ from vtts_rt.bench.model import (
     byte_letters,
     qwen_tokenizer,
 )
-from vtts_rt.config import ModelConfig
-from vtts_rt.models.checkpoint import read_model_config
-from vtts_rt.models.qwen2_5_vl import INIT_STD, Qwen2_5_VL
-from vtts_rt.models.qwen_chat import CHAT, SPECIAL_TOKENS
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.config import ModelConfig
+from vtts_rt.models.qwen2_5_vl.chat import CHAT, SPECIAL_TOKENS
+from vtts_rt.models.registry import INIT_STD, build_model, empty_model, read_model_config
 from vtts_rt.models.tensor_files import StoredTensor
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.models.weights import load_tensors, resolve_head
 from vtts_rt.types import require
 
 # config.json of Qwen2.5-VL-3B-Instruct and -7B-Instruct.
@@ -116,10 +115,9 @@ def _ours(hf_config: Any) -> ModelConfig:
 
 
 @torch.inference_mode()
-def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> Qwen2_5_VL:
+def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> VideoLM:
     """Matrices normal with standard deviation 0.02, biases 0, norms 1; equal for equal devices."""
-    with torch.device("meta"):
-        model = Qwen2_5_VL(config)
+    model = empty_model(config)
     generator = torch.Generator(device).manual_seed(SEED)
     state = {}
     for name, parameter in model.named_parameters():
@@ -133,7 +131,7 @@ def random_model(config: ModelConfig, device: str, dtype: torch.dtype) -> Qwen2_
     return model.requires_grad_(False).eval()
 
 
-def bytes_per_step(model: Qwen2_5_VL) -> int:
+def bytes_per_step(model: VideoLM) -> int:
     """Weights that every decoding step reads: the language tower and the head, of the embedding a
     row for each token only, unless it is the head as well."""
     language = model.language
@@ -146,7 +144,7 @@ def bytes_per_step(model: Qwen2_5_VL) -> int:
 class Twins:
     """One set of random weights as our model and as transformers', with a tokenizer for each."""
 
-    model: Qwen2_5_VL
+    model: VideoLM
     tokenizer: Tokenizer
     hf_model: Any
     hf_tokenizer: Any
@@ -185,10 +183,7 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
         config.save_pretrained(folder)
         tokenizer = Tokenizer.from_pretrained(folder, CHAT)
     tensors = {name: StoredTensor.of(t) for name, t in hf_model.state_dict().items()}
-    ours, stored = resolve_head(_ours(config), tensors, dtype)
-    with torch.device("meta"):
-        model = Qwen2_5_VL(ours)
-    load_tensors(model, ours.language, stored, dtype, torch.device(device))
+    model = build_model(_ours(config), tensors, dtype, torch.device(device))
     return Twins(model.eval(), tokenizer, hf_model, hf_tokenizer)
 
 

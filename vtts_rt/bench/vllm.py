@@ -20,7 +20,7 @@ from typing import IO, Any
 from vtts_rt.bench.peer import RoundSample
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.checkpoint import read_eos_token_ids
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.runner import packed
-from vtts_rt.models.device_attention import Attend, Cascade, DeviceAttention
-from vtts_rt.models.language import ForwardBatch, LanguageModel
+from vtts_rt.models.attention import Attend, Call, Cascade, PagedKV
+from vtts_rt.models.base import ForwardBatch, VideoLM
 from vtts_rt.ops.logits import Penalties, penalised
 from vtts_rt.ops.sampling import SampleParams, chosen_logprobs, sample
 
@@ -116,9 +116,9 @@ class Buffers:
 class DecodeStep:
     """The step of one shape and its buffers."""
 
-    def __init__(self, language: LanguageModel, pool: PagedKVPool, shape: Shape) -> None:
+    def __init__(self, model: VideoLM, pool: PagedKVPool, shape: Shape) -> None:
         self.shape = shape
-        self._language, self._pool = language, pool
+        self._model, self._pool = model, pool
         device = pool.pages.device
         self._bounds = torch.arange(shape.num_rows + 1, device=device)
         self.buffers = Buffers(shape, device)
@@ -131,15 +131,16 @@ class DecodeStep:
         last = (keys - 1).clamp(min=0)
         pages = self.buffers.table.gather(1, (last // page_size)[:, None])[:, 0]
         slots = torch.where(is_real, pages * page_size + last % page_size, -1)
-        hidden = self._language(
+        hidden: Tensor = self._model(
             ForwardBatch(
-                inputs_embeds=self._language.embed(token),
+                token_ids=token,
+                vision=None,
                 position_ids=state["position"].expand(3, -1),
                 cu_seqlens_q=range(self.shape.num_rows + 1),
-                kv=DeviceAttention(self._pool.pages, slots, [self._attend(keys.clamp(min=1))]),
+                kv=PagedKV(self._pool.pages, slots, [self._attend(keys.clamp(min=1))]),
             )
         )
-        logits = self._language.logits(hidden)
+        logits = self._model.logits(hidden)
         tokens, logprobs = sample(
             self._penalised(logits, state),
             SampleParams(
@@ -183,7 +184,7 @@ class DecodeStep:
         )
         return penalised(logits, penalties, state["choice"])
 
-    def _attend(self, num_keys: Tensor) -> Attend | Cascade:
+    def _attend(self, num_keys: Tensor) -> Call:
         rows, table, page_size = self.shape.num_rows, self.buffers.table, self._pool.page_size
         most = self.shape.num_pages * page_size
         if not self.shape.num_groups:

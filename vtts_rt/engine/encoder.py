@@ -16,11 +16,9 @@ from torch import Tensor
 
 from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
 from vtts_rt.engine.vision_cache import VisionCache
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
-from vtts_rt.models.vision import ROWS_AT_ONCE
-from vtts_rt.ops.patch_jobs import MERGE_UNIT
+from vtts_rt.models.base import VideoLM
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
-from vtts_rt.types import PATCH_SIZE, Frame, PairRef, Segment
+from vtts_rt.types import Frame, PairRef, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ logger = logging.getLogger(__name__)
 # last are still being decoded. A CPU's is what the tower takes at once anyway, two pairs of 480
 # rows: a first look takes 2.89 s, 3.11 in passes of eight pairs, which wait 0.35 s for the decoder
 # before they encode anything (118 M model, 2 cores). An accelerator wants to be filled.
-_ROWS_PER_PASS = 3600
+_ROWS_PER_CPU_PASS, _ROWS_PER_PASS = 1024, 3600
 
 Features = dict[Hashable, Tensor]
 
@@ -36,13 +34,13 @@ Features = dict[Hashable, Tensor]
 class VisionEncoder:
     """Features of frame pairs from a cache, or from a request's frames and the vision tower."""
 
-    def __init__(self, model: Qwen2_5_VL, cache: VisionCache) -> None:
+    def __init__(self, model: VideoLM, cache: VisionCache) -> None:
         self._model = model
         self._cache = cache
         self._rows = PatchBuffer()
         # Resized where the tower is: frames are transferred as bytes, and the CPU is left alone.
         self._from_frames = model.device.type != "cpu"
-        self._numerics = model.visual.embed_numerics if self._from_frames else "rows"
+        self._numerics = model.numerics
 
     def pair_key(self, segment: Segment, pair: PairRef) -> Hashable:
         """All that can change the features of a pair (see VisionCache)."""
@@ -54,7 +52,7 @@ class VisionEncoder:
             segment.resized_hw,
             segment.resize,
             self._numerics,
-            self._model.vision_version,
+            self._model.version("visual"),
             str(self._model.dtype),
         )
 
@@ -135,11 +133,12 @@ class VisionEncoder:
 
     def _encode(self, jobs: list[tuple[Sequence, PairPlace]], features: Features) -> None:
         jobs = [job for job in jobs if job[1].key not in features]
-        most = ROWS_AT_ONCE if self._model.device.type == "cpu" else _ROWS_PER_PASS
+        most = _ROWS_PER_PASS if self._from_frames else _ROWS_PER_CPU_PASS
+        rows_per_token = self._model.geometry.patches_per_token
         while jobs:
             rows, taken = 0, 0
             for _, place in jobs:
-                rows += place.segment.tokens_per_pair * MERGE_UNIT
+                rows += place.segment.tokens_per_pair * rows_per_token
                 if taken and rows > most:
                     break
                 taken += 1
@@ -165,23 +164,15 @@ class VisionEncoder:
             frame_a, frame_b = (own[pair.video, index] for index in (pair.frame_a, pair.frame_b))
             view = (segment.box, segment.resized_hw, segment.resize)
             jobs.append(PatchifyJob(frame_a, frame_b, *view))
-        model = self._model
-        visual: Tensor
-        if self._from_frames:
-            patched = clock()
-            visual = model.visual.encode_jobs(jobs)
-        else:
-            rows = patchify(jobs, out=self._rows.rows_for(jobs))
-            patched = clock()
-            sizes = [job.resized_hw for job in jobs]
-            grids = [(1, height // PATCH_SIZE, width // PATCH_SIZE) for height, width in sizes]
-            visual = model.visual(rows.to(model.dtype), grids)
+        rows = None if self._from_frames else patchify(jobs, out=self._rows.rows_for(jobs))
+        patched = clock()
+        features = self._model.encode(jobs, rows)
         for sequence in owners.values():
             timings = sequence.timings
             timings.decode += 1e3 * (decoded - began)
             timings.preprocess += 1e3 * (patched - decoded)
             timings.vision += 1e3 * (clock() - patched)
-        return torch.split(visual, [place.segment.tokens_per_pair for _, place in batch])
+        return torch.split(features, [place.segment.tokens_per_pair for _, place in batch])
 
 
 def _uploaded(

@@ -15,7 +15,7 @@ import torch
 
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.encoder import Features, VisionEncoder
-from vtts_rt.engine.kv_pool import PagedKVPool, bytes_per_page
+from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.memory import kv_budget
 from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.prefix_tree import Pin, PrefixTree
@@ -36,10 +36,8 @@ from vtts_rt.engine.sequence import (
 )
 from vtts_rt.engine.vision_cache import VisionCache
 from vtts_rt.errors import BadRequest
-from vtts_rt.models.mrope import MropePositions
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.base import PARTS, VideoLM
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
-from vtts_rt.models.weights import PARTS
 from vtts_rt.ops.logits import LogitsRules
 from vtts_rt.sampling import resolve
 from vtts_rt.types import PairRef, Parity, SamplingParams, Segment
@@ -53,15 +51,13 @@ class Engine:
     Not thread-safe: one thread calls `add`, `step`, `abort`.
     """
 
-    def __init__(self, model: Qwen2_5_VL, tokenizer: Tokenizer, config: EngineConfig) -> None:
+    def __init__(self, model: VideoLM, tokenizer: Tokenizer, config: EngineConfig) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config
-        language = model.config.language
-        page_bytes = bytes_per_page(language, model.dtype, config.page_size)
+        page_bytes = model.kv.bytes_of(config.page_size)
         self.pool = PagedKVPool(
-            language,
-            dtype=model.dtype,
+            model.kv,
             device=model.device,
             byte_budget=kv_budget(config, page_bytes, model.device),
             page_size=config.page_size,
@@ -288,7 +284,7 @@ class Engine:
         return Sequence(
             self._next_id,
             request,
-            positions=MropePositions(request.parity, self.model.config.vision.tokens_per_second),
+            positions=self.model.positions(request.parity),
             pair_keys=[
                 [self._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
                 for span in prompt.spans
@@ -335,6 +331,7 @@ class Engine:
                 reuse=sequence.reuse,
                 timings=timings,
                 weights_version=self.weights_version,
+                position_ids=sequence.positions(0, len(sequence.token_ids), 0).T,
             ),
         )
 
@@ -348,7 +345,7 @@ class Engine:
 
     # -- upkeep -----------------------------------------------------------------------------
 
-    def update_weights(self, write: Callable[[Qwen2_5_VL], Collection[str] | None]) -> None:
+    def update_weights(self, write: Callable[[VideoLM], Collection[str] | None]) -> None:
         """Let `write` change the model's weights in place; it returns the parts that it changed,
         "visual" or "language" (None for both).
 

@@ -28,8 +28,8 @@ from vtts_rt.engine.decode_step import (
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.runner import as_choices, fetch
 from vtts_rt.engine.sequence import Chunk, Sequence
-from vtts_rt.models.device_attention import upload
-from vtts_rt.models.language import LanguageModel
+from vtts_rt.models.attention import upload
+from vtts_rt.models.base import VideoLM
 from vtts_rt.ops.cascade_attention import Groups, find_groups
 from vtts_rt.ops.sampling import SampleParams
 
@@ -139,8 +139,8 @@ class DecodeGraphs:
     captured, replays: graphs captured, steps launched.
     """
 
-    def __init__(self, language: LanguageModel, pool: PagedKVPool, capture: Capture) -> None:
-        self._language = language
+    def __init__(self, model: VideoLM, pool: PagedKVPool, capture: Capture) -> None:
+        self._model = model
         self._pool = pool
         self._capture = capture
         self._graphs: dict[Shape, _Graph] = {}
@@ -227,14 +227,14 @@ class DecodeGraphs:
             self._weights = self._addresses()
 
     def _addresses(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self._language.parameters()]
+        return [parameter.data_ptr() for parameter in self._model.parameters()]
 
     def _graph(self, shape: Shape) -> _Graph:
         graph = self._graphs.pop(shape, None)
         if graph is None:
             began = time.perf_counter()
             try:
-                step = DecodeStep(self._language, self._pool, shape)
+                step = DecodeStep(self._model, self._pool, shape)
                 graph = _Graph(step, self._capture(step))
             except Exception as error:
                 raise CaptureFailed(str(error)) from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 
-from vtts_rt.config import LanguageConfig
+from vtts_rt.models.base import KVShape
 
 # States of a page in the map of the pool; bytes, so that `bytearray.find` looks for runs.
 _USED, _FREE, _ROOM = 0, 1, 2  # _ROOM: free, but a sequence is expected to grow into it
@@ -18,12 +18,6 @@ _USED, _FREE, _ROOM = 0, 1, 2  # _ROOM: free, but a sequence is expected to grow
 
 class PoolExhausted(RuntimeError):
     """No page is free: evict, wait, or ask for a larger budget."""
-
-
-def bytes_per_page(config: LanguageConfig, dtype: torch.dtype, page_size: int) -> int:
-    """Keys and values of `page_size` tokens in all layers."""
-    per_token = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize
-    return page_size * per_token * config.num_hidden_layers
 
 
 class PagedKVPool:
@@ -39,25 +33,22 @@ class PagedKVPool:
 
     def __init__(
         self,
-        config: LanguageConfig,
+        kv: KVShape,
         *,
-        dtype: torch.dtype,
         device: torch.device,
         byte_budget: int,
         page_size: int,
     ) -> None:
-        shape = (page_size, config.num_key_value_heads, config.head_dim)
         self.page_size = page_size
-        self.page_bytes = bytes_per_page(config, dtype, page_size)
+        self.page_bytes = kv.bytes_of(page_size)
         self.num_pages = byte_budget // self.page_bytes
         if self.num_pages < 1:
             raise ValueError(
                 f"PagedKVPool: byte_budget must be >= {self.page_bytes} (one page), "
                 f"got {byte_budget}"
             )
-        self.pages = torch.empty(
-            (config.num_hidden_layers, 2, self.num_pages, *shape), dtype=dtype, device=device
-        )
+        shape = (kv.num_layers, 2, self.num_pages, page_size, kv.num_heads, kv.head_dim)
+        self.pages = torch.empty(shape, dtype=kv.dtype, device=device)
         self.on_share: Callable[[int, bool], None] | None = None
         self.num_free = self.num_pages
         self.peak_used = self.allocations = 0

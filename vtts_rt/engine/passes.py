@@ -32,7 +32,7 @@ from vtts_rt.engine.graphs import (
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.runner import Choices, Runner, needs_host
 from vtts_rt.engine.sequence import Chunk
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.base import VideoLM
 from vtts_rt.ops.dispatch import interpreted
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class Passes:
 
     def __init__(
         self,
-        model: Qwen2_5_VL,
+        model: VideoLM,
         pool: PagedKVPool,
         *,
         on_device: bool,
@@ -56,14 +56,14 @@ class Passes:
     ) -> None:
         self.runs_ahead = True
         self._runner = Runner(model, pool, on_device=on_device)
-        self._graphs = None if capture is None else DecodeGraphs(model.language, pool, capture)
+        self._graphs = None if capture is None else DecodeGraphs(model, pool, capture)
         self._refusal = refusal
         self._ahead: Launched | None = None
         self._num_ahead = self._num_wasted = 0
         self._eager: Counter[str] = Counter()
 
     @classmethod
-    def of_config(cls, model: Qwen2_5_VL, pool: PagedKVPool, config: EngineConfig) -> Passes:
+    def of_config(cls, model: VideoLM, pool: PagedKVPool, config: EngineConfig) -> Passes:
         """RuntimeError if graphs are asked for where there are none."""
         refusal = graphs_refusal(model.device.type)
         if config.cuda_graphs is False:

@@ -4,7 +4,7 @@ choice of their tokens."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby, islice
+from itertools import islice
 
 import numpy as np
 import torch
@@ -14,24 +14,13 @@ from vtts_rt.engine.encoder import Features
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.sequence import Chunk, TokenConstraint
 from vtts_rt.errors import BadRequest
-from vtts_rt.models.device_attention import (
-    Attend,
-    Cascade,
-    DeviceAttention,
-    upload,
-    with_tensors,
-)
-from vtts_rt.models.language import ForwardBatch, PagedKV
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
-from vtts_rt.ops.cascade_attention import find_groups
+from vtts_rt.models.attention import Call, PagedKV, plan_calls, tensors_of, upload, with_tensors
+from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.ops.logits import Penalties, penalised
 from vtts_rt.ops.sampling import chosen_logprobs, processed_logits, sample, sample_token
 
 # Logits of about so many rows are made at once: 128 rows of 151,936 float32 are 78 MB.
 _ROWS_OF_LOGITS = 128
-# A decoding sequence and its drafts (EngineConfig.draft_tokens is 15): attention reads the keys of
-# so few rows once for all of them. Longer runs are prefill.
-_FEW_ROWS = 16
 
 # Token ids and log-probabilities of a chunk's rows, in order. Each is taken only once those before
 # it stand in the sequence.
@@ -41,10 +30,10 @@ Choices = Iterator[tuple[int, float]]
 class Runner:
     """Feeds a model's language tower from a KV pool. Chunks own pages for all their rows.
 
-    on_device: with metadata and sampling where the model is, asking the host nothing on the way.
+    on_device: with cascades and with sampling where the model is; nothing asks the host on the way.
     """
 
-    def __init__(self, model: Qwen2_5_VL, pool: PagedKVPool, *, on_device: bool) -> None:
+    def __init__(self, model: VideoLM, pool: PagedKVPool, *, on_device: bool) -> None:
         self.model = model
         self._pool = pool
         self._on_device = on_device
@@ -58,36 +47,29 @@ class Runner:
         """
         bounds = np.cumsum([0, *(chunk.num_rows for chunk in chunks)])
         wanted = [1 + len(chunk.drafts) if chunk.samples else 0 for chunk in chunks]
-        rows = torch.cat(
-            [torch.arange(end - num, end) for end, num in zip(bounds[1:], wanted, strict=True)]
-        )
-        ids = torch.tensor(
-            [i for c in chunks for i in (*c.sequence.token_ids[c.start : c.end], *c.drafts)]
-        )
+        ids = [i for c in chunks for i in (*c.sequence.token_ids[c.start : c.end], *c.drafts)]
         known = [c.sequence.positions(c.start, c.end, len(c.drafts)) for c in chunks]
-        positions = torch.from_numpy(np.concatenate(known).T)
         slots = torch.cat([self._slots(chunk) for chunk in chunks])
-        kv: PagedKV | DeviceAttention
-        if self._on_device:
-            calls = list(self._calls(chunks))
-            tensors = [ids, positions, slots, rows]
-            tensors += [x for call in calls for x in call if isinstance(x, Tensor)]
-            moved = iter(upload(tensors, self.model.device))
-            ids, positions, slots, rows = islice(moved, 4)
-            calls = [with_tensors(call, moved) for call in calls]
-            kv = DeviceAttention(self._pool.pages, slots, calls)
-        else:
-            positions = positions.contiguous()
-            attend = self._attend(0, chunks)
-            kv = PagedKV(self._pool.pages, attend.page_table, slots, attend.seqlens_k.tolist())
-        batch = ForwardBatch(
-            inputs_embeds=self._embed(ids, chunks, features),
-            position_ids=positions,
-            cu_seqlens_q=bounds.tolist(),
-            kv=kv,
-            rows=None if self._on_device and len(rows) == len(ids) else rows,
+        ends = zip(bounds[1:].tolist(), wanted, strict=True)
+        rows = [row for end, num in ends for row in range(end - num, end)]
+        vision_rows, found = self._vision(chunks, features)
+        every, whole = self._calls(chunks, np.diff(bounds).tolist()), len(rows) == len(ids)
+        last = [] if whole else self._calls(chunks, wanted)
+        tensors = [torch.tensor(ids), torch.from_numpy(np.concatenate(known).T), slots]
+        tensors += [torch.tensor(own, dtype=torch.int64) for own in (rows, vision_rows)]
+        moved = iter(upload([*tensors, *tensors_of(every), *tensors_of(last)], self.model.device))
+        token_ids, positions, slots, chosen, shown = islice(moved, 5)
+        calls, last = with_tensors(every, moved), with_tensors(last, moved)
+        hidden: Tensor = self.model(
+            ForwardBatch(
+                token_ids,
+                VisionRows(shown, torch.cat(found)) if found else None,
+                positions,
+                bounds.tolist(),
+                PagedKV(self._pool.pages, slots, calls, last),
+                None if whole else chosen,
+            )
         )
-        hidden: Tensor = self.model.language(batch)
         return list(torch.split(hidden, wanted))
 
     @torch.inference_mode()
@@ -107,7 +89,7 @@ class Runner:
         sizes = [len(hidden) for _, hidden in group]
         if not sum(sizes):
             return (iter(()) for _ in group)
-        logits = self.model.language.logits(torch.cat([hidden for _, hidden in group]))
+        logits = self.model.logits(torch.cat([hidden for _, hidden in group]))
         logits_of = torch.split(logits, sizes)
         if not self._on_device:
             return map(self._choose_each, chunks, logits_of)
@@ -171,34 +153,14 @@ class Runner:
             )
         return constraint.mask(logits)
 
-    def _calls(self, chunks: list[Chunk]) -> Iterator[Attend | Cascade]:
-        """How neighbouring chunks attend together, in order; tensors on the CPU."""
-        start = 0
-        for _, run in groupby(chunks, lambda chunk: chunk.num_rows <= _FEW_ROWS):
-            together = list(run)
-            attend = self._attend(start, together)
-            groups = None
-            if attend.max_seqlen_q == 1:
-                pages = [chunk.sequence.pages for chunk in together]
-                groups = find_groups(pages, [c.end for c in together], self._pool.page_size)
-            yield attend if groups is None else Cascade(start, attend.stop, *groups)
-            start = attend.stop
-
-    def _attend(self, start: int, chunks: list[Chunk]) -> Attend:
-        """Tables are filled up with page 0, which nobody reads there."""
-        table = np.zeros((len(chunks), max(len(c.sequence.pages) for c in chunks)), np.int64)
-        for row, chunk in zip(table, chunks, strict=True):
-            row[: len(chunk.sequence.pages)] = chunk.sequence.pages
-        sizes = [chunk.num_rows for chunk in chunks]
-        num_keys = [chunk.start + chunk.num_rows for chunk in chunks]
-        return Attend(
-            start,
-            start + sum(sizes),
-            torch.from_numpy(table),
-            torch.tensor([0, *sizes]).cumsum(0),
-            torch.tensor(num_keys),
-            max(sizes),
-            max(num_keys),
+    def _calls(self, chunks: list[Chunk], num_rows: list[int]) -> list[Call]:
+        """How the last `num_rows` rows of each chunk attend; tensors on the CPU."""
+        return plan_calls(
+            [chunk.sequence.pages for chunk in chunks],
+            num_rows,
+            [chunk.start + chunk.num_rows for chunk in chunks],
+            self._pool.page_size,
+            cascade=self._on_device,
         )
 
     def _slots(self, chunk: Chunk) -> Tensor:
@@ -208,16 +170,18 @@ class Runner:
         pages = torch.tensor(chunk.sequence.pages[first:], dtype=torch.int64)
         return pages[index // size - first] * size + index % size
 
-    def _embed(self, ids: Tensor, chunks: list[Chunk], features: Features) -> Tensor:
-        embeds = self.model.language.embed(ids)
-        row = 0
+    @staticmethod
+    def _vision(chunks: list[Chunk], features: Features) -> tuple[list[int], list[Tensor]]:
+        """Rows that show vision, and the features for them."""
+        rows: list[int] = []
+        found, first = [], 0
         for chunk in chunks:
             for place in chunk.sequence.pairs_between(chunk.start, chunk.end):
                 low, high = max(place.start, chunk.start), min(place.end, chunk.end)
-                found = features[place.key][low - place.start : high - place.start]
-                embeds[row + low - chunk.start : row + high - chunk.start] = found
-            row += chunk.num_rows
-        return embeds
+                rows += range(first + low - chunk.start, first + high - chunk.start)
+                found.append(features[place.key][low - place.start : high - place.start])
+            first += chunk.num_rows
+        return rows, found
 
 
 def needs_host(chunk: Chunk) -> bool:

@@ -79,7 +79,7 @@ class Completion:
     text: without special tokens, stop texts and stop ids; logprobs: natural log, of each token
     under the distribution it was drawn from, or under the model's own (SamplingParams.logprobs).
     finish_reason: "stop": the model, a stop text or a stop id ended it; "length": max_tokens did.
-    weights_version: `Engine.weights_version`.
+    weights_version: `Engine.weights_version`. position_ids: (3, N) int64, of prompt and tokens.
     """
 
     token_ids: list[int]
@@ -89,7 +89,8 @@ class Completion:
     num_prompt_tokens: int
     reuse: ReuseStats
     timings: RoundTimings
-    weights_version: int = 0
+    weights_version: int
+    position_ids: np.ndarray
 
 
 @dataclass(slots=True)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from vtts_rt import process
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, check_hf
+from vtts_rt.models.base import VideoLM
 
 
 class StagedWeights:
     """Tensors that wait for the end of an update. Thread-safe: one bucket at a time."""
 
-    def __init__(self, model: Qwen2_5_VL) -> None:
+    def __init__(self, model: VideoLM) -> None:
         self._model = model
         self._tensors: dict[str, Tensor] = {}
         self._lock = threading.Lock()
@@ -27,12 +27,12 @@ class StagedWeights:
         """Keep a copy of one more bucket, in the model's dtype; or, with the last one, hand all to
         `apply` and forget them once that has returned. Of a tensor given twice the last counts.
 
-        ValueError for a bucket that does not fit (see `check_hf`); whatever is raised, the buckets
-        before stay, and of this one nothing.
+        ValueError for a bucket that does not fit (see `VideoLM.check`); whatever is raised, the
+        buckets before stay, and of this one nothing.
         """
         with self._lock:
             with process.native_calls():
-                found = check_hf(self._model, tensors)
+                found = self._model.check(tensors)
             if apply is not None:
                 apply({**self._tensors, **found})
                 self._tensors.clear()

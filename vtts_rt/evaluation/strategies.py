@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from vtts_rt.config import STRATEGIES, PerceptionConfig, ResolvedPerception
 from vtts_rt.evaluation import needle
 from vtts_rt.models.mrope import MropePositions, build_position_ids
-from vtts_rt.models.qwen2_5_vl import resolve_model
-from vtts_rt.models.qwen_chat import CHAT
+from vtts_rt.models.registry import load_tokenizer
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import tagged
@@ -222,7 +221,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """`vtts-rt eval strategies`; returns the exit status."""
     require("eval strategies", "num", args.num, args.num >= 0, ">= 0")
-    tokenizer = Tokenizer.from_pretrained(resolve_model(args.model), CHAT)
+    tokenizer = load_tokenizer(args.model)
     result: dict[str, Any] = {"task": "strategies", "seed": args.seed, "plans": args.plans}
     result["kept"] = kept(tokenizer, seed=args.seed, num=args.plans)
     result["accuracy"] = []

@@ -1,5 +1,6 @@
-"""The Qwen2.5-VL family in plain PyTorch: `forward(batch)` and no globals.
+"""Models in plain PyTorch: `forward(batch)` and no globals.
 
-vision.py and language.py are the two towers, qwen2_5_vl.py joins and loads them, mrope.py gives
-positions, tokenizer.py turns prompts into token ids.
+base.py says what a model is, a folder holds each family, registry.py lists and loads them.
+language.py is the decoder that they share, mrope.py gives positions, tokenizer.py turns prompts
+into token ids.
 """

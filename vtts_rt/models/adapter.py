@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtts_rt.models.checkpoint import ADAPTER_CONFIG, read_hf_config
+from vtts_rt.models.checkpoint import ADAPTER_CONFIG, architecture, read_hf_config
 from vtts_rt.models.weights import LM_HEAD, new_style
 
 _PREFIX = "base_model.model."  # of every name in an adapter's file (peft)
@@ -25,7 +25,7 @@ def merged_tensors(base: Path, adapter: Path, tensors: Mapping[str, Tensor]) -> 
     """
     try:
         import peft
-        from transformers import Qwen2_5_VLForConditionalGeneration
+        import transformers
     except ImportError as error:
         raise ValueError(
             f"load_model: model must hold no adapter ({ADAPTER_CONFIG} in {str(adapter)!r}) unless "
@@ -35,7 +35,7 @@ def merged_tensors(base: Path, adapter: Path, tensors: Mapping[str, Tensor]) -> 
     config = read_hf_config(base)
     config.tie_word_embeddings = LM_HEAD not in tensors
     with torch.device("meta"):
-        net = Qwen2_5_VLForConditionalGeneration(config)
+        net = getattr(transformers, architecture(config.model_type))(config)
     net.load_state_dict(dict(tensors), assign=True, strict=False)
     net.tie_weights()
     try:

@@ -1,44 +1,36 @@
-"""Causal attention over packed sequences, with and without a paged KV cache.
+"""Causal attention over packed sequences: the plan of a forward pass, made once for all layers.
 
-A plan is made once for a forward pass and serves every layer.
+A plan takes a layer's qkv product and its rotary angles and gives what every row attends to:
+`PackedAttention` without a cache, `PagedKV` with keys and values in pages. Integers of a `PagedKV`
+lie where its pages do, so that nothing in the layers asks the host on a GPU.
 
-Shape letters: N packed new tokens, B sequences, H query heads, K key/value heads, D head dim.
+Shape letters: N packed new tokens, S sequences, P most pages of one, G groups of sequences, H query
+heads, K key/value heads, D head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtts_rt.ops.native import most_rows
-from vtts_rt.ops.paged_attention import paged_attention, runs_natively
+from vtts_rt.ops.cascade_attention import cascade_attention, find_groups
+from vtts_rt.ops.paged_attention import paged_attention
+from vtts_rt.ops.rotary import rotary
+from vtts_rt.ops.rotary_kv import rotary_kv
 from vtts_rt.types import require
 
-# The operator behind scaled_dot_product_attention on a CPU: (output, log-sum-exp of the scores).
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-QUERY_BLOCK = 1024  # query rows that share one mask: bounds the mask, skips keys of the future
-
-
-@dataclass(slots=True)
-class PagedKV:
-    """Where this batch's keys and values go and where all keys of each sequence are.
-
-    pages: (layers, 2, num_pages, page_size, K, D), keys at [:, 0], values at [:, 1]; written in
-        place. page_table: (B, max_pages) int64, pages of each sequence in order, on the CPU or
-        the device. slot_mapping: (N,) int64, page * page_size + offset of every new token.
-    seqlens_k: keys of each sequence, the new ones included.
-    """
-
-    pages: Tensor
-    page_table: Tensor
-    slot_mapping: Tensor
-    seqlens_k: Sequence[int]
+# A decoding sequence and its drafts (EngineConfig.draft_tokens is 15): attention reads the keys of
+# so few rows once for all of them. Longer runs are prefill.
+FEW_ROWS = 16
+# The parts of a transfer begin at multiples of 16 bytes, for which Triton compiles one kernel.
+_INTS_PER_PART = 2
 
 
 class PackedAttention:
@@ -47,259 +39,202 @@ class PackedAttention:
     Neighbouring sequences of equal length share one attention call.
     """
 
-    rows: Tensor | None = None  # all rows get an output
-
-    def __init__(self, seqlens: Sequence[int]) -> None:
-        self.runs: list[tuple[int, int, int]] = []  # start, sequences, length
+    def __init__(self, seqlens: Sequence[int], num_kv_heads: int) -> None:
+        self._num_kv_heads = num_kv_heads
+        self._runs: list[tuple[int, int, int]] = []  # start, sequences, length
         start = 0
         for length in seqlens:
-            if self.runs and self.runs[-1][2] == length:
-                first, num, _ = self.runs.pop()
-                self.runs.append((first, num + 1, length))
+            if self._runs and self._runs[-1][2] == length:
+                first, num, _ = self._runs.pop()
+                self._runs.append((first, num + 1, length))
             elif length:
-                self.runs.append((start, 1, length))
+                self._runs.append((start, 1, length))
             start += length
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: (N, H, D), k, v: (N, K, D) -> (N, H * D)."""
+    def __call__(
+        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """qkv: (N, H + 2 K, D), taken over; cos, sin: (N, D/2) -> (N, H * D), or (M, H * D) of
+        `rows`."""
+        qk = rotary(qkv[:, : -self._num_kv_heads], cos, sin)
+        q, k = qk[:, : -self._num_kv_heads], qk[:, -self._num_kv_heads :]
+        v = qkv[:, -self._num_kv_heads :]
         outputs = []
-        for start, num, length in self.runs:
+        for start, num, length in self._runs:
             query, key, value = (
                 x[start : start + num * length].view(num, length, *x.shape[1:]).transpose(1, 2)
                 for x in (q, k, v)
             )
             out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
             outputs.append(out.transpose(1, 2).reshape(num * length, -1))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return joined if rows is None else joined.index_select(0, rows)
 
 
-class _Run(NamedTuple):
-    """Neighbouring rows of one sequence that get an output.
+class Attend(NamedTuple):
+    """One call of `paged_attention`, for neighbouring sequences.
 
-    sequence: its index. start, num_new: rows in the batch. place: first row in the output.
-    num_keys: keys that the last of the rows sees.
+    start, stop: their packed rows. page_table: (S, P); cu_seqlens_q: (S + 1,), from 0;
+    seqlens_k: (S,): int64. max_seqlen_q, max_seqlen_k: bounds, known to the host.
     """
 
-    sequence: int
     start: int
-    num_new: int
-    place: int
-    num_keys: int
-
-
-@dataclass(slots=True)
-class _TorchRun:
-    """How torch's operators do one run.
-
-    slots: its keys' place in the flattened pool, a slice when its pages are neighbours (no copy),
-    else (num_keys,) int64. blocks: (first query, last + 1, keys, mask) of a prefill that continues
-    a cached prefix, or splits: that prefill is done as cached keys, then new ones.
-    """
-
-    run: _Run
-    slots: slice | Tensor
-    blocks: list[tuple[int, int, int, Tensor]]
-    splits: bool
-
-
-@dataclass(slots=True)
-class _NativeRuns:
-    """The runs that the native kernel does in one call.
-
-    rows, places: (R,) int64, their rows in the batch and in the output; None where they are all.
-    The rest are arguments of `paged_attention`.
-    """
-
-    rows: Tensor | None
-    places: Tensor | None
+    stop: int
     page_table: Tensor
     cu_seqlens_q: Tensor
     seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q: (N, H, D) of all rows -> (rows of these, H, D)."""
+        return paged_attention(
+            q[self.start : self.stop],
+            keys,
+            values,
+            *self[2:5],
+            max_seqlen_q=self.max_seqlen_q,
+            max_seqlen_k=self.max_seqlen_k,
+        )
 
 
-class PagedAttention:
+class Cascade(NamedTuple):
+    """One call of `cascade_attention`, for neighbouring sequences of one new token.
+
+    start, stop: their packed rows. shared_table: (G, P) and shared_seqlens: (G,), of each group;
+    cu_groups: (G + 1,), from 0; page_table: (S, P) and seqlens_k: (S,), what is behind the shared
+    pages: integers. max_shared, max_seqlen_k: bounds, known to the host.
+    """
+
+    start: int
+    stop: int
+    shared_table: Tensor
+    shared_seqlens: Tensor
+    cu_groups: Tensor
+    page_table: Tensor
+    seqlens_k: Tensor
+    max_shared: int
+    max_seqlen_k: int
+
+    def __call__(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q: (N, H, D) of all rows -> (rows of these, H, D)."""
+        return cascade_attention(
+            q[self.start : self.stop],
+            keys,
+            values,
+            *self[2:7],
+            max_shared=self.max_shared,
+            max_seqlen_k=self.max_seqlen_k,
+        )
+
+
+Call = Attend | Cascade
+
+
+@dataclass(slots=True)
+class PagedKV:
     """Writes new keys and values into pages, then attends over all keys of each sequence.
 
-    Query i of n new ones sees the first num_keys - n + i + 1 keys (bottom-right aligned).
-    rows: (M,) int64, the rows that get an output; None for all.
+    pages: (layers, 2, num_pages, page_size, K, D), keys at [:, 0], values at [:, 1]; written in
+        place. slot_mapping: (N,) int64, page * page_size + offset of every new token, negative for
+        rows of padding. calls: of all rows, in order. last: of the wanted rows (ForwardBatch.rows),
+        in order, for the last layer; None: all attend there too, and the wanted are chosen.
     """
 
-    rows: Tensor | None = None
+    pages: Tensor
+    slot_mapping: Tensor
+    calls: Sequence[Call]
+    last: Sequence[Call] | None = None
 
-    def __init__(self, kv: PagedKV, seqlens: Sequence[int], dtype: torch.dtype) -> None:
-        lengths = len(kv.seqlens_k), kv.page_table.shape[0]
-        fits = lengths == (len(seqlens),) * 2
-        require("PagedKV", "seqlens_k, page_table", lengths, fits, "B long")
-        self.pages, self.dtype = kv.pages, dtype
-        self.write = _as_slice(kv.slot_mapping)
-        self.table = kv.page_table.cpu()
-        self.masks: dict[tuple[int, int], Tensor] = {}
-        runs = []
-        start = 0
-        for index, (num_new, num_keys) in enumerate(zip(seqlens, kv.seqlens_k, strict=True)):
-            require("PagedKV", "seqlens_k", num_keys, num_keys >= num_new, f">= {num_new} new")
-            if num_new:
-                runs.append(_Run(index, start, num_new, start, num_keys))
-            start += num_new
-        self.num_rows = start
-        self._plan(runs)
+    @property
+    def only_call(self) -> Attend | None:
+        """The one call of all rows, if it is one and of `paged_attention`."""
+        first = self.calls[0]
+        return first if len(self.calls) == 1 and isinstance(first, Attend) else None
 
-    def of_rows(self, rows: Tensor) -> PagedAttention:
-        """The same, with an output for `rows` only: (M,) int64, ascending, on the CPU."""
-        wanted, taken, runs = rows.tolist(), 0, []
-        for index, start, num_new, _, num_keys in self.runs:
-            while taken < len(wanted) and wanted[taken] < start + num_new:
-                first, count = wanted[taken], 1
-                left = start + num_new - first
-                while count < left and wanted[taken + count : taken + count + 1] == [first + count]:
-                    count += 1
-                runs.append(_Run(index, first, count, taken, num_keys - left + count))
-                taken += count
-        chosen = copy(self)
-        chosen.rows = rows.to(self.pages.device)
-        chosen._plan(runs)
-        return chosen
-
-    def _plan(self, runs: list[_Run]) -> None:
-        self.runs = runs
-        native = runs_natively(self.dtype, self.pages.device, self.pages.shape[-1])
-        most = most_rows("paged_attention")
-        ours = [run for run in runs if native and run.num_new <= most]
-        self.others = [self._other(run) for run in runs if not native or run.num_new > most]
-        self.ours: _NativeRuns | None = None
-        if ours:
-            sizes = [run.num_new for run in ours]
-            rows, places = (
-                torch.cat([torch.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)])
-                for starts in ([run.start for run in ours], [run.place for run in ours])
-            )
-            self.ours = _NativeRuns(
-                None if len(rows) == self.num_rows else rows,
-                None if not self.others else places,
-                self.table[[run.sequence for run in ours]],
-                torch.tensor([0, *sizes]).cumsum(0),
-                torch.tensor([run.num_keys for run in ours]),
-            )
-
-    def _other(self, run: _Run) -> _TorchRun:
-        page_size, num_keys = self.pages.shape[3], run.num_keys
-        pages = self.table[run.sequence, : -(-num_keys // page_size)]
-        first = _as_slice(pages)
-        slots: slice | Tensor
-        if isinstance(first, slice):
-            slots = slice(first.start * page_size, first.start * page_size + num_keys)
+    def __call__(
+        self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """As `PackedAttention`; no gradient is recorded."""
+        keys, values = self.pages[layer]
+        num_heads = qkv.shape[1] - 2 * keys.shape[2]
+        q = rotary_kv(qkv, cos, sin, keys, values, self.slot_mapping, num_heads=num_heads)
+        calls = self.calls
+        if rows is not None and self.last is not None:
+            q, calls, rows = q.index_select(0, rows), self.last, None
+        outputs = [call(q, keys, values) for call in calls]
+        if len(outputs) == 1:
+            out = outputs[0].flatten(1)
         else:
-            slots = (pages[:, None] * page_size + torch.arange(page_size)).flatten()
-            slots = slots[:num_keys].to(self.pages.device)
-        blocks = []
-        continues = 1 < run.num_new < num_keys
-        # The operator that also gives log-sum-exps is a CPU's; halves would round once more.
-        splits = continues and self.pages.device.type == "cpu" and self.dtype == torch.float32
-        if continues and not splits:
-            past = num_keys - run.num_new
-            for a in range(0, run.num_new, QUERY_BLOCK):
-                b = min(a + QUERY_BLOCK, run.num_new)
-                shape = (b - a, past + b)
-                if shape not in self.masks:
-                    self.masks[shape] = _causal_mask(*shape, self.dtype, self.pages.device)
-                blocks.append((a, b, past + b, self.masks[shape]))
-        return _TorchRun(run, slots, blocks, splits)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: (N, H, D), k, v: (N, K, D) -> (N, H * D), or (M, H * D) for `rows`."""
-        paged_keys, paged_values = self.pages[layer]
-        keys, values = paged_keys.flatten(0, 1), paged_values.flatten(0, 1)  # (slots, K, D)
-        if isinstance(self.write, slice):
-            keys[self.write], values[self.write] = k, v
-        else:
-            keys.index_copy_(0, self.write, k.to(keys.dtype))
-            values.index_copy_(0, self.write, v.to(values.dtype))
-        outputs = []
-        for other in self.others:
-            query = q[other.run.start : other.run.start + other.run.num_new]
-            if isinstance(other.slots, slice):
-                key, value = keys[other.slots], values[other.slots]
-            else:
-                key, value = (x.index_select(0, other.slots) for x in (keys, values))
-            outputs.append(_attend(other, query, key.to(q.dtype), value.to(q.dtype)))
-        if self.ours is None:
-            if not outputs:
-                return q.new_empty(0, q.shape[1] * q.shape[2])
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        ours = self.ours
-        out = paged_attention(
-            q if ours.rows is None else q[ours.rows],
-            paged_keys,
-            paged_values,
-            ours.page_table,
-            ours.cu_seqlens_q,
-            ours.seqlens_k,
-        ).flatten(1)
-        if ours.places is None:
-            return out
-        total = self.num_rows if self.rows is None else len(self.rows)
-        mixed = out.new_empty(total, out.shape[1])
-        mixed[ours.places] = out
-        for other, part in zip(self.others, outputs, strict=True):
-            mixed[other.run.place : other.run.place + other.run.num_new] = part
-        return mixed
+            out = torch.cat([q[:0], *outputs]).flatten(1)
+        return out if rows is None else out.index_select(0, rows)
 
 
-def _attend(other: _TorchRun, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q: (n, H, D), k, v: (num_keys, K, D) -> (n, H * D)."""
-    key, value = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # (1, K, keys, D)
-    if other.run.num_new == 1:
-        # The query heads of a group become query rows: keys are read once a group, which is
-        # 3x faster than enable_gqa on a CPU (2,700 keys, 8 heads over 2: 0.29 against 0.90 ms).
-        groups = q.view(1, k.shape[1], -1, q.shape[-1])
-        return F.scaled_dot_product_attention(groups, key, value).reshape(1, -1)
-    query = q.transpose(0, 1)[None]
-    if other.splits:
-        out = _attend_past_then_new(other.run, query, key, value)
-    elif not other.blocks:
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    else:
-        out = torch.cat(
-            [
-                F.scaled_dot_product_attention(
-                    query[:, :, a:b], key[:, :, :n], value[:, :, :n], mask, enable_gqa=True
-                )
-                for a, b, n, mask in other.blocks
-            ],
-            dim=2,
-        )
-    return out[0].transpose(0, 1).reshape(other.run.num_new, -1)
+def plan_calls(
+    pages: Sequence[Sequence[int]],
+    seqlens_q: Sequence[int],
+    seqlens_k: Sequence[int],
+    page_size: int,
+    *,
+    cascade: bool = False,
+) -> list[Call]:
+    """How sequences attend, tensors on the CPU: neighbours of few new rows in one call, neighbours
+    of many in another.
 
-
-def _attend_past_then_new(run: _Run, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention to the cached keys and to the new ones, merged by their log-sum-exps.
-
-    q: (1, H, n, D), k, v: (1, K, keys, D) -> (1, H, n, D). Neither part needs a mask, and a group's
-    queries share the cached keys: 40 against 49 ms for 669 new of 2,846 keys (8 heads over 2,
-    2 AVX2 cores).
+    pages: of each sequence, in order. seqlens_q: its new rows; those of sequences without one have
+    no place in the result. seqlens_k: its keys, the new ones included; query i of n sees the first
+    seqlens_k - n + i + 1 (bottom-right aligned). cascade: whether sequences that share leading
+    pages may read them once (`find_groups`).
     """
-    past, groups = run.num_keys - run.num_new, q.shape[1] // k.shape[1]
-    rows = q.reshape(1, k.shape[1], groups * run.num_new, -1)
-    old, old_lse = _FLASH(rows, k[:, :, :past], v[:, :, :past])
-    new_keys, new_values = (x[:, :, past:].repeat_interleave(groups, 1) for x in (k, v))
-    new, new_lse = _FLASH(q, new_keys, new_values, is_causal=True)
-    share = torch.sigmoid(old_lse.reshape(new_lse.shape) - new_lse)[..., None]
-    return torch.lerp(new, old.reshape(new.shape), share)
+    sequences = []
+    for own, num_rows, num_keys in zip(pages, seqlens_q, seqlens_k, strict=True):
+        require("PagedKV", "seqlens_k", num_keys, num_keys >= num_rows, f">= {num_rows} new")
+        if num_rows:
+            sequences.append((own, num_rows, num_keys))
+    calls: list[Call] = []
+    start = 0
+    for _, run in groupby(sequences, lambda sequence: sequence[1] <= FEW_ROWS):
+        tables, sizes, num_keys_of = zip(*run, strict=True)
+        stop = start + sum(sizes)
+        groups = None
+        if cascade and max(sizes) == 1:
+            groups = find_groups(tables, num_keys_of, page_size)
+        if groups is not None:
+            calls.append(Cascade(start, stop, *groups))
+        else:
+            # Filled up with page 0, which nobody reads there.
+            table = np.zeros((len(tables), max(map(len, tables))), np.int64)
+            for row, own in zip(table, tables, strict=True):
+                row[: len(own)] = own
+            bounds, lengths = torch.tensor([0, *sizes]).cumsum(0), torch.tensor(num_keys_of)
+            most = max(sizes), max(num_keys_of)
+            calls.append(Attend(start, stop, torch.from_numpy(table), bounds, lengths, *most))
+        start = stop
+    return calls
 
 
-def _as_slice(indices: Tensor) -> slice | Tensor:
-    """The same places as a slice where they are consecutive."""
-    if indices.numel() == 0:
-        return slice(0, 0)
-    first, last = int(indices[0]), int(indices[-1])
-    if last - first + 1 == indices.numel() and bool((indices.diff() == 1).all()):
-        return slice(first, last + 1)
-    return indices
+def tensors_of(calls: Sequence[Call]) -> list[Tensor]:
+    """All tensors of calls, in order."""
+    return [field for call in calls for field in call if isinstance(field, Tensor)]
 
 
-def _causal_mask(
-    num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """(queries, keys): 0 where query i may see key j, i.e. j <= i + keys - queries, else -inf."""
-    mask = torch.full((num_queries, num_keys), float("-inf"), dtype=dtype, device=device)
-    return mask.triu_(num_keys - num_queries + 1)
+def with_tensors(calls: Sequence[Call], tensors: Iterator[Tensor]) -> list[Call]:
+    """Calls with their tensors replaced by the next of those given."""
+    found = []
+    for call in calls:
+        fields: list[Any] = [next(tensors) if isinstance(x, Tensor) else x for x in call]
+        found.append(type(call)(*fields))
+    return found
+
+
+def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Integers on the CPU as int64 on the device, in one transfer that nobody waits for."""
+    starts = [0]
+    for tensor in tensors:
+        starts.append(starts[-1] + -(-tensor.numel() // _INTS_PER_PART) * _INTS_PER_PART)
+    packed = torch.zeros(starts[-1], dtype=torch.int64, pin_memory=device.type == "cuda")
+    places = [slice(a, a + t.numel()) for a, t in zip(starts, tensors, strict=False)]
+    for place, tensor in zip(places, tensors, strict=True):
+        packed[place] = tensor.flatten()
+    moved = packed.to(device, non_blocking=True)
+    return [moved[p].view(t.shape) for p, t in zip(places, tensors, strict=True)]

@@ -6,25 +6,26 @@ import errno
 import json
 import math
 import re
+from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.models.config import LanguageConfig, ModelConfig, TowerConfig
 from vtts_rt.sampling import generation_config, generation_defaults
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, SamplingParams, require
+from vtts_rt.types import Geometry, SamplingParams, require
 
 EMBEDDED = ("tiny",)  # models that ship with the package, under assets/
-MODEL_TYPE = "qwen2_5_vl"
 # The recipe: a field of config.json, which transformers keeps when it loads and saves a model, or
 # a file of its own, which counts where both are there.
 EXTRAS, EXTRAS_FILE = "vtts_rt", "vtts.json"
 ADAPTER_CONFIG = "adapter_config.json"
+Shape = TypeVar("Shape", bound=LanguageConfig | TowerConfig)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONNECT_SECONDS = 5.0
-# Mirrors transformers' default for configs that do not say (Qwen2_5_VLRotaryEmbedding).
+# Mirrors transformers' default for configs that do not say (its rotary embeddings of Qwen).
 _DEFAULT_MROPE_SECTION = (16, 24, 24)
-_VISION_ROPE_THETA = 10_000.0  # transformers, Qwen2_5_VLVisionConfig: axial rope default
 _MAX_JSON_BYTES = 256 << 20  # an index of a million tensors takes about 100 MB
 # Most of each number in config.json. Those of layers are compared with the files later on; here
 # they only keep transformers from building a list of that length.
@@ -198,28 +199,39 @@ def scopes(config: dict[str, Any], *names: str) -> list[dict[str, Any]]:
     return [config, *(part for name in names if isinstance(part := config.get(name), dict))]
 
 
-def read_hf_config(folder: Path) -> Any:
-    """transformers' Qwen2_5_VLConfig of a checkpoint, nested or flat.
-
-    ValueError if config.json is missing, unreadable or of another model type.
-    """
+def read_model_type(folder: Path) -> object:
+    """What config.json says as `model_type`. ValueError if the file is missing or unreadable."""
     path = folder / "config.json"
     require("load_model", "model", str(folder), path.is_file(), "a folder with config.json")
-    raw = read_json(path)
-    kind = raw.get("model_type")
-    require("load_model", "model_type", kind, kind == MODEL_TYPE, repr(MODEL_TYPE))
+    return read_json(path).get("model_type")
+
+
+def read_hf_config(folder: Path) -> Any:
+    """transformers' own config of a checkpoint, nested or flat, whose model type it knows.
+
+    ValueError if config.json is not valid, quantized, or has sizes that no model has.
+    """
+    raw = read_json(folder / "config.json")
+    kind = raw["model_type"]
     quantized = raw.get("quantization_config")
     rule = "absent: load the unquantized model and pass quantization="
     require("load_model", "config.json quantization_config", quantized, quantized is None, rule)
     _check_sizes(raw)
-    from transformers import Qwen2_5_VLConfig
+    from transformers import CONFIG_MAPPING
 
     try:
-        return Qwen2_5_VLConfig.from_dict(raw)
+        return CONFIG_MAPPING[kind].from_dict(raw)
     except Exception as error:  # the validators' own types differ between releases
         raise ValueError(
-            f"load_model: config.json must be a valid Qwen2.5-VL config, got {error}"
+            f"load_model: config.json must be a valid {kind} config, got {error}"
         ) from error
+
+
+def architecture(model_type: str) -> str:
+    """Name of transformers' class of whole models of a type."""
+    from transformers.models.auto import modeling_auto
+
+    return str(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])
 
 
 def _check_sizes(raw: dict[str, Any]) -> None:
@@ -231,71 +243,27 @@ def _check_sizes(raw: dict[str, Any]) -> None:
                 require("load_model", f"config.json {name}", value, fits, f"in 1..{most}")
 
 
-def read_model_config(folder: Path) -> ModelConfig:
-    """The ModelConfig of a checkpoint folder.
+def model_config(folder: Path, hf: Any, geometry: Geometry, vision: TowerConfig) -> ModelConfig:
+    """The ModelConfig of a checkpoint folder; hf: its `read_hf_config`; geometry, vision: what the
+    family makes of it.
 
-    ValueError for what the family does not have: another patch geometry or activation, scaled
-    rotary positions, sliding windows in the language model; and for numbers that no model has.
+    ValueError for what no family has: another patch geometry, scaled rotary positions, sliding
+    windows in the language model; and for numbers that no model has.
     """
-    hf = read_hf_config(folder)
-    vision, text = hf.vision_config, hf.text_config
-    geometry = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    expected = (PATCH_SIZE, MERGE_SIZE, TEMPORAL_PATCH_SIZE)
-    rope, vision_rope = text.rope_parameters, getattr(vision, "rope_parameters", None) or {}
-
-    def check(argument: str, value: object, ok: bool, rule: str) -> None:
-        require("load_model", argument, value, ok, rule)
-
-    check("patch, merge and temporal size", geometry, geometry == expected, str(expected))
-    for part in (vision, text):
-        check("hidden_act", part.hidden_act, part.hidden_act == "silu", "'silu'")
-    kind = rope.get("rope_type", "default")
-    check("rope_type", kind, kind == "default", "'default'")
-    layers = set(text.layer_types)
-    check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
-    heads = (text.hidden_size, text.num_attention_heads)
-    check("hidden_size", heads[0], heads[0] % heads[1] == 0, f"a multiple of {heads[1]} heads")
-    section = rope.get("mrope_section", _DEFAULT_MROPE_SECTION)
-    three = isinstance(section, (list, tuple)) and len(section) == 3
-    three = three and all(type(n) is int and n >= 0 for n in section)
-    check("mrope_section", section, three, "three numbers")
-    theta, eps, speed = rope.get("rope_theta"), text.rms_norm_eps, vision.tokens_per_second
-    check("rope_theta", theta, _positive(theta), "a number > 0")
-    check("rms_norm_eps", eps, _positive(eps), "a number > 0")
-    check("tokens_per_second", speed, _positive(speed), "a number > 0")
-    theta = vision_rope.get("rope_theta", _VISION_ROPE_THETA)
-    check("vision rope_theta", theta, theta == _VISION_ROPE_THETA, str(_VISION_ROPE_THETA))
-    head_dim = getattr(text, "head_dim", None) or heads[0] // heads[1]
-    check("head_dim", head_dim, head_dim == heads[0] // heads[1], "hidden_size / heads")
-    side = PATCH_SIZE * MERGE_SIZE
-    check("window_size", vision.window_size, vision.window_size >= side, f">= {side}")
+    text = hf.text_config
+    language = _language_config(text, bool(hf.tie_word_embeddings))
+    names = ("patch_size", "spatial_merge_size", "temporal_patch_size")
+    sizes = tuple(getattr(hf.vision_config, name) for name in names)
+    expected = (geometry.patch_px, geometry.merge, geometry.frames_per_pair)
+    _check("patch, merge and temporal size", sizes, sizes == expected, str(expected))
     for name in ("image_token_id", "video_token_id"):
         index = getattr(hf, name)
-        check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
+        _check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
     return ModelConfig(
-        vision=VisionConfig(
-            depth=vision.depth,
-            hidden_size=vision.hidden_size,
-            num_heads=vision.num_heads,
-            intermediate_size=vision.intermediate_size,
-            out_hidden_size=vision.out_hidden_size,
-            window_size=vision.window_size,
-            fullatt_block_indexes=tuple(vision.fullatt_block_indexes),
-            tokens_per_second=vision.tokens_per_second,
-        ),
-        language=LanguageConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            num_hidden_layers=text.num_hidden_layers,
-            num_attention_heads=text.num_attention_heads,
-            num_key_value_heads=text.num_key_value_heads,
-            rope_theta=float(rope["rope_theta"]),
-            mrope_section=(section[0], section[1], section[2]),
-            rms_norm_eps=text.rms_norm_eps,
-            tie_word_embeddings=bool(hf.tie_word_embeddings),
-            max_position_embeddings=text.max_position_embeddings,
-        ),
+        model_type=hf.model_type,
+        geometry=geometry,
+        vision=vision,
+        language=language,
         image_token_id=hf.image_token_id,
         video_token_id=hf.video_token_id,
         vision_start_token_id=hf.vision_start_token_id,
@@ -306,7 +274,45 @@ def read_model_config(folder: Path) -> ModelConfig:
     )
 
 
-def _positive(value: object) -> bool:
+def _language_config(text: Any, tied: bool) -> LanguageConfig:
+    rope = text.rope_parameters
+    kind = rope.get("rope_type", "default")
+    _check("rope_type", kind, kind == "default", "'default'")
+    layers = set(text.layer_types)
+    _check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
+    heads = (text.hidden_size, text.num_attention_heads)
+    _check("hidden_size", heads[0], heads[0] % heads[1] == 0, f"a multiple of {heads[1]} heads")
+    section = rope.get("mrope_section", _DEFAULT_MROPE_SECTION)
+    three = isinstance(section, (list, tuple)) and len(section) == 3
+    three = three and all(type(n) is int and n >= 0 for n in section)
+    _check("mrope_section", section, three, "three numbers")
+    theta, eps = rope.get("rope_theta"), text.rms_norm_eps
+    _check("rope_theta", theta, positive(theta), "a number > 0")
+    _check("rms_norm_eps", eps, positive(eps), "a number > 0")
+    head_dim = getattr(text, "head_dim", None) or heads[0] // heads[1]
+    _check("head_dim", head_dim, head_dim == heads[0] // heads[1], "hidden_size / heads")
+    return from_hf(
+        LanguageConfig,
+        text,
+        rope_theta=float(theta),
+        mrope_section=tuple(section),
+        tie_word_embeddings=tied,
+    )
+
+
+def from_hf(kind: type[Shape], part: Any, **own: Any) -> Shape:
+    """A config of ours: `own` fields, the others those that transformers' has by the same name."""
+    names = [field.name for field in fields(kind) if field.name not in own]
+    found = {name: getattr(part, name) for name in names}
+    found = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
+    return kind(**found, **own)
+
+
+def _check(argument: str, value: object, ok: bool, rule: str) -> None:
+    require("load_model", argument, value, ok, rule)
+
+
+def positive(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and 0.0 < value < math.inf  # type: ignore[operator]
 
@@ -319,44 +325,26 @@ def write_hf_config(
     dtype: name of the tensors' dtype, e.g. "bfloat16". extras: the recipe; None keeps that in the
     folder, with the perception settings of `config` if it has any.
     """
-    from transformers import Qwen2_5_VLConfig
+    from transformers import CONFIG_MAPPING
 
-    vision, language = config.vision, config.language
-    eos = list(config.eos_token_ids)
-    hf = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": vision.depth,
-            "hidden_size": vision.hidden_size,
-            "num_heads": vision.num_heads,
-            "intermediate_size": vision.intermediate_size,
-            "out_hidden_size": vision.out_hidden_size,
-            "window_size": vision.window_size,
-            "fullatt_block_indexes": list(vision.fullatt_block_indexes),
-            "tokens_per_second": int(vision.tokens_per_second),
-        },
-        text_config={
-            "vocab_size": language.vocab_size,
-            "hidden_size": language.hidden_size,
-            "intermediate_size": language.intermediate_size,
-            "num_hidden_layers": language.num_hidden_layers,
-            "num_attention_heads": language.num_attention_heads,
-            "num_key_value_heads": language.num_key_value_heads,
-            "rms_norm_eps": language.rms_norm_eps,
-            "max_position_embeddings": language.max_position_embeddings,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": language.rope_theta,
-                "mrope_section": list(language.mrope_section),
-            },
-            "bos_token_id": None,
-            "eos_token_id": eos[0] if eos else None,
-        },
+    eos, text = list(config.eos_token_ids), asdict(config.language)
+    rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
+    rope["mrope_section"] = list(text.pop("mrope_section"))
+    tied = text.pop("tie_word_embeddings")
+    ends = {"bos_token_id": None, "eos_token_id": eos[0] if eos else None}
+    vision = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(config.vision).items()
+    }
+    hf = CONFIG_MAPPING[config.model_type](
+        vision_config=vision,
+        text_config={**text, **ends, "rope_parameters": rope},
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,
         vision_start_token_id=config.vision_start_token_id,
         vision_end_token_id=config.vision_end_token_id,
-        tie_word_embeddings=language.tie_word_embeddings,
-        architectures=["Qwen2_5_VLForConditionalGeneration"],
+        tie_word_embeddings=tied,
+        architectures=[architecture(config.model_type)],
         dtype=dtype,
     )
     if extras is None:
@@ -369,5 +357,5 @@ def write_hf_config(
     hf.save_pretrained(folder)
     (folder / EXTRAS_FILE).unlink(missing_ok=True)  # it would count instead
     settings = {"eos_token_id": eos} if eos else {}
-    text = json.dumps({**settings, **generation_config(config.sampling)}, indent=2) + "\n"
-    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+    told = json.dumps({**settings, **generation_config(config.sampling)}, indent=2) + "\n"
+    (folder / "generation_config.json").write_text(told, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The Qwen2.5-VL language model: packed embeddings -> hidden states -> logits.
+"""The language model that families share: packed tokens and features -> hidden states -> logits.
 
 One `forward(batch)` serves training (no cache, differentiable), prefill in chunks and decoding.
 
@@ -10,41 +10,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from vtts_rt.config import LanguageConfig
-from vtts_rt.models.attention import PackedAttention, PagedAttention, PagedKV
-from vtts_rt.models.device_attention import DeviceAttention
+from vtts_rt.models.attention import Attend, PackedAttention, PagedKV
+from vtts_rt.models.config import LanguageConfig
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.decode_step import LayerWeights, decode_step, usable
 from vtts_rt.ops.linear import linear
-from vtts_rt.ops.rotary import rotary
 from vtts_rt.types import require
 
-Attend = PackedAttention | PagedAttention | DeviceAttention
+AttentionPlan = PackedAttention | PagedKV
 
-__all__ = ["ForwardBatch", "LanguageModel", "PagedKV"]
+__all__ = ["ForwardBatch", "LanguageModel", "PagedKV", "VisionRows"]
+
+
+class VisionRows(NamedTuple):
+    """Tokens of a batch that show vision.
+
+    rows: (V,) int64, distinct rows of the batch, on the model's device. features: (V, feature_dim)
+    of any float dtype, what the tower gave for each; gradients reach them.
+    """
+
+    rows: Tensor
+    features: Tensor
 
 
 @dataclass(slots=True)
 class ForwardBatch:
     """New tokens of B sequences, packed one after the other.
 
-    inputs_embeds: (N, C) in the model's dtype. position_ids: (3, N) int64, M-RoPE time, height,
-        width. cu_seqlens_q: (B + 1,) list or tensor, 0 .. N. kv: pages that hold earlier tokens
-        and take these, or how to attend to them with metadata on the device; None attends inside
-        each sequence only, with gradients. rows: (M,) int64 on the CPU (with a DeviceAttention:
-        on the device, and unchecked), ascending, the packed rows whose hidden states are wanted
-        (with kv); None for all. The last layer does for the others only what their keys and
-        values need.
+    token_ids: (N,) int64. vision: which of them are pads of vision, with features; None for none.
+    position_ids: (3, N) int64, M-RoPE time, height, width. cu_seqlens_q: (B + 1,) list or tensor,
+        0 .. N. kv: pages that hold earlier tokens and take these; None attends inside each
+        sequence only, with gradients. rows: (M,) int64, the packed rows whose hidden states are
+        wanted; None for all. The last layer does for the others only what their keys and values
+        need.
     """
 
-    inputs_embeds: Tensor
+    token_ids: Tensor
+    vision: VisionRows | None
     position_ids: Tensor
     cu_seqlens_q: Sequence[int] | Tensor
-    kv: PagedKV | DeviceAttention | None = None
+    kv: PagedKV | None = None
     rows: Tensor | None = None
 
     @property
@@ -65,15 +75,12 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, num_rows)
         self.o_proj = Linear(self.num_heads * config.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, attend: AttentionPlan, rows: Tensor | None
+    ) -> Tensor:
         qkv = self.qkv_proj(x)
         qkv = qkv.view(x.shape[0], self.num_heads + 2 * self.num_kv_heads, -1)
-        if isinstance(attend, DeviceAttention):
-            return self.o_proj(attend(self.layer, qkv, cos, sin))  # type: ignore[no-any-return]
-        qk = rotary(qkv[:, : -self.num_kv_heads], cos, sin)
-        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        attended = attend(self.layer, q, k, qkv[:, -self.num_kv_heads :])
-        return self.o_proj(attended)  # type: ignore[no-any-return]
+        return self.o_proj(attend(self.layer, qkv, cos, sin, rows))  # type: ignore[no-any-return]
 
 
 class DecoderLayer(nn.Module):
@@ -84,9 +91,16 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, attend)
-        x = x if attend.rows is None else x[attend.rows]
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        attend: AttentionPlan,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, attend, rows)
+        x = x if rows is None else x.index_select(0, rows)
         normed, x = self.post_attention_layernorm.of_sum(attended, x)
         return x + self.mlp(normed)  # type: ignore[no-any-return]
 
@@ -101,25 +115,18 @@ def _alike(layer: LayerWeights, first: LayerWeights, dtype: torch.dtype) -> bool
 
 
 class LanguageModel(nn.Module):
-    """Qwen2.5's decoder with multimodal rotary positions; head tied to the embedding or not."""
+    """A decoder with multimodal rotary positions; head tied to the embedding or not."""
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        require(
-            "LanguageModel",
-            "num_key_value_heads",
-            kv_heads,
-            heads % kv_heads == 0,
-            f"a divisor of num_attention_heads ({heads})",
-        )
-        require(
-            "LanguageModel",
-            "mrope_section",
-            config.mrope_section,
-            len(config.mrope_section) == 3 and sum(config.mrope_section) == config.head_dim // 2,
-            f"three numbers that sum to head_dim / 2 ({config.head_dim // 2})",
-        )
+        what, heads = "LanguageModel", config.num_attention_heads
+        kv_heads = config.num_key_value_heads
+        rule = f"a divisor of num_attention_heads ({heads})"
+        require(what, "num_key_value_heads", kv_heads, heads % kv_heads == 0, rule)
+        section, half = config.mrope_section, config.head_dim // 2
+        fits = len(section) == 3 and sum(section) == half
+        rule = f"three numbers that sum to head_dim / 2 ({half})"
+        require(what, "mrope_section", section, fits, rule)
         self.config = config
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -133,9 +140,15 @@ class LanguageModel(nn.Module):
             else Linear(config.hidden_size, config.vocab_size, bias=False)
         )
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """token_ids: (N,) int64 -> (N, C)."""
-        return self.embed_tokens(token_ids)  # type: ignore[no-any-return]
+    def embed(self, batch: ForwardBatch) -> Tensor:
+        """(N, C): embeddings of tokens, features in the place of pads; differentiable."""
+        x: Tensor = self.embed_tokens(batch.token_ids)
+        if batch.vision is None:
+            return x
+        rows, features = batch.vision
+        shape, expected = tuple(features.shape), (len(rows), x.shape[1])
+        require("VisionRows", "features", shape, shape == expected, f"{expected}")
+        return x.index_copy(0, rows, features.to(x.dtype))
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states (N, C) after the final norm, in the model's dtype, or (M, C)
@@ -143,47 +156,34 @@ class LanguageModel(nn.Module):
 
         With `batch.kv` the pages are written in place and no gradient is recorded.
         """
-        x = batch.inputs_embeds
+        x = self.embed(batch)
         seqlens = batch.seqlens
         total, shape = x.shape[0], tuple(batch.position_ids.shape)
         require("ForwardBatch", "cu_seqlens_q", sum(seqlens), sum(seqlens) == total, f"0..{total}")
         require("ForwardBatch", "position_ids", shape, shape == (3, total), f"(3, {total})")
         rows, kv = batch.rows, batch.kv
-        if rows is not None and not isinstance(kv, DeviceAttention):
-            ascends = rows.dim() == 1 and bool((rows.diff() > 0).all())
-            inside = rows.numel() == 0 or 0 <= int(rows[0]) <= int(rows[-1]) < total
-            rule = f"None without kv, else ascending in [0, {total})"
-            usable = kv is not None and ascends and inside
-            require("ForwardBatch", "rows", rows, usable, rule)
+        if rows is not None and rows.is_cpu and rows.numel():  # elsewhere the host would wait
+            inside = int(rows.min()) >= 0 and int(rows.max()) < total
+            require("ForwardBatch", "rows", rows.tolist(), inside, f"in [0, {total})")
         if total == 0:
             return x
         with torch.set_grad_enabled(torch.is_grad_enabled() and kv is None):
             cos, sin = self._rotary(batch.position_ids, x.dtype)
-            attend: Attend
-            if isinstance(kv, PagedKV):
-                attend = PagedAttention(kv, seqlens, x.dtype)
-                out = self._in_one_call(x, cos, sin, kv, attend)
-                if out is not None:
-                    return out if rows is None else out[rows]
-            else:
-                attend = PackedAttention(seqlens) if kv is None else kv
+            if kv is not None and (out := self._in_one_call(x, cos, sin, kv)) is not None:
+                return out if rows is None else out[rows]
+            kv_heads = self.config.num_key_value_heads
+            attend = PackedAttention(seqlens, kv_heads) if kv is None else kv
             *others, last = self.layers
             for layer in others:
                 x = layer(x, cos, sin, attend)
-            if rows is not None and not isinstance(attend, PackedAttention):
-                attend = attend.of_rows(rows)
-            x = last(x, cos, sin, attend)
+            x = last(x, cos, sin, attend, rows)
             return self.norm(x)  # type: ignore[no-any-return]
 
-    def _in_one_call(
-        self, x: Tensor, cos: Tensor, sin: Tensor, kv: PagedKV, attend: PagedAttention
-    ) -> Tensor | None:
+    def _in_one_call(self, x: Tensor, cos: Tensor, sin: Tensor, kv: PagedKV) -> Tensor | None:
         """Few rows on the CPU: the same bits from one native call. None where that cannot be."""
-        ours = attend.ours
-        alone = ours is not None and ours.rows is None and not attend.others
-        if not alone or not usable(x, self.config.head_dim) or not self._fits(x, kv):
+        call = kv.only_call
+        if call is None or not usable(x, self.config.head_dim) or not self._fits(x, kv, call):
             return None  # a prefill, other types, a backend that was asked for, or a mistake
-        assert ours is not None
         layers = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
@@ -207,14 +207,14 @@ class LanguageModel(nn.Module):
             cos=cos,
             sin=sin,
             slots=kv.slot_mapping.contiguous(),
-            page_table=ours.page_table,
-            cu_seqlens_q=ours.cu_seqlens_q,
-            seqlens_k=ours.seqlens_k,
+            page_table=call.page_table,
+            cu_seqlens_q=call.cu_seqlens_q,
+            seqlens_k=call.seqlens_k,
             num_heads=self.config.num_attention_heads,
             eps=self.config.rms_norm_eps,
         )
 
-    def _fits(self, x: Tensor, kv: PagedKV) -> bool:
+    def _fits(self, x: Tensor, kv: PagedKV, call: Attend) -> bool:
         """Whether addresses are enough: what does not fit goes to ops that say what is wrong."""
         config, pages, slots = self.config, kv.pages, kv.slot_mapping
         sides = pages.dim() == 6 and (*pages.shape[:2], *pages.shape[4:])
@@ -227,7 +227,8 @@ class LanguageModel(nn.Module):
             and slots.dtype is torch.int64
             and slots.is_cpu
             and slots.shape == x.shape[:1]
-            and kv.page_table.dtype is torch.int64
+            and call.page_table.dtype is torch.int64
+            and call.stop == len(slots)
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

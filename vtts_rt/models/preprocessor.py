@@ -8,41 +8,44 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt.models.checkpoint import load_extras, read_json
-from vtts_rt.ops.patch_jobs import IMAGE_MEAN, IMAGE_STD
-from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
+from vtts_rt.types import Geometry, require
 
 logger = logging.getLogger(__name__)
 
-# Bounds of a frame by default, PerceptionConfig's and the budget rule's (VideoChat-R1.5).
-_MIN_PIXELS, _MAX_PIXELS = 128 * 28 * 28, 768 * 28 * 28
+# Bounds of a frame in LM tokens by default, PerceptionConfig's and the budget rule's
+# (VideoChat-R1.5).
+_MIN_TOKENS, _MAX_TOKENS = 128, 768
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
-# What every frame goes through; names as in preprocessor_config.json.
-_FIXED: dict[str, Any] = {
-    "patch_size": PATCH_SIZE,
-    "merge_size": MERGE_SIZE,
-    "temporal_patch_size": TEMPORAL_PATCH_SIZE,
-    "do_resize": True,
-    "resample": _BICUBIC,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-    "image_mean": IMAGE_MEAN,
-    "image_std": IMAGE_STD,
-    "do_center_crop": False,
-    "do_pad": False,
-}
 
 
-def check_preprocessor(folder: Path) -> None:
+def _fixed(geometry: Geometry) -> dict[str, Any]:
+    """What every frame goes through; names as in preprocessor_config.json."""
+    return {
+        "patch_size": geometry.patch_px,
+        "merge_size": geometry.merge,
+        "temporal_patch_size": geometry.frames_per_pair,
+        "do_resize": True,
+        "resample": _BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": geometry.mean,
+        "image_std": geometry.std,
+        "do_center_crop": False,
+        "do_pad": False,
+    }
+
+
+def check_preprocessor(folder: Path, geometry: Geometry) -> None:
     """ValueError, with file, setting and value, for a processor that prepares pixels otherwise
     than `patchify`.
 
     The files that count are those that transformers 5.24 reads: for videos processor_config.json's
     `video_processor`, else video_preprocessor_config.json, else preprocessor_config.json; for
     images processor_config.json's `image_processor`, else preprocessor_config.json. What is not
-    said is Qwen's. Frame rates and sizes are left to the perception settings, as the published loop
-    passes its own with every call; bounds on sizes that are tighter than theirs are reported in one
-    warning, unless the checkpoint's recipe says `total_pixels` itself.
+    said is the family's. Frame rates and sizes are left to the perception settings, as the
+    published loop passes its own with every call; bounds on sizes that are tighter than theirs are
+    reported in one warning, unless the checkpoint's recipe says `total_pixels` itself.
     """
     sized = "total_pixels" in load_extras(folder).get("perception", {})
     nested = _read(folder / "processor_config.json")
@@ -57,16 +60,16 @@ def check_preprocessor(folder: Path) -> None:
         else:
             file = next((name for name in names if (folder / name).is_file()), names[-1])
             settings = _read(folder / file)
-        for name, expected in _FIXED.items():
+        for name, expected in _fixed(geometry).items():
             value = settings.get(name)
             same = value is None or _rounded(value) == _rounded(expected)
             rule = str(list(expected) if isinstance(expected, tuple) else expected)
             require("load_model", f"{file} {name}", value, same, rule)
         if kind == "video_processor" and not sized:
-            _tell_bounds(file, settings)
+            _tell_bounds(file, settings, geometry.token_px**2)
 
 
-def _tell_bounds(file: str, settings: dict[str, Any]) -> None:
+def _tell_bounds(file: str, settings: dict[str, Any], token_pixels: int) -> None:
     size = settings.get("size")
     size = size if isinstance(size, dict) else {}
     low = settings.get("min_pixels") or size.get("shortest_edge") or 0
@@ -74,7 +77,7 @@ def _tell_bounds(file: str, settings: dict[str, Any]) -> None:
     for name, value in (("min_pixels", low), ("max_pixels", high)):
         number = isinstance(value, (int, float)) and value >= 0
         require("load_model", f"{file} {name}", value, number, "a number >= 0")
-    if low > _MIN_PIXELS or high < _MAX_PIXELS:
+    if low > _MIN_TOKENS * token_pixels or high < _MAX_TOKENS * token_pixels:
         logger.warning(
             "%s bounds frames to %s..%s px, which is not applied: min_pixels and total_pixels of "
             "PerceptionConfig decide (a recipe may set them)",

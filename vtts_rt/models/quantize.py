@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vtts_rt.config import QUANTIZATIONS
+from vtts_rt.models.base import VideoLM
 from vtts_rt.models.language import LanguageModel
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.ops.linear_fp8 import linear_fp8, quantize_fp8
 from vtts_rt.ops.linear_int8 import linear_int8, quantize_int8
 from vtts_rt.types import require
@@ -40,13 +40,13 @@ class QuantizedLinear(nn.Module):
         return _PRODUCT[self.quantization](x, self.weight, self.scale, self.bias)
 
 
-def quantize(model: Qwen2_5_VL, quantization: str) -> None:
+def quantize(model: VideoLM, quantization: str) -> None:
     """Replace the matrices of the language tower's layers by 8-bit ones, in place.
 
     quantization: "int8" (float32 models on the CPU; logits too are then a product with bytes, the
     embedding stays) or "fp8" (e4m3, any device and dtype; the head stays). The vision tower and
     norms stay. The model answers as before but for the rounding of weights; it cannot be trained,
-    saved or given new weights any more, and `language_version` is another.
+    saved or given new weights any more, and `version("language")` is another.
     Raises ValueError for another name, a model that does not fit it, or one quantized already.
     """
     known = quantization in QUANTIZATIONS

@@ -13,27 +13,26 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vtts_rt.config import LanguageConfig, ModelConfig
+from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.tensor_files import DTYPES, StoredTensor
-from vtts_rt.types import PATCH_SIZE, TEMPORAL_PATCH_SIZE, require
+from vtts_rt.types import require
 
 _FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
-_PATCH_KERNEL = (3, TEMPORAL_PATCH_SIZE, PATCH_SIZE, PATCH_SIZE)
 # Names of checkpoints, old and new, to the names transformers 5 writes.
 _RENAMES = (
     (re.compile(r"^visual\."), "model.visual."),
     (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^language_model\.model\."), "model.language_model."),
-    # A bare Qwen2_5_VLModel, as AutoModel saves it.
+    # A bare model without a head, as AutoModel saves it.
     (re.compile(r"^language_model\.(?=embed_tokens\.|layers\.|norm\.)"), "model.language_model."),
     (re.compile(r"^model\.(?=embed_tokens\.|layers\.|norm\.)"), "model.language_model."),
 )
 LM_HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 _VISION = "model.visual."
-# The parts of a model, as `Qwen2_5_VL.version` knows them.
+# The parts of a model, as `VideoLM.version` knows them.
 PARTS = frozenset({"visual", "language"})
 _NOT_WEIGHTS = re.compile(r"\.(inv_freq|original_inv_freq)$")  # buffers that old versions saved
 _SHOWN = 3  # names quoted in an error
@@ -54,9 +53,11 @@ def hf_sources(name: str) -> list[str]:
     return [renamed]
 
 
-def hf_views(parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig) -> dict[str, Tensor]:
+def hf_views(parameters: Iterable[tuple[str, Tensor]], config: ModelConfig) -> dict[str, Tensor]:
     """Our named parameters as Hugging Face has them, by new-style name, sharing their memory."""
-    heads = [config.num_attention_heads, *[config.num_key_value_heads] * 2]
+    language, geometry = config.language, config.geometry
+    heads = [language.num_attention_heads, *[language.num_key_value_heads] * 2]
+    kernel = (3, geometry.frames_per_pair, geometry.patch_px, geometry.patch_px)
     views = {}
     for name, parameter in parameters:
         sources = hf_sources(name)
@@ -66,13 +67,13 @@ def hf_views(parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig) -
         parts = torch.split(parameter.detach(), [unit * weight for weight in weights])
         for source, part in zip(sources, parts, strict=True):
             if source.endswith("patch_embed.proj.weight"):
-                part = part.view(-1, *_PATCH_KERNEL)
+                part = part.view(-1, *kernel)
             views[source] = part
     return views
 
 
 def to_hf(
-    parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig, dtype: torch.dtype | None
+    parameters: Iterable[tuple[str, Tensor]], config: ModelConfig, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """Our named parameters as Hugging Face has them: new-style names, contiguous, on the CPU.
 
@@ -111,7 +112,7 @@ def is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def checked_tensors(
-    parameters: Iterable[tuple[str, Tensor]], config: LanguageConfig, tensors: Mapping[str, Tensor]
+    parameters: Iterable[tuple[str, Tensor]], config: ModelConfig, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Tensors under Hugging Face names, old or new style, by their new-style names.
 
@@ -190,7 +191,7 @@ def resolve_head(
 
 def load_tensors(
     model: nn.Module,
-    config: LanguageConfig,
+    config: ModelConfig,
     stored: Mapping[str, StoredTensor],
     dtype: torch.dtype,
     device: torch.device,

@@ -20,12 +20,8 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.ops.paged_attention import (
-    adjacent_features,
-    check_indices,
-    check_pool,
-    triton_refusal,
-)
+from vtts_rt.ops.paged_attention import adjacent_features, triton_refusal
+from vtts_rt.ops.pages import check_indices, check_pool
 from vtts_rt.types import require
 
 # A group is worth a launch of its own from about 3 x 1,024 keys that are not read again: 6 MB a

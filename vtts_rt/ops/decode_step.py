@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vtts_rt.config import backend_override
 from vtts_rt.ops import native
+from vtts_rt.ops.dispatch import interpreted
 
 _OPS = ("linear", "paged_attention", "rmsnorm", "rotary", "swiglu")
 
@@ -39,7 +40,8 @@ def usable(x: Tensor, head_dim: int) -> bool:
     every op would run its native kernel."""
     few = x.is_cpu and x.dtype is torch.float32 and x.shape[0] <= native.MAX_ROWS
     fits = few and head_dim % 8 == 0 and head_dim <= native.MAX_HEAD_DIM
-    return fits and native.supports("cpu") is None and not any(map(backend_override, _OPS))
+    ours = native.supports("cpu") is None and not interpreted()
+    return fits and ours and not any(map(backend_override, _OPS))
 
 
 def decode_step(

@@ -5,8 +5,9 @@
 where row i of a sequence with n rows and m keys sees the keys j <= m - n + i (bottom-right causal).
 Key j lies in page page_table[s, j // page_size], slot j % page_size.
 
-The native kernel reads each key of a sequence of few new tokens once for the query heads and rows
-that share it, without copying pages together first. For more than MAX_ROWS it packs keys and values
+Torch's operators (paged_sdpa.py) take one sequence after the other. The native kernel reads each
+key of a sequence of few new tokens once for the query heads and rows that share it, without copying
+pages together first. For more than MAX_ROWS it packs keys and values
 and multiplies tiles: 2,146 tokens of 8 heads over 2 take 29 ms where torch's operators take 39, and
 540 tokens that continue 4,019 take 28 instead of 33 (two cores with AVX-512). A row's values are
 the same to the bit whatever other rows and sequences stand beside it and however many threads run,
@@ -23,14 +24,16 @@ D head dim.
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, Choice, register, triton_supports
 from vtts_rt.ops.native import MAX_HEAD_DIM
+from vtts_rt.ops.paged_sdpa import paged_sdpa
+from vtts_rt.ops.pages import check_indices, check_pool, check_sequences
 from vtts_rt.types import require
 
 
@@ -69,23 +72,38 @@ def paged_attention_ref(
     return out, lse
 
 
-def _native(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    scale: float,
-    *_: object,
-) -> tuple[Tensor, None]:
+class Call(NamedTuple):
+    """The arguments of `paged_attention` as backends get them."""
+
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    page_table: Tensor
+    cu_seqlens_q: Tensor
+    seqlens_k: Tensor
+    scale: float | None = None
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
+    return_lse: bool = False
+
+    @property
+    def factor(self) -> float:
+        return float(self.q.shape[-1] ** -0.5) if self.scale is None else self.scale
+
+    @property
+    def most_rows(self) -> int:
+        if self.max_seqlen_q is not None:
+            return self.max_seqlen_q
+        return int(self.cu_seqlens_q.diff().max()) if len(self.cu_seqlens_q) > 1 else 0
+
+
+def _native(call: Call) -> tuple[Tensor, None]:
     from vtts_rt import _C
 
+    q, keys, values = call[:3]
     if q.stride(2) != 1 or q.stride(1) != q.shape[2]:
         q = q.contiguous()
-    page_table, cu_seqlens_q, seqlens_k = (
-        x.to(torch.int64).contiguous() for x in (page_table, cu_seqlens_q, seqlens_k)
-    )
+    page_table, cu_seqlens_q, seqlens_k = (x.to(torch.int64).contiguous() for x in call[3:6])
     out = q.new_empty(q.shape)
     _C.paged_attention(
         q.data_ptr(),
@@ -101,66 +119,35 @@ def _native(
         page_table.shape[0],
         tuple(keys.shape),
         q.shape[1],
-        scale,
+        call.factor,
         torch.get_num_threads(),
     )
     return out, None
 
 
-def _torch(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    scale: float,
-    *_: object,
-) -> tuple[Tensor, Tensor]:
-    bounds, lengths = cu_seqlens_q.tolist(), cu_seqlens_q.diff()
-    ends = bounds[0], bounds[-1]
-    num_rows, page_size = q.shape[0], keys.shape[1]
-    what = "paged_attention"
-    ascends = ends == (0, num_rows) and bool((lengths >= 0).all())
-    require(what, "cu_seqlens_q", bounds, ascends, f"ascending from 0 to {num_rows}")
-    enough = bool((seqlens_k >= lengths).all())
-    require(what, "seqlens_k", seqlens_k.tolist(), enough, ">= the sequence's rows")
-    for pages, num_keys in zip(page_table, seqlens_k.tolist(), strict=True):
-        used = pages[: -(-num_keys // page_size)]
-        covered = num_keys <= pages.numel() * page_size
-        require(what, "seqlens_k", num_keys, covered, "covered by page_table")
-        inside = bool(((used >= 0) & (used < keys.shape[0])).all())
-        require(what, "page_table", used.tolist(), inside, "pages of the pool")
-    return paged_attention_ref(q, keys, values, page_table, cu_seqlens_q, seqlens_k, scale=scale)
+def _reference(call: Call) -> tuple[Tensor, Tensor]:
+    check_sequences(call.q, call.keys, *call[3:6])
+    return paged_attention_ref(*call[:6], scale=call.scale)
 
 
-def _triton(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    scale: float,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
-    return_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
+def _torch(call: Call) -> tuple[Tensor, None]:
+    sequences = check_sequences(call.q, call.keys, *call[3:6])
+    return paged_sdpa(*call[:3], sequences, call.scale), None
+
+
+def _triton(call: Call) -> tuple[Tensor, Tensor | None]:
     from vtts_rt.kernels import paged_attention as kernel
 
+    q, seqlens_k = call.q, call.seqlens_k
     if seqlens_k.numel() == 0:
         return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
     out, lse = kernel.paged_attention(
         adjacent_features(q),
-        keys,
-        values,
-        page_table,
-        cu_seqlens_q,
-        seqlens_k,
-        scale,
-        _most_rows(cu_seqlens_q) if max_seqlen_q is None else max_seqlen_q,
-        int(seqlens_k.max()) if max_seqlen_k is None else max_seqlen_k,
-        return_lse,
+        *call[1:6],
+        call.factor,
+        call.most_rows,
+        int(seqlens_k.max()) if call.max_seqlen_k is None else call.max_seqlen_k,
+        call.return_lse,
     )
     return out, lse
 
@@ -173,36 +160,22 @@ def _flash_supports(device: str) -> str | None:
     return None
 
 
-def _flash(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    scale: float,
-    max_seqlen_q: int | None,
-    *_: object,
-) -> tuple[Tensor, Tensor]:
+def _flash(call: Call) -> tuple[Tensor, Tensor]:
     from flash_attn_interface import flash_attn_with_kvcache  # type: ignore[import-not-found]
 
     out, lse, *_ = flash_attn_with_kvcache(
-        adjacent_features(q),
-        keys,
-        values,
-        cache_seqlens=seqlens_k.int(),
-        page_table=page_table.int(),
-        cu_seqlens_q=cu_seqlens_q.int(),
-        max_seqlen_q=_most_rows(cu_seqlens_q) if max_seqlen_q is None else max_seqlen_q,
-        softmax_scale=scale,
+        adjacent_features(call.q),
+        call.keys,
+        call.values,
+        cache_seqlens=call.seqlens_k.int(),
+        page_table=call.page_table.int(),
+        cu_seqlens_q=call.cu_seqlens_q.int(),
+        max_seqlen_q=call.most_rows,
+        softmax_scale=call.factor,
         causal=True,
         return_softmax_lse=True,
     )
     return out, lse.T  # (H, N) to (N, H)
-
-
-def _most_rows(cu_seqlens_q: Tensor) -> int:
-    return int(cu_seqlens_q.diff().max())
 
 
 def adjacent_features(q: Tensor) -> Tensor:
@@ -210,19 +183,53 @@ def adjacent_features(q: Tensor) -> Tensor:
     return q if q.stride(-1) == 1 else q.contiguous()
 
 
-def _refusal(run: object, return_lse: bool, q: Tensor, keys: Tensor, values: Tensor) -> str | None:
+def _refusal(run: object, call: Call) -> str | None:
     """Why a backend's kernel cannot take these tensors, or None."""
-    if run is _torch:
-        return None
+    q, keys, values = call[:3]
+    if run in (_torch, _reference):
+        return "return_lse" if call.return_lse and run is _torch else None
     if run is _native:
         if not (keys.is_contiguous() and values.is_contiguous()):
             return "pages that are not contiguous"
         if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
             return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
-        return "return_lse" if return_lse else native.refusal(q, keys, values)
+        return "return_lse" if call.return_lse else native.refusal(q, keys, values)
     if run is _flash and (q.dtype is torch.float32 or q.shape[-1] % 8):
         return "float32, or a head dim that is no multiple of 8"
     return triton_refusal(q, keys, values)
+
+
+def _choose(backend: str, call: Call) -> tuple[Backend, str]:
+    """The backend that runs a call, and why."""
+    chosen = _OP.resolve(call.q.device.type, backend)
+    reason = _refusal(chosen.run, call)
+    if reason is not None:
+        rule = f"what backend {backend!r} takes"
+        require("paged_attention", "q, keys, values", reason, backend == "auto", rule)
+    elif chosen.run is _native and backend == "auto":
+        many = call.most_rows > native.most_rows("paged_attention")
+        reason = str(native.tiles_refusal()) if many else None
+    if reason is None:
+        return chosen, "preferred" if backend == "auto" else "asked for"
+    name = "reference" if call.return_lse else "torch"
+    return _OP.resolve(call.q.device.type, name), f"no {chosen.name}: {reason}"
+
+
+def _by_use() -> list[Choice]:
+    """What prefill and decoding of a language model run, by its dtype."""
+    rows = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for dtype in (torch.float32, torch.bfloat16):
+            q = torch.empty(1, 1, 128, dtype=dtype, device=device)
+            for use, num_rows in (("prefill", native.MAX_ROWS + 1), ("decoding", 1)):
+                name = f"{use} attention on {device} in {str(dtype).removeprefix('torch.')}"
+                try:
+                    call = Call(q, q[None], q[None], q, q, q, max_seqlen_q=num_rows)
+                    chosen, reason = _choose("auto", call)
+                    rows.append(Choice(name, chosen.name, reason))
+                except (RuntimeError, ValueError) as error:
+                    rows.append(Choice(name, "none", str(error)))
+    return rows
 
 
 def triton_refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
@@ -243,14 +250,10 @@ _OP = register(
     Backend("triton", triton_supports, _triton),
     Backend("flash-attn", _flash_supports, _flash),  # never timed against ours: not before it
     Backend("cpu", native.supports, _native),
-    Backend("reference", lambda device: None, _torch),
+    Backend("torch", lambda device: None, _torch),
+    Backend("reference", lambda device: None, _reference),
+    by_shape=_by_use,
 )
-
-
-def runs_natively(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
-    """Whether "auto" takes the native kernel for contiguous pages of such tensors."""
-    usable = dtype is torch.float32 and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
-    return usable and _OP.resolve(device.type).run is _native
 
 
 @overload
@@ -315,14 +318,15 @@ def paged_attention(
     backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted),
         "flash-attn" (version 3 where installed; CUDA tensors of 16 bits, D a multiple of 8), "cpu"
         (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no gradient
-        wanted, no return_lse) or "reference". "auto" takes the first that can.
+        wanted, no return_lse), "torch" (no return_lse) or "reference". "auto" takes the first that
+        can, and torch for more than 16 rows of a sequence where the native tiles are not faster.
 
     Returns (N, H, D) in q's dtype, with `return_lse` and (N, H) float32.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
-    does not take; RuntimeError on an unusable backend. "cpu" and "reference" also raise ValueError
-    on a sequence with fewer keys than rows and on pages outside the pool. "triton" does not look:
-    rows that see no key get zeros and -inf, rows from cu_seqlens_q[-1] on are left unwritten, and
-    wrong pages read any memory.
+    does not take; RuntimeError on an unusable backend. "cpu", "torch" and "reference" also raise
+    ValueError on a sequence with fewer keys than rows and on pages outside the pool. "triton" does
+    not look: rows that see no key get zeros and -inf, rows from cu_seqlens_q[-1] on are left
+    unwritten, and wrong pages read any memory.
     """
     num_sequences = page_table.shape[0]
     check_pool("paged_attention", q, keys, values)
@@ -333,40 +337,7 @@ def paged_attention(
         cu_seqlens_q=(cu_seqlens_q, (num_sequences + 1,)),
         seqlens_k=(seqlens_k, (num_sequences,)),
     )
-    run = _OP.resolve(q.device.type, backend).run
-    if (refusal := _refusal(run, return_lse, q, keys, values)) is not None:
-        rule = f"what backend {backend!r} takes"
-        require("paged_attention", "q, keys, values", refusal, backend == "auto", rule)
-        run = _torch
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     tensors = (q, keys, values, page_table, cu_seqlens_q, seqlens_k)
-    out, lse = run(*tensors, scale, max_seqlen_q, max_seqlen_k, return_lse)
+    call = Call(*tensors, scale, max_seqlen_q, max_seqlen_k, return_lse)
+    out, lse = _choose(backend, call)[0].run(call)
     return (out, lse.float()) if return_lse else out
-
-
-def check_pool(op: str, q: Tensor, keys: Tensor, values: Tensor) -> None:
-    """ValueError unless the three go together; see `paged_attention`."""
-    if keys.dim() != 4 or 0 in keys.shape[1:3]:
-        _fail(op, "keys", keys, "(num_pages, page_size, K, D) with page_size, K >= 1")
-    if (values.shape, values.dtype, values.device) != (keys.shape, keys.dtype, keys.device):
-        rule = f"like keys, {tuple(keys.shape)} {keys.dtype} on {keys.device}"
-        _fail(op, "values", values, rule)
-    if q.dim() != 3 or q.shape[2] != keys.shape[3] or q.shape[1] % keys.shape[2]:
-        _fail(op, "q", q, f"(N, a multiple of {keys.shape[2]}, {keys.shape[3]})")
-    if q.device != keys.device:
-        _fail(op, "q", q, f"on {keys.device}")
-
-
-def check_indices(
-    op: str, device: torch.device, **arguments: tuple[Tensor, tuple[int, ...]]
-) -> None:
-    """ValueError unless each tensor has its shape and holds indices a kernel can read."""
-    for name, (tensor, shape) in arguments.items():
-        fits = tuple(tensor.shape) == shape and tensor.dtype in (torch.int32, torch.int64)
-        if not fits or tensor.device != device or (shape[-1] > 1 and tensor.stride(-1) != 1):
-            _fail(op, name, tensor, f"{shape} int32 or int64 on {device}, neighbours adjacent")
-
-
-def _fail(op: str, argument: str, tensor: Tensor, rule: str) -> None:
-    got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
-    require(op, argument, got, False, rule)

@@ -59,7 +59,7 @@ def _cpu(
         k, v, slots = k[real], v[real], slots[real]
     keys.flatten(0, 1).index_copy_(0, slots, k.to(keys.dtype))
     values.flatten(0, 1).index_copy_(0, slots, v.to(values.dtype))
-    return turned[:, :num_heads].contiguous()
+    return turned[:, :num_heads]
 
 
 def _torch(
@@ -135,7 +135,8 @@ def rotary_kv(
     backend: "auto", "triton" (CUDA tensors; arithmetic in float32), "cpu" (the native `rotary`) or
         "torch" (arithmetic in the dtype of cos). No gradients are recorded.
 
-    Returns q (N, H, D) contiguous in qkv's dtype, padding rows turned like the others.
+    Returns q (N, H, D) in qkv's dtype, the heads of a row adjacent, padding rows turned like the
+    others.
     Raises ValueError on shapes, dtypes or layouts that do not match, RuntimeError on an unusable
     backend.
     """

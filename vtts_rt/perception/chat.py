@@ -75,7 +75,7 @@ class ChatFormat:
 
     def _neutral(self, parts: Iterable[PromptPart]) -> Iterator[PromptPart]:
         """A space goes into what begins a control token, be it in one text or in two."""
-        first, rest = self.control
+        first, rest = self.control[0], self.control[1:]
         before = ""
         for part in parts:
             if isinstance(part, Segment):

@@ -83,12 +83,13 @@ class PromptTemplates:
             if f.name in PLACEHOLDERS:
                 _check_placeholders(f.name, text, PLACEHOLDERS[f.name])
 
-    def check_control(self, chat: ChatFormat) -> None:
-        """ValueError for a text that could hold a control token of the format."""
+    def fit_for(self, chat: ChatFormat) -> PromptTemplates:
+        """These texts. ValueError for one that could hold a control token of the format."""
         for f in fields(self):
             text = getattr(self, f.name) or ""
             ok = chat.control not in text
             require("prompts", f.name, text, ok, f"free of control tokens (`{chat.control}...`)")
+        return self
 
 
 def _check_placeholders(name: str, text: str, allowed: frozenset[str]) -> None:
@@ -135,12 +136,11 @@ def resolve_prompts(
     config: ResolvedPerception, own: PromptTemplates, chat: ChatFormat
 ) -> PromptTemplates:
     """The wording of a question: that of config.prompts, else the model's own, else its dialect's,
-    else ours. ValueError as `load_prompts` and `check_control`."""
+    else ours. ValueError as `load_prompts` and `fit_for`."""
     ours = PromptTemplates()
     wording = DIALECTS[config.dialect].wording
     left_open = {k: v for k, v in wording.items() if getattr(own, k) == getattr(ours, k)}
     templates = replace(own, **left_open)
     if config.prompts:
         templates = load_prompts(config.prompts, base=templates)
-    templates.check_control(chat)
-    return templates
+    return templates.fit_for(chat)

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
+from vtts_rt.rounds.ask import Ask
 from vtts_rt.sampling import MAX_TOKENS
-from vtts_rt.types import VideoMetadata
+from vtts_rt.types import StrategyName, VideoMetadata
+
+
+class RoundCost(TypedDict):
+    """Of one round. The first is exact; a later one is an estimate, all the pairs that its policy
+    would take of views as large as the first, as the clue that leads it is not known yet."""
+
+    index: int
+    exact: bool
+    frames: int
+    pairs: int
+    vision_tokens: int
+    prompt_tokens: int
+
+
+class Cost(TypedDict):
+    """What `Runtime.plan` returns. memory_bytes: what the "frames", the "features" and the "kv" of
+    all rounds together can fill, before budgets and eviction."""
+
+    model: str
+    strategy: StrategyName
+    rounds: list[RoundCost]
+    memory_bytes: dict[str, int]
 
 
 def plan_cost(
@@ -19,24 +42,22 @@ def plan_cost(
     templates: PromptTemplates,
     config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
+    ask: Ask,
     *,
-    question: str,
-    options: Sequence[str],
-    context: str,
     max_tokens: int | None,
     model: str,
-) -> dict[str, Any]:
+) -> Cost:
     """What the rounds of one question would cost (see Runtime.plan)."""
-    max_tokens = max_tokens or MAX_TOKENS
+    max_tokens = max_tokens or (ask.sampling and ask.sampling.max_tokens) or MAX_TOKENS
     first = plan_round(config.strategy, config, videos, [], 0)
     chat = engine.model.chat
     prompt = build_prompt(
         config.strategy,
         chat,
         templates,
-        question=question,
-        options=options,
-        context=context,
+        question=ask.question,
+        options=ask.options,
+        context=ask.context,
         round_index=0,
         max_rounds=config.max_rounds,
         plan=first,
@@ -59,7 +80,6 @@ def plan_cost(
         rounds.append(_cost(index, False, pairs, later, num_tokens))
     all_vision = sum(r["vision_tokens"] for r in rounds)
     frame_bytes = max(3 * video.height * video.width for video in videos)
-    hidden = engine.model.config.language.hidden_size
     pages = engine.pool.pages_for(rounds[-1]["prompt_tokens"] + max_tokens)
     return {
         "model": model,
@@ -67,13 +87,13 @@ def plan_cost(
         "rounds": rounds,
         "memory_bytes": {
             "frames": sum(r["frames"] for r in rounds) * frame_bytes,
-            "features": all_vision * hidden * engine.model.dtype.itemsize,
+            "features": all_vision * engine.model.feature_dim * engine.model.dtype.itemsize,
             "kv": pages * engine.pool.page_bytes,
         },
     }
 
 
-def _cost(index: int, exact: bool, pairs: int, vision: int, tokens: int) -> dict[str, Any]:
+def _cost(index: int, exact: bool, pairs: int, vision: int, tokens: int) -> RoundCost:
     return {
         "index": index,
         "exact": exact,

@@ -11,6 +11,8 @@ import logging
 import os
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -19,9 +21,9 @@ import torch
 
 from vtts_rt import process
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.errors import Aborted
+from vtts_rt.errors import Aborted, Overloaded
 from vtts_rt.rounds.prepare import RoundRequest
-from vtts_rt.rounds.results import RoundsEnded
+from vtts_rt.rounds.results import AnswerReady
 from vtts_rt.rounds.scheduler import Output, RequestFailed, RoundScheduler
 
 logger = logging.getLogger(__name__)
@@ -43,11 +45,21 @@ def set_threads(num_threads: int | None = None) -> None:
 
 
 class Ticket:
-    """One request handed to a driver; ids are the scheduler's."""
+    """A place for one request, of the `max_requests` that a driver takes; ids are the scheduler's.
 
-    def __init__(self) -> None:
+    A context manager: leaving it gives the place back and ends the request, if it still runs.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
         self.request_id: int | None = None
         self.aborted = False
+
+    def __enter__(self) -> Ticket:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._driver.abort(self)
 
 
 class Driver:
@@ -55,6 +67,7 @@ class Driver:
 
     finish: called once, when the driver has been closed and nothing runs any more. threads: for
     torch on the driver's thread; None: as many as where the first request comes from.
+    max_requests: in work, waiting and being opened, see `admit`.
     Before the interpreter is finalised the thread ends after its forward pass; what is pending
     then gets no further output, unless `close` is called after that.
     """
@@ -65,6 +78,7 @@ class Driver:
         *,
         finish: Callable[[], None] = lambda: None,
         threads: int | None = None,
+        max_requests: int = 1 << 30,
     ) -> None:
         self._scheduler = scheduler
         self._finish = finish
@@ -72,7 +86,10 @@ class Driver:
         self._process = os.getpid()
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._aborts: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
-        self._deliver: dict[int, Deliver] = {}
+        self._deliver: dict[int, tuple[Ticket, Deliver]] = {}
+        self._max_requests = max_requests
+        self._admitted: set[Ticket] = set()
+        self._ends: deque[float] = deque([time.monotonic()], maxlen=33)  # of the latest requests
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # a garbage collection may close what it collects
         self._closed = self._suspended = self._finished = False
@@ -86,11 +103,28 @@ class Driver:
                 "make a Runtime of its own here"
             )
 
-    def submit(self, request: RoundRequest | GenerationRequest, deliver: Deliver) -> Ticket:
+    def admit(self) -> Ticket:
+        """A place for a request, taken before its videos are opened. Overloaded where there is
+        none, with the mean time between the ends of the latest requests as retry_after_seconds."""
+        self.check_process()
+        with self._lock:
+            if len(self._admitted) < self._max_requests:
+                ticket = Ticket(self)
+                self._admitted.add(ticket)
+                return ticket
+            seconds = (time.monotonic() - self._ends[0]) / len(self._ends)
+        raise Overloaded(
+            f"Runtime: {self._max_requests} requests are in work or wait, the most that "
+            f"EngineConfig.max_queued_requests and max_sequences allow",
+            min(max(seconds, 0.1), 60.0),
+        )
+
+    def submit(
+        self, ticket: Ticket, request: RoundRequest | GenerationRequest, deliver: Deliver
+    ) -> None:
         """Hand a request over; returns at once. `deliver` is called on the driver's thread with
-        each output; the last one is RoundsEnded, a Completion or RequestFailed. RuntimeError if
+        each output; the last one is AnswerReady, a Completion or RequestFailed. RuntimeError if
         the driver is closed, and in a forked child."""
-        ticket = Ticket()
 
         def add() -> None:
             if ticket.aborted:
@@ -101,15 +135,15 @@ class Driver:
             except Exception as error:
                 _delivers(deliver, RequestFailed(error))
             else:
-                self._deliver[request_id] = deliver
+                self._deliver[request_id] = ticket, deliver
 
         self._queue(add)
-        return ticket
 
     def abort(self, ticket: Ticket) -> None:
         """End a request, if it still runs, before the next forward pass; returns at once. After
         that nothing is delivered to it."""
         ticket.aborted = True
+        self._admitted.discard(ticket)
         self._aborts.put(ticket)
 
     def call(self, function: Callable[[], T]) -> T:
@@ -241,13 +275,15 @@ class Driver:
                 self._forget(request_id)
 
     def _hand_over(self, request_id: int, output: Output) -> None:
-        deliver = self._deliver.get(request_id)
-        if deliver is None:
+        if request_id not in self._deliver:
             return
+        ticket, deliver = self._deliver[request_id]
         if not _delivers(deliver, output):
             self._forget(request_id)
-        elif isinstance(output, RoundsEnded | Completion | RequestFailed):
+        elif isinstance(output, AnswerReady | Completion | RequestFailed):
             del self._deliver[request_id]
+            self._admitted.discard(ticket)
+            self._ends.append(time.monotonic())
 
     def _forget(self, request_id: int) -> None:
         self._deliver.pop(request_id, None)

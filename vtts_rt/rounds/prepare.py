@@ -1,48 +1,78 @@
-"""What a round shows and says, planned and encoded before it runs."""
+"""From an Ask to rounds: its videos opened, each round planned and encoded before it runs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from vtts_rt import process
-from vtts_rt.config import ResolvedPerception
+from vtts_rt.config import EngineConfig, ResolvedPerception
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import GenerationRequest
+from vtts_rt.errors import BadRequest
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt, least_tokens
-from vtts_rt.perception.clue import Clue
+from vtts_rt.perception.clue import option_letter
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, find_strategy, first_pairs, plan_round
-from vtts_rt.rounds.arguments import check_call
-from vtts_rt.types import Prompt, SamplingParams, VideoMetadata, require
+from vtts_rt.rounds.ask import Ask
+from vtts_rt.rounds.results import Answer, RoundResult
+from vtts_rt.sampling import rollout_sampling
+from vtts_rt.types import Prompt, SamplingParams, StopReason, VideoMetadata
+from vtts_rt.video import FrameSource, FrameStore, open_video
 from vtts_rt.video.store import StoreProvider
 
 
 @dataclass(slots=True)
 class RoundRequest:
-    """One question, ready to be looked at.
+    """One Ask with its videos open, ready to be looked at, and what becomes of it.
 
     videos: metadata in the order of `provider`'s video indices. perception: with the
-    model's defaults applied. assume_clues: a clue per round that replaces the
-    model's, whole-frame boxes; all rounds then run. deadline_seconds: `time.monotonic()` value.
-    first: the first round, see `prepare`.
+    model's defaults applied; all rounds run where the Ask assumes clues. deadline_seconds:
+    `time.monotonic()` value. model, load_ms, weights_version: for the answer. first: the first
+    round, see `prepare`.
     """
 
-    question: str
-    videos: Sequence[VideoMetadata]
+    ask: Ask
+    videos: list[VideoMetadata]
     provider: StoreProvider
     perception: ResolvedPerception
     sampling: SamplingParams
     templates: PromptTemplates
-    options: Sequence[str] = ()
-    context: str = ""
-    assume_clues: Sequence[Clue] | None = None
+    model: str
+    load_ms: float
+    began: float
+    weights_version: int
     deadline_seconds: float | None = None
-    member: int = 0
     history: list[RoundHistory] = field(default_factory=list)
+    results: list[RoundResult] = field(default_factory=list)
     first: PreparedRound | None = None
+
+    def answer(self, stop_reason: StopReason) -> Answer:
+        """What the rounds so far came to: the answer of the latest that answered."""
+        texts = [text for result in reversed(self.results) if (text := result.answered)]
+        text = texts[0] if texts else ""
+        return Answer(
+            text=text,
+            option=chosen_option(text, self.ask.options),
+            stop_reason=stop_reason,
+            rounds=self.results,
+            model=self.model,
+            strategy=self.perception.strategy,
+            parity=self.perception.parity,
+            dialect=self.perception.dialect,
+            seed=self.sampling.seed or 0,
+            videos=self.videos,
+            load_ms=self.load_ms,
+            total_ms=1e3 * (time.perf_counter() - self.began),
+            weights_version=self.weights_version,
+        )
+
+
+def chosen_option(text: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that an answer names; None where there is none."""
+    index = option_letter(text, options) if text and options else None
+    return None if index is None else chr(ord("A") + index)
 
 
 @dataclass(slots=True)
@@ -57,9 +87,83 @@ class PreparedRound:
     began: float
 
 
+def open_videos(
+    stack: ExitStack,
+    ask: Ask,
+    config: EngineConfig,
+    device: int | None,
+    deadline_seconds: float | None = None,
+) -> list[FrameSource]:
+    """Open the videos of an Ask, which `stack` closes. config, device: of the runtime, for what the
+    Ask leaves to it."""
+    return [
+        stack.enter_context(
+            open_video(
+                video,
+                source_fps=ask.source_fps,
+                timestamps_seconds=times,
+                start_seconds=ask.start_seconds,
+                end_seconds=ask.end_seconds,
+                allow_urls=ask.allow_urls,
+                decoder=ask.decoder or config.decoder,
+                device=device if ask.device is None else ask.device,
+                limits=ask.limits or config.media_limits,
+                deadline_seconds=deadline_seconds,
+            )
+        )
+        for video, times in ask.timed_videos
+    ]
+
+
+def open_request(
+    stack: ExitStack,
+    ask: Ask,
+    engine: Engine,
+    store: FrameStore,
+    *,
+    called: float,
+    device: int | None,
+    perception: ResolvedPerception,
+    templates: PromptTemplates,
+    model: str,
+    load_ms: float,
+) -> RoundRequest:
+    """An Ask ready for a RoundScheduler, on the caller's thread. called: `time.monotonic()` of the
+    call, from which timeout_seconds counts.
+
+    Raises TimeoutError when that passes before the videos are open; BadRequest for a first round
+    that is too long for the engine, without the ids of its prompt.
+    """
+    began, deadline = time.perf_counter(), None
+    if ask.timeout_seconds is not None:
+        deadline = called + ask.timeout_seconds
+    try:
+        sources = open_videos(stack, ask, engine.config, device, deadline)
+    except TimeoutError as error:
+        raise TimeoutError(
+            f"ask: timeout_seconds ({ask.timeout_seconds}) passed before the video was open"
+        ) from error
+    sampling = ask.sampling or SamplingParams()
+    request = RoundRequest(
+        ask,
+        [source.metadata for source in sources],
+        store.provider(sources),
+        perception,
+        sampling if ask.member is None else rollout_sampling(sampling),
+        templates,
+        model,
+        load_ms,
+        began,
+        engine.weights_version,
+        deadline,
+    )
+    prepare(engine, request)
+    return request
+
+
 def prepare(engine: Engine, request: RoundRequest) -> None:
     """Plan and encode the first round of a question. Uses nothing that changes: any thread
-    may call it. ValueError for what cannot be asked, without the ids of a prompt that is too
+    may call it. BadRequest for what cannot be asked, without the ids of a prompt that is too
     long."""
     config, budget = request.perception, engine.token_budget
     num_pairs = first_pairs(config.strategy, config, request.videos)
@@ -68,7 +172,7 @@ def prepare(engine: Engine, request: RoundRequest) -> None:
         if request.first.encoded is not None:
             return
         num_pairs = request.first.num_tokens
-    raise ValueError(
+    raise BadRequest(
         f"ask: prompt plus max_tokens must be <= {budget} tokens, got at least {num_pairs} + "
         f"{_fewest(request.sampling)}; lower total_pixels, max_frames or max_tokens, or "
         f"raise kv_bytes"
@@ -86,9 +190,9 @@ def prepared_round(
         config.strategy,
         engine.model.chat,
         request.templates,
-        question=request.question,
-        options=request.options,
-        context=request.context,
+        question=request.ask.question,
+        options=request.ask.options,
+        context=request.ask.context,
         round_index=index,
         max_rounds=config.max_rounds,
         plan=plan,
@@ -107,35 +211,6 @@ def prepared_round(
     num_tokens = len(encoded)
     fits = num_tokens <= room
     return PreparedRound(plan, prompt, encoded if fits else None, num_tokens, began)
-
-
-def generation(
-    engine: Engine, prompt: str | Prompt, sampling: SamplingParams | None
-) -> GenerationRequest:
-    """The request of `Runtime.generate`; ValueError for what it does not take."""
-    check_call("generate", {"prompt": prompt, "sampling": sampling})
-    encoded = _encode_text(engine, "generate", prompt)
-    return GenerationRequest(encoded, sampling=sampling or SamplingParams())
-
-
-def scoring(engine: Engine, prompt: str | Prompt, token_ids: Sequence[int]) -> GenerationRequest:
-    """The request of `Runtime.score`; ValueError for what it does not take."""
-    check_call("score", {"prompt": prompt, "token_ids": token_ids})
-    ids, size = [int(index) for index in token_ids], engine.model.config.language.vocab_size
-    require("score", "token_ids", ids, max(ids, default=0) < size, f"ids below {size}")
-    return GenerationRequest(_encode_text(engine, "score", prompt), forced_ids=ids)
-
-
-@process.native_calls()
-def _encode_text(engine: Engine, what: str, prompt: str | Prompt) -> EncodedPrompt:
-    """The tokens of a text prompt; ValueError where it has no chance to fit."""
-    whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
-    budget = engine.token_budget
-    num_tokens = least_tokens(engine.tokenizer, whole, budget)
-    if num_tokens > budget:
-        rule = f"prompt must be <= {budget} tokens"
-        raise ValueError(f"{what}: {rule}, got at least {num_tokens}")
-    return encode_prompt(engine.tokenizer, whole)
 
 
 def _fewest(sampling: SamplingParams) -> int:

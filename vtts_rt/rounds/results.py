@@ -12,6 +12,7 @@ import vtts_rt
 from vtts_rt.engine.sequence import FinishReason
 from vtts_rt.perception.clue import Clue, clue_to_json
 from vtts_rt.perception.plan import FramePlan
+from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import (
     Parity,
     Region,
@@ -36,7 +37,7 @@ class RoundResult:
     a text that was cut but is the letter of an option, and nothing else, is whole.
     clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
     forced by `assume_clues`. regions: the clue as geometry
-    on the whole frame. plan: frames, boxes and sizes shown.
+    on the whole frame. plan: frames, boxes and sizes shown. transcript: the sequence as tokens.
     """
 
     index: int
@@ -52,6 +53,7 @@ class RoundResult:
     prompt_tokens: int
     reuse: ReuseStats
     timings: RoundTimings
+    transcript: Transcript
 
     @property
     def frames(self) -> tuple[int, ...]:
@@ -134,23 +136,6 @@ class RoundFinished:
 
 
 @dataclass(slots=True)
-class RoundsEnded:
-    """No further round: why, and the answer so far (text; index into options or None).
-
-    weights_version: of the weights that gave it, see `Runtime.update_weights`.
-    """
-
-    type: ClassVar[str] = "rounds_ended"
-    stop_reason: StopReason
-    text: str
-    option: int | None
-    weights_version: int = 0
-
-
-RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | RoundsEnded
-
-
-@dataclass(slots=True)
 class Answer:
     """What a question came to.
 
@@ -214,6 +199,9 @@ class AnswerReady:
 
     type: ClassVar[str] = "answer"
     answer: Answer
+
+
+RoundEvent = RoundStarted | TokenGenerated | ClueFound | RoundFinished | AnswerReady
 
 
 def versions() -> dict[str, str]:

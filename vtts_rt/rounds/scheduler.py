@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from vtts_rt.config import ResolvedPerception
@@ -23,7 +23,7 @@ from vtts_rt.engine.sequence import (
     TokenEvent,
 )
 from vtts_rt.models.tokenizer import EncodedPrompt
-from vtts_rt.perception.clue import Clue, ClueEvent, option_letter
+from vtts_rt.perception.clue import Clue, ClueEvent
 from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import finer_frames
@@ -32,16 +32,17 @@ from vtts_rt.perception.strategy import find_strategy, plan_round
 from vtts_rt.rounds.grammar import ClueGrammar, GrammarState
 from vtts_rt.rounds.prepare import RoundRequest, prepare, prepared_round
 from vtts_rt.rounds.results import (
+    AnswerReady,
     ClueFound,
     RoundEvent,
     RoundFinished,
     RoundResult,
-    RoundsEnded,
     RoundStarted,
     TokenGenerated,
 )
+from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import PairRef, SamplingParams, StopReason
-from vtts_rt.video.store import FrameCounts, StoreProvider
+from vtts_rt.video.store import StoreProvider
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class RoundScheduler:
         return self._next_id
 
     def step(self) -> list[tuple[int, Output]]:
-        """One forward pass; (id, output) in order. A question's last output is RoundsEnded, a
+        """One forward pass; (id, output) in order. A question's last output is AnswerReady, a
         generation's its Completion; or RequestFailed."""
         if not self._ready:
             for event in self._engine.step():
@@ -120,18 +121,6 @@ class RoundScheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._tasks or self._ready)
-
-    def run(self, request: RoundRequest | GenerationRequest) -> Iterator[RoundEvent | Completion]:
-        """Outputs of one request, run alone. Closing the iterator aborts it. Errors are raised."""
-        request_id = self.add(request)
-        try:
-            while self.has_work:
-                for _, output in self.step():
-                    if isinstance(output, RequestFailed):
-                        raise output.error
-                    yield output
-        finally:
-            self.abort(request_id)
 
     def _advance(
         self, task_id: int, event: TokenEvent | FinishedEvent | FailedEvent | None
@@ -172,7 +161,7 @@ class RoundScheduler:
         if dialect.stop:
             sampling = replace(sampling, stop=(*(sampling.stop or ()), *dialect.stop))
         conversation: EncodedPrompt | None = None
-        results: list[RoundResult] = []
+        results, clues_given = request.results, request.ask.clues
         stop: StopReason = "max_rounds"
         upcoming = request.provider
         if request.first is None:
@@ -202,7 +191,7 @@ class RoundScheduler:
                 for video, frames in finer_frames(request.videos, plan, config.sample_fps).items():
                     provider.passing(video, frames)
             # What follows a final answer is not fetched; nor what a forced clue will replace.
-            looks_ahead = ahead and request.assume_clues is None
+            looks_ahead = ahead and clues_given is None
             found: list[ClueEvent] = []
             num_fed = 0
             event = yield GenerationRequest(
@@ -211,7 +200,7 @@ class RoundScheduler:
                 sampling=sampling,
                 parity=config.parity,
                 round_index=index,
-                member=request.member,
+                member=request.ask.member or 0,
                 deadline_seconds=request.deadline_seconds,
                 earlier_answers=[result.token_ids for result in results],
                 constraint=self._constraint(config),
@@ -231,33 +220,44 @@ class RoundScheduler:
             for clue in clues.feed(completion.text[num_fed:]):
                 yield ClueFound(index, clue.kind, clue.value)
             said = clues.finish()
-            forced = _forced(request.assume_clues, index)
+            forced = _forced(clues_given, index)
             look = RoundHistory(plan, forced or said, forced is not None, chat.box_unit)
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
-            answer = _letter(completion.text, request.options) if is_cut else said.answer
-            result = _result(
-                index,
-                chat.text(ready.prompt),
-                completion,
-                answer,
-                look,
-                request,
-                provider.take_counts(),
-            )
-            result.timings.total = 1e3 * (time.perf_counter() - ready.began)
+            answer = _letter(completion.text, request.ask.options) if is_cut else said.answer
+            for name, count in provider.take_counts()._asdict().items():
+                setattr(completion.reuse, name, count)
+            completion.timings.total = 1e3 * (time.perf_counter() - ready.began)
             request.history.append(look)
-            results.append(result)
-            yield RoundFinished(result)
+            before = None if conversation is None else results[-1].transcript
+            results.append(
+                RoundResult(
+                    index=index,
+                    prompt=chat.text(ready.prompt),
+                    text=completion.text,
+                    token_ids=completion.token_ids,
+                    logprobs=completion.logprobs,
+                    finish_reason=completion.finish_reason,
+                    answer=answer,
+                    clue=look.clue,
+                    regions=look.regions(request.videos),
+                    plan=plan,
+                    prompt_tokens=completion.num_prompt_tokens,
+                    reuse=completion.reuse,
+                    timings=completion.timings,
+                    transcript=Transcript.of_round(encoded, completion, before),
+                )
+            )
+            yield RoundFinished(results[-1])
             if completion.finish_reason == "timeout":
                 stop = "timeout"
                 break
             if strategy.continues:
                 conversation = encoded.extended(self._without_end(completion, sampling))
-            if self._settled(request, results):
+            if self._settled(request):
                 stop = "answer_stable"
                 break
-        text, option = _answer(results, request.options)
-        yield RoundsEnded(stop, text, option, self._engine.weights_version)
+        request.weights_version = self._engine.weights_version
+        yield AnswerReady(request.answer(stop))
 
     def _fetch_ahead(
         self,
@@ -270,18 +270,6 @@ class RoundScheduler:
 
         A guess: if it fails, the next round asks for its frames itself.
         """
-        try:
-            self._prefetch_next(request, plan, found, provider)
-        except Exception as error:
-            logger.warning("frames cannot be fetched ahead: %s", error)
-
-    def _prefetch_next(
-        self,
-        request: RoundRequest,
-        plan: FramePlan,
-        found: list[ClueEvent],
-        provider: StoreProvider,
-    ) -> None:
         spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
         boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception
@@ -289,12 +277,15 @@ class RoundScheduler:
         clue = Clue(spans=spans, boxes=boxes, glue="", regions=regions)  # type: ignore[arg-type]
         look = RoundHistory(plan, clue, box_unit=self._engine.model.chat.box_unit)
         history = [*request.history, look]
-        ahead = plan_round(config.strategy, config, request.videos, history, len(history))
-        # Frames whose features are cached are not asked for.
-        pairs = [(segment, pair) for segment in ahead.segments for pair in segment.pairs]
-        wanted = _frames_by_video(p for s, p in pairs if not self._engine.has_features(s, p))
-        for video in range(len(request.videos)):
-            provider.guess(video, wanted.get(video, []))
+        try:
+            ahead = plan_round(config.strategy, config, request.videos, history, len(history))
+            # Frames whose features are cached are not asked for.
+            pairs = [(segment, pair) for segment in ahead.segments for pair in segment.pairs]
+            wanted = _frames_by_video(p for s, p in pairs if not self._engine.has_features(s, p))
+            for video in range(len(request.videos)):
+                provider.guess(video, wanted.get(video, []))
+        except Exception as error:
+            logger.warning("frames cannot be fetched ahead: %s", error)
 
     def _constraint(self, config: ResolvedPerception) -> GrammarState | None:
         """What keeps the clues of a round parseable, by the rule that reads them."""
@@ -313,12 +304,13 @@ class RoundScheduler:
         return token_ids[:-1] if token_ids and token_ids[-1] in ends else token_ids
 
     @staticmethod
-    def _settled(request: RoundRequest, results: list[RoundResult]) -> bool:
-        config = request.perception
-        if not config.stop_when_stable or len(results) < 2 or request.assume_clues is not None:
+    def _settled(request: RoundRequest) -> bool:
+        results = request.results
+        if not request.perception.stop_when_stable or len(results) < 2:
             return False
-        last, before = (_answer([r], request.options) for r in results[-2:])
-        return last == before and last[0] != ""
+        if request.ask.clues is not None:
+            return False
+        return results[-1].answered == results[-2].answered != ""
 
 
 def _generation(request: GenerationRequest) -> _Task:
@@ -347,48 +339,7 @@ def _frames_by_video(pairs: Iterable[PairRef]) -> dict[int, list[int]]:
     return wanted
 
 
-def _result(
-    index: int,
-    prompt: str,
-    completion: Completion,
-    answer: str | None,
-    look: RoundHistory,
-    request: RoundRequest,
-    counts: FrameCounts,
-) -> RoundResult:
-    reuse = completion.reuse
-    reuse.frames_decoded = counts.frames_decoded
-    reuse.frames_codec_decoded = counts.frames_codec_decoded
-    reuse.frames_reused = counts.frames_reused
-    reuse.frames_guessed = counts.frames_guessed
-    reuse.frames_guessed_used = counts.frames_guessed_used
-    return RoundResult(
-        index=index,
-        prompt=prompt,
-        text=completion.text,
-        token_ids=completion.token_ids,
-        logprobs=completion.logprobs,
-        finish_reason=completion.finish_reason,
-        answer=answer,
-        clue=look.clue,
-        regions=look.regions(request.videos),
-        plan=look.plan,
-        prompt_tokens=completion.num_prompt_tokens,
-        reuse=reuse,
-        timings=completion.timings,
-    )
-
-
 def _letter(text: str, options: Sequence[str]) -> str | None:
     """`text` if it is the letter of an option and nothing else."""
     match = _LETTER.fullmatch(text.strip())
     return text if match is not None and ord(match[1]) - ord("A") < len(options) else None
-
-
-def _answer(results: list[RoundResult], options: Sequence[str]) -> tuple[str, int | None]:
-    """The latest round that answered."""
-    for result in reversed(results):
-        text = result.answered
-        if text:
-            return text, option_letter(text, options) if options else None
-    return "", None

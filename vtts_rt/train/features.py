@@ -22,7 +22,7 @@ from vtts_rt.data.views import (
     label_view,
     view_pixels,
 )
-from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.models.base import VideoLM
 from vtts_rt.train.episodes import Episode
 from vtts_rt.train.vision_stage import patch_rows
 from vtts_rt.types import PATCH_SIZE, PixelBox
@@ -67,11 +67,11 @@ def episode_pixels(episode: Episode, rng: np.random.Generator | None) -> NDArray
 
 
 @torch.no_grad()
-def encode_views(tower: VisionTransformer, pixels: NDArray[np.uint8]) -> FloatArray:
+def encode_views(model: VideoLM, pixels: NDArray[np.uint8]) -> FloatArray:
     """(N, 9, C) features of views (N, 2, 84, 84, 3)."""
     side = VIEW_PX // PATCH_SIZE
     out = []
     for start in range(0, len(pixels), _PAIRS_PER_PASS):
         part = pixels[start : start + _PAIRS_PER_PASS]
-        out.append(tower(patch_rows(part), [(len(part), side, side)]))
+        out.append(model.visual(patch_rows(part), [(len(part), side, side)]))
     return torch.cat(out).view(len(pixels), TOKENS, -1).numpy()

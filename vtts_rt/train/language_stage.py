@@ -28,7 +28,7 @@ from vtts_rt.data.views import (
     TOKENS,
     ViewBatch,
 )
-from vtts_rt.models.language import ForwardBatch, LanguageModel
+from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.train.episodes import Episode
 
@@ -272,7 +272,7 @@ def _share(logits: Tensor, truth: Tensor) -> float:
 
 
 def language_loss(
-    model: LanguageModel, probes: Probes, batch: EpisodeBatch
+    model: VideoLM, probes: Probes, batch: EpisodeBatch
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """(text loss, probe loss, accuracies by skill).
 
@@ -280,17 +280,16 @@ def language_loss(
     and boxes of a clue, suffixed by stage (card, mark, read); `letter`: of reading rounds.
     """
     num, length = batch.token_ids.shape
-    embeds = model.embed(batch.token_ids.flatten())
-    embeds = embeds.index_copy(0, batch.vision, batch.features.to(embeds.dtype))
     hidden: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _module, _args, out: hidden.append(out))
-        for layer in list(model.layers)[:3]
+        for layer in list(model.language.layers)[:3]
     ]
     try:
         final = model(
             ForwardBatch(
-                embeds,
+                batch.token_ids.flatten(),
+                VisionRows(batch.vision, batch.features),
                 batch.positions.flatten(1),
                 [length * i for i in range(num + 1)],
             )

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vtts_rt.data.views import ViewBatch
-from vtts_rt.models.language import LanguageModel
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL, from_config, save_hf
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.registry import from_config, save_hf
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.perception.prompts import prompts_from_dict
 from vtts_rt.train import tiny
 from vtts_rt.train.datasets import (
@@ -64,7 +63,7 @@ class Recipe:
     batch_tokens: int = 7000
 
 
-def initial_model(recipe: Recipe) -> tuple[Qwen2_5_VL, Tokenizer]:
+def initial_model(recipe: Recipe) -> tuple[VideoLM, Tokenizer]:
     """Random weights and the tokenizer; the tokenizer's files are written to the folder."""
     raw = tiny.make_tokenizer()
     folder = recipe.folder / "tokenizer"
@@ -115,7 +114,7 @@ def run_vision(
     heads = SketchHeads(sketch_matrix(model.config.language.hidden_size))
 
     def loss_of(batch: ViewBatch, _progress: float) -> tuple[Tensor, dict[str, float]]:
-        return sketch_loss(heads, forward_views(model.visual, batch), batch)
+        return sketch_loss(heads, forward_views(model, batch), batch)
 
     return train(
         "vision",
@@ -131,17 +130,17 @@ def run_vision(
 def _train_language(
     stage: Stage,
     recipe: Recipe,
-    language: LanguageModel,
+    model: VideoLM,
     probes: Probes,
     dataset: Any,
     steps: int | None,
     stop_after: int | None,
 ) -> dict[str, float]:
     def loss_of(batch: EpisodeBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        text, probing, skills = language_loss(language, probes, batch)
+        text, probing, skills = language_loss(model, probes, batch)
         return 4 * text + max(0.15, 1 - progress / 0.8) * probing, skills
 
-    modules = nn.ModuleDict({"language": language, "probes": probes})
+    modules = nn.ModuleDict({"language": model.language, "probes": probes})
     config = _config(stage, recipe, steps)
     return train(stage, modules, dataset, loss_of, config, recipe.folder, stop_after)
 
@@ -157,12 +156,10 @@ def run_sketch(
     dataset = SketchDataset(
         factory(tokenizer), sketch_matrix(hidden), recipe.seed, recipe.batch_tokens
     )
-    return _train_language("sketch", recipe, model.language, probes, dataset, steps, stop_after)
+    return _train_language("sketch", recipe, model, probes, dataset, steps, stop_after)
 
 
-def build_bank(
-    recipe: Recipe, tower: VisionTransformer, source: PixelDataset
-) -> list[NDArray[np.float16]]:
+def build_bank(recipe: Recipe, model: VideoLM, source: PixelDataset) -> list[NDArray[np.float16]]:
     """Features of `num_clips` episodes, fp16, kept in `bank.npz` for the next run."""
     path = recipe.folder / "bank.npz"
     if path.is_file():
@@ -178,7 +175,7 @@ def build_bank(
     )
     bank = []
     for index, pixels in loader:
-        bank.append(encode_views(tower, np.asarray(pixels)).astype(np.float16))
+        bank.append(encode_views(model, np.asarray(pixels)).astype(np.float16))
         if (index + 1) % 100 == 0:
             logger.info("bank: %d of %d clips", index + 1, recipe.num_clips)
     np.savez(path, *bank)
@@ -196,11 +193,11 @@ def run_language(
         _load(model.language, recipe.folder / "sketch.pt", "language.")
         _load(probes, recipe.folder / "sketch.pt", "probes.")
     source = PixelDataset(factory(tokenizer), recipe.seed)
-    bank = build_bank(recipe, model.visual, source)
+    bank = build_bank(recipe, model, source)
     matrix = sketch_matrix(model.config.language.hidden_size)
     sketch = SketchDataset(source.factory, matrix, recipe.seed + 1, recipe.batch_tokens)
     dataset = BankDataset(source, bank, sketch)
-    return _train_language("language", recipe, model.language, probes, dataset, steps, stop_after)
+    return _train_language("language", recipe, model, probes, dataset, steps, stop_after)
 
 
 def export(recipe: Recipe, out: Path) -> None:
@@ -211,7 +208,7 @@ def export(recipe: Recipe, out: Path) -> None:
     write_checkpoint(model, out)
 
 
-def write_checkpoint(model: Qwen2_5_VL, out: Path) -> None:
+def write_checkpoint(model: VideoLM, out: Path) -> None:
     """The embedded model's folder, as transformers and `load_model` read it."""
     extras = {"perception": tiny.perception_fields(), "prompts": tiny.PROMPTS}
     save_hf(model, out, "bfloat16", extras)

@@ -6,9 +6,11 @@ from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
-from vtts_rt.config import LanguageConfig, ModelConfig, PerceptionConfig, VisionConfig
+from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
-from vtts_rt.models.qwen_chat import CHAT, END_OF_TEXT
+from vtts_rt.models.config import LanguageConfig, ModelConfig
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
+from vtts_rt.models.qwen2_5_vl.chat import CHAT, END_OF_TEXT
 from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
 from vtts_rt.train.tokenizer import build_tokenizer
 
@@ -110,6 +112,8 @@ def model_config(tokenizer: RawTokenizer) -> ModelConfig:
         return index
 
     return ModelConfig(
+        model_type=Qwen2_5_VL.model_type,
+        geometry=GEOMETRY,
         vision=VISION,
         language=language_config(tokenizer.get_vocab_size()),
         image_token_id=token(CHAT.image_pad),

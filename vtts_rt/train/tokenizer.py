@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from vtts_rt.models.qwen_chat import CHAT, END_OF_TEXT, SPECIAL_TOKENS
+from vtts_rt.models.qwen2_5_vl.chat import CHAT, END_OF_TEXT, SPECIAL_TOKENS
 from vtts_rt.perception.dialect import TAGS
 
 # Numbers split into pairs of digits and one decimal, so that a time is `12` `.0` and a model can

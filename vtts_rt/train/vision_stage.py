@@ -22,7 +22,7 @@ from vtts_rt.data.views import (
     ViewBatch,
     attributes,
 )
-from vtts_rt.models.vision import VisionTransformer
+from vtts_rt.models.base import VideoLM
 from vtts_rt.ops.patchify import IMAGE_MEAN, IMAGE_STD
 from vtts_rt.types import MERGE_SIZE, PATCH_SIZE, TOKEN_PX
 
@@ -133,7 +133,7 @@ def _hit(logits: Tensor, truth: Tensor) -> float:
     return 2 * both / max(1, int(said.sum() + true.sum()))
 
 
-def forward_views(tower: VisionTransformer, batch: ViewBatch) -> Tensor:
+def forward_views(model: VideoLM, batch: ViewBatch) -> Tensor:
     """(N * 9, C) features of a batch of views."""
     side = VIEW_PX // PATCH_SIZE
-    return tower(patch_rows(batch.pixels), [(len(batch.pixels), side, side)])  # type: ignore[no-any-return]
+    return model.visual(patch_rows(batch.pixels), [(len(batch.pixels), side, side)])  # type: ignore[no-any-return]

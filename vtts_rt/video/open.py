@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,7 +19,18 @@ from vtts_rt.errors import BadMedia, BadRequest
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video.arrays import ArraySource, is_npy, load_npy
 from vtts_rt.video.limits import DeadlinePassed, Opening
-from vtts_rt.video.source import ClippedSource, FrameSource
+from vtts_rt.video.source import ClippedSource, FrameSource, Video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+# What a video can be given as; see `open_video`.
+VideoInput: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | np.ndarray | Tensor | Image | Video"
+)
+# Seconds, one a frame.
+Times: TypeAlias = "Sequence[float] | np.ndarray"
 
 URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://|^(data):", re.ASCII)
 URL_TIMEOUT_SECONDS = 30.0
@@ -50,10 +61,10 @@ def check_range(what: str, start_seconds: float | None, end_seconds: float | Non
 
 
 def open_video(
-    video: Any,
+    video: VideoInput,
     *,
     source_fps: float | None = None,
-    timestamps_seconds: Sequence[float] | np.ndarray | None = None,
+    timestamps_seconds: Times | None = None,
     start_seconds: float | None = None,
     end_seconds: float | None = None,
     allow_urls: bool = False,
@@ -67,7 +78,8 @@ def open_video(
     video: path (str or os.PathLike), encoded bytes, (T, H, W, 3) uint8 RGB array or tensor,
         (H, W, 3) array or tensor, PIL image; a path or bytes may be a .npy file of such an array.
         Files that hold one picture (PNG, JPEG, WebP, BMP, PPM, ...) are images; an animated or
-        still GIF, and pictures that follow each other in one file, are a video.
+        still GIF, and pictures that follow each other in one file, are a video. Or an open Video,
+        as it was opened; closing what is returned leaves that one open.
     source_fps: frames a second of an array, required there unless it has times; also the rate of
         a stream without timestamps (raw H.264, pictures in one file: 25 where it is None). Files
         that have timestamps keep them.
@@ -103,15 +115,18 @@ def open_video(
     opening = Opening(limits, deadline_seconds)
     try:
         opening.check_time()
-        video = _fetched(video, allow_urls, opening)
-        pixels = _pixels(video, opening)
+        content = _fetched(video, allow_urls, opening)
+        pixels = _pixels(content, opening)
         if pixels is not None:
             source: FrameSource = _open_array(pixels, source_fps, timestamps_seconds, opening)
         else:
             rule = "None, as only arrays come without times of their own"
             none = timestamps_seconds is None
             require("open_video", "timestamps_seconds", timestamps_seconds, none, rule)
-            source = _open_encoded(video, source_fps, decoder, device, opening)
+            if isinstance(content, Video):
+                source = Video(content)
+            else:
+                source = _open_encoded(content, source_fps, decoder, device, opening)
     except DeadlinePassed:
         raise TimeoutError("open_video: the deadline passed before the video was open") from None
     if source.metadata.is_image or (start_seconds is None and end_seconds is None):

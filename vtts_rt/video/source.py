@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -147,3 +148,59 @@ class ClippedSource:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class Video:
+    """An opened video, for any number of questions: `open_video` takes it where it takes a path.
+
+    video: what it holds, or another Video that it shares with: whoever closes the last one closes
+    the source, so that one may be closed while questions about it run. A FrameSource, thread-safe.
+    Raises BadRequest for a Video that is closed.
+    """
+
+    def __init__(self, video: FrameSource | Video) -> None:
+        self._shared: _Shared = video._shared if isinstance(video, Video) else _Shared(video)
+        self._closed = False
+        with self._shared.lock:
+            is_open = not (isinstance(video, Video) and video._closed)
+            require("open_video", "video", "a closed one", is_open, "open")
+            self._shared.num_open += 1
+
+    @property
+    def metadata(self) -> VideoMetadata:
+        return self._shared.source.metadata
+
+    @property
+    def frames_codec_decoded(self) -> int:
+        return self._shared.source.frames_codec_decoded
+
+    @property
+    def frames_substituted(self) -> int:
+        return self._shared.source.frames_substituted
+
+    def read(
+        self, frame_indices: Sequence[int], passing: Collection[int] = ()
+    ) -> Iterator[tuple[int, Frame]]:
+        return self._shared.source.read(frame_indices, passing)
+
+    def close(self) -> None:
+        with self._shared.lock:
+            self._shared.num_open -= not self._closed
+            self._closed = True
+            if self._shared.num_open == 0:
+                self._shared.source.close()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Shared:
+    """What several Videos hold."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self.source = source
+        self.lock = threading.Lock()
+        self.num_open = 0

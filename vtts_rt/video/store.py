@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +23,7 @@ class FrameCounts(NamedTuple):
     frames_decoded: frames delivered to the store on behalf of the provider, prefetched ones
         included. frames_codec_decoded: frames the codec had to decode for that.
     frames_reused: distinct frames asked for that were in the store without the provider having
-        had them decoded since the last take. decode_ms: wall-clock ms that `frames` blocked.
+        had them decoded since the last take.
     frames_guessed: frames fetched on a guess before the round began; frames_guessed_used: those
         of them that it asked for.
     """
@@ -32,7 +31,6 @@ class FrameCounts(NamedTuple):
     frames_decoded: int = 0
     frames_codec_decoded: int = 0
     frames_reused: int = 0
-    decode_ms: float = 0.0
     frames_guessed: int = 0
     frames_guessed_used: int = 0
 
@@ -301,7 +299,6 @@ class _Counted:
         self._delivered: set[FrameKey] = set()
         self._asked: set[FrameKey] = set()
         self._num_decoded = self._num_codec_decoded = 0
-        self._blocked_seconds = 0.0
 
     def observe(
         self, video: tuple[str, str], indices: Sequence[int], num_codec_decoded: int
@@ -310,10 +307,6 @@ class _Counted:
             self._num_decoded += len(indices)
             self._num_codec_decoded += num_codec_decoded
             self._delivered.update((*video, i) for i in indices)
-
-    def blocked(self, seconds: float) -> None:
-        with self._lock:
-            self._blocked_seconds += seconds
 
     def asked(self, frames: Iterable[FrameKey]) -> None:
         with self._lock:
@@ -325,7 +318,6 @@ class _Counted:
                 frames_decoded=self._num_decoded,
                 frames_codec_decoded=self._num_codec_decoded,
                 frames_reused=len(self._asked - self._delivered),
-                decode_ms=self._blocked_seconds * 1e3,
                 frames_guessed=guessed,
                 frames_guessed_used=used,
             )
@@ -388,15 +380,9 @@ class StoreProvider:
         return not self._store.ahead.on_their_way(self._wanted[video], frame_indices)
 
     def frames(self, video: int, frame_indices: Sequence[int]) -> list[Frame]:
-        began = time.perf_counter()
         wanted = self._wanted[video]
         self._store.ahead.asked(wanted, frame_indices)
-        try:
-            found = self._store.frames(
-                wanted.source, frame_indices, wanted.observer, wanted.passing
-            )
-        finally:
-            self._counted.blocked(time.perf_counter() - began)
+        found = self._store.frames(wanted.source, frame_indices, wanted.observer, wanted.passing)
         self._counted.asked((*wanted.video, int(i)) for i in frame_indices)
         return found
 

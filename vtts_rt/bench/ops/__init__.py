@@ -30,7 +30,7 @@ from vtts_rt.bench.ops.case import Case, Error, Scale, bench_dtype, benched_in, 
 from vtts_rt.bench.ops.isolated import Row, outcomes, serve
 from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
-from vtts_rt.models.qwen2_5_vl import DTYPES
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.ops.dispatch import backends, interpreted
 from vtts_rt.types import require
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from vtts_rt.config import VisionConfig
+from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, numerics, patch_embed
 from vtts_rt.ops.patch_jobs import MERGE_UNIT, PatchifyJob, check_size
@@ -26,7 +26,9 @@ from vtts_rt.ops.rotary import rotary
 from vtts_rt.ops.segment_attention import Run, segment_attention
 from vtts_rt.types import MERGE_SIZE, PATCH_ROW, PATCH_SIZE, require
 
-ROPE_THETA = 10_000.0  # transformers, Qwen2_5_VLVisionConfig: axial rope default
+# transformers, Qwen2_5_VLVisionConfig and its blocks.
+ROPE_THETA = 10_000.0
+NORM_EPS = 1e-6
 
 GridTHW = tuple[int, int, int]
 
@@ -36,6 +38,15 @@ GridTHW = tuple[int, int, int]
 # system (57,000 page faults in a pass of 3,360 rows, none in parts). Those 3,360 rows: 1.15 s of
 # CPU time at 1,024, 1.16 at 512, 1.30 in one go (118 M model, one AVX2 core, a busy machine).
 ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig(TowerConfig):
+    """Shape of the tower; names follow transformers' `vision_config`."""
+
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = ()
+    tokens_per_second: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +222,8 @@ class VisionBlock(nn.Module):
     def __init__(self, config: VisionConfig, full: bool) -> None:
         super().__init__()
         self.full = full
-        self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm1 = RMSNorm(config.hidden_size, NORM_EPS)
+        self.norm2 = RMSNorm(config.hidden_size, NORM_EPS)
         self.attn = VisionAttention(config)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True)
 
@@ -227,7 +238,7 @@ class PatchMerger(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         hidden = config.hidden_size * MERGE_UNIT
-        self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ln_q = RMSNorm(config.hidden_size, NORM_EPS)
         self.mlp = nn.Sequential(
             Linear(hidden, hidden), nn.GELU(), Linear(hidden, config.out_hidden_size)
         )

@@ -1,0 +1,96 @@
+"""Transcripts: transformers, given one, finds the log-probs that the engine told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from utils import LOOK, request
+
+from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt.config import PARITIES, STRATEGIES
+from vtts_rt.engine.sequence import Completion
+from vtts_rt.models.tokenizer import EncodedPrompt
+from vtts_rt.rounds.transcript import Transcript
+from vtts_rt.types import ReuseStats, RoundTimings
+
+RAW = SamplingParams(temperature=1.0, seed=3, max_tokens=6, ignore_eos=True, logprobs="raw")
+
+
+@pytest.fixture(scope="module")
+def runtime(checkpoint: Path) -> Iterator[Runtime]:
+    with Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26)) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def peer(checkpoint: Path) -> Any:
+    import torchvision_shim
+
+    torchvision_shim.install()
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    return loaded.eval()
+
+
+@torch.inference_mode()
+def logprobs_of(peer: Any, runtime: Runtime, transcript: Transcript) -> np.ndarray:
+    """Of the generated tokens, from ids, positions and the features of the vision cache."""
+    engine, ids = runtime.engine, torch.from_numpy(transcript.token_ids)
+    embeddings = peer.get_input_embeddings()(ids)
+    for span in transcript.spans:
+        keys = [engine._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
+        features = torch.cat([engine.vision_cache.get(key) for key in keys])
+        embeddings[span.start : span.start + span.length] = features
+    positions = torch.from_numpy(transcript.position_ids.copy())
+    logits = peer(inputs_embeds=embeddings[None], position_ids=positions[:, None]).logits[0]
+    told = torch.log_softmax(logits[:-1].double(), -1).gather(1, ids[1:, None])[:, 0]
+    return told.numpy()[transcript.generated[1:]]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_transformers_finds_the_log_probs(
+    runtime: Runtime, peer: Any, clips: list[Path], strategy: str
+) -> None:
+    for parity in PARITIES:
+        config = PerceptionConfig(strategy=strategy, parity=parity, **LOOK)  # type: ignore[arg-type]
+        answer = runtime.ask(**request(clips[0], perception=config, sampling=RAW))
+        assert len(answer.rounds) == 3
+        said: list[int] = []
+        for result in answer.rounds:
+            transcript = result.transcript
+            said = [*said, *result.token_ids] if strategy == "append" else result.token_ids
+            assert transcript.token_ids[transcript.generated].tolist() == said
+            assert len(transcript.token_ids) == result.prompt_tokens + len(result.token_ids)
+            assert all(s.length == s.segment.num_tokens for s in transcript.spans)
+            told = transcript.logprobs[transcript.generated]
+            assert told[-6:].tolist() == result.logprobs
+            assert told == pytest.approx(logprobs_of(peer, runtime, transcript), abs=1e-4)
+            assert np.isnan(transcript.logprobs[~transcript.generated]).all()
+
+
+@pytest.mark.parametrize(("follows", "num_generated"), [(9, 3), (8, 2)])
+def test_an_end_token_is_generated_where_the_turn_ends_with_it(
+    follows: int, num_generated: int
+) -> None:
+    def said(prompt: EncodedPrompt, *token_ids: int) -> Completion:
+        positions = np.arange(len(prompt) + len(token_ids))[None].repeat(3, 0)
+        logprobs = [-float(i) for i in token_ids]
+        spent = ReuseStats(), RoundTimings()
+        return Completion([*token_ids], logprobs, "", "stop", len(prompt), *spent, 0, positions)
+
+    def text(*token_ids: int) -> EncodedPrompt:
+        return EncodedPrompt([*token_ids], (), np.zeros(len(token_ids), np.uint8))
+
+    first = Transcript.of_round(text(1, 2), said(text(1, 2), 5, 6, 9), None)
+    assert first.generated.tolist() == [False, False, True, True, True]
+    prompt = text(1, 2, 5, 6, follows, 3)
+    second = Transcript.of_round(prompt, said(prompt, 7), first)
+    assert second.generated[:-1].sum() == num_generated and second.generated[-1]
+    assert second.logprobs[2:4].tolist() == [-5.0, -6.0] and second.logprobs[-1] == -7.0
+    assert np.isnan(second.logprobs[4]) == (follows != 9)

@@ -1,0 +1,223 @@
+"""VideoLM: what the engine, the runtime and training know of a model, whatever its family.
+
+A family is a folder beside this file with a subclass of `VideoLM`; models/registry.py lists them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vtts_rt.models.config import ModelConfig, TowerConfig
+from vtts_rt.models.language import ForwardBatch, LanguageModel, VisionRows
+from vtts_rt.models.layers import Linear
+from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.weights import (
+    EMBEDDING,
+    LM_HEAD,
+    PARTS,
+    checked_tensors,
+    hf_views,
+    part_of,
+    to_hf,
+)
+from vtts_rt.ops.patch_jobs import PatchifyJob
+from vtts_rt.perception.chat import ChatFormat
+from vtts_rt.types import Geometry, Parity, require
+
+__all__ = ["PARTS", "ForwardBatch", "KVShape", "VideoLM", "VisionRows"]
+
+
+class KVShape(NamedTuple):
+    """What a token leaves in the KV cache: keys and values of num_layers x num_heads x head_dim."""
+
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    def bytes_of(self, num_tokens: int) -> int:
+        per_token = 2 * self.num_layers * self.num_heads * self.head_dim
+        return num_tokens * per_token * self.dtype.itemsize
+
+
+class VideoLM(nn.Module, ABC):
+    """A vision tower and a language model. The parts of a model are "visual" and "language".
+
+    model_type: of the family, as in config.json. geometry, chat: of all the family's checkpoints.
+    quantization: see models/quantize.py.
+    """
+
+    model_type: ClassVar[str]
+    geometry: ClassVar[Geometry]
+    chat: ClassVar[ChatFormat]
+
+    def __init__(self, config: ModelConfig, visual: nn.Module) -> None:
+        super().__init__()
+        out, hidden = config.vision.out_hidden_size, config.language.hidden_size
+        name = type(self).__name__
+        require(name, "out_hidden_size", out, out == hidden, f"hidden_size ({hidden})")
+        self.config = config
+        self.visual = visual
+        self.language = LanguageModel(config.language)
+        self.quantization: str | None = None
+        self._versions: dict[str, str] = {}
+
+    # -- a family's own ---------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def read_vision(cls, hf: Any) -> TowerConfig:
+        """The tower's shape, of transformers' config. ValueError for what the family lacks."""
+
+    @abstractmethod
+    def positions(self, parity: Parity) -> MropePositions:
+        """What gives the positions of a new sequence."""
+
+    @abstractmethod
+    def encode(self, jobs: Sequence[PatchifyJob], rows: Tensor | None = None) -> Tensor:
+        """Features of frame pairs, a job each: (tokens of all, feature_dim), in order.
+
+        rows: (P, geometry.row_size) patch rows of the jobs as `patchify` gives them; None: made
+        on the way, on the device of the model, where the frames are.
+        """
+
+    @property
+    @abstractmethod
+    def numerics(self) -> str:
+        """How pixels become the tower's inputs on this device: part of what features depend on."""
+
+    # -- sizes ------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.language.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.language.embed_tokens.weight.device
+
+    @property
+    def kv(self) -> KVShape:
+        language = self.config.language
+        return KVShape(
+            language.num_hidden_layers,
+            language.num_key_value_heads,
+            language.head_dim,
+            self.dtype,
+        )
+
+    @property
+    def feature_dim(self) -> int:
+        """Values that the tower gives for a token."""
+        return self.config.vision.out_hidden_size
+
+    # -- computing --------------------------------------------------------------------------
+
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states (N, C), see `LanguageModel.forward`."""
+        hidden: Tensor = self.language(batch)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (N, C) -> (N, vocab_size), in the model's dtype."""
+        return self.language.logits(hidden)
+
+    def vision_rows(self, token_ids: Tensor, features: Tensor) -> VisionRows:
+        """Features for the pads among the ids of a batch, in order.
+
+        token_ids: (N,) int64; features: (pads, feature_dim). ValueError if counts differ.
+        """
+        config = self.config
+        pads = (token_ids == config.image_token_id) | (token_ids == config.video_token_id)
+        rows = pads.nonzero()[:, 0]
+        fits = len(features) == len(rows)
+        require("vision_rows", "features", len(features), fits, f"one a pad ({len(rows)})")
+        return VisionRows(rows, features)
+
+    # -- weights ----------------------------------------------------------------------------
+
+    def version(self, part: str) -> str:
+        """Hash of a part's weights: names, shapes, dtypes and all bytes (128 bits).
+
+        Taken on first use, about 1 ms a MB, and kept until `forget_versions`.
+        """
+        if part not in self._versions:
+            tower, digest = self.get_submodule(part), hashlib.blake2b(digest_size=16)
+            for key, parameter in (*tower.named_parameters(), *tower.named_buffers()):
+                digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype};".encode())
+                raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+                digest.update(raw.numpy().data)
+            self._versions[part] = digest.hexdigest()
+        return self._versions[part]
+
+    def forget_versions(self, parts: Iterable[str] = PARTS) -> None:
+        """To be called after weights of these parts were written in place; the other part is not
+        hashed again."""
+        for part in parts:
+            self._versions.pop(part, None)
+
+    def export(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Tensors under transformers' names, contiguous, on the CPU; dtype None keeps theirs.
+
+        A tied head is left out, as transformers does. ValueError for a quantized model.
+        """
+        self._require_unquantized("export")
+        return to_hf(self.named_parameters(), self.config, dtype)
+
+    def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors under transformers' names as `write` takes them. ValueError for names, shapes,
+        dtypes or values that do not fit (see `checked_tensors`) and for a quantized model."""
+        self._require_unquantized("update_weights")
+        return checked_tensors(self.named_parameters(), self.config, tensors)
+
+    @torch.no_grad()
+    def write(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
+        """Write what `check` gave into the model, in place. Returns the parts that have changed.
+
+        A part whose tensors are all as they were counts as unchanged, so a trainer that sends a
+        frozen vision tower along costs a comparison. A head given to a model whose config ties it
+        is used as transformers 5 uses one in a file: equal to the embedding, it stays tied (or is
+        tied again); different, it is the model's own from then on.
+        """
+        tensors = dict(tensors)
+        language, tied = self.language, self.language.lm_head is None
+        views = hf_views(self.named_parameters(), self.config)
+        now = {LM_HEAD: views[EMBEDDING], **views}
+        changed = {
+            part
+            for part in PARTS
+            if not all(_same(t, now[name]) for name, t in tensors.items() if part_of(name) == part)
+        }
+        if language.config.tie_word_embeddings and (LM_HEAD in tensors or not tied):
+            weight = views[EMBEDDING]
+            head, embedding = tensors.get(LM_HEAD, now[LM_HEAD]), tensors.get(EMBEDDING, weight)
+            if _same(head, embedding, weight.dtype):
+                tensors.pop(LM_HEAD, None)
+                language.lm_head = None
+            elif tied:
+                with torch.device("meta"):
+                    own = Linear(weight.shape[1], weight.shape[0], bias=False)
+                language.lm_head = own.to_empty(device=weight.device).to(weight.dtype)
+        if changed:
+            views = hf_views(self.named_parameters(), self.config)
+            for name, tensor in tensors.items():
+                if part_of(name) in changed:
+                    views[name].copy_(tensor)
+            self.forget_versions(changed)
+        return frozenset(changed)
+
+    def _require_unquantized(self, what: str) -> None:
+        rule = "unquantized, for 8-bit layers keep no trained weights; load it without quantization"
+        require(what, "model", self.quantization, self.quantization is None, rule)
+
+
+def _same(tensor: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Equal once both are of `dtype`, by default `other`'s."""
+    dtype = dtype or other.dtype
+    return torch.equal(tensor.to(other.device, dtype), other.to(dtype))

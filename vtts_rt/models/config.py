@@ -1,0 +1,59 @@
+"""Shapes of models: what every family's have, for transformers' names and numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vtts_rt.types import Geometry, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TowerConfig:
+    """What every vision tower has; a family adds fields. Names follow transformers'
+    `vision_config`."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    out_hidden_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageConfig:
+    """Shape of a language model; names follow transformers' `text_config`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 32768
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A whole model: its family by transformers' `model_type`, geometry, towers, special token ids,
+    stop tokens, default perception settings and what the checkpoint says of sampling."""
+
+    model_type: str
+    geometry: Geometry
+    vision: TowerConfig
+    language: LanguageConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    eos_token_ids: tuple[int, ...]
+    perception: dict[str, Any] = field(default_factory=dict, hash=False)
+    sampling: SamplingParams = SamplingParams()

@@ -1,0 +1,66 @@
+"""Qwen2_5_VL: the family's tower beside the shared language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.checkpoint import from_hf, positive
+from vtts_rt.models.config import ModelConfig
+from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.qwen2_5_vl.vision import ROPE_THETA, VisionConfig, VisionTransformer
+from vtts_rt.ops.patch_jobs import PatchifyJob
+from vtts_rt.types import Geometry, Parity, require
+
+# The released models': OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers.
+GEOMETRY = Geometry(
+    patch_px=14,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+
+
+class Qwen2_5_VL(VideoLM):
+    model_type = "qwen2_5_vl"
+    geometry = GEOMETRY
+    chat = CHAT
+    visual: VisionTransformer
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert isinstance(config.vision, VisionConfig)
+        super().__init__(config, VisionTransformer(config.vision))
+        self._tokens_per_second = config.vision.tokens_per_second
+
+    @classmethod
+    def read_vision(cls, hf: Any) -> VisionConfig:
+        def check(argument: str, value: object, ok: bool, rule: str) -> None:
+            require("load_model", argument, value, ok, rule)
+
+        for part in (hf.vision_config, hf.text_config):
+            check("hidden_act", part.hidden_act, part.hidden_act == "silu", "'silu'")
+        vision, speed = hf.vision_config, hf.vision_config.tokens_per_second
+        check("tokens_per_second", speed, positive(speed), "a number > 0")
+        rope = getattr(vision, "rope_parameters", None) or {}
+        theta = rope.get("rope_theta", ROPE_THETA)
+        check("vision rope_theta", theta, theta == ROPE_THETA, str(ROPE_THETA))
+        side = cls.geometry.token_px
+        check("window_size", vision.window_size, vision.window_size >= side, f">= {side}")
+        return from_hf(VisionConfig, vision)
+
+    def positions(self, parity: Parity) -> MropePositions:
+        return MropePositions(parity, self._tokens_per_second)
+
+    @property
+    def numerics(self) -> str:
+        return "rows" if self.device.type == "cpu" else self.visual.embed_numerics
+
+    def encode(self, jobs: Sequence[PatchifyJob], rows: Tensor | None = None) -> Tensor:
+        if rows is None:
+            return self.visual.encode_jobs(jobs)
+        grids = [(1, *self.geometry.grid_hw(job.resized_hw)) for job in jobs]
+        features: Tensor = self.visual(rows, grids)
+        return features
