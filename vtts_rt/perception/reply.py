@@ -46,18 +46,14 @@ def plan_reply(
         most_px = reply.max_frame_px or math.inf
         size = view_size(config, metadata.height, metadata.width, reply.max_frames, most_px)
         times = frame_times(metadata)
-        if reply.as_images:
-            one = image_segment(video, metadata, box, size, config.parity)
-            for frame in frames:
-                pair = replace(
-                    one.pairs[0], frame_a=frame, frame_b=frame, time_seconds=float(times[frame])
-                )
-                segments.append(replace(one, pairs=(pair,)))
-        else:
-            kernel = resize_kernel(config.parity, False)
-            for a, b in zip(frames[::2], [*frames[1::2], frames[-1]], strict=False):
-                pair = PairRef(video, metadata.video_id, a, b, float(times[a]))
-                segments.append(Segment((pair,), box, size, resize=kernel))
+        one = image_segment(video, metadata, box, size, config.parity)
+        pairs = [(frame, frame) for frame in frames]
+        if not reply.as_images:
+            one = replace(one, is_image=False, resize=resize_kernel(config.parity, False))
+            pairs = list(zip(frames[::2], [*frames[1::2], frames[-1]], strict=False))
+        for a, b in pairs:
+            pair = PairRef(video, metadata.video_id, a, b, float(times[a]))
+            segments.append(replace(one, pairs=(pair,)))
         views.append(View(video, box, size, look.spans(metadata), 2.0 * step_seconds))
     return make_plan(config, videos, history, round_index, segments, views, notes)
 
