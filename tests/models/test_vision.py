@@ -9,9 +9,8 @@ import torch
 from triton_tools import run_triton
 from utils import random_rows
 
-from vtts_rt.models.qwen2_5_vl import VisionConfig
+from vtts_rt.models.qwen2_5_vl import VisionConfig, vision
 from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer, group_pairs, window_classes
-from vtts_rt.models.registry import vision
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PATCH_ROW, PixelBox
 
@@ -154,7 +153,7 @@ import os
 
 import torch
 
-from vtts_rt.models.qwen2_5_vl import VisionConfig
+from vtts_rt.models.qwen2_5_vl import VisionConfig, vision
 from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
