@@ -78,6 +78,8 @@ def test_a_frame_comes_once_and_an_instant_is_one_frame() -> None:
 
 def test_forced_spans_are_given_back_as_requests() -> None:
     assert shown(plan(LONGVT, Clue(spans=((2, 4), (8, 99))))) == [60, 90, 240, 270]
+    boxed = plan(LONGVT, Clue(spans=((2, 4),), boxes=((0, 0, 0.5, 0.5),)))
+    assert shown(boxed) == [60, 90] and "boxes in the clue are left out" in boxed.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ def plan_reply(
     segments: list[Segment] = []
     views: list[View] = []
     notes: list[str] = []
+    if look.clue.boxes:
+        notes.append("a reply shows whole frames: the boxes in the clue are left out")
     for video, metadata in enumerate(videos):
         frames, step_seconds = _asked_frames(reply, look.clue, metadata, notes)
         if not frames:
