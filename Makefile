@@ -15,8 +15,8 @@ PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versio
 # an environment that is already there. An editable install rebuilds only for these files:
 STAMP  := build/stamps/$(subst /,_,$(abspath $(VENV)))
 CSRC   := $(shell find csrc -name '*.c' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
-INPUTS := pyproject.toml setup.py constraints.txt kernels/__init__.py $(CSRC) \
-          csrc/libvtts.map $(wildcard csrc/cmake/*)
+INPUTS := pyproject.toml setup.py constraints.txt kernels/__init__.py \
+          $(shell find csrc -type f -not -path 'csrc/tests/*' -not -path 'csrc/examples/*')
 
 LINTED := vtts_rt kernels bench tests setup.py
 STAGES := check test-python
@@ -41,7 +41,7 @@ $(VENV)/pyvenv.cfg:
 # torch first and alone: an installed torch that fits is kept, whatever its build (CPU or CUDA).
 $(STAMP).base: $(VENV)/pyvenv.cfg $(INPUTS)
 	$(PIP) torch
-	$(PIP) "setuptools>=77" "pybind11>=2.13"
+	$(PIP) "setuptools>=77" "pybind11>=2.13" "cmake>=3.26" "ninja>=1.11"
 	$(PIP) --no-build-isolation -e .
 	@mkdir -p $(@D) && touch $@
 
@@ -105,16 +105,16 @@ format: $(STAMP).dev
 	$(BIN)/ruff format $(LINTED)
 	$(BIN)/clang-format -i $(CSRC)
 
-# The CMake build of the native code and its tests.
+# The native code's tests: unsanitized from the objects that setup.py made.
 define CTEST
-	@mkdir -p build && $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	  -S csrc -B $(1) $(2) > $(1).log || { cat $(1).log; exit 1; }; \
+	@mkdir -p $(1) && $(BIN)/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	  -S csrc -B $(1) $(2) > $(1)/log || { cat $(1)/log; exit 1; }; \
 	$(BIN)/cmake --build $(1) --parallel $(THREADS) && \
 	  $(BIN)/ctest --test-dir $(1) --output-on-failure $(3)
 endef
 
 test-csrc: $(STAMP).dev
-	$(call CTEST,build/csrc)
+	$(call CTEST,build/native,-DVTTS_PYTHON=OFF -DVTTS_TESTS=ON)
 
 # The same tests under AddressSanitizer and UBSan, and 2 s of the fuzz target.
 test-sanitizers: $(STAMP).dev
@@ -134,7 +134,7 @@ build/triton-3.6/triton: $(STAMP).dev
 
 # A process a core and one thread in each: the models of tests are too small to share out.
 PYTEST := OMP_NUM_THREADS=1 VTTS_RT_OTHER_TRITON=$(abspath build/triton-3.6) \
-          $(BIN)/pytest -n $(THREADS) --dist loadfile
+          $(BIN)/pytest -n $(THREADS) --dist loadfile -p no:benchmark
 
 test-python: $(STAMP).dev
 	$(PYTEST) -m "not slow"
@@ -144,21 +144,21 @@ test-slow: $(STAMP).dev build/triton-3.6/triton
 
 # dashscope is a package that carries the ranks of Qwen's tokenizer; nothing of it is imported.
 # decord and OpenCV are peers of the decoders; torchcodec joins where somebody made it load.
+bench: FILED := --result-dir bench/results
 bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope decord opencv-python-headless
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_linear.py
 	$(BIN)/python bench/bench_quantization.py
-	$(BIN)/vtts-rt bench errors --result-dir bench/results
-	$(BIN)/python bench/bench_rounds.py --dtype float32,bfloat16
-	$(BIN)/python bench/bench_rounds.py --rounds 5 --strategy append
-	$(BIN)/python bench/bench_rounds.py --peer none --ablations --strategy append --repeats 3
-	$(BIN)/vtts-rt bench serve --one-video 0 --result-dir bench/results
-	$(BIN)/vtts-rt bench serve --max-concurrency none --strategy append,official \
-	  --result-dir bench/results
-	$(BIN)/vtts-rt bench soak --result-dir bench/results
-	$(BIN)/vtts-rt bench decode --result-dir bench/results
-	$(BIN)/vtts-rt bench feed --result-dir bench/results
+	$(BIN)/python bench/bench_errors.py $(FILED)
+	$(BIN)/vtts-rt bench rounds $(FILED) --dtype float32,bfloat16
+	$(BIN)/vtts-rt bench rounds $(FILED) --rounds 5 --strategy append
+	$(BIN)/vtts-rt bench rounds $(FILED) --peer none --ablations --strategy append --repeats 3
+	$(BIN)/vtts-rt bench serve $(FILED) --one-video 0
+	$(BIN)/vtts-rt bench serve $(FILED) --max-concurrency none --strategy append,official
+	$(BIN)/python bench/bench_soak.py $(FILED)
+	$(BIN)/vtts-rt bench decode $(FILED)
+	$(BIN)/python bench/bench_feed.py $(FILED)
 	$(BIN)/python bench/bench_open.py
 	$(BIN)/python bench/bench_agreement.py
 	$(BIN)/python bench/bench_decode.py

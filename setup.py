@@ -1,8 +1,7 @@
 """Builds the package: Python always, native code where a C++17 compiler works.
 
-The core is compiled once and linked twice: into vtts_rt/_C, which Python imports, and into
-vtts_rt/lib/libvtts.so, the C interface, whose headers, CMake and pkg-config files are installed
-beside it. Where nvcc is, csrc/cuda joins both.
+csrc/CMakeLists.txt builds vtts_rt/_C, which Python imports, and vtts_rt/lib/libvtts.so, the C
+interface, with its headers, CMake and pkg-config files. Objects stay in build/native.
 
 VTTS_RT_BUILD = auto (default) | none | cpu | cuda. `auto` installs without native code when it
 cannot be built, and compiles CUDA only on a machine with a GPU or where VTTS_RT_CUDA_ARCHS (such
@@ -19,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -27,15 +26,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+NATIVE = ROOT / "build" / "native"
 MODES = ("auto", "none", "cpu", "cuda")
 MODE = os.environ.get("VTTS_RT_BUILD", "auto")
-# No -march: instruction sets are chosen at run time, so that one wheel serves every machine.
-# No contraction: a product and a sum fuse only where the source says so, or results would differ.
-UNIX_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
-MSVC_FLAGS = ["/std:c++17", "/O2", "/fp:precise", "/EHsc"]
-# Ampere, Hopper, Blackwell; the last one also as PTX, for what comes after it.
-CUDA_ARCHS = ["80", "90", "100"]
-INCLUDES = ["csrc", "csrc/include"]
 
 if MODE not in MODES:
     sys.exit(f"VTTS_RT_BUILD must be one of {', '.join(MODES)}, got {MODE!r}")
@@ -56,58 +49,49 @@ def why_no_cuda() -> str | None:
         return "no GPU here; VTTS_RT_BUILD=cuda compiles for one elsewhere"
     if nvcc() is None:
         return "no nvcc: set CUDA_HOME or put it on PATH"
-    if not list(ROOT.glob("csrc/cuda/*.cu")):
-        return "this version has no CUDA sources to build"
     return None
-
-
-def cuda_archs() -> list[str]:
-    """Compute capabilities to compile for: those asked for, or ours that this nvcc knows."""
-    if asked := os.environ.get("VTTS_RT_CUDA_ARCHS"):
-        return asked.replace(",", ";").split(";")
-    shown = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True)
-    known = [arch for arch in CUDA_ARCHS if f"sm_{arch}" in shown.stdout.split()]
-    if not known:
-        raise RuntimeError(f"{nvcc()} knows none of sm_{', sm_'.join(CUDA_ARCHS)}")
-    return known
 
 
 if MODE == "cuda" and (why := why_no_cuda()) is not None:
     sys.exit(f"VTTS_RT_BUILD=cuda: {why}; VTTS_RT_BUILD=cpu (or auto) builds without CUDA")
 
 
-def version() -> str:
-    """`__version__` as written in the package, read without importing it."""
-    text = (ROOT / "vtts_rt" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+def program(name: str) -> str:
+    """Path of cmake or ninja: that of this Python's environment, or on PATH."""
+    folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]
+    found = shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
-        sys.exit('setup.py: vtts_rt/__init__.py must hold a line __version__ = "..."')
-    return found[1]
+        raise RuntimeError(f"no {name}: pip install {name}, or put it on PATH")
+    return found
 
 
-def sources(*patterns: str) -> list[str]:
-    """Sources below csrc/, relative to the root."""
-    found = [path for pattern in patterns for path in ROOT.glob(f"csrc/{pattern}")]
-    return sorted(str(path.relative_to(ROOT)) for path in found)
-
-
-def native_extension() -> Extension:
-    return Extension(
-        "vtts_rt._C",
-        sources=["csrc/bindings.cpp", "csrc/bindings_cuda.cpp"],
-        depends=["setup.py", *sources("**/*.h", "**/*.cpp", "**/*.cu*", "*.map", "**/*.in")],
-        include_dirs=list(INCLUDES),
-        language="c++",
-        optional=MODE == "auto",
+def run(*command: object) -> None:
+    """Runs a command whose output is shown, and quoted where it fails."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
+    print(done.stdout, flush=True)
+    if done.returncode != 0:
+        # What CMake says, without the place in its own files; else what a compiler says.
+        cmakes = r"(?s)CMake Error(?: at \S+ \(\w+\))?:(.*)"
+        for pattern in (cmakes, r"(?i)(.*\berror\b.*)", r"(?s)(FAILED.*)", r"(?s)(.*)"):
+            if found := re.search(pattern, done.stdout):
+                break
+        raise RuntimeError(f"cmake: {' '.join(found[1].split())[:500]}")
 
 
-def soname() -> str:
-    header = (ROOT / "csrc" / "include" / "vtts" / "base.h").read_text(encoding="utf-8")
-    return f"libvtts.so.{re.search(r'define VTTS_ABI_MAJOR ([0-9]+)', header)[1]}"
+def remove_native(package: Path) -> None:
+    """Deletes what an earlier build left, which would hide that this one has none."""
+    Path(package, f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").unlink(missing_ok=True)
+    for name in ("include", "lib", "share"):
+        shutil.rmtree(package / name, ignore_errors=True)
 
 
-def write_build_info(folder: Path, **outcome: object) -> None:
+def write_build_info(package: Path, **outcome: object) -> None:
     info = {
         "mode": MODE,
         "built": [],
@@ -118,8 +102,8 @@ def write_build_info(folder: Path, **outcome: object) -> None:
         "python": platform.python_version(),
         **outcome,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "_build_info.py").write_text(
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "_build_info.py").write_text(
         '"""Written by setup.py: what was built, with what, and what was not and why."""\n\n'
         f"BUILD_INFO = {pprint.pformat(info, sort_dicts=False)}\n",
         encoding="utf-8",
@@ -132,180 +116,84 @@ class BuildPython(build_py):
     def run(self) -> None:
         super().run()
         if not self.distribution.ext_modules:
-            folder = ROOT if self.editable_mode else Path(self.build_lib)
-            write_build_info(folder / "vtts_rt", reason="VTTS_RT_BUILD=none asked for pure Python")
+            package = (ROOT if self.editable_mode else Path(self.build_lib)) / "vtts_rt"
+            remove_native(package)
+            write_build_info(package, reason="VTTS_RT_BUILD=none asked for pure Python")
 
 
 class BuildNative(build_ext):
-    """Builds the extension and libvtts.so and records the outcome, a failure too."""
+    """Builds csrc by CMake, installs it into the package and records the outcome."""
 
     def run(self) -> None:
-        self.reason: str | None = None
-        self.no_cuda = why_no_cuda()
-        # setuptools forgets `inplace` while it builds.
-        in_place = self.editable_mode or self.inplace
-        self.target = (ROOT if in_place else Path(self.build_lib)) / "vtts_rt"
-        self.no_library = None if sys.platform == "linux" else f"not built on {sys.platform}"
-        super().run()
-        built = [] if self.reason else [ext.name for ext in self.extensions]
-        if not self.reason and not self.no_library:
-            built.append("libvtts")
+        package = (ROOT if self.inplace else Path(self.build_lib)) / "vtts_rt"
+        no_cuda = why_no_cuda()
+        try:
+            try:
+                self.build_native(cuda=no_cuda is None)
+            except RuntimeError as error:
+                if MODE != "auto" or no_cuda is not None:
+                    raise
+                no_cuda = str(error)
+                self.warn(f"vtts_rt is built without CUDA: {no_cuda}")
+                self.build_native(cuda=False)
+            remove_native(package)
+            run(program("cmake"), "--install", NATIVE, "--prefix", package, "--strip")
+        except (RuntimeError, ImportError, OSError) as error:
+            if MODE != "auto":
+                raise
+            self.warn(f"vtts_rt is installed without native code: {error}")
+            remove_native(package)
+            write_build_info(package, reason=f"{type(error).__name__}: {error}")
+            return
+        text = (NATIVE / "build_info.txt").read_text(encoding="utf-8")
+        found = dict(line.split("=", 1) for line in text.splitlines())
+        libraries = sorted(path.name for path in package.glob("lib/libvtts.so.*"))
         write_build_info(
-            self.target,
-            built=built,
-            reason=self.reason,
-            compiler=self.compiler_name(),
-            flags=self.extensions[0].extra_compile_args,
-            cuda=f"no ({self.no_cuda})" if self.no_cuda else f"for sm_{', sm_'.join(self.archs)}",
-            library=f"no ({self.no_library})" if self.no_library else soname(),
+            package,
+            built=["vtts_rt._C", *(["libvtts"] if libraries else [])],
+            compiler=found["compiler"],
+            flags=found["flags"].split(),
+            cuda=f"no ({no_cuda})" if no_cuda else f"for sm_{found['cuda'].replace(';', ', sm_')}",
+            library=libraries[0] if libraries else f"no (not built on {sys.platform})",
         )
 
-    def build_extension(self, ext: Extension) -> None:
-        try:
-            import pybind11
+    def build_native(self, cuda: bool) -> None:
+        """csrc in build/native, made anew where it was built by another compiler or Python."""
+        import pybind11
 
-            unix = self.compiler.compiler_type != "msvc"
-            ext.extra_compile_args = UNIX_FLAGS if unix else MSVC_FLAGS
-            ext.extra_link_args = ["-pthread"] if unix else []
-            cuda, cuda_link = self.cuda_objects()
-            if sys.platform == "linux":
-                # libdl is part of libc since glibc 2.34.
-                ext.extra_link_args += ["-ldl", *cuda_link]
-            if cuda:
-                ext.define_macros.append(("VTTS_WITH_CUDA", "1"))
-            core = [*self.objects(ext, sources("core/*.cpp", "cpu/*.cpp")), *cuda]
-            if not self.no_library:
-                self.link_library(ext, core)
-            ext.include_dirs.append(pybind11.get_include())
-            ext.extra_objects = core
-            self.force = True  # with or without CUDA: no file's age tells
-            super().build_extension(ext)
-        except Exception as error:
-            if not ext.optional:
-                raise
-            self.reason = f"{type(error).__name__}: {error}"
-            self.warn(f"vtts_rt is installed without {ext.name}: {self.reason}")
-            # What an earlier build left would hide that this one failed.
-            for folder in {Path(self.build_lib), ROOT} if self.editable_mode else {self.build_lib}:
-                Path(folder, *ext.name.split(".")[:-1], self.file_name(ext)).unlink(missing_ok=True)
-                for name in ("include", "lib", "share"):
-                    shutil.rmtree(Path(folder, "vtts_rt", name), ignore_errors=True)
-
-    def objects(self, ext: Extension, files: list[str], macros: tuple = ()) -> list[str]:
-        """Compiled sources, several at a time; those that are newer than all they need stay."""
-        folder = str(Path(self.build_temp, "cpu" if self.no_cuda else "cuda"))
-        headers = max(Path(ROOT, path).stat().st_mtime for path in sources("**/*.h"))
-
-        def compiled(source: str) -> str:
-            (target,) = self.compiler.object_filenames([source], output_dir=folder)
-            newest = max(headers, Path(source).stat().st_mtime, Path("setup.py").stat().st_mtime)
-            if self.force or not Path(target).exists() or Path(target).stat().st_mtime < newest:
-                self.compiler.compile(
-                    [source],
-                    output_dir=folder,
-                    macros=[*ext.define_macros, *macros],
-                    include_dirs=ext.include_dirs,
-                    extra_postargs=ext.extra_compile_args,
-                )
-            return target
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(compiled, files))
-
-    def cuda_objects(self) -> tuple[list[str], list[str]]:
-        """(objects of csrc/cuda, linker flags); `auto` goes on without them where that fails."""
-        if self.no_cuda:
-            return [], []
-        try:
-            shown = subprocess.run(
-                [nvcc(), "--dryrun", "-c", "none.cu"], capture_output=True, text=True
-            )
-            top = Path(re.search(r"^#\$ TOP=(.*)$", shown.stderr, re.MULTILINE)[1].strip())
-            runtimes = [
-                path
-                for folder in ("lib64", "lib", "targets/*/lib")
-                for path in top.resolve().glob(f"{folder}/libcudart_static.a")
-            ]
-            if not runtimes:
-                raise RuntimeError(f"no libcudart_static.a below {top}")
-            self.archs = cuda_archs()
-            folder = Path(self.build_temp, "cuda", "nvcc")
-            folder.mkdir(parents=True, exist_ok=True)
-            files = sources("cuda/*.cu", "cuda/*.cpp")
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                objects = list(pool.map(lambda path: self.nvcc_compile(path, folder), files))
-            # Other copies of the runtime in a process, torch's say, must not meet this one.
-            return objects, [
-                str(runtimes[0]),
-                "-Wl,--exclude-libs,ALL",
-                "-ldl",
-                "-lrt",
-                "-lpthread",
-            ]
-        except Exception as error:
-            if MODE == "cuda":
-                raise
-            self.no_cuda = f"{type(error).__name__}: {error}"
-            self.warn(f"vtts_rt is built without CUDA: {self.no_cuda}")
-            return [], []
-
-    def nvcc_compile(self, source: str, folder: Path) -> str:
-        target = str(folder / (Path(source).name + ".o"))
-        archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in self.archs]
-        archs.append(f"-gencode=arch=compute_{self.archs[-1]},code=compute_{self.archs[-1]}")
-        host = ",".join(["-fPIC", *(flag for flag in UNIX_FLAGS if not flag.startswith("-std"))])
-        command = [nvcc(), "-std=c++17", "-O3", *archs, "-Xcompiler", host, "-DVTTS_WITH_CUDA=1"]
-        command += [*(f"-I{path}" for path in INCLUDES), "-x", "cu", "-c", source, "-o", target]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.stderr.write(done.stderr)
-            raise RuntimeError(f"nvcc failed on {source}: {done.stderr.strip()[-500:]}")
-        return target
-
-    def link_library(self, ext: Extension, core: list[str]) -> None:
-        """libvtts.so, and beside it all that a C or C++ project needs to find and use it."""
-        name = soname()
-        objects = self.objects(ext, sources("abi/*.cpp"), (("VTTS_VERSION", f'"{version()}"'),))
-        shutil.rmtree(self.target / "lib", ignore_errors=True)
-        flags = [f"-Wl,-soname,{name}", "-Wl,--version-script=csrc/libvtts.map", "-Wl,-z,defs"]
-        # A thread that still spins must not find its code unmapped.
-        flags += ["-Wl,-z,nodelete", "-Wl,-s", *ext.extra_link_args]
-        library = self.target / "lib" / name
-        self.compiler.link_shared_object(
-            [*objects, *core], str(library), extra_postargs=flags, target_lang="c++"
-        )
-        # Wheels hold no links: `-lvtts` finds the one name, programs the other.
-        shutil.copy2(library, library.with_name("libvtts.so"))
-        include = self.target / "include" / "vtts"
-        shutil.rmtree(include, ignore_errors=True)
-        shutil.copytree(ROOT / "csrc" / "include" / "vtts", include)
-        for template, folder in (
-            ("vttsConfig.cmake", "share/cmake/vtts"),
-            ("vttsConfigVersion.cmake", "share/cmake/vtts"),
-            ("vtts.pc", "share/pkgconfig"),
-        ):
-            text = (ROOT / "csrc" / "cmake" / f"{template}.in").read_text(encoding="utf-8")
-            text = text.replace("@VERSION@", version()).replace("@SONAME@", name)
-            (self.target / folder).mkdir(parents=True, exist_ok=True)
-            (self.target / folder / template).write_text(text, encoding="utf-8")
-
-    def file_name(self, ext: Extension) -> str:
-        return Path(self.get_ext_filename(ext.name)).name
-
-    def compiler_name(self) -> str | None:
-        """First line of `compiler --version`, or how setuptools calls it."""
-        command = getattr(self.compiler, "compiler_cxx", None) or []
-        try:
-            shown = subprocess.run(
-                [*command[:1], "--version"], capture_output=True, text=True, check=True
-            )
-            return shown.stdout.splitlines()[0]
-        except (OSError, subprocess.CalledProcessError, IndexError, TypeError):
-            return getattr(self.compiler, "compiler_type", None)
+        names = ("CXX", "CXXFLAGS", "LDFLAGS", "CUDAHOSTCXX", "CUDAFLAGS")
+        settings = [ROOT, nvcc(), sysconfig.get_path("include"), *map(os.environ.get, names)]
+        key = NATIVE / "settings.txt"
+        if self.force or not key.exists() or key.read_text(encoding="utf-8") != str(settings):
+            shutil.rmtree(NATIVE, ignore_errors=True)
+        options = {
+            "CMAKE_BUILD_TYPE": "Debug" if self.debug else "Release",
+            "VTTS_PYTHON": "ON",
+            "VTTS_TESTS": "OFF",
+            "VTTS_CUDA": "ON" if cuda else "OFF",
+            "Python_EXECUTABLE": sys.executable,
+            "pybind11_DIR": pybind11.get_cmake_dir(),
+        }
+        if cuda:
+            options["CMAKE_CUDA_COMPILER"] = nvcc()
+            options["VTTS_CUDA_ARCHS"] = os.environ.get("VTTS_RT_CUDA_ARCHS", "").replace(",", ";")
+        if sys.platform == "darwin":
+            archs = re.findall(r"-arch\s+(\S+)", os.environ.get("ARCHFLAGS", ""))
+            if not archs and self.plat_name.endswith("universal2"):
+                archs = ["arm64", "x86_64"]
+            options["CMAKE_OSX_ARCHITECTURES"] = ";".join(archs)
+        generator = []
+        if os.name != "nt":  # there, Visual Studio's generator finds its compiler
+            generator = ["-G", "Ninja"]
+            options["CMAKE_MAKE_PROGRAM"] = program("ninja")
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        run(program("cmake"), "-S", ROOT / "csrc", "-B", NATIVE, *generator, *defines)
+        key.write_text(str(settings), encoding="utf-8")
+        jobs = self.parallel or os.cpu_count() or 1
+        run(program("cmake"), "--build", NATIVE, "--config", "Release", "--parallel", jobs)
 
 
 setup(
-    version=version(),
     packages=[*find_packages(include=["vtts_rt", "vtts_rt.*"]), "vtts_rt.kernels"],
     package_dir={"vtts_rt.kernels": "kernels"},
     package_data={
@@ -314,6 +202,16 @@ setup(
             *(f"assets/**/*.{end}" for end in ("json", "safetensors", "mp4", "webm", "txt", "md")),
         ]
     },
-    ext_modules=[] if MODE == "none" else [native_extension()],
+    ext_modules=[]
+    if MODE == "none"
+    else [
+        Extension(
+            "vtts_rt._C",
+            sources=[],
+            depends=[
+                str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*") if path.is_file()
+            ],
+        )
+    ],
     cmdclass={"build_py": BuildPython, "build_ext": BuildNative},
 )

@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 from engine_decode import measure
+from op_cases.case import bench_dtype
+from shapes import SHAPES, model_config, random_model
+from timing import copy_bandwidth
 
-from vtts_rt.bench.ops.case import bench_dtype
-from vtts_rt.bench.ops.timing import copy_bandwidth
 from vtts_rt.bench.setting import (
     add_compute_flags,
     check_compute,
@@ -35,7 +36,6 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.bench.shapes import SHAPES, model_config, random_model
 from vtts_rt.models.attention import PagedKV, plan_calls
 from vtts_rt.models.language import ForwardBatch, LanguageModel
 from vtts_rt.models.registry import DTYPES

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from op_cases.case import bench_dtype
+from timing import copy_bandwidth, matmul_rate, median_seconds
 from torch import Tensor
 
 from vtts_rt.bench.model import allow_broken_torchvision, moving_frames
-from vtts_rt.bench.ops.case import bench_dtype
-from vtts_rt.bench.ops.timing import copy_bandwidth, matmul_rate, median_seconds
 from vtts_rt.bench.peer import patch_rows
 from vtts_rt.bench.setting import (
     add_compute_flags,

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from bench_decode import PAGE_SIZE, Step, seconds
+from shapes import model_config, random_model
 
 from vtts_rt.bench.setting import (
     add_compute_flags,
@@ -26,7 +27,6 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.bench.shapes import model_config, random_model
 from vtts_rt.config import EngineConfig
 from vtts_rt.evaluation.needle import evaluate
 from vtts_rt.models.quantize import quantize_language

@@ -3,7 +3,7 @@
     python bench/bench_vision.py [--pairs 1,5,7] [--dtype D] [--runs N] [--threads N]
         [--output FILE]
 
-The 118 M bench model on the CPU (on a GPU: `vtts-rt bench device`); a pair is 480 patch rows
+The 118 M bench model on the CPU (on a GPU: bench_device.py); a pair is 480 patch rows
 (280 x 336 px), as in a question about the bench clip. Runs alternate between the contenders, so
 that a busy moment of the machine hits both; features are compared before anything is timed.
 GFLOP/s count the products with weight matrices only, from their shapes.

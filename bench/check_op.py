@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from vtts_rt.bench.ops import CASES, check
+from op_cases import CASES, check
+
 from vtts_rt.bench.setting import add_compute_flags, check_compute
 from vtts_rt.models.registry import DTYPES
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapes import bytes_per_step
 
-from vtts_rt.bench.shapes import bytes_per_step
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import FailedEvent, GenerationRequest

@@ -5,7 +5,7 @@
 #   bench/gpu.sh              results in $OUT if set, else in bench/results
 #   bench/gpu.sh --rehearse   the same steps on the CPU at tiny shapes: does the script itself work?
 #
-# Needs no network: Python with torch, triton, transformers and pybind11, nvcc. A step that fails
+# Needs no network: Python with torch, triton, transformers, pybind11, cmake, ninja and pytest-benchmark; nvcc. A step that fails
 # does not stop the others; the exit status is 1 if one did, and the last lines say which. A step gets
 # the time that is left of SECONDS_IN_ALL (460), at most its own.
 set -u
@@ -22,7 +22,7 @@ began=$(date +%s)
 deadline=$((began + ${SECONDS_IN_ALL:-460}))
 
 if [ "${1:-}" = --rehearse ]; then
-  device=cpu shapes=1m ops=merge_state scales=check
+  device=cpu shapes=1m ops=swiglu scales=check
   sizes=(--seconds 8 --height 112 --pairs 1 --prefill 32 --max-tokens 2 --repeats 1)
   frames=(--frames 2 --size 112 196 --resized 56 84 --runs 1)
 else
@@ -49,13 +49,8 @@ step() {
   [ "$status" -eq 0 ] || failed+=("$name")
 }
 
-# Commands run outside of the checkout, or its kernels/ would stand in for a package of that name.
-bench() {
-  (cd / && "$python" -c 'import sys; from vtts_rt.cli import main; sys.exit(main())' bench "$@")
-}
-export -f bench
-export python
-
+# Modules and strings run outside of the checkout, or its kernels/ would stand in for a package of
+# that name.
 if [ "$device" = cuda ]; then
   # For this card only: compiling for three takes three times as long.
   arch=$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
@@ -64,14 +59,14 @@ if [ "$device" = cuda ]; then
 fi
 card=$(cd / && "$python" -c 'from vtts_rt.bench.setting import results_name
 print(results_name("").strip("_").removesuffix(".json"))')
-step env 60 bash -c 'cd / && "$python" -c "from vtts_rt.cli import main; main([\"env\"])"'
+step env 60 env -C / "$python" -m vtts_rt.cli env
 
-[ -n "$ops" ] || ops=$(cd / && "$python" -c 'from vtts_rt.bench.ops import CASES; print(*CASES)')
-ops=${ops// /,}
-step errors 150 bash -c 'bench errors "$@"' _ --op "$ops" --device "$device" --scale "$scales" \
-  --jobs 4 --timeout-seconds 60 --threads 2 --result-dir "$out"
-step ops 150 bash -c 'bench ops "$@"' _ --op "$ops" --device "$device" --runs 11 \
-  --timeout-seconds 40 --result-dir "$out"
+[ -n "$ops" ] || ops=$(cd / && "$python" -c 'import vtts_rt.ops
+print(*vtts_rt.ops.dispatch.names(), sep=",")')
+step errors 150 "$python" "$root/bench/bench_errors.py" --op "$ops" --device "$device" \
+  --scale "$scales" --jobs 4 --timeout-seconds 60 --threads 2 --result-dir "$out"
+step ops 150 env -C / "$python" -m vtts_rt.cli bench ops --op "$ops" --device "$device" \
+  --runs 11 --timeout-seconds 40 --result-dir "$out"
 step processor 60 "$python" "$root/bench/bench_processor.py" --device "$device" \
   --result-dir "$out" "${frames[@]}"
 step nvdec 60 "$python" "$root/bench/bench_nvdec.py" --result-dir "$out"
@@ -80,8 +75,8 @@ for shape in $shapes; do
     step "decode $shape" 90 "$python" "$root/bench/bench_decode.py" --device cuda \
       --shape "$shape" --output "$out/decode${shape}_$card.json"
   fi
-  step "device $shape" 150 bash -c 'bench device "$@"' _ --device "$device" --shape "$shape" \
-    --result-dir "$out" "${sizes[@]}"
+  step "device $shape" 150 "$python" "$root/bench/bench_device.py" --device "$device" \
+    --shape "$shape" --result-dir "$out" "${sizes[@]}"
 done
 # Last, as nothing is judged by it but memory: it makes kernels 10 to 100 times slower.
 if [ "$device" = cuda ] && ! command -v compute-sanitizer > /dev/null; then

@@ -9,7 +9,7 @@ Legend: N rows, S groups, H query heads, D head dim.
 
 import torch
 
-from vtts_rt.kernels.merge_state import merge_parts
+from vtts_rt.kernels.merge_parts import merge_parts
 from vtts_rt.kernels.paged_attention import launch, plan
 
 

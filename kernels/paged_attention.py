@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vtts_rt.kernels.merge_state import merge_parts
+from vtts_rt.kernels.merge_parts import merge_parts
 
 LOG2_E = 1.4426950408889634
 MAX_SPLITS = 64  # a program of `merge_parts` holds a head's D values of all parts

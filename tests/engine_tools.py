@@ -9,7 +9,7 @@ import numpy as np
 
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.engine import Engine
-from vtts_rt.engine.sequence import Completion, FinishedEvent, GenerationRequest
+from vtts_rt.engine.sequence import Completion, FailedEvent, FinishedEvent, GenerationRequest
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.types import PairRef, PixelBox, Prompt, SamplingParams, Segment, TimeLabel
 
@@ -61,7 +61,26 @@ def encode(tokenizer: Tokenizer, *parts: str | TimeLabel | Segment) -> EncodedPr
 
 def run(engine: Engine, prompt: EncodedPrompt, provider: Frames | None = None, **more: Any):
     request = GenerationRequest(prompt, provider=provider, **{"sampling": GREEDY} | more)
-    return finish(engine.generate(request))
+    return finish(stream(engine, request))
+
+
+def stream(engine: Engine, request: GenerationRequest) -> Iterator[Any]:
+    """The events of one request to its end; its error is raised."""
+    request_id = engine.add(request)
+    while engine.has_work:
+        for event in engine.step():
+            if event.request_id != request_id:
+                continue
+            if isinstance(event, FailedEvent):
+                raise event.error
+            yield event
+            if isinstance(event, FinishedEvent):
+                return
+
+
+def score(engine: Engine, prompt: EncodedPrompt, tokens: list[int], **more: Any) -> list[float]:
+    """Log-probabilities of tokens after a prompt."""
+    return finish(stream(engine, GenerationRequest(prompt, forced_ids=tokens, **more))).logprobs
 
 
 def finish(events: Iterator[Any]) -> Completion:

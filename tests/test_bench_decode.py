@@ -7,8 +7,8 @@ from dataclasses import replace
 import engine_decode as decode
 import pytest
 import torch
+from shapes import bytes_per_step, model_config, random_model
 
-from vtts_rt.bench.shapes import bytes_per_step, model_config, random_model
 from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.registry import empty_model
 

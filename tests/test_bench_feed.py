@@ -1,13 +1,14 @@
-"""`vtts-rt bench feed` at a size for tests: it runs, counts, and says who took no part."""
+"""bench/bench_feed.py at a size for tests: it runs, counts, and says who took no part."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import bench_feed
 import pytest
 
-from vtts_rt.bench import main
+from vtts_rt.bench import script
 
 FLAGS = "--clips 10 --seconds 1 --height 48 --width 64 --frames 4 --group-size 2 --sample-ms 2"
 
@@ -19,7 +20,7 @@ def test_every_contender_gives_every_sample(
 ) -> None:
     out = tmp_path / "feed.json"
     places = ["--cache-dir", str(tmp_path), "--output-json", str(out)]
-    assert main(["feed", *FLAGS.split(), "--repeats", "1", *work, *places]) == 0
+    assert script(bench_feed, [*FLAGS.split(), "--repeats", "1", *work, *places]) == 0
     result = json.loads(out.read_text())
     rows = result["results"]
     assert [row["name"] for row in rows][0] == "RolloutDataFeed"
@@ -34,4 +35,4 @@ def test_every_contender_gives_every_sample(
 
 def test_a_bad_flag_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bench: clips must be >= 1, got 0"):
-        main(["feed", "--clips", "0", "--cache-dir", str(tmp_path)])
+        script(bench_feed, ["--clips", "0", "--cache-dir", str(tmp_path)])

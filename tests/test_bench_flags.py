@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from op_cases import cases
 from utils import tiny_checkpoint
 
 from vtts_rt import bench
-from vtts_rt.bench import ops
 from vtts_rt.bench.setting import dtype_of
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "bench").glob("bench_*.py"))
-NO_DTYPE = ("decode", "feed", "bench_open.py", "bench_nvdec.py")  # frames of 8 bits
+NO_DTYPE = ("decode", "bench_feed.py", "bench_open.py", "bench_nvdec.py")  # frames of 8 bits
 
 
 def flags_of(capsys: pytest.CaptureFixture[str], run: Callable[[], object]) -> set[str]:
@@ -27,9 +27,7 @@ def flags_of(capsys: pytest.CaptureFixture[str], run: Callable[[], object]) -> s
     return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
 
 
-@pytest.mark.parametrize(
-    "kind", ["rounds", "serve", "soak", "ops", "errors", "device", "decode", "feed"]
-)
+@pytest.mark.parametrize("kind", ["rounds", "serve", "ops", "decode"])
 def test_every_bench_takes_a_device_and_a_dtype(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,6 +53,6 @@ def test_the_dtype_is_the_checkpoints_own_unless_asked_for(tmp_path: Path) -> No
 
 def test_ops_are_timed_in_the_dtype_that_is_asked_for() -> None:
     for asked, dtype in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
-        assert next(ops.cases("rmsnorm", "cpu", "bench", asked)).dtype is dtype
-    checked = {case.dtype for case in ops.cases("rmsnorm", "cpu", "check", torch.float16)}
+        assert next(cases("rmsnorm", "cpu", "bench", asked)).dtype is dtype
+    checked = {case.dtype for case in cases("rmsnorm", "cpu", "check", torch.float16)}
     assert checked == {torch.float16}

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import bench_device
 import pytest
 import torch
+from shapes import SHAPES, make_twins, model_config
 
-from vtts_rt.bench import main
-from vtts_rt.bench.shapes import SHAPES, make_twins, model_config
+from vtts_rt.bench import script
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--device", "cpu", "--shape", "1m", "--seconds", "6", "--height", "112", "--pairs", "1"]
@@ -43,7 +44,7 @@ def test_twins_hold_the_same_weights_and_say_the_same() -> None:
 
 def test_rounds_tower_and_prefill_are_compared(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
-    assert main(["device", *TINY, "--rounds", "2", "--output-json", str(path)]) == 0
+    assert script(bench_device, [*TINY, "--rounds", "2", "--output-json", str(path)]) == 0
     result = json.loads(path.read_text())
     assert set(result["parts"]) == {"vision", "prefill"}
     names = {entry["name"]: entry for entry in result["comparisons"]}
@@ -68,10 +69,11 @@ importlib.machinery.PathFinder.find_spec = find_spec
 def test_rounds_of_an_array_need_neither_pyav_nor_qwens_ranks(tmp_path: Path) -> None:
     """The machines with a GPU have neither."""
     (tmp_path / "sitecustomize.py").write_text(HIDING)
-    script = "import sys; from vtts_rt.bench import main; assert 'av' not in sys.modules; "
-    script += f"sys.exit(main({['device', *TINY, '--rounds', '1']!r}))"
+    code = f"import sys; sys.path.append({str(ROOT / 'bench')!r}); import bench_device; "
+    code += "from vtts_rt.bench import script; assert 'av' not in sys.modules; "
+    code += f"sys.exit(script(bench_device, {[*TINY, '--rounds', '1']!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", script],
+        [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         cwd=tmp_path,
         capture_output=True,

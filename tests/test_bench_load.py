@@ -1,4 +1,4 @@
-"""`bench serve` and `bench soak` on small models: what they count is true; no times are judged."""
+"""`bench serve` and bench_soak.py on small models: what they count is true; no times are judged."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bench_soak
 import pytest
 import torch
 from utils import tiny_checkpoint
 
 from vtts_rt import bench
-from vtts_rt.bench import soak as bench_soak
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.video.writer import write_video
 
@@ -97,7 +97,7 @@ def test_soak_mixes_requests_and_stays_within_its_budgets(tmp_path: Path) -> Non
     written = tmp_path / "soak.json"
     flags = ["--num-prompts", "40", "--num-warmups", "10", "--sample-every", "5", "--threads", "1"]
     flags += ["--frame-store-mib", "1", "--vision-cache-mib", "1", "--kv-mib", "8"]
-    assert bench.main(["soak", *flags, "--output-json", str(written)]) == 0
+    assert bench.script(bench_soak, [*flags, "--output-json", str(written)]) == 0
     result = json.loads(written.read_text())
     assert result["num_prompts"] == sum(result["outcomes"].values()) >= 40
     assert result["outcomes"]["closed"] > 0
@@ -123,4 +123,4 @@ def test_the_slope_is_that_of_the_line_through_the_samples() -> None:
 
 def test_a_warm_up_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="num_warmups must be two readings below num_prompts"):
-        bench.main(["soak", "--num-prompts", "20", "--num-warmups", "15"])
+        bench.script(bench_soak, ["--num-prompts", "20", "--num-warmups", "15"])

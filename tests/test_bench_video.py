@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import differences
 import numpy as np
 import pytest
 from bench_agreement import agreement
 
 from vtts_rt import bench
-from vtts_rt.bench import differences, readers, video
+from vtts_rt.bench import readers, video
 from vtts_rt.bench.encodings import encode
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.runtime import Runtime
@@ -144,8 +145,8 @@ def test_a_library_that_does_not_load_is_absent_with_its_reason(
 
 def test_differences_do_not_wrap() -> None:
     a, b = np.array([0, 255, 7], np.uint8), np.array([255, 0, 9], np.uint8)
-    assert differences.absolute(a, b).tolist() == [255, 255, 2]
-    counts = np.bincount(differences.absolute(a, b), minlength=256)
+    assert readers.absolute(a, b).tolist() == [255, 255, 2]
+    counts = np.bincount(readers.absolute(a, b), minlength=256)
     assert differences._summary(counts) == {"max": 255, "p999": 255, "mean": 512 / 3}
 
 

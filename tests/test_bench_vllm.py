@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torchvision_shim
 from utils import tiny_checkpoint
+from vllm_peer import VllmPeer
 
 from vtts_rt import bench
 from vtts_rt.bench import rounds as bench_rounds
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting
-from vtts_rt.bench.vllm import VllmPeer
 from vtts_rt.types import StrategyName, VideoMetadata
 from vtts_rt.video import open_video
 from vtts_rt.video.writer import write_video
@@ -72,6 +72,20 @@ def ask(peer: VllmPeer, clip: Path, metadata: VideoMetadata, strategy: StrategyN
         clues=SETTING.parsed_clues,
         max_tokens=SETTING.max_tokens,
     )
+
+
+def test_a_relative_path_finds_the_interpreter(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the worker runs in a folder of its own."""
+    script = tmp_path / "bin" / "python"
+    script.parent.mkdir()
+    answer = json.dumps({"about": {"device": "cpu", "vllm": "a script"}})
+    script.write_text(f"#!/bin/sh\nwhile read line; do echo '{answer}'; done\n")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with VllmPeer(checkpoint, Path("bin/python")) as peer:
+        assert peer.about["vllm"] == "a script"
 
 
 def test_the_worker_says_how_vllm_runs(peer: VllmPeer) -> None:

@@ -32,7 +32,7 @@ def test_the_version_comes_from_the_package() -> None:
 
 
 def test_setup_imports_nothing_heavy() -> None:
-    """An isolated build has setuptools and pybind11, and pybind11 only when it compiles."""
+    """pybind11, cmake and ninja are needed only when something is compiled."""
     tree = ast.parse((ROOT / "setup.py").read_text())
     at_top = {
         name.split(".")[0]
@@ -63,6 +63,17 @@ def test_cuda_without_its_compiler_is_refused_in_one_sentence() -> None:
     done = setup_py("--version", build="cuda", CUDA_HOME="/nowhere")
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "VTTS_RT_BUILD=cuda: no nvcc: set CUDA_HOME or put it on PATH" in done.stderr
+
+
+def test_only_cmake_knows_sources_and_flags() -> None:
+    text = (ROOT / "setup.py").read_text()
+    assert not re.search(r"-O[0-9]|-std=|-f[a-z]+-|/O2|-gencode|\.cpp|\.cu\b|core/|abi/", text)
+
+
+def test_make_installs_what_an_isolated_build_would() -> None:
+    requires = re.search(r"(?m)^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text())
+    assert requires is not None
+    assert f"$(PIP) {requires[1].replace(',', '')}\n" in (ROOT / "Makefile").read_text()
 
 
 def test_the_outcome_of_this_build_is_recorded() -> None:

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from vtts_rt import report
+import report
 
 ROOT = Path(__file__).resolve().parents[1]
 LOOK = {

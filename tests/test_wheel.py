@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,20 @@ def test_every_source_and_asset_is_in_the_wheel(native: Wheel) -> None:
     assert expected <= native.files, sorted(expected - native.files)
 
 
+def test_a_second_build_compiles_only_what_changed(native: Wheel) -> None:
+    source = native.folder / "source"
+    objects = source / "build" / "native" / "CMakeFiles"
+    before = {path: path.stat().st_mtime_ns for path in objects.rglob("*.o")}
+    with (source / "csrc" / "core" / "filter.cpp").open("a") as file:
+        file.write("// changed\n")
+    build = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    env = {**os.environ, "VTTS_RT_BUILD": "auto"}
+    subprocess.run(build, cwd=source, env=env, check=True, capture_output=True)
+    assert len(before) > 20
+    changed = [path.name for path in before if path.stat().st_mtime_ns != before[path]]
+    assert changed == ["filter.cpp.o"]
+
+
 def test_the_pure_wheel_needs_no_compiler_and_says_so(pure: Wheel) -> None:
     report = pure.environment()
     assert pure.name.endswith("-py3-none-any.whl")
@@ -145,10 +160,12 @@ def test_without_a_compiler_cpu_fails(tmp_path: Path) -> None:
 
 def command(*arguments: str | Path, stdin: str = "", **env: str) -> str:
     """stdout of a command that must succeed; skips where its program is missing."""
-    if shutil.which(str(arguments[0])) is None:
+    folders = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    program = shutil.which(arguments[0], path=folders)
+    if program is None:
         pytest.skip(f"no {arguments[0]}")
     done = subprocess.run(
-        [str(a) for a in arguments],
+        [program, *(str(a) for a in arguments[1:])],
         input=stdin,
         env={**os.environ, **env},
         capture_output=True,

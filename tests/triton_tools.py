@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ def run_triton(script: str, *, interpret: bool) -> str:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[1] / "bench")  # for op_cases
     env |= {"TRITON_INTERPRET": "1"} if interpret else {}
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=300
@@ -25,7 +27,7 @@ def run_triton(script: str, *, interpret: bool) -> str:
 
 
 CHECK = """
-from vtts_rt.bench.ops import check
+from op_cases import check
 import torch
 
 torch.set_num_threads(1)
@@ -39,6 +41,6 @@ print(num)
 
 
 def check_interpreted(op: str) -> int:
-    """Run the cases of an op (vtts_rt.bench.ops) with its Triton kernel in the interpreter, each
+    """Run the cases of an op (op_cases) with its Triton kernel in the interpreter, each
     against the equation by the 2x rule with poisoned outputs. How many there were."""
     return int(run_triton(CHECK.format(op=op), interpret=True).split()[-1])

@@ -67,15 +67,4 @@ T read_element(const T* array, int64_t i, const T& defaults, const char* what,
   return read_struct(element, defaults, what, argument);
 }
 
-// Fills a caller's structure as far as it reaches; the rest of a newer one is zeroed.
-template <typename T>
-void write_struct(T value, void* target, const char* what, const std::string& argument) {
-  const uint32_t size = checked_size<T>(target, what, argument);
-  value.struct_size = size;
-  std::memcpy(target, &value, std::min<size_t>(size, sizeof(T)));
-  if (size > sizeof(T)) {
-    std::memset(static_cast<unsigned char*>(target) + sizeof(T), 0, size - sizeof(T));
-  }
-}
-
 }  // namespace vtts::abi

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import GREEDY, Frames, encode, finish, look, make_engine, pair, run
+from engine_tools import (
+    GREEDY,
+    Frames,
+    encode,
+    look,
+    make_engine,
+    pair,
+    run,
+    score,
+    stream,
+)
 
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.base import ForwardBatch
@@ -159,36 +169,7 @@ def test_abort_deadline_and_closing_keep_what_was_generated(
     assert engine.abort(request_id) is None and not engine.has_work
     late = run(engine, prompt, deadline_seconds=time.monotonic() - 1)
     assert (late.finish_reason, late.token_ids) == ("timeout", [])
-    stream = engine.generate(GenerationRequest(prompt, sampling=GREEDY))
-    next(stream)
-    stream.close()
-    assert not engine.has_work
     engine.check_integrity()
-
-
-def test_iterators_over_one_engine_do_not_take_each_others_events(
-    model: Any, tokenizer: Tokenizer
-) -> None:
-    engine = make_engine(model, tokenizer)
-    prompts = [encode(tokenizer, text) for text in ("one", "two", "three")]
-    expected = [run(make_engine(model, tokenizer), prompt).token_ids for prompt in prompts]
-    first, second = (engine.generate(GenerationRequest(p, sampling=GREEDY)) for p in prompts[:2])
-    next(first)
-    next(second)
-    assert [finish(first).token_ids, finish(second).token_ids] == expected[:2]
-    # One that fails, or is closed, in the middle of a pass leaves the events of others.
-    kept = engine.add(GenerationRequest(prompts[2], sampling=GREEDY))
-    with pytest.raises(ValueError, match="provider must be given"):
-        run(engine, encode(tokenizer, "look ", look(pair(1)), " say"))
-    closed = engine.generate(GenerationRequest(prompts[0], sampling=GREEDY))
-    next(closed)
-    closed.close()
-    told: list[Any] = []
-    while engine.has_work:
-        told += engine.step()
-    assert [e.token_id for e in told if e.request_id == kept and isinstance(e, TokenEvent)] == (
-        expected[2]
-    )
 
 
 def test_stop_texts_end_the_answer_and_are_kept_out(model: Any, tokenizer: Tokenizer) -> None:
@@ -200,7 +181,7 @@ def test_stop_texts_end_the_answer_and_are_kept_out(model: Any, tokenizer: Token
     stop = text[5:8]
     params = SamplingParams(max_tokens=30, temperature=1.0, seed=7, stop=(stop,))
     request = GenerationRequest(prompt, sampling=params)
-    events = list(engine.generate(request))
+    events = list(stream(engine, request))
     completion = events[-1].completion
     assert completion.finish_reason == "stop"
     assert completion.text == text[: text.index(stop)]
@@ -269,9 +250,8 @@ def test_scores_are_the_log_probabilities_of_a_full_forward(
     engine = make_engine(model, tokenizer)
     prompt = encode(tokenizer, "tell me")
     tokens = [5, 9, 300]
-    scores = engine.score(GenerationRequest(prompt, forced_ids=tokens))
+    scores = score(engine, prompt, tokens)
     logits = reference_logits(model, prompt.extended(tokens))[-4:-1].float().log_softmax(-1)
     expected = [float(row[token]) for row, token in zip(logits, tokens, strict=True)]
     assert scores == pytest.approx(expected, abs=1e-5)
-    assert engine.score(GenerationRequest(prompt)) == []
     engine.check_integrity()

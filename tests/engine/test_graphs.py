@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Frames, encode, look, make_engine, pair, run, run_all
+from engine_tools import Frames, encode, look, make_engine, pair, run, run_all, score
 from graph_tools import FakeCapture, give_graphs, with_stand_ins
 from interleaving_tools import Interleaving, flip
 from utils import seeds
@@ -316,11 +316,9 @@ def test_what_graphs_cannot_hold_is_counted_by_reason(model: Any, tokenizer: Tok
         == run(make_engine(model, tokenizer), prompt, sampling=LONG, constraint=Even()).token_ids
     )
     assert passes.stats()["eager_steps"] == {"prefill": 1, "masked or forced tokens": 23}
-    scores = engine.score(GenerationRequest(prompt, forced_ids=[5, 9, 300]))
+    scores = score(engine, prompt, [5, 9, 300])
     plain = make_engine(model, tokenizer)
-    assert scores == pytest.approx(
-        plain.score(GenerationRequest(prompt, forced_ids=[5, 9, 300])), abs=1e-5
-    )
+    assert scores == pytest.approx(score(plain, prompt, [5, 9, 300]), abs=1e-5)
     assert passes.stats()["graph_replays"] == 0
 
 

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Frames, encode, finish, look, make_engine, pair, run_all
+from engine_tools import (
+    Frames,
+    encode,
+    finish,
+    look,
+    make_engine,
+    pair,
+    run,
+    run_all,
+    score,
+    stream,
+)
 from graph_tools import give_graphs, with_stand_ins
 from utils import VOCAB_SIZE, tiny_checkpoint
 
@@ -145,7 +156,7 @@ def test_tokens_of_transformers_generate(
     cases: list[Case], model: Any, tokenizer: Tokenizer
 ) -> None:
     engine = make_engine(model, tokenizer, draft_tokens=0)
-    check(cases, [finish(engine.generate(case.request())) for case in cases])
+    check(cases, [finish(stream(engine, case.request())) for case in cases])
     assert len({name for case in cases for name in case.config}) == 7
     assert {len(case.tokens) == NUM_TOKENS for case in cases} == {True, False}
     assert any(case.prompt.spans for case in cases)
@@ -243,14 +254,14 @@ def test_logprobs_are_of_the_processed_or_of_the_models_own_distribution(
     prompt = encode(tokenizer, "tell me")
     params = SamplingParams(temperature=0.5, top_p=0.8, presence_penalty=1.0, max_tokens=8)
     processed, raw = (
-        finish(engine.generate(GenerationRequest(prompt, sampling=replace(params, logprobs=kind))))
+        run(engine, prompt, sampling=replace(params, logprobs=kind))
         for kind in ("processed", "raw")
     )
     assert processed.token_ids == raw.token_ids
-    own = engine.score(GenerationRequest(prompt, forced_ids=raw.token_ids))
+    own = score(engine, prompt, raw.token_ids)
     assert raw.logprobs == pytest.approx(own, abs=1e-5)
-    scored = GenerationRequest(prompt, forced_ids=raw.token_ids, sampling=params)
-    assert engine.score(scored) == pytest.approx(processed.logprobs, abs=1e-5)
+    scored = score(engine, prompt, raw.token_ids, sampling=params)
+    assert scored == pytest.approx(processed.logprobs, abs=1e-5)
     assert max(abs(a - b) for a, b in zip(own, processed.logprobs, strict=True)) > 0.1
 
 
@@ -262,7 +273,7 @@ def test_the_checkpoint_fills_what_a_request_leaves_unset(
     prompt = encode(tokenizer, "look at this card")
     case, plain = (generated(theirs, prompt, settings) for settings in (config, {}))
     engine = make_engine(model, tokenizer)
-    own = engine.score(GenerationRequest(prompt, forced_ids=case.tokens))
+    own = score(engine, prompt, case.tokens)
     with pytest.MonkeyPatch.context() as patch:
         settings = replace(model.config, sampling=generation_defaults(config))
         patch.setattr(model, "config", settings)
@@ -271,9 +282,9 @@ def test_the_checkpoint_fills_what_a_request_leaves_unset(
             ({"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_tokens": 0}, plain),
         ):
             params = SamplingParams(max_tokens=NUM_TOKENS, **explicit)
-            found = finish(engine.generate(GenerationRequest(prompt, sampling=params)))
+            found = run(engine, prompt, sampling=params)
             assert found.token_ids == expected.tokens
-        again = engine.score(GenerationRequest(prompt, forced_ids=case.tokens))
+        again = score(engine, prompt, case.tokens)
     assert again == own and plain.tokens != case.tokens
 
 

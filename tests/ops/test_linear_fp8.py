@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_cases import cases
+from op_cases.case import error_of
 from triton_tools import check_interpreted, run_triton
 
-from vtts_rt.bench.ops.case import error_of
-from vtts_rt.bench.ops.linear_fp8 import cases
 from vtts_rt.ops import quantized
 from vtts_rt.ops.linear_fp8 import linear_fp8, quantize_fp8
 from vtts_rt.ops.quantized import dequantize
@@ -48,7 +48,7 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
 
 
 def test_every_case_is_within_rounding_of_the_equation() -> None:
-    for case in cases("cpu", "check"):
+    for case in cases("linear_fp8", "cpu", "check"):
         assert error_of(case, "torch").within, (case.name, case.dtype)
 
 

@@ -8,9 +8,9 @@ from triton_tools import check_interpreted, run_triton
 
 SCRIPT = """
 import torch
-from vtts_rt.bench.ops.case import poisoned
-from vtts_rt.bench.ops.paged_attention import Shape, _batch
-from vtts_rt.ops.merge_state import merge_state
+from op_cases.case import poisoned
+from op_cases.paged_attention import Shape, _batch
+from vtts_rt.kernels.merge_parts import merge_parts
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 
 torch.set_num_threads(1)
@@ -38,10 +38,10 @@ one = batch._replace(
 )
 first = one._replace(page_table=one.page_table[:, :2], seqlens_k=torch.tensor([32]))
 second = one._replace(page_table=one.page_table[:, 2:], seqlens_k=torch.tensor([38]))
-halves = [
-    x for part in (first, second) for x in paged_attention(*part, return_lse=True, backend="triton")
-]
-close(merge_state(*halves, backend="triton"), (out[1:], lse[1:]))
+halves = [paged_attention(*part, return_lse=True, backend="triton") for part in (first, second)]
+merged = torch.empty_like(out[1:]), torch.empty_like(lse[1:])
+merge_parts(*(torch.stack(part) for part in zip(*halves)), *merged)
+close(merged, (out[1:], lse[1:]))
 
 # Padding: a sequence without keys, and rows of no sequence.
 padded = batch._replace(

@@ -10,8 +10,7 @@ import pytest
 import torch
 from triton_tools import check_interpreted
 
-from vtts_rt.ops import measured, native
-from vtts_rt.ops.dispatch import explain
+from vtts_rt.ops import native
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.patch_embed import (
     PatchEmbedWeight,
@@ -125,36 +124,6 @@ def test_many_rows_are_native_where_linear_is(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(native, "most_rows", lambda op, most=most: most)
         expected = linear(patchify(JOBS), weight, backend=backend)
         assert torch.equal(patch_embed(JOBS, weight), expected)
-
-
-def test_a_card_runs_what_was_measured_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
-    monkeypatch.setattr(measured, "_entries", dict)
-    measured.fastest.cache_clear()
-    cuda = torch.device("cuda", 0)
-    assert measured.fastest("patch_embed", 1280, 4096, cuda) is None
-    (row,) = measured.choices("patch_embed", "unfused")
-    assert row.backend == "unfused" and row.reason.startswith("nothing measured on a card")
-    assert row in explain()
-    entries = [("patch_embed", 1280, 512, "unfused"), ("patch_embed", 1280, 4096, "triton")]
-    monkeypatch.setattr(measured, "_entries", lambda: {"a card": entries, "another": []})
-    measured.fastest.cache_clear()
-    found = [measured.fastest("patch_embed", 1280, rows, cuda) for rows in (511, 512, 4096, 9999)]
-    assert found == [None, "unfused", "triton", "triton"]
-    assert measured.fastest("patch_embed", 384, 4096, cuda) is None
-    assert measured.fastest("patch_embed", 1280, 4096, CPU) is None
-    row = measured.choices("patch_embed", "unfused")[1]
-    assert row == ("patch_embed on cuda, 1280 wide, from 4096 rows", "triton", "measured on a card")
-    measured.fastest.cache_clear()
-
-
-def test_what_is_committed_names_backends_that_there_are() -> None:
-    from vtts_rt.ops.dispatch import _registry
-
-    for entries in measured._entries().values():
-        for op, size, rows, backend in entries:
-            assert backend in [b.name for b in _registry[op].backends] and size > 0 and rows >= 0
 
 
 def test_bad_arguments_are_named() -> None:

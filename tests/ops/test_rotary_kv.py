@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_cases import cases
+from op_cases.case import error_of
 from torch import Tensor
 from triton_tools import check_interpreted
 
-from vtts_rt.bench.ops.case import error_of
-from vtts_rt.bench.ops.rotary_kv import cases
 from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.rotary_kv import rotary_kv
 
@@ -17,7 +17,7 @@ HERE = [name for name in backends("rotary_kv", "cpu") if name != "triton"]
 
 @pytest.mark.parametrize("backend", HERE)
 def test_every_case_is_within_rounding_of_the_equation(backend: str) -> None:
-    for case in cases("cpu", "check"):
+    for case in cases("rotary_kv", "cpu", "check"):
         if case.takes(backend):
             error = error_of(case, backend)
             assert error.within, (case.name, case.dtype, error)

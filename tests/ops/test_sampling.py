@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from op_cases import cases
+from op_cases.case import error_of
 from triton_tools import check_interpreted, run_triton
 
-from vtts_rt.bench.ops.case import error_of
-from vtts_rt.bench.ops.sampling import cases
 from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.sampling import (
     SampleParams,
@@ -124,7 +124,7 @@ def test_bad_parameters_are_named(argument: str, value: float) -> None:
 
 @pytest.mark.parametrize("backend", [b for b in backends("sampling", "cpu") if b != "triton"])
 def test_a_batch_chooses_what_each_row_would(backend: str) -> None:
-    for case in cases("cpu", "check"):
+    for case in cases("sampling", "cpu", "check"):
         if case.takes(backend):
             assert error_of(case, backend).within, (case.name, case.dtype)
     logits = torch.randn(3, 9)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bench_open import repeated
 from video.zoo import clip, read_code
 
-from vtts_rt.bench.encodings import repeated
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
 from vtts_rt.video.content_hash import MAX_THREADS, READ_BYTES

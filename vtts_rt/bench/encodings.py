@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,28 +62,4 @@ def encode(
         crf=crf,
     )
     aside.rename(path)
-    return path
-
-
-def repeated(clip: Path, path: Path, cycles: int) -> Path:
-    """A long file out of a short one: the packets of its video over and over, with times that go
-    on; nothing is encoded again. The container of `clip` must store decode times where frames are
-    reordered (MP4 does, Matroska does not)."""
-    import av
-
-    with av.open(str(clip)) as source, av.open(str(path), "w") as container:
-        template = source.streams.video[0]
-        packets = [packet for packet in source.demux(template) if packet.size]
-        unit, rate = template.time_base, template.average_rate
-        assert unit is not None and rate is not None
-        first = min(packet.dts for packet in packets)
-        stream = container.add_stream_from_template(template)
-        for cycle in range(cycles):
-            shift = int(Fraction(cycle * len(packets)) / rate / unit) - first
-            for packet in packets:
-                copy = av.Packet(bytes(packet))
-                copy.stream, copy.time_base = stream, unit
-                copy.pts, copy.dts = packet.pts + shift, packet.dts + shift
-                copy.is_keyframe = packet.is_keyframe
-                container.mux(copy)
     return path

@@ -65,18 +65,8 @@ def patch_rows(
     if len(video) % 2:
         video = torch.cat((video, video[-1:]))
     height, width = (side // PATCH_SIZE for side in resized_hw)
-    side = (PATCH_SIZE, MERGE_SIZE)
-    patches = video.view(
-        len(video) // 2,
-        2,
-        3,
-        height // side[1],
-        side[1],
-        side[0],
-        width // side[1],
-        side[1],
-        side[0],
-    )
+    grid, cell = (height // MERGE_SIZE, width // MERGE_SIZE), (MERGE_SIZE, PATCH_SIZE)
+    patches = video.view(len(video) // 2, 2, 3, grid[0], *cell, grid[1], *cell)
     rows = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return rows.reshape(len(video) // 2 * height * width, -1)
 

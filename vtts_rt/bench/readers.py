@@ -1,8 +1,4 @@
-"""Random access to the frames of a file, ours and peers' under one face, for `bench decode`.
-
-Peers are run as their documentation says, with the threads they take by themselves, and are told
-whole lists of frames where they can be. All give RGB.
-"""
+"""Random access to the frames of a file, ours and peers' through one interface, all RGB."""
 
 from __future__ import annotations
 
@@ -13,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
+from vtts_rt.checkout import source_module
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
 from vtts_rt.video.decoders import dali_refusal
@@ -22,8 +20,17 @@ from vtts_rt.video.store import FrameStore
 
 INDEX_CACHE = "VTTS_RT_CACHE_DIR"  # a folder, or "off"
 STORE_BYTES = 1 << 30  # 64 frames of 1280x720 take 0.18 GB
-# Grabbing on is what OpenCV's users do for near frames: a seek decodes from the keyframe on.
-OPENCV_GRABS = 32
+
+
+def absolute(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b| of two uint8 arrays, without wrapping."""
+    found: np.ndarray = np.maximum(a, b) - np.minimum(a, b)
+    return found
+
+
+def host(frame: Any) -> np.ndarray:
+    """A frame as numpy, from a GPU too."""
+    return np.asarray(frame.cpu() if hasattr(frame, "cpu") else frame)
 
 
 class Reader(Protocol):
@@ -75,7 +82,11 @@ def contenders(index_cache: Path, device: str = "cuda") -> tuple[list[Contender]
     if device == "cpu" and devices.pop("dali-nvdec", None) is not None:
         absent["dali-nvdec"] = "the device is the CPU"
     found += [ours(name, "dali", place) for name, place in devices.items()]
-    for name, peer in (("decord", _Decord), ("opencv", _OpenCv), ("torchcodec", _TorchCodec)):
+    try:
+        peers = source_module("the peers of the decoders", "decoder_peers.py").PEERS
+    except RuntimeError as error:  # in an installed wheel
+        return found, {**absent, "peers": str(error)}
+    for name, peer in peers.items():
         try:
             peer.load()
         except Exception as error:  # whatever a library that does not fit this machine raises
@@ -131,71 +142,3 @@ class _Ours:
     def close(self) -> None:
         self._store.close()
         self._source.close()
-
-
-class _Decord:
-    @staticmethod
-    def load() -> None:
-        import decord
-
-        decord.logging.set_level(decord.logging.FATAL)
-
-    def __init__(self, path: Path) -> None:
-        import decord
-
-        self._reader = decord.VideoReader(str(path))
-
-    def frames(self, indices: Sequence[int]) -> Any:
-        return self._reader.get_batch(list(indices)).asnumpy()
-
-    def close(self) -> None:
-        del self._reader
-
-
-class _OpenCv:
-    @staticmethod
-    def load() -> None:
-        import cv2  # noqa: F401
-
-    def __init__(self, path: Path) -> None:
-        import cv2
-
-        self._cv2 = cv2
-        self._capture = cv2.VideoCapture(str(path))
-        self._next = 0
-
-    def frames(self, indices: Sequence[int]) -> Any:
-        return [self._frame(index) for index in indices]
-
-    def _frame(self, index: int) -> Any:
-        if not 0 <= index - self._next <= OPENCV_GRABS:
-            self._capture.set(self._cv2.CAP_PROP_POS_FRAMES, index)
-            self._next = index
-        while self._next < index:
-            self._capture.grab()
-            self._next += 1
-        ok, frame = self._capture.read()
-        self._next += 1
-        if not ok:
-            raise NotHere(f"frame {index} cannot be read")
-        return self._cv2.cvtColor(frame, self._cv2.COLOR_BGR2RGB)
-
-    def close(self) -> None:
-        self._capture.release()
-
-
-class _TorchCodec:
-    @staticmethod
-    def load() -> None:
-        import torchcodec.decoders  # noqa: F401
-
-    def __init__(self, path: Path) -> None:
-        from torchcodec.decoders import VideoDecoder
-
-        self._decoder = VideoDecoder(str(path), dimension_order="NHWC")
-
-    def frames(self, indices: Sequence[int]) -> Any:
-        return self._decoder.get_frames_at(list(indices)).data.numpy()
-
-    def close(self) -> None:
-        del self._decoder

@@ -31,8 +31,8 @@ from vtts_rt.bench.setting import (
     strategies_of,
     video_name,
 )
-from vtts_rt.bench.summary import PHASES, comparisons, print_table, summary
-from vtts_rt.bench.vllm import ENVIRONMENT, VllmPeer
+from vtts_rt.bench.summary import PHASES, Run, comparisons, print_table, summary
+from vtts_rt.checkout import source_module
 from vtts_rt.config import EngineConfig
 from vtts_rt.models.checkpoint import load_extras
 from vtts_rt.models.registry import DTYPES, load_model
@@ -42,7 +42,7 @@ from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import StrategyName, VideoMetadata, require
 
-__all__ = ["PHASES", "add_flags", "measure", "print_table", "theme"]
+__all__ = ["PHASES", "Run", "add_flags", "measure", "print_table", "theme"]
 
 PEERS = {"hf": "transformers loop", "vllm": "vllm loop", "vllm-append": "vllm append"}
 # The peers that show what a strategy of ours shows: equal frames, sizes and prompts.
@@ -100,8 +100,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         require("bench", "dtype", name, ok, f"of {', '.join(DTYPES)}")
     for name in ("repeats", "max_tokens"):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
-    if args.vllm_python is None and any(name.startswith("vllm") for name in peers):
-        raise RuntimeError(f"bench: --vllm-python is missing: {ENVIRONMENT}")
+    if any(name.startswith("vllm") for name in peers):
+        environment = source_module("the peers on vLLM", "vllm_peer.py").ENVIRONMENT
+        if args.vllm_python is None:
+            raise RuntimeError(f"bench: --vllm-python is missing: {environment}")
     check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
@@ -186,7 +188,8 @@ class _Bench:
 
     def _theirs(self, stack: ExitStack, runtime: Runtime, dtype: str) -> Iterator[_Contender]:
         """The peers, with the budgets and words that `runtime` gives ours."""
-        args, vllm = self._args, None
+        args = self._args
+        vllm: Any = None
         for name in self._peers:
             if name == "hf":
                 loop = PublishedLoop.from_pretrained(
@@ -195,7 +198,7 @@ class _Bench:
                 yield self._peer(name, loop.ask, None, runtime)
                 continue
             if vllm is None:
-                vllm = VllmPeer(
+                vllm = source_module("the peers on vLLM", "vllm_peer.py").VllmPeer(
                     self._folder,
                     args.vllm_python,
                     dtype=dtype,
@@ -234,14 +237,6 @@ class _Bench:
 # -- the sides --------------------------------------------------------------------------------
 
 Ask = Callable[[Path, Setting, str], list[RoundSample]]
-
-
-@dataclass(slots=True)
-class Run:
-    """One question from opening the file to the last token, seconds, and its rounds."""
-
-    seconds: float
-    rounds: list[RoundSample]
 
 
 @dataclass(slots=True)

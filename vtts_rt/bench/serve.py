@@ -40,8 +40,6 @@ from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import ReuseStats, StrategyName, require
 
-__all__ = ["add_flags", "measure", "print_table", "theme"]
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench serve`; names of `vllm bench serve` where it has them."""

@@ -238,7 +238,8 @@ def video_name(args: argparse.Namespace) -> str:
 
 def heading(bench: str, args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     """The first fields of every result: when, how (`flags` by name) and where it was measured."""
-    words = ["vtts-rt", "bench", bench]
+    own = bench in ("rounds", "serve", "decode", "ops")
+    words = ["vtts-rt", "bench", bench] if own else ["python", f"bench/bench_{bench}.py"]
     for name in flags:
         value = getattr(args, name)
         if isinstance(value, Path):  # where files lie changes nothing
@@ -309,13 +310,15 @@ def results_name(theme: str) -> str:
 
 
 def commit() -> str | None:
-    """Commit of the source tree that runs, with `+` when it has changes; None outside git."""
+    """Commit of the source tree that runs, with `+` when its code has changes; None outside git."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+        command = ["git", "-C", str(Path(__file__).parents[2]), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+    code = ("vtts_rt", "kernels", "csrc", "bench/*.py")
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", ".") else "")
+        changed = git("status", "--porcelain", "--", *code)
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None

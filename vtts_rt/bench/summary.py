@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from vtts_rt.bench.peer import RoundSample
 from vtts_rt.bench.setting import latencies
@@ -13,8 +14,9 @@ from vtts_rt.bench.setting import latencies
 PHASES = ("decode", "preprocess", "vision", "prefill", "generate", "total", "ttft")
 
 
-class Run(Protocol):
-    """A question that was run: seconds from opening the file to the last token, its rounds."""
+@dataclass(slots=True)
+class Run:
+    """One question from opening the file to the last token, seconds, and its rounds."""
 
     seconds: float
     rounds: list[RoundSample]

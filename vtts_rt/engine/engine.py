@@ -7,7 +7,7 @@ tree, so a prompt that begins like an earlier one starts there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from typing import Any
 
@@ -79,7 +79,6 @@ class Engine:
         is_cuda = model.device.type == "cuda"
         self._device = torch.cuda.device(model.device) if is_cuda else nullcontext()
         self._sequences: dict[int, Sequence] = {}
-        self._kept: list[Event] = []
         self._next_id = 0
         self._drafted = self._accepted = 0
         self.weights_version = 0
@@ -100,44 +99,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences or self._kept)
-
-    def generate(self, request: GenerationRequest) -> Iterator[TokenEvent | FinishedEvent]:
-        """Run one request to its end; closing the iterator aborts it. Errors are raised.
-
-        Events of other requests are kept for the next `step`.
-        """
-        request_id = self.add(request)
-        try:
-            while request_id in self._sequences or self._has_kept(request_id):
-                events = self._take_kept() if self._has_kept(request_id) else self.step()
-                self._kept += [event for event in events if event.request_id != request_id]
-                for event in events:
-                    if event.request_id != request_id:
-                        continue
-                    if isinstance(event, FailedEvent):
-                        raise event.error
-                    yield event
-        finally:
-            self.abort(request_id)
-
-    def _has_kept(self, request_id: int) -> bool:
-        return any(event.request_id == request_id for event in self._kept)
-
-    def _take_kept(self) -> list[Event]:
-        events, self._kept = self._kept, []
-        return events
-
-    def score(self, request: GenerationRequest) -> list[float]:
-        """Log-probabilities of `request.forced_ids` after its prompt (natural log; of the
-        distribution that its sampling parameters make, by default the model's own, whatever its
-        generation_config says)."""
-        if not request.forced_ids:
-            return []
-        for event in self.generate(request):
-            if isinstance(event, FinishedEvent):
-                return event.completion.logprobs
-        raise AssertionError("a generation ends with its completion")
+        return bool(self._sequences)
 
     def pin(self, prompt: EncodedPrompt, parity: Parity = "release") -> Pin:
         """Keep what is cached of a prompt's beginning from eviction until `Pin.release`.
@@ -166,8 +128,7 @@ class Engine:
             return self._step()
 
     def _step(self) -> list[Event]:
-        events = self._take_kept()
-        events += self._expire()
+        events = self._expire()
         if not self._sequences:
             return events
         began = time.perf_counter()

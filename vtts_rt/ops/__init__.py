@@ -7,7 +7,6 @@ from vtts_rt.ops.dispatch import explain
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.linear_fp8 import linear_fp8, linear_fp8_ref, quantize_fp8
 from vtts_rt.ops.linear_int8 import linear_int8, linear_int8_ref, quantize_int8
-from vtts_rt.ops.merge_state import merge_state, merge_state_ref
 from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed, patch_embed_ref
 from vtts_rt.ops.patchify import PatchifyJob, patchify, patchify_ref
@@ -33,8 +32,6 @@ __all__ = [
     "linear_int8",
     "linear_int8_ref",
     "linear_ref",
-    "merge_state",
-    "merge_state_ref",
     "paged_attention",
     "paged_attention_ref",
     "patch_embed",

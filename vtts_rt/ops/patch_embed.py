@@ -12,9 +12,8 @@ times with that of the unrounded one. Not so in float32, where sums of pixels up
 would cost twice the error of sums of normalised values: nothing folds there.
 
 Backends: "cpu" makes rows in strips that stay in cache; "triton" keeps pixels as bytes between two
-kernels and folds; "unfused" is patchify in the weight's type, then a product. Which is the fastest
-on a GPU is a matter of measurement (vtts_rt.ops.measured); "unfused" runs where nothing was
-measured.
+kernels and folds; "unfused" is patchify in the weight's type, then a product. The ones that fold
+run on a GPU by name only: no card has timed them yet.
 
 Legend: P patch rows, T merged tokens (P / 4), O outputs, K = 1176 values of a row.
 """
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.config import backend_override
-from vtts_rt.ops import cuda_core, measured, native
+from vtts_rt.ops import cuda_core, native
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.linear import linear, linear_ref
 from vtts_rt.ops.patch_jobs import (
@@ -185,18 +184,14 @@ _OP = register(
     Backend("unfused", lambda device: None, _unfused),
     Backend("triton", triton_supports, _triton),
     Backend("cuda", cuda_core.supports, _cuda),
-    by_shape=lambda: measured.choices("patch_embed", "unfused"),
 )
 
 
 def numerics(weight: Tensor) -> str:
     """What tells results for `weight` under "auto" apart: "rows" where official rows are multiplied
-    for any number of them, "folded" where some calls may take a backend that folds."""
-    if weight.dtype is torch.float32:
-        return "rows"
-    asked = backend_override("patch_embed")
-    used = measured.possible("patch_embed", len(weight), weight.device)
-    return "folded" if ({asked} if asked else used) & _FOLDING else "rows"
+    for any number of them, "folded" where VTTS_RT_BACKEND names a backend that folds."""
+    wide = weight.dtype is torch.float32
+    return "folded" if backend_override("patch_embed") in _FOLDING and not wide else "rows"
 
 
 def patch_embed(
@@ -217,7 +212,7 @@ def patch_embed(
     backend: "auto", "cpu" (native: float32 on the CPU, contiguous, no gradient wanted; the bits of
         native patchify and linear), "unfused", "triton" or "cuda" (CUDA frames, 16-bit weights, no
         gradient wanted; the latter with O a multiple of 8). "auto" on a CPU takes the native one
-        where `linear` does for so many rows, on a GPU what was measured to be the fastest.
+        where `linear` does for so many rows, else "unfused".
 
     Returns (P, O) of weight's dtype and device; (0, O) without jobs.
     Raises ValueError on jobs as `patchify` does, on a weight or bias of another shape, dtype or
@@ -237,12 +232,8 @@ def patch_embed(
         return embed.weight.new_empty(0, len(embed.weight))
     require("patch_embed", "weight", f"on {on}", on == batch.device, f"on {batch.device} as frames")
     run = chosen.run
-    if backend == "auto" and backend_override("patch_embed") is None:
-        fastest = measured.fastest("patch_embed", len(embed.weight), batch.num_rows, on)
-        if fastest is not None:
-            run = _OP.resolve(on.type, fastest).run
-        elif run is _native and batch.num_rows > native.most_rows("patch_embed"):
-            run = _unfused
+    if run is _native and backend == "auto" and backend_override("patch_embed") is None:
+        run = run if batch.num_rows <= native.most_rows("patch_embed") else _unfused
     refusal = _native_refusal(embed) if run is _native else embed.refusal()
     if run is not _unfused and refusal is not None:
         rule = f"what backend {chosen.name!r} takes"

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vtts_rt.config import backend_override
-from vtts_rt.ops import measured, native
+from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
 from vtts_rt.ops.native import MAX_HEAD_DIM
 from vtts_rt.ops.upload import stream_of, upload
@@ -138,7 +137,6 @@ _OP = register(
     Backend("cpu", native.supports, _native),
     Backend("torch", lambda device: None, _torch),
     Backend("triton", triton_supports, _triton),
-    by_shape=lambda: measured.choices("segment_attention", "torch"),
 )
 
 
@@ -151,8 +149,8 @@ def segment_attention(
         to row P.
     backend: "auto", "cpu" (native: float32 on the CPU, heads of a row packed, D up to 256, no
         gradient wanted), "torch" or "triton" (float32, float16 or bfloat16 on CUDA, D up to 128, no
-        gradient wanted). "auto" takes the native one where `linear` does for many rows, and on a
-        GPU what was measured to be the fastest.
+        gradient wanted). "auto" takes the native one where `linear` does for many rows, else
+        torch's: no card has timed the Triton kernel yet.
 
     Returns (P, H * D) in q's dtype.
     Raises ValueError on shapes or runs that do not match and on tensors that a backend asked for by
@@ -169,12 +167,6 @@ def segment_attention(
         end += run.num * run.length
     require("segment_attention", "runs", end, end == shape[0], f"{shape[0]} rows in all")
     chosen = _OP.resolve(q.device.type, backend)
-    asked = backend != "auto" or backend_override("segment_attention") is not None
-    if not asked and q.is_cuda:
-        longest = max((run.length for run in runs if run.num), default=0)
-        width = q.shape[1] * q.shape[2]
-        fastest = measured.fastest("segment_attention", width, longest, q.device)
-        chosen = chosen if fastest is None else _OP.resolve(q.device.type, fastest)
     refuse = {"cpu": _refusal, "triton": _triton_refusal}.get(chosen.name)
     run_backend = chosen.run
     if refuse is not None and (refusal := refuse(q, k, v)) is not None:

@@ -1,8 +1,0 @@
-"""merge_state: every backend against torch's operators; `--help` lists the flags."""
-
-import sys
-
-from vtts_rt.bench import main
-
-if __name__ == "__main__":
-    sys.exit(main(["ops", "--op", "merge_state", *sys.argv[1:]]))

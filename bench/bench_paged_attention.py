@@ -1,8 +1,0 @@
-"""paged_attention: every backend against torch's operators; `--help` lists the flags."""
-
-import sys
-
-from vtts_rt.bench import main
-
-if __name__ == "__main__":
-    sys.exit(main(["ops", "--op", "paged_attention", *sys.argv[1:]]))

@@ -1,0 +1,209 @@
+"""Runs inside vLLM's own environment: questions in rounds, one JSON object a line.
+
+Imports nothing of this project; `frames.py`, the argument, is loaded as a file. stdin:
+{"op": "load", ...} once, then {"op": "ask", ...} and {"op": "forget"}, until it closes. stdout:
+one object for each, {"error": text} for one that failed. Whatever vLLM prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Peer:
+    """vLLM's offline engine in this process, asked the way the published loop asks.
+
+    model: folder of a checkpoint with its processor's files. dtype: vLLM's name. compiled:
+    torch.compile instead of eager. max_model_len: tokens. max_videos: video items of a prompt.
+    """
+
+    def __init__(
+        self, *, model: str, dtype: str, compiled: bool, max_model_len: int, max_videos: int
+    ) -> None:
+        self._vllm: Any = importlib.import_module("vllm")
+        spec = importlib.util.spec_from_file_location("frames", sys.argv[2])
+        assert spec is not None and spec.loader is not None
+        self._frames = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self._frames)
+        self._llm: Any = self._vllm.LLM(
+            model=model,
+            dtype=dtype,
+            enforce_eager=not compiled,
+            max_model_len=max_model_len,
+            limit_mm_per_prompt={"image": 0, "video": max_videos},
+            # Frames come resized, as qwen-vl-utils hands them over.
+            mm_processor_kwargs={"do_resize": False},
+            disable_log_stats=False,  # it keeps the time of the first token
+            seed=0,
+        )
+        self._tokenizer: Any = self._llm.get_tokenizer()
+        self._vision_seconds, self._pairs = 0.0, 0
+        self._llm.apply_model(self._watch)
+
+    def _watch(self, model: Any) -> None:
+        """Count pairs and seconds of the vision tower; the engine lives in this process."""
+
+        def began(_module: Any, _inputs: Any) -> None:
+            self._vision_began = time.perf_counter()
+
+        def ended(_module: Any, _inputs: Any, kwargs: dict[str, Any], _out: Any) -> None:
+            self._vision_seconds += time.perf_counter() - self._vision_began
+            self._pairs += sum(int(grid[0]) for grid in kwargs["grid_thw"])
+
+        model.visual.register_forward_pre_hook(began)
+        model.visual.register_forward_hook(ended, with_kwargs=True)
+
+    def about(self) -> dict[str, Any]:
+        """What ran, for the result file."""
+        import torch
+        import transformers
+
+        config = self._llm.llm_engine.vllm_config
+        return {
+            "vllm": self._vllm.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": sys.version.split()[0],
+            "device": config.device_config.device_type,
+            "compiled": not config.model_config.enforce_eager,
+            "threads": torch.get_num_threads(),
+            "ld_preload": [Path(p).name for p in os.environ.get("LD_PRELOAD", "").split(":") if p],
+            "enable_prefix_caching": config.cache_config.enable_prefix_caching,
+            "block_size": config.cache_config.block_size,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+        }
+
+    def forget(self) -> None:
+        """Make the next question a cold one: KV, encoder outputs and processed inputs go."""
+        self._llm.reset_mm_cache()
+        self._llm.llm_engine.reset_encoder_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache")
+
+    def ask(
+        self,
+        *,
+        video: str,
+        rounds: list[dict[str, Any]],
+        max_tokens: int,
+        append: bool,
+        eos_token_ids: list[int],
+    ) -> list[dict[str, Any]]:
+        """All rounds of a question; greedy.
+
+        rounds: {"text": with one `<|video_pad|>` an item, "items": [{"frame_indices", "box",
+        "resized_hw", "seconds_per_grid"}]}. append: a round's text and items go after those of
+        the rounds before and what was generated; otherwise every round is a prompt of its own.
+        """
+        token_ids: list[int] = []
+        items: list[Any] = []
+        results = []
+        for look in rounds:
+            began = time.perf_counter()
+            vision, pairs = self._vision_seconds, self._pairs
+            if not append:
+                token_ids, items = [], []
+            indices = [index for item in look["items"] for index in item["frame_indices"]]
+            with self._frames.FileReader(video) as reader:
+                frames = reader.frames(indices) if indices else []
+            decoded = time.perf_counter()
+            items += self._videos(look["items"], frames)
+            token_ids += self._tokenizer.encode(look["text"], add_special_tokens=False)
+            self._enqueue(token_ids, items, max_tokens)
+            prepared = time.perf_counter()
+            (output,) = self._llm.wait_for_completion(use_tqdm=False)
+            ended = time.perf_counter()
+            generate = output.metrics.last_token_ts - output.metrics.first_token_ts
+            generated = list(output.outputs[0].token_ids)
+            token_ids += generated[:-1] if generated[-1] in eos_token_ids else generated
+            vision = self._vision_seconds - vision
+            seconds = {
+                "decode": decoded - began,
+                "preprocess": prepared - decoded,
+                "vision": vision,
+                "prefill": ended - prepared - vision - generate,
+                "generate": generate,
+                "total": ended - began,
+                "ttft": ended - began - generate,
+            }
+            results.append(
+                {
+                    "token_ids": generated,
+                    "prompt_tokens": len(output.prompt_token_ids),
+                    "cached_tokens": output.num_cached_tokens or 0,
+                    "frames_decoded": len(set(indices)),
+                    "frames_codec_decoded": reader.frames_codec_decoded,
+                    "pairs_encoded": self._pairs - pairs,
+                    "timings_ms": {phase: 1e3 * value for phase, value in seconds.items()},
+                }
+            )
+        return results
+
+    def _videos(self, items: list[dict[str, Any]], frames: Any) -> list[Any]:
+        """(frames, metadata) of each item; `frames` hold those of all items one after another."""
+        videos = []
+        done = 0
+        for item in items:
+            num = len(item["frame_indices"])
+            left, top, right, bottom = item["box"]
+            cut = frames[done : done + num, top:bottom, left:right]
+            done += num
+            pixels = self._frames.resized(cut, item["resized_hw"])
+            # The processor tells M-RoPE 2 / sampled rate, which is the rate of these numbers.
+            rate = 2.0 / item["seconds_per_grid"]
+            metadata = {
+                "fps": rate,
+                "duration": num / rate,
+                "total_num_frames": num,
+                "frames_indices": list(range(num)),
+                "video_backend": "pyav",
+                "do_sample_frames": False,
+            }
+            videos.append((pixels.permute(0, 2, 3, 1).contiguous().numpy(), metadata))
+        return videos
+
+    def _enqueue(self, token_ids: list[int], items: list[Any], max_tokens: int) -> None:
+        """Process the inputs of a request and put it into the queue."""
+        prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
+        if items:
+            prompt["multi_modal_data"] = {"video": items}
+        greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        self._llm.enqueue([prompt], greedy, use_tqdm=False)
+
+
+def main() -> None:
+    """Serve the lines of stdin."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    peer: Peer | None = None
+    for line in sys.stdin:
+        message = json.loads(line)
+        operation = message.pop("op")
+        reply: dict[str, Any] = {}
+        try:
+            if operation == "load":
+                peer = Peer(**message)
+                reply = {"about": peer.about()}
+            elif peer is None:
+                raise RuntimeError("load comes first")
+            elif operation == "ask":
+                reply = {"rounds": peer.ask(**message)}
+            elif operation == "forget":
+                peer.forget()
+            else:
+                raise ValueError(f"unknown op {operation!r}")
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()
