@@ -62,10 +62,17 @@ class Choice(NamedTuple):
 class Op:
     """The backends of one op, best first. Resolving is cached per (device, wish)."""
 
-    def __init__(self, name: str, backends: tuple[Backend, ...], devices: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        backends: tuple[Backend, ...],
+        devices: tuple[str, ...],
+        by_shape: Callable[[], list[Choice]] = list,
+    ) -> None:
         self.name = name
         self.backends = backends
         self.devices = devices
+        self.by_shape = by_shape
         self._resolved: dict[tuple[str, str], Backend] = {}
 
     def resolve(self, device: str, backend: str = "auto") -> Backend:
@@ -95,7 +102,7 @@ class Op:
                 rows.append(Choice(f"{self.name} on {device}", chosen.name, reason))
             except (RuntimeError, ValueError) as error:
                 rows.append(Choice(f"{self.name} on {device}", "none", str(error)))
-        return rows
+        return rows + self.by_shape()
 
     def _choose(self, device: str, wish: str) -> tuple[Backend, str]:
         refusals = {b.name: b.supports(device) for b in self.backends}
@@ -135,9 +142,15 @@ def backends(name: str, device: str) -> list[str]:
     return [b.name for b in _registry[name].backends if b.supports(device) is None]
 
 
-def register(name: str, *backends: Backend, devices: tuple[str, ...] = ("cpu", "cuda")) -> Op:
-    """Make an op known under `name`; backends in order of preference."""
-    op = Op(name, backends, devices)
+def register(
+    name: str,
+    *backends: Backend,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
+    by_shape: Callable[[], list[Choice]] = list,
+) -> Op:
+    """Make an op known under `name`; backends in order of preference. by_shape: further rows for
+    `explain`, about calls that go to another backend because of their shape."""
+    op = Op(name, backends, devices, by_shape)
     _registry[name] = op
     return op
 
