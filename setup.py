@@ -77,7 +77,7 @@ def run(*command: object) -> None:
     print(done.stdout, flush=True)
     if done.returncode != 0:
         # What CMake says, without the place in its own files; else what a compiler says.
-        cmakes = r"(?s)CMake Error(?: at \S+ \(\w+\))?:(.*)"
+        cmakes = r"(?s)CMake Error(?: at \S+ \(\w+\))?:(.*?)(?:Call Stack|-- Configuring|\Z)"
         for pattern in (cmakes, r"(?i)(.*\berror\b.*)", r"(?s)(FAILED.*)", r"(?s)(.*)"):
             if found := re.search(pattern, done.stdout):
                 break

@@ -62,10 +62,9 @@ def section(name: str, value: Any, level: str = "##") -> Iterator[str]:
     built = inspect.isclass(value) and "__init__" not in vars(value)
     protocol = getattr(value, "_is_protocol", False)
     told = f"class {name}" if built or protocol else signature(name, value)
-    text = inspect.getdoc(value)
-    yield f"{level} {name}\n\n```python\n{told}\n```\n" + (
-        text and f"\n```text\n{text}\n```\n" or ""
-    )
+    yield f"{level} {name}\n\n```python\n{told}\n```\n"
+    if text := inspect.getdoc(value):
+        yield f"```text\n{text}\n```\n"
     if inspect.isclass(value):
         for attribute, member in members(value):
             yield from section(f"{name}.{attribute}", member, "###")

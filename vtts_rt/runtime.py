@@ -285,6 +285,9 @@ class Runtime:
             load_ms=self.load_ms,
         )
 
+    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
+        return resolve_prompts(config, self._templates, self._engine.model.chat)
+
     def plan(
         self,
         video: AskInput,
@@ -405,8 +408,3 @@ class Runtime:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    # -- helpers ----------------------------------------------------------------------------
-
-    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
-        return resolve_prompts(config, self._templates, self._engine.model.chat)

@@ -12,7 +12,7 @@ from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.rounds.ask import Ask
 from vtts_rt.sampling import MAX_TOKENS
-from vtts_rt.types import StrategyName, VideoMetadata
+from vtts_rt.types import VideoMetadata
 
 
 class RoundCost(TypedDict):
@@ -32,7 +32,7 @@ class Cost(TypedDict):
     all rounds together can fill, before budgets and eviction."""
 
     model: str
-    strategy: StrategyName
+    strategy: str
     rounds: list[RoundCost]
     memory_bytes: dict[str, int]
 

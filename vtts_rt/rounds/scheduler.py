@@ -30,7 +30,7 @@ from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.published import clue_stream
 from vtts_rt.perception.strategy import find_strategy, plan_round
 from vtts_rt.rounds.grammar import ClueGrammar, GrammarState
-from vtts_rt.rounds.prepare import RoundRequest, prepare, prepared_round
+from vtts_rt.rounds.prepare import RoundRequest, prepared_round
 from vtts_rt.rounds.results import (
     AnswerReady,
     ClueFound,
@@ -164,8 +164,6 @@ class RoundScheduler:
         results, clues_given = request.results, request.ask.clues
         stop: StopReason = "max_rounds"
         upcoming = request.provider
-        if request.first is None:
-            prepare(self._engine, request)
         assert request.first is not None
         ready = request.first
         for index in range(config.max_rounds):

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 from vtts_rt import process
 from vtts_rt.checks import UNICODE, Rule, check, is_whole
@@ -64,11 +64,12 @@ async def stream_async(driver: Driver, open_request: Opener) -> AsyncGenerator[R
 
 def answered(events: Generator[RoundEvent, None, None], on_event: Listener | None = None) -> Answer:
     """The answer at the end of a stream; `on_event` sees what comes before."""
-    for event in events:
-        if isinstance(event, AnswerReady):
-            return event.answer
-        if on_event is not None:
-            on_event(event)
+    with closing(events):  # whatever keeps an error of `on_event`, and with it this frame
+        for event in events:
+            if isinstance(event, AnswerReady):
+                return event.answer
+            if on_event is not None:
+                on_event(event)
     raise AssertionError("a stream ends with its answer")
 
 
