@@ -14,7 +14,7 @@ from utils import CLUES, LOOK, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
-from vtts_rt.models.base import ForwardBatch
+from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob
@@ -39,7 +39,7 @@ def ask(runtime: Runtime, clip: Any, strategy: str, **more: Any) -> Answer:
 def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
     """Logits of one forward pass over a whole conversation, nothing cached."""
     with open_video(clip) as source, torch.inference_mode():
-        ids, features = torch.tensor(encoded.token_ids), []
+        ids, rows, features = torch.tensor(encoded.token_ids), [], []
         for span in encoded.spans:
             segment = span.segment
             frames = dict(source.read(segment.frame_indices))
@@ -53,9 +53,10 @@ def logits_of(model: Any, clip: Path, encoded: Any) -> torch.Tensor:
                 )
                 for p in segment.pairs
             ]
+            rows.append(torch.arange(span.start, span.start + span.length))
             features.append(model.encode(jobs))
         positions = build_position_ids(encoded, MropePositions("release", 2.0))
-        vision = model.vision_rows(ids, torch.cat(features))
+        vision = VisionRows(torch.cat(rows), torch.cat(features))
         batch = ForwardBatch(ids, vision, positions, [0, len(ids)])
         logits: torch.Tensor = model.logits(model(batch))
         return logits

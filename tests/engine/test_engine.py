@@ -19,7 +19,7 @@ from engine_tools import (
 )
 
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
-from vtts_rt.models.base import ForwardBatch
+from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -29,16 +29,16 @@ from vtts_rt.types import PairRef, PixelBox, SamplingParams, TimeLabel
 def reference_logits(model: Any, prompt: EncodedPrompt) -> torch.Tensor:
     """Logits of one full forward pass without any cache."""
     ids = torch.tensor(prompt.token_ids)
-    features = []
+    rows, features = [], []
     for span in prompt.spans:
         segment = span.segment
         jobs = [
             PatchifyJob(Frames.frame(p.frame_a), Frames.frame(p.frame_b), segment.box, (56, 84))
             for p in segment.pairs
         ]
-        rows = patchify(jobs).to(model.dtype)
-        features.append(model.visual(rows, [segment.grid_thw]))
-    vision = model.vision_rows(ids, torch.cat(features)) if features else None
+        rows.append(torch.arange(span.start, span.start + span.length))
+        features.append(model.encode(jobs, patchify(jobs)))
+    vision = VisionRows(torch.cat(rows), torch.cat(features)) if rows else None
     positions = build_position_ids(prompt, MropePositions("release", 2.0))
     with torch.inference_mode():
         hidden = model(ForwardBatch(ids, vision, positions, [0, len(ids)]))

@@ -129,7 +129,8 @@ class VideoLM(nn.Module, ABC):
         return self.language.logits(hidden)
 
     def vision_rows(self, token_ids: Tensor, features: Tensor) -> VisionRows:
-        """Features for the pads among the ids of a batch, in order.
+        """Features for the pads among the ids of prompts, in order. (What a model generated may
+        hold a pad that is text: name the rows there.)
 
         token_ids: (N,) int64; features: (pads, feature_dim). ValueError if counts differ.
         """
