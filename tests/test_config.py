@@ -77,6 +77,8 @@ def test_copies_leave_to_the_model_what_was_left_to_it(remake: Any) -> None:
         ({"sticky_clues": "yes"}, "sticky_clues must be True or False"),
         ({"stop_when_stable": 0}, "stop_when_stable must be True or False"),
         ({"constrain_clues": 1}, "constrain_clues must be True or False"),
+        ({"dialect": "conan"}, "dialect must be one of r1.5, longvt, videozoomer, got 'conan'"),
+        ({"dialect": ["r1.5"]}, "dialect must be one of"),
         ({"prompts": 3}, "prompts must be the path of a file, got 3"),
     ],
 )
@@ -124,3 +126,17 @@ def test_a_switch_of_the_recipe_counts_for_its_own_strategies_only() -> None:
 def test_an_unknown_setting_of_a_recipe_is_named() -> None:
     with pytest.raises(ValueError, match="setting must be one of .*, got 'nope'"):
         PerceptionConfig().resolve(GEOMETRY, {"nope": 1})
+
+
+def test_a_dialect_that_goes_on_by_turns_implies_the_strategy() -> None:
+    assert PerceptionConfig(dialect="longvt").resolve(GEOMETRY).strategy == "append"
+    assert PerceptionConfig().resolve(GEOMETRY, {"dialect": "videozoomer"}).strategy == "append"
+    grid = PerceptionConfig(dialect="r1.5").resolve(GEOMETRY, {"strategy": "grid"})
+    assert grid.strategy == "grid"
+    with pytest.raises(ValueError, match="strategy must be append with dialect longvt, got 'grid'"):
+        PerceptionConfig(dialect="longvt", strategy="grid").resolve(GEOMETRY)
+    constrained = PerceptionConfig(dialect="longvt", constrain_clues=True)
+    with pytest.raises(ValueError, match=r"must be left out with dialect longvt .it is for r1.5."):
+        constrained.resolve(GEOMETRY)
+    recipe = {"strategy": "append", "constrain_clues": True}
+    assert not PerceptionConfig(dialect="longvt").resolve(GEOMETRY, recipe).constrain_clues

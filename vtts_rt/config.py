@@ -21,6 +21,13 @@ STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
 # VideoChat-R1.5: tokens that a frame gets at least, and how many such frames a round may hold.
 _MIN_TOKENS, _TOTAL_SHARE = 128, 12
+# Dialects whose rounds run, of the table in perception/dialect.py, and with which strategies: the
+# first one is taken where none is asked for.
+DIALECTS: dict[str, tuple[StrategyName, ...]] = {
+    "r1.5": STRATEGIES,
+    "longvt": ("append",),
+    "videozoomer": ("append",),
+}
 
 # name -> what it does; the whole list of variables the installed package reads.
 ENVIRONMENT_VARIABLES = {
@@ -65,6 +72,7 @@ def _is_bool(value: object) -> bool:
 # Setting -> whether a value is allowed, and the rule in words.
 _PERCEPTION_RULES: dict[str, Rule] = {
     "strategy": (STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
+    "dialect": (lambda v: isinstance(v, str) and v in DIALECTS, f"one of {', '.join(DIALECTS)}"),
     "max_rounds": (lambda v: _is_int(v) and 1 <= v <= 64, "an integer in 1..64"),
     "sample_fps": (lambda v: _is_number(v) and 0.0 < v <= 1000.0, "a number in (0, 1000]"),
     "min_frames": (lambda v: _is_int(v) and v >= 2 and v % 2 == 0, "an even integer >= 2"),
@@ -82,10 +90,11 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "constrain_clues": (_is_bool, "True or False"),
     "prompts": (lambda v: isinstance(v, str | Path), "the path of a file"),
 }
-# Switches of some strategies only -> those strategies.
-_PERCEPTION_SCOPES: dict[str, tuple[StrategyName, ...]] = {
-    "sticky_clues": ("official",),
-    "stop_when_stable": ("grid", "refresh", "append"),
+# Switches that need another setting to be one of some -> that setting, and which.
+_PERCEPTION_SCOPES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sticky_clues": ("strategy", ("official",)),
+    "stop_when_stable": ("strategy", ("grid", "refresh", "append")),
+    "constrain_clues": ("dialect", ("r1.5",)),
 }
 
 
@@ -101,6 +110,7 @@ class ResolvedPerception:
 
     geometry: Geometry
     strategy: StrategyName = "official"
+    dialect: str = "r1.5"
     max_rounds: int = 3
     sample_fps: float = 2.0
     min_frames: int = 4
@@ -124,9 +134,13 @@ class ResolvedPerception:
         )
         least, most = self.min_frames, self.max_frames
         require("PerceptionConfig", "max_frames", most, most >= least, f">= min_frames ({least})")
-        for name, strategies in _PERCEPTION_SCOPES.items():
-            ok = not getattr(self, name) or self.strategy in strategies
-            rule = f"left out with strategy {self.strategy} (it is for {', '.join(strategies)})"
+        strategies = DIALECTS[self.dialect]
+        rule = f"{' or '.join(strategies)} with dialect {self.dialect}"
+        require("PerceptionConfig", "strategy", self.strategy, self.strategy in strategies, rule)
+        for name, (other, values) in _PERCEPTION_SCOPES.items():
+            chosen = getattr(self, other)
+            ok = not getattr(self, name) or chosen in values
+            rule = f"left out with {other} {chosen} (it is for {', '.join(values)})"
             require("PerceptionConfig", name, getattr(self, name), ok, rule)
 
 
@@ -135,6 +149,9 @@ class PerceptionConfig:
     """How one question looks at its video(s). None leaves a setting to the model.
 
     strategy: the model's own is "append" for models trained with it, "official" for all others.
+    dialect: how the model writes that it wants another look, and how it is given one
+        (docs/dialects.md); "r1.5" unless the model's own is another. One that goes on by further
+        turns implies strategy "append".
     max_rounds: looks at the video, 1 to 64.
     sample_fps: frames sampled a second in a coarse pass (VideoChat-R1.5: 2.0).
     min_frames, max_frames: bounds on the frames of a round, even (VideoChat-R1.5: 4, 512).
@@ -161,6 +178,7 @@ class PerceptionConfig:
     """
 
     strategy: StrategyName | None = None
+    dialect: str | None = None
     max_rounds: int | None = None
     sample_fps: float | None = None
     min_frames: int | None = None
@@ -210,9 +228,13 @@ class PerceptionConfig:
         own = self.of_recipe(defaults or {}).given()
         pixels = _MIN_TOKENS * geometry.token_px**2
         budget = {"min_pixels": pixels, "total_pixels": _TOTAL_SHARE * pixels}
-        chosen: dict[str, Any] = {"strategy": "official", **budget, **own, **self.given()}
-        for name, strategies in _PERCEPTION_SCOPES.items():
-            if chosen["strategy"] not in strategies and getattr(self, name) is None:
+        named = {"strategy": "official", "dialect": "r1.5"}
+        chosen: dict[str, Any] = {**named, **budget, **own, **self.given()}
+        strategies = DIALECTS[chosen["dialect"]]
+        if self.strategy is None and chosen["strategy"] not in strategies:
+            chosen["strategy"] = strategies[0]
+        for name, (other, values) in _PERCEPTION_SCOPES.items():
+            if chosen[other] not in values and getattr(self, name) is None:
                 chosen.pop(name, None)
         return ResolvedPerception(geometry=geometry, **chosen)
 

@@ -25,7 +25,7 @@ from vtts_rt.models.base import VideoLM
 from vtts_rt.models.quantize import quantize
 from vtts_rt.models.registry import load_extras, load_model, resolve_device, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
+from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict, resolve_prompts
 from vtts_rt.rounds.ask import (
     CALL_RULES,
     Ask,
@@ -286,9 +286,7 @@ class Runtime:
         )
 
     def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
-        if not config.prompts:
-            return self._templates
-        return load_prompts(config.prompts, self._templates).fit_for(self._engine.model.chat)
+        return resolve_prompts(config, self._templates, self._engine.model.chat)
 
     def plan(
         self,

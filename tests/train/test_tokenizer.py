@@ -6,7 +6,7 @@ import pytest
 
 from vtts_rt.models.qwen2_5_vl.chat import CHAT, SPECIAL_TOKENS
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.clue import TAGS
+from vtts_rt.perception.dialect import TAGS
 from vtts_rt.train.tiny import make_tokenizer
 from vtts_rt.train.tokenizer import save_tokenizer
 

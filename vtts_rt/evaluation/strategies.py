@@ -22,6 +22,7 @@ from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.registry import load_tokenizer, read_model_config, resolve_model
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import Clue
+from vtts_rt.perception.dialect import tagged
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.region import RawSpan
@@ -89,7 +90,8 @@ def _contexts(
         answer = ""
         if index < len(clues):
             start, end = clues[index]
-            answer = f"<think></think><answer>A</answer><glue>[({start:.1f}, {end:.1f})]</glue>"
+            clue = tagged("glue", f"[({start:.1f}, {end:.1f})]")
+            answer = tagged("think", "") + tagged("answer", "A") + clue
             history.append(RoundHistory(plan, Clue(answer, spans=(clues[index],))))
         answered = encoded.extended(tokenizer.encode(answer))
         segments = [span.segment for span in encoded.spans]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from vtts_rt.types import Prompt, PromptPart, Segment, TimeLabel
 
-BoxUnit = Literal["px", "thousandth"]
+BoxUnit = Literal["px", "thousandth", "fraction"]
 
 
 @dataclass(frozen=True, slots=True)

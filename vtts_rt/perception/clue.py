@@ -1,46 +1,38 @@
-"""What a model's text says about where the evidence is: `<think> <answer> <glue>`.
+"""What a model's text says about where the evidence is, in the notation of its dialect.
 
 One scanner reads the text, whole (`parse_clue`) or in pieces (`ClueStream`): it never fails, takes
 time linear in the text, and keeps numbers as written. What can be looked at is decided later
-(region.py, policy.py). The notation is that of VideoChat-R1.5.
+(region.py, policy.py).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from vtts_rt.perception.calls import READERS, MarkReader, Reader
+from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
 from vtts_rt.perception.glue import Found, GlueScanner
-from vtts_rt.perception.region import RawBox, RawSpan
+from vtts_rt.perception.region import RawBox, RawRegion, RawSpan
 from vtts_rt.types import FULL_BOX, Region, require
 
-# The only place where the tags are spelt.
-TAGS: Mapping[str, tuple[str, str]] = {
-    "think": ("<think>", "</think>"),
-    "answer": ("<answer>", "</answer>"),
-    "glue": ("<glue>", "</glue>"),
-}
 MAX_SPANS = 64
 MAX_BOXES = 64
-
-_TAG = re.compile(
-    r"<[ ]{0,4}(/?)[ ]{0,4}(" + "|".join(TAGS) + r")[ ]{0,4}>", re.IGNORECASE | re.ASCII
-)
-_LONGEST_TAG = 2 + 1 + 3 * 4 + max(len(name) for name in TAGS)
 
 
 @dataclass(frozen=True, slots=True)
 class Clue:
     """What one answer said.
 
-    text: all of it. think, answer, glue: what stood in these tags (whitespace stripped), None
-    where the tag never came. spans: (start, end) seconds and boxes: (x0, y0, x1, y1), both as
-    written in the glue: not clipped, not ordered; finite; at most 64 each (published.py: all of
-    them). A box refers to the view that the model saw (`region.resolve_boxes`). problems:
-    sentences about what could not be used. empty_list: an empty list of spans was given, which
-    `official` tells from no clue.
+    text: all of it. think, answer, glue: what stood in the tag of the thought, of the answer, of
+    the clue (whitespace stripped), None where the tag never came. spans: (start, end) seconds and
+    boxes: (x0, y0, x1, y1), both as written: not clipped, not ordered; finite; at most 64 each
+    (published.py: all of them). A box refers to the view that the model saw
+    (`region.resolve_boxes`). regions: what a call or a mark binds together, in order; their spans
+    and boxes stand in spans and boxes too. problems: sentences about what could not be used.
+    empty_list: an empty list of spans was given, which `official` tells from no clue.
     """
 
     text: str = ""
@@ -51,28 +43,32 @@ class Clue:
     problems: tuple[str, ...] = ()
     glue: str | None = None
     empty_list: bool = False
+    regions: tuple[RawRegion, ...] = ()
 
     @property
     def usable(self) -> bool:
         """Whether there is anything to look at."""
-        return bool(self.spans or self.boxes)
+        return bool(self.spans or self.boxes or self.regions)
 
 
 @dataclass(frozen=True, slots=True)
 class ClueEvent:
-    """A span or a box that has just been written: 2 or 4 raw numbers."""
+    """A span or a box that has just been written, as 2 or 4 raw numbers; what belongs to a region
+    comes with it, and of a region with both, or with neither, there is one event."""
 
-    kind: Literal["span", "box"]
+    kind: Literal["span", "box", "region"]
     value: tuple[float, ...]
+    region: RawRegion | None = None
 
 
 @dataclass(slots=True)
 class _Section:
-    """What stands between an opening tag and the next tag of any kind."""
+    """What stands between an opening tag and the next tag that ends it."""
 
     pieces: list[str] = field(default_factory=list)
     closed: bool = False
-    scanner: GlueScanner | None = None
+    numbers: GlueScanner | None = None
+    reader: Reader | None = None
     spans: list[RawSpan] = field(default_factory=list)
     boxes: list[RawBox] = field(default_factory=list)
     overflow: bool = False
@@ -85,33 +81,53 @@ class _Section:
 class ClueStream:
     """Reads an answer while it is written.
 
-    A section runs from an opening tag to the next tag of any kind. Of several sections with one
-    tag the last that was closed counts, or the last at all if none was. `</think>` without an
-    opening tag makes the text before it the thought, since some chat templates open it in the
-    prompt. Tags may be in any case and hold spaces.
+    A section runs from an opening tag to the next tag of any kind; but in an open brace of a call
+    only the call's own tags count, and marks (`field` tags) stand in other sections. Of several
+    sections with one tag the last that was closed counts, or the last at all if none was; of calls
+    and marks, the first `max_calls`. A closing tag of the thought without an opening one makes the
+    text before it the thought, since some chat templates open it in the prompt. Tags may be in any
+    case and hold spaces.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect = R1_5) -> None:
+        self._dialect = dialect
+        self._tags = {tag.name: tag for tag in dialect.tags}
+        names = "|".join(self._tags)
+        self._tag_pattern = re.compile(
+            rf"<[ ]{{0,4}}(/?)[ ]{{0,4}}({names})[ ]{{0,4}}>", re.IGNORECASE | re.ASCII
+        )
+        self._longest_tag = 2 + 1 + 3 * 4 + max(len(name) for name in self._tags)
         self._pieces: list[str] = []
         self._held = ""
         self._open: str | None = None
         self._section = _Section()
         self._best: dict[str, _Section] = {}
         self._outside: list[str] = []
+        self._problems: dict[str, None] = {}
+        self._regions: list[RawRegion] = []
+        self._marks = MarkReader(self._problems)
+        self._mark: tuple[str, list[str]] | None = None
 
     def feed(self, piece: str) -> list[ClueEvent]:
-        """Take the next piece of text; events for the spans and boxes it completes in a glue."""
+        """Take the next piece of text; events for what it completes."""
         self._pieces.append(piece)
         text = self._held + piece
         events: list[ClueEvent] = []
         position = 0
-        for match in _TAG.finditer(text):
+        for match in self._tag_pattern.finditer(text):
             events += self._content(text[position : match.start()])
-            events += self._tag(match[2].lower(), closing=bool(match[1]))
+            name, closing = match[2].lower(), bool(match[1])
+            reader = self._section.reader
+            if reader is not None and reader.inside and name != self._open:
+                events += self._content(match[0])
+            elif self._tags[name].holds == "field":
+                events += self._at_mark(name, closing=closing)
+            else:
+                events += self._tag(name, closing=closing)
             position = match.end()
         # The end of the piece may be the beginning of a tag: hold it until that is decided.
         start = text.rfind("<", position)
-        if start < 0 or ">" in text[start:] or len(text) - start > _LONGEST_TAG:
+        if start < 0 or ">" in text[start:] or len(text) - start > self._longest_tag:
             start = len(text)
         events += self._content(text[position:start])
         self._held = text[start:]
@@ -122,24 +138,30 @@ class ClueStream:
         self._content(self._held)
         self._held = ""
         self._leave(closed=False)
-        glue = self._best.get("glue", _Section())
-        problems = [] if glue.scanner is None else list(glue.scanner.problems)
-        if glue.scanner is None:
-            problems.append(f"the text holds no {TAGS['glue'][0]}")
-        elif not glue.closed:
-            problems.append(f"{TAGS['glue'][0]} is never closed")
+        self._note_regions(self._marks.finish())
+        request = self._dialect.request
+        tag = request.opening
+        glue = self._best.get(request.name, _Section())
+        problems = [] if glue.numbers is None else list(glue.numbers.problems)
+        problems += self._problems
+        if request.holds != "field" and request.name not in self._best:
+            problems.append(f"the text holds no {tag}")
+        elif request.name in self._best and not glue.closed and not self._regions:
+            problems.append(f"{tag} is never closed")
         if glue.overflow:
             problems.append(f"only the first {MAX_SPANS} spans and {MAX_BOXES} boxes are kept")
-        if glue.scanner is not None and not glue.spans and not glue.boxes:
-            problems.append(f"{TAGS['glue'][0]} holds no span and no box")
+        if glue.numbers is not None and not glue.spans and not glue.boxes:
+            problems.append(f"{tag} holds no span and no box")
+        regions = tuple(self._regions)
         return Clue(
             text="".join(self._pieces),
             think=self._text_of("think"),
             answer=self._text_of("answer"),
-            spans=tuple(glue.spans),
-            boxes=tuple(glue.boxes),
+            spans=(*glue.spans, *(region.span for region in regions if region.span)),
+            boxes=(*glue.boxes, *(region.box for region in regions if region.box)),
             problems=tuple(problems),
-            glue=self._text_of("glue"),
+            glue=self._text_of(request.name),
+            regions=regions,
         )
 
     def has_closed(self, tag: str) -> bool:
@@ -161,10 +183,13 @@ class ClueStream:
             return []
         if self._open is None:
             self._outside.append(text)
-        self._section.pieces.append(text)
-        if self._section.scanner is None:
-            return []
-        return self._note(self._section.scanner.feed(text))
+        section = self._section
+        section.pieces.append(text)
+        if self._mark is not None:
+            self._mark[1].append(text)
+        if section.numbers is not None:
+            return self._note(section.numbers.feed(text))
+        return [] if section.reader is None else self._note_regions(section.reader.feed(text))
 
     def _tag(self, tag: str, *, closing: bool) -> list[ClueEvent]:
         if closing and tag == "think" and self._open is None:
@@ -172,14 +197,34 @@ class ClueStream:
             self._outside.clear()
         events = self._leave(closed=closing and self._open == tag)
         if not closing:
-            self._open = tag
-            self._section.scanner = GlueScanner() if tag == "glue" else None
+            self._open, holds = tag, self._tags[tag].holds
+            if holds == "numbers":
+                self._section.numbers = GlueScanner()
+            elif holds in READERS:
+                self._section.reader = READERS[holds](self._dialect, self._problems)
         return events
+
+    def _at_mark(self, name: str, *, closing: bool) -> list[ClueEvent]:
+        """A tag of a mark, which leaves the section that it stands in open."""
+        mark, self._mark = self._mark, None
+        if not closing:
+            self._mark = (name, [])
+        elif mark is not None and mark[0] == name:
+            text = "".join(mark[1])
+            return self._note_regions(self._marks.mark(self._tags[name].field, text))
+        return []
 
     def _leave(self, *, closed: bool) -> list[ClueEvent]:
         """End the running section, whatever it is."""
         section, tag = self._section, self._open
-        events = [] if section.scanner is None else self._note(section.scanner.finish())
+        self._mark = None
+        events: list[ClueEvent] = []
+        if section.numbers is not None:
+            events = self._note(section.numbers.finish())
+        elif section.reader is not None:
+            events = self._note_regions(section.reader.finish())
+            if section.reader.answer is not None:
+                self._best["answer"] = _Section([section.reader.answer], closed=closed)
         section.closed = closed
         if tag is not None:
             best = self._best.get(tag)
@@ -203,10 +248,25 @@ class ClueStream:
                 section.overflow = True
         return events
 
+    def _note_regions(self, found: Iterable[RawRegion]) -> list[ClueEvent]:
+        """As `_note`."""
+        events = []
+        for region in found:
+            most = self._dialect.max_calls
+            if len(self._regions) >= most:
+                self._problems[f"only the first {most} requests of a turn count"] = None
+                break
+            self._regions.append(region)
+            kind: Literal["span", "box", "region"] = "region"
+            if region.span or region.box:
+                kind = "span" if region.span else "box"
+            events.append(ClueEvent(kind, region.span or region.box or (), region))
+        return events
 
-def parse_clue(text: str) -> Clue:
+
+def parse_clue(text: str, dialect: Dialect = R1_5) -> Clue:
     """The clue in a whole text; never raises on a str."""
-    stream = ClueStream()
+    stream = ClueStream(dialect)
     stream.feed(text)
     return stream.finish()
 

@@ -56,7 +56,7 @@ def plan_grid(
         segments.append(Segment(tuple(pairs), box, size, config.geometry, step, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, step, level))
-    return _plan(config, videos, history, round_index, segments, views, notes)
+    return make_plan(config, videos, history, round_index, segments, views, notes)
 
 
 def _denser_inside(
@@ -139,7 +139,7 @@ def plan_focus(
         else:
             assert look is not None, "a first look shows every video"
             views.append(look.plan.views[video])
-    return _plan(config, videos, history, round_index, segments, views, notes)
+    return make_plan(config, videos, history, round_index, segments, views, notes)
 
 
 def _look(
@@ -241,7 +241,7 @@ def _image_size(
     return image_size(config, box.y1 - box.y0, box.x1 - box.x0, images, is_crop=is_crop)
 
 
-def _plan(
+def make_plan(
     config: ResolvedPerception,
     videos: Sequence[VideoMetadata],
     history: Sequence[RoundHistory],

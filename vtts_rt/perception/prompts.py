@@ -13,8 +13,10 @@ from string import Formatter
 from typing import Any
 
 from vtts_rt.checks import UNICODE, check
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.errors import BadRequest
 from vtts_rt.perception.chat import ChatFormat
+from vtts_rt.perception.dialect import DIALECTS, tagged
 from vtts_rt.types import require
 
 # Fields that take values, and which; the others are plain text.
@@ -28,10 +30,11 @@ PLACEHOLDERS: Mapping[str, frozenset[str]] = {
     "time_label": frozenset({"seconds"}),
 }
 
+_THINK, _ANSWER, _GLUE = (tagged(name, "") for name in ("think", "answer", "glue"))
 _TASK = (
-    "Think about what the video shows. Write your reasoning in <think></think>, your answer in "
-    "<answer></answer> (for a question with options, the letter alone), and where the evidence "
-    "is in <glue></glue>: time spans in seconds as [(start, end), (start, end)], and, if a part "
+    f"Think about what the video shows. Write your reasoning in {_THINK}, your answer in "
+    f"{_ANSWER} (for a question with options, the letter alone), and where the evidence "
+    f"is in {_GLUE}: time spans in seconds as [(start, end), (start, end)], and, if a part "
     "of the picture is too small to make out, a box around it as [x0, y0, x1, y1]."
 )
 
@@ -57,7 +60,7 @@ class PromptTemplates:
     option: str = "{letter}. {text}"
     look: str = _TASK
     final: str = (
-        "Answer now, without reasoning: write in <answer></answer> nothing but the answer "
+        f"Answer now, without reasoning: write in {_ANSWER} nothing but the answer "
         "(for a question with options, the letter alone)."
     )
     task: str = (
@@ -65,7 +68,7 @@ class PromptTemplates:
         "closely where you point to. " + _TASK + "\n"
     )
     cue_look: str = "\nWhat do you see, and where should one look closer?"
-    cue_final: str = "\nThis was the last look. Write only <answer></answer>."
+    cue_final: str = f"\nThis was the last look. Write only {_ANSWER}."
     previous: str = "An earlier look pointed to the time spans {spans} and the boxes {boxes}.\n"
     video_heading: str = "Video {number}:\n"
     time_label: str | None = None
@@ -127,3 +130,17 @@ def load_prompts(path: str | Path, base: PromptTemplates | None = None) -> Promp
             f"prompts: file must be a readable JSON file, got {str(path)!r} ({error})"
         ) from error
     return prompts_from_dict(overrides, base)
+
+
+def resolve_prompts(
+    config: ResolvedPerception, own: PromptTemplates, chat: ChatFormat
+) -> PromptTemplates:
+    """The wording of a question: that of config.prompts, else the model's own, else its dialect's,
+    else ours. ValueError as `load_prompts` and `fit_for`."""
+    ours = PromptTemplates()
+    wording = DIALECTS[config.dialect].wording
+    left_open = {k: v for k, v in wording.items() if getattr(own, k) == getattr(ours, k)}
+    templates = replace(own, **left_open)
+    if config.prompts:
+        templates = load_prompts(config.prompts, base=templates)
+    return templates.fit_for(chat)

@@ -1,10 +1,10 @@
 """The clue rule of VideoChat-R1.5's released code, which `official` follows to the letter.
 
-The clue is what Python's `ast.literal_eval` makes of the text from the first `<glue>` to the next
-`</glue>` (lower case, no spaces, wherever they stand), unpacked into pairs of numbers. Whatever
-fails on the way means uniform sampling; an empty list does not. Restated from the evaluation
-code (`Videochat-R1.5/src_eval/eval_videomme.py`, `my_vision_process.py`). All other strategies read
-clues leniently (clue.py).
+The clue is what Python's `ast.literal_eval` makes of the text from the first opening tag of a clue
+to the next closing one (those of `r1.5`, lower case, no spaces, wherever they stand), unpacked into
+pairs of numbers. Whatever fails on the way means uniform sampling; an empty list does not. Restated
+from the evaluation code (`Videochat-R1.5/src_eval/eval_videomme.py`, `my_vision_process.py`). All
+other strategies read clues leniently (clue.py).
 
 Two bounds are ours, against texts that are written to exhaust a parser: a clue of more than
 MAX_CHARS characters, or with brackets nested more than MAX_DEPTH deep, means uniform sampling too.
@@ -16,7 +16,8 @@ import ast
 import math
 from dataclasses import replace
 
-from vtts_rt.perception.clue import TAGS, Clue, ClueEvent, ClueStream
+from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream
+from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
 from vtts_rt.perception.region import RawSpan
 
 MAX_CHARS = 64 * 1024
@@ -113,6 +114,6 @@ class PublishedClueStream:
         )
 
 
-def clue_stream(literal: bool) -> ClueStream | PublishedClueStream:
+def clue_stream(literal: bool, dialect: Dialect = R1_5) -> ClueStream | PublishedClueStream:
     """What reads clues: by the published rule (`Strategy.literal_clues`), or leniently."""
-    return PublishedClueStream() if literal else ClueStream()
+    return PublishedClueStream() if literal else ClueStream(dialect)

@@ -9,11 +9,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
+from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.types import Box, PixelBox, TimeSpan, require
 
 RawSpan = tuple[float, float]
 RawBox = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RawRegion:
+    """One request for another look, as written: what a call or a mark binds together.
+
+    span: (start, end) seconds. frames: first and last source frame index. ordinals: frames that
+    were shown, counted from 1. day_range: two times of a day clock, such as DAY1_11210217.
+    frame_number_at_seconds: asks which source frame is shown at a time, not for frames.
+    box: xyxy in box_unit, of the view number `view`: 0 is the original, k what the k-th look gave
+    back, None the latest. sample_fps, num_frames: how densely to look. query: what to look for;
+    label: what the box holds. Numbers are finite, lists bounded, nothing is clipped or ordered.
+    """
+
+    span: RawSpan | None = None
+    frames: tuple[int, int] | None = None
+    ordinals: tuple[int, ...] = ()
+    day_range: tuple[str, str] | None = None
+    frame_number_at_seconds: float | None = None
+    box: RawBox | None = None
+    box_unit: BoxUnit = "px"
+    view: int | None = None
+    sample_fps: float | None = None
+    num_frames: int | None = None
+    query: str | None = None
+    label: str | None = None
+
 
 # A cropped view keeps at least this many source pixels a side: four LM tokens without upscaling.
 MIN_VIEW_PX = 56

@@ -68,12 +68,18 @@ def frame_cap(config: ResolvedPerception, num_frames: int) -> float:
 
 
 def view_size(
-    config: ResolvedPerception, height: int, width: int, num_frames: int
+    config: ResolvedPerception,
+    height: int,
+    width: int,
+    num_frames: int,
+    most_px: float = math.inf,
 ) -> tuple[int, int]:
-    """(height, width) px at which a view of `height` x `width` source px is shown."""
-    cap = frame_cap(config, num_frames)
+    """(height, width) px at which a view of `height` x `width` source px is shown: one of
+    num_frames that share the budget of a round, of most_px at most."""
+    cap = min(frame_cap(config, num_frames), most_px)
+    least = min(config.min_pixels, int(cap))
     token_px = config.geometry.token_px
-    return smart_resize(height, width, config.min_pixels, cap, token_px, config.parity)
+    return smart_resize(height, width, least, cap, token_px, config.parity)
 
 
 def image_size(

@@ -15,11 +15,13 @@ from functools import partial
 from vtts_rt.checks import check
 from vtts_rt.config import STRATEGIES, ResolvedPerception
 from vtts_rt.perception.chat import ChatFormat, Message
+from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.layout import PROMPT_RULES, Turn, labelled_pairs, task_text, video_first
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import grid_pairs, plan_focus, plan_grid
 from vtts_rt.perception.policy_official import official_pairs, plan_official
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.reply import plan_reply, reply_turn
 from vtts_rt.types import Prompt, PromptPart, StrategyName, VideoMetadata, require
 
 _Videos = Sequence[VideoMetadata]
@@ -91,11 +93,15 @@ def plan_round(
     name: of the strategy. videos: at least one, in the request's order. history: the finished
     rounds, oldest first; empty for the first look, and the last one's clue says where to look.
     round_index: from 0, recorded in the plan. A plan of a strategy that focuses may be empty, and
-    its notes say why; others always have something to show.
+    its notes say why; others always have something to show. A later round shows what the dialect
+    gives back, where the dialect says it.
     ValueError for an unknown strategy or a video without frames, size, rate or duration.
     """
     strategy = find_strategy(name, "plan_round")
     _check(videos)
+    reply = DIALECTS[config.dialect].reply
+    if history and reply is not None:
+        return plan_reply(reply, config, videos, history, round_index)
     return strategy.plan(config, videos, history, round_index)
 
 
@@ -112,6 +118,7 @@ def build_prompt(
     plan: FramePlan,
     history: Sequence[RoundHistory],
     text_first: bool = True,
+    dialect: str = "r1.5",
 ) -> Prompt:
     """The prompt of one round, in the chat format and the wording of a model.
 
@@ -135,7 +142,9 @@ def build_prompt(
         is_last=round_index >= max_rounds - 1,
         text_first=text_first,
     )
-    messages = [Message("user", tuple(strategy.lay_out(turn)))]
+    reply = DIALECTS[dialect].reply if goes_on else None
+    parts = strategy.lay_out(turn) if reply is None else reply_turn(reply, turn)
+    messages = [Message("user", tuple(parts))]
     if templates.system and not goes_on:
         messages.insert(0, Message("system", (templates.system,)))
     return chat.render(messages, goes_on=goes_on)

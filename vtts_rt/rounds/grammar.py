@@ -1,4 +1,4 @@
-"""Constrained clues: a grammar for what stands between `<glue>` and `</glue>`.
+"""Constrained clues: a grammar for what stands between the tags of a clue of `r1.5`.
 
 Free text is left alone. From the moment the model opens the tag to the closing tag only tokens are
 allowed that spell time spans and boxes as the prompts ask for them, with finite numbers, at least
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.clue import TAGS
+from vtts_rt.perception.dialect import TAGS
 from vtts_rt.types import require
 
 MAX_SPANS = 8

@@ -60,6 +60,7 @@ class RoundRequest:
             model=self.model,
             strategy=self.perception.strategy,
             parity=self.perception.parity,
+            dialect=self.perception.dialect,
             seed=self.sampling.seed or 0,
             videos=self.videos,
             load_ms=self.load_ms,
@@ -197,6 +198,7 @@ def prepared_round(
         plan=plan,
         history=request.history,
         text_first=config.text_first,
+        dialect=config.dialect,
     )
     before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)

@@ -152,6 +152,7 @@ class Answer:
     model: str
     strategy: StrategyName
     parity: Parity
+    dialect: str
     seed: int
     videos: list[VideoMetadata]
     load_ms: float
@@ -172,6 +173,7 @@ class Answer:
             "model": self.model,
             "strategy": self.strategy,
             "parity": self.parity,
+            "dialect": self.dialect,
             "seed": self.seed,
             "weights_version": self.weights_version,
             "versions": versions(),

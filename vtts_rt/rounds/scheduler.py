@@ -11,7 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
@@ -24,6 +24,7 @@ from vtts_rt.engine.sequence import (
 )
 from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.perception.clue import Clue, ClueEvent
+from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.published import clue_stream
@@ -155,7 +156,10 @@ class RoundScheduler:
 
     def _looks(self, request: RoundRequest) -> _Task:
         config, strategy = request.perception, find_strategy(request.perception.strategy)
-        chat = self._engine.model.chat
+        chat, dialect = self._engine.model.chat, DIALECTS[config.dialect]
+        sampling = request.sampling
+        if dialect.stop:
+            sampling = replace(sampling, stop=(*(sampling.stop or ()), *dialect.stop))
         conversation: EncodedPrompt | None = None
         results, clues_given = request.results, request.ask.clues
         stop: StopReason = "max_rounds"
@@ -178,10 +182,10 @@ class RoundScheduler:
                 stop = "token_budget"
                 break
             yield RoundStarted(index, plan)
-            clues = clue_stream(strategy.literal_clues)
+            clues = clue_stream(strategy.literal_clues, dialect)
             provider, upcoming = upcoming, request.provider.fresh()
             ahead = self._engine.config.speculative_fetch and index + 1 < config.max_rounds
-            if ahead and strategy.on_grid:
+            if ahead and strategy.on_grid and dialect.reply is None:
                 for video, frames in finer_frames(request.videos, plan, config.sample_fps).items():
                     provider.passing(video, frames)
             # What follows a final answer is not fetched; nor what a forced clue will replace.
@@ -191,7 +195,7 @@ class RoundScheduler:
             event = yield GenerationRequest(
                 encoded,
                 provider=provider,
-                sampling=request.sampling,
+                sampling=sampling,
                 parity=config.parity,
                 round_index=index,
                 member=request.ask.member or 0,
@@ -246,7 +250,7 @@ class RoundScheduler:
                 stop = "timeout"
                 break
             if strategy.continues:
-                conversation = encoded.extended(self._without_end(completion, request.sampling))
+                conversation = encoded.extended(self._without_end(completion, sampling))
             if self._settled(request):
                 stop = "answer_stable"
                 break
@@ -267,7 +271,8 @@ class RoundScheduler:
         spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
         boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception
-        clue = Clue(spans=spans, boxes=boxes, glue="")  # type: ignore[arg-type]
+        regions = tuple(event.region for event in found if event.region is not None)
+        clue = Clue(spans=spans, boxes=boxes, glue="", regions=regions)  # type: ignore[arg-type]
         look = RoundHistory(plan, clue, box_unit=self._engine.model.chat.box_unit)
         history = [*request.history, look]
         try:

@@ -20,6 +20,7 @@ from vtts_rt.data.needle import Card, Scene, make_question, pattern_text
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
 from vtts_rt.perception.clue import parse_clue
+from vtts_rt.perception.dialect import TAGS, tagged
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, plan_round
@@ -225,7 +226,7 @@ def make_episode(
             if off:
                 text = _jittered(rng, plan, verdict)
         written = history[skip_rounds:]
-        look = RoundHistory(plan, parse_clue(f"<glue>{text}</glue>"))
+        look = RoundHistory(plan, parse_clue(tagged("glue", text)))
         history.append(look)
         if index < skip_rounds:
             if not text:
@@ -252,13 +253,13 @@ def make_episode(
         thought = {"card": "card", "mark": "mark", "lost": "none"}.get(
             verdict.stage, pattern_text(asked.pattern)
         )
-        writer.said(f"<think> {thought}</think><answer>")
+        writer.said(tagged("think", f" {thought}") + TAGS["answer"][0])
         weight = LETTER_WEIGHT if verdict.stage == "read" else GUESS_WEIGHT
         answers.append(writer.said(chr(65 + question.answer), weight))
-        writer.said("</answer><glue>")
+        writer.said(TAGS["answer"][1] + TAGS["glue"][0])
         verdicts.append(verdict)
         clues.append(writer.said(text, 0.0 if off else 1.0) if text else -1)
-        writer.said("</glue>" + tokenizer.chat.end_of_turn)
+        writer.said(TAGS["glue"][1] + tokenizer.chat.end_of_turn)
         if not text:
             break
     return Episode(
@@ -298,7 +299,8 @@ def make_drill(
         history=(),
     )
     writer.prompt(prompt, 0)
-    writer.said(f"<think> {pattern_text(scene.cards[card].pattern)}</think><answer>", 0.0)
+    thought = tagged("think", f" {pattern_text(scene.cards[card].pattern)}")
+    writer.said(thought + TAGS["answer"][0], 0.0)
     answers = [writer.said(chr(65 + question.answer), LETTER_WEIGHT)]
     return Episode(
         scene,

@@ -48,8 +48,8 @@ class EpisodeBatch:
     that has one (-100 elsewhere); box: (V, 2) x0, y0 in tenths at the centre of what is looked
     for (-100 elsewhere); card_word: (B,) place of the word after the colour; option_ends: (4 B,)
     and option_cells: (4 B, 4) colours; reads: (R,) places where the pattern
-    has to be known: `<answer>`, and where it was seen the words of the thought; read_cells:
-    (R, 4).
+    has to be known: the tag of the answer, and where it was seen the words of the thought;
+    read_cells: (R, 4).
     For the skills: clue_starts: (K,) first tokens of the clues that are trained on, and
     clue_stages: (K,) 0 card, 1 mark, 2 read; letters: (M,) letters of reading rounds.
     """
@@ -107,7 +107,7 @@ class PromptWords:
         read_cells: list[list[int]] = []
         for answer, stage in zip(answers, stages, strict=True):
             if stage == "read":
-                # `<answer>`, and what stands before each word of the thought.
+                # The tag of the answer, and what stands before each word of the thought.
                 places = [answer - 1, *(answer - back for back in (8, 7, 6, 5, 4))]
                 reads += places if seen else places[:1]
                 read_cells += [self._pattern(ids, answer - 2)] * (len(places) if seen else 1)

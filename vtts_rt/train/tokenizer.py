@@ -9,8 +9,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from vtts_rt.models.qwen2_5_vl.chat import CHAT, END_OF_TEXT, SPECIAL_TOKENS
+from vtts_rt.perception.dialect import TAGS
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<glue>", "</glue>")
 # Numbers split into pairs of digits and one decimal, so that a time is `12` `.0` and a model can
 # copy it from a label; the joints of a clue are one token each.
 _PIECES = r"s>|\.\d| ?[A-Za-z]+|\d{1,2}|\)\] ?\[?|\[\(|\), \(|, | /|\s+|[^\sA-Za-z\d]"
@@ -61,7 +61,7 @@ def build_tokenizer(words: Iterable[str]) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL_TOKENS])
-    tokenizer.add_tokens([AddedToken(t, normalized=False) for t in TAGS])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for pair in TAGS.values() for t in pair])
     return tokenizer
 
 
