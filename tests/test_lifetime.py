@@ -18,6 +18,7 @@ from test_driver import Busy
 from utils import request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.video.pyav import PyavSource
 
 ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
@@ -90,10 +91,20 @@ def test_an_ended_request_leaves_no_reference_cycle(
         sources.append(weakref.ref(self))
 
     monkeypatch.setattr(PyavSource, "__init__", noted)
+    ours: list[type] = [PagedKVPool]
+    while PagedKVPool in ours:  # the runtime of an earlier test ended meanwhile
+        ours = kinds_of_garbage(runtime, lambda: WAYS[way](runtime, clips[0]), sources)
+    assert ours == []
+
+
+def kinds_of_garbage(
+    runtime: Runtime, ask: Callable[[], Any], sources: list[weakref.ref[PyavSource]]
+) -> list[type]:
+    """Of our objects that only the cycle collector frees once `ask` has ended."""
     gc.collect()
     gc.disable()
     try:
-        WAYS[way](runtime, clips[0])
+        ask()
         runtime._driver.call(lambda: None)  # aborts are served
         with runtime._store.ahead._lock:
             busy = {id(wanted.source) for wanted in runtime._store.ahead._busy.values()}
@@ -102,8 +113,7 @@ def test_an_ended_request_leaves_no_reference_cycle(
         del left
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
-        ours = [type(item) for item in gc.garbage if type(item).__module__.startswith("vtts_rt")]
-        assert ours == []
+        return [type(item) for item in gc.garbage if type(item).__module__.startswith("vtts_rt")]
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
