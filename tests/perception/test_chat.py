@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from utils import resolved
 
-from vtts_rt.config import ResolvedPerception
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.chat import ChatFormat, Message
 from vtts_rt.perception.clue import parse_clue
@@ -31,7 +32,7 @@ OTHER = ChatFormat(
     control="[@",
     time_label="at {seconds}",
 )
-VIDEO = Segment((PairRef(0, "v", 0, 1, 0.0),), PixelBox(0, 0, 56, 56), (56, 56))
+VIDEO = Segment((PairRef(0, "v", 0, 1, 0.0),), PixelBox(0, 0, 56, 56), (56, 56), GEOMETRY)
 IMAGE = replace(VIDEO, is_image=True)
 FORMATS = pytest.mark.parametrize("chat", [CHAT, OTHER], ids=["qwen", "other"])
 
@@ -79,7 +80,7 @@ def test_no_text_holds_a_control_token(chat: ChatFormat, data: st.DataObject) ->
 
 def test_boxes_are_read_in_the_unit_of_the_family() -> None:
     still = VideoMetadata("i", 1, 1.0, 0.0, 600, 1200, "image", is_image=True)
-    plan = plan_round("append", ResolvedPerception(), [still], [], 0)
+    plan = plan_round("append", resolved(), [still], [], 0)
     clue = parse_clue("<glue>[50, 100, 100, 150]</glue>")
     looks = [RoundHistory(plan, clue), RoundHistory(plan, clue, box_unit="thousandth")]
     height, width = plan.resized_hw

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from utils import resolved
 
-from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.perception.clue import Clue, parse_clue
 from vtts_rt.perception.dialect import DIALECTS, Reply
@@ -19,7 +19,7 @@ from vtts_rt.types import PixelBox, PromptPart, Segment, TimeLabel, TimeSpan, Vi
 
 VIDEO = VideoMetadata("v", 300, 30.0, 10.0, 360, 640, "test")
 IMAGE = VideoMetadata("i", 1, 1.0, 0.0, 360, 640, "test", is_image=True)
-CONFIG = ResolvedPerception(strategy="append")
+CONFIG = resolved(strategy="append")
 WHOLE = View(0, PixelBox(0, 0, 640, 360), (336, 616), (TimeSpan(0, 10),), 1.0)
 LONGVT, VIDEOZOOMER = DIALECTS["longvt"].reply, DIALECTS["videozoomer"].reply
 assert LONGVT is not None and VIDEOZOOMER is not None
