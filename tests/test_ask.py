@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,39 @@ def test_the_last_to_close_closes_the_source(clips: list[Path]) -> None:
     assert closed == [1]
 
 
+def test_open_takes_the_times_of_an_array(runtime: Runtime) -> None:
+    frames, times = np.zeros((3, 56, 56, 3), np.uint8), [0.0, 0.5, 2.0]
+    with runtime.open(frames, timestamps_seconds=times) as video:
+        assert video.metadata.timestamps_seconds.tolist() == times  # type: ignore[union-attr]
+    with pytest.raises(BadRequest, match="^open: video must be one video or image, got"):
+        runtime.open([frames])  # type: ignore[arg-type]
+
+
+def test_a_question_cancelled_while_it_opens_closes_what_it_opens(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def late(*arguments: Any, **more: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return open_video(*arguments, **more)
+
+    async def main(video: Video) -> None:
+        task = asyncio.create_task(runtime.ask_async(**request(video)))
+        assert await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    with runtime.open(clips[0]) as video:
+        monkeypatch.setattr("vtts_rt.rounds.prepare.open_video", late)
+        asyncio.run(main(video))  # waits for its threads
+        assert video._shared.num_open == 1
+    assert not runtime._driver._admitted
+
+
 def test_opening_says_what_is_wrong(runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="^open: unexpected argument 'fps'"):
         runtime.open("a.mp4", fps=3)  # type: ignore[call-arg]
@@ -176,6 +210,24 @@ def test_one_request_too_many_is_refused(
         stream.close()
     assert len(runtime.ask(**request(clips[0])).rounds) == 3
     assert pickle.loads(pickle.dumps(error.value)).retry_after_seconds > 0
+
+
+def test_places_come_back_however_a_request_ends(runtime: Runtime, clips: list[Path]) -> None:
+    endless = request(clips[0], sampling=ENDLESS)
+    for _ in range(4):
+        loop = asyncio.new_event_loop()
+        events = runtime.stream_async(**endless)
+        assert loop.run_until_complete(anext(events)).type == "round_started"
+        loop.close()  # nothing of `events` is run any more
+        del events
+        while runtime._driver._deliver:
+            pass
+    aborts = runtime._driver._aborts.qsize()
+    for _ in range(4):
+        for wrong in (request("/nowhere.mp4"), request(clips[0], context="words " * 99_999)):
+            with pytest.raises(BadRequest):
+                runtime.ask(**wrong)
+    assert not runtime._driver._admitted and runtime._driver._aborts.qsize() == aborts
 
 
 def test_a_batch_larger_than_the_queue_is_no_overload(runtime: Runtime, clips: list[Path]) -> None:

@@ -167,7 +167,8 @@ class Runtime:
         """
         self._driver.check_process()
         check_names("open", opening, OpeningOptions.__annotations__)
-        ask = Ask([video], "open", what="open", **opening)
+        require("open", "video", video, not isinstance(video, list | tuple), "one video or image")
+        ask = Ask(video, "open", what="open", **opening)
         with process.native_calls(), ExitStack() as stack:
             (source,) = open_videos(stack, ask, self.config, self._decoding_device)
             stack.pop_all()

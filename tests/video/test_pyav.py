@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from vtts_rt.video import open_video
 from vtts_rt.video.pixels import orient
+from vtts_rt.video.pyav import PyavSource
 from vtts_rt.video.writer import write_video
 
 Make = Callable[..., Path]
@@ -90,6 +91,24 @@ def test_pixels_do_not_depend_on_the_way_to_them(make_clip: Make) -> None:
         whole = dict(source.read(range(80)))
         for i in (0, 1, 29, 30, 31, 58, 79):
             np.testing.assert_array_equal(dict(source.read([i]))[i], whole[i])
+
+
+def test_closing_from_within_a_read_does_not_hang(
+    make_clip: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a garbage collection does on the thread that reads."""
+    source, ended = open_video(make_clip("c.mp4", 40)), threading.Event()
+    assert isinstance(source, PyavSource)
+    reading = source.read([0, 30])
+
+    def read() -> None:
+        with pytest.raises(RuntimeError, match="was closed"):
+            list(reading)
+        ended.set()
+
+    monkeypatch.setattr(source.media, "check_unchanged", source.close)
+    threading.Thread(target=read, daemon=True).start()
+    assert ended.wait(60) and source._exact.ended and source._fast.packets.next == -1
 
 
 @pytest.mark.parametrize("kind", CLIPS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.video import FrameStore
+from vtts_rt.video import FrameStore, Video, open_video
 from vtts_rt.video.arrays import ArraySource
 
 FRAME_BYTES = 4 * 6 * 3
@@ -144,6 +145,30 @@ def test_threads_that_ask_for_the_same_decode_once() -> None:
         t.join(20)
     assert wrong == [] and sorted(source.reads) == list(range(16))
     store.check_integrity()
+
+
+def test_an_open_video_is_read_by_one_at_a_time() -> None:
+    source = CountedSource()
+    videos = [Video(source), open_video(Video(source), start_seconds=0.5)]
+    store, passes = FrameStore(1 << 20), []
+    second_began = threading.Event()
+    read = source.read
+
+    def noted(*arguments: Any) -> Iterator[tuple[int, np.ndarray]]:
+        passes.append("begin")
+        if len(passes) > 1:
+            second_began.set()
+        second_began.wait(0.2)  # only a second reader ends it early
+        yield from read(*arguments)
+        passes.append("end")
+
+    source.read = noted  # type: ignore[method-assign, assignment]
+    threads = [threading.Thread(target=store.frames, args=(video, [1])) for video in videos]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert passes == ["begin", "end"] * 2
 
 
 def test_an_error_reaches_every_waiting_request_and_leaves_nothing_behind() -> None:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
+from weakref import WeakSet
 
 import torch
 
@@ -85,10 +86,11 @@ class Driver:
         self._threads = threads
         self._process = os.getpid()
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._aborts: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
+        self._aborts: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._deliver: dict[int, tuple[Ticket, Deliver]] = {}
         self._max_requests = max_requests
-        self._admitted: set[Ticket] = set()
+        # Weak: a coroutine whose event loop was closed is dropped without an end.
+        self._admitted: WeakSet[Ticket] = WeakSet()
         self._ends: deque[float] = deque([time.monotonic()], maxlen=33)  # of the latest requests
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # a garbage collection may close what it collects
@@ -136,6 +138,8 @@ class Driver:
                 _delivers(deliver, RequestFailed(error))
             else:
                 self._deliver[request_id] = ticket, deliver
+                if ticket.aborted:  # meanwhile, perhaps before it had an id
+                    self._forget(request_id)
 
         self._queue(add)
 
@@ -144,7 +148,8 @@ class Driver:
         that nothing is delivered to it."""
         ticket.aborted = True
         self._admitted.discard(ticket)
-        self._aborts.put(ticket)
+        if ticket.request_id is not None:
+            self._aborts.put(ticket.request_id)
 
     def call(self, function: Callable[[], T]) -> T:
         """The result of `function`, run on the driver's thread between two forward passes."""
@@ -270,9 +275,7 @@ class Driver:
 
     def _serve_aborts(self) -> None:
         while not self._aborts.empty():
-            request_id = self._aborts.get().request_id
-            if request_id is not None:
-                self._forget(request_id)
+            self._forget(self._aborts.get())
 
     def _hand_over(self, request_id: int, output: Output) -> None:
         if request_id not in self._deliver:
@@ -282,8 +285,10 @@ class Driver:
             self._forget(request_id)
         elif isinstance(output, AnswerReady | Completion | RequestFailed):
             del self._deliver[request_id]
-            self._admitted.discard(ticket)
-            self._ends.append(time.monotonic())
+        else:
+            return
+        self._admitted.discard(ticket)
+        self._ends.append(time.monotonic())
 
     def _forget(self, request_id: int) -> None:
         self._deliver.pop(request_id, None)

@@ -48,8 +48,16 @@ async def stream_async(driver: Driver, open_request: Opener) -> AsyncGenerator[R
         loop.call_soon_threadsafe(outputs.put_nowait, output)
 
     with ExitStack() as stack, driver.admit() as ticket:
+
+        def opened() -> RoundRequest:
+            try:
+                return open_request(stack)
+            finally:
+                if ticket.aborted:  # cancelled meanwhile
+                    stack.close()
+
         try:
-            request = await asyncio.to_thread(open_request, stack)
+            request = await asyncio.to_thread(opened)
         except RuntimeError:
             if process.is_ending():  # executors take no more work
                 process.wait_for_end()

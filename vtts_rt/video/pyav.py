@@ -151,15 +151,16 @@ class PyavSource:
         for n, run in enumerate(runs):
             pending = dict.fromkeys(run)
             while pending:
+                thread = threading.get_ident()
                 with self._lock:
-                    self._check_usable()
-                    self._holder = threading.get_ident()
+                    self._holder = thread
                     try:
+                        self._check_usable()
                         delivered = self._step(pending, passing, drain=n + 1 < len(runs))
                     finally:
-                        self._holder = 0
                         if self._closed:
                             self._close_runs()
+                        self._holder = 0
                 for i, frame in delivered:
                     pending.pop(i, None)
                     passing.discard(i)

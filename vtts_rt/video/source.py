@@ -187,8 +187,9 @@ class Video:
         with self._shared.lock:
             self._shared.num_open -= not self._closed
             self._closed = True
-            if self._shared.num_open == 0:
-                self._shared.source.close()
+            is_last = self._shared.num_open == 0
+        if is_last:
+            self._shared.source.close()
 
     def __enter__(self) -> Video:
         return self
@@ -202,5 +203,12 @@ class _Shared:
 
     def __init__(self, source: FrameSource) -> None:
         self.source = source
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a garbage collection may close what it collects
         self.num_open = 0
+
+
+def origin_of(source: FrameSource) -> FrameSource:
+    """What decodes the frames of a source: what a Video or a clip range holds, else itself."""
+    while isinstance(source, ClippedSource | Video):
+        source = source._source if isinstance(source, ClippedSource) else source._shared.source
+    return source

@@ -14,7 +14,7 @@ from vtts_rt import process
 from vtts_rt.types import Frame
 from vtts_rt.video.frame_tiers import FrameKey, FrameTier, device_type
 from vtts_rt.video.prefetch import Observer, PrefetchQueue, Wanted
-from vtts_rt.video.source import FrameSource, distinct_indices
+from vtts_rt.video.source import FrameSource, distinct_indices, origin_of
 
 
 class FrameCounts(NamedTuple):
@@ -163,9 +163,10 @@ class FrameStore:
     # -- internals --------------------------------------------------------------------------
 
     def _decoder(self, source: FrameSource) -> _Decoder:
-        if source not in self._decoders:
-            self._decoders[source] = _Decoder(self.host)
-        return self._decoders[source]
+        origin = origin_of(source)
+        if origin not in self._decoders:
+            self._decoders[origin] = _Decoder(self.host)
+        return self._decoders[origin]
 
     def _holds(self, key: FrameKey) -> bool:
         return key in self.host or key in self.device
