@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from vtts_rt import (
     Video,
     open_video,
 )
+from vtts_rt.rounds.results import RoundEvent
 
 ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
 
@@ -214,10 +215,13 @@ def test_one_request_too_many_is_refused(
 
 def test_places_come_back_however_a_request_ends(runtime: Runtime, clips: list[Path]) -> None:
     endless = request(clips[0], sampling=ENDLESS)
+
+    async def first(events: AsyncIterator[RoundEvent]) -> str:
+        return (await anext(events)).type
+
     for _ in range(4):
-        loop = asyncio.new_event_loop()
-        events = runtime.stream_async(**endless)
-        assert loop.run_until_complete(anext(events)).type == "round_started"
+        loop, events = asyncio.new_event_loop(), runtime.stream_async(**endless)
+        assert loop.run_until_complete(first(events)) == "round_started"
         loop.close()  # nothing of `events` is run any more
         del events
         while runtime._driver._deliver:
