@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict
+from typing import Any, Protocol, TypeAlias, TypedDict
 
 import torch
 
@@ -24,9 +24,6 @@ from vtts_rt.rounds.results import Answer, RoundEvent
 from vtts_rt.types import DECODERS, Decoder, SamplingParams, require
 from vtts_rt.video import FrameStore, VideoInput
 from vtts_rt.video.open import OPENING_RULES, Times, check_range
-
-if TYPE_CHECKING:
-    pass
 
 Perception: TypeAlias = PerceptionConfig | ResolvedPerception
 # A clue as JSON has it, see `perception.clue.clue_from_json`.
