@@ -32,7 +32,7 @@ help:
 	@echo "make test-long   the slow proofs, which CI leaves out"
 	@echo "make check   lint, format check, types        make format  rewrite to the format"
 	@echo "make fuzz    FUZZ_SECONDS=60 of the C interface, sanitized"
-	@echo "make bench   measure the rounds, write tables"
+	@echo "make bench   measure on the CPU (hours), write tables"
 	@echo "make clean   remove build products (not VENV)  VENV=DIR     another environment"
 
 $(VENV)/pyvenv.cfg:

@@ -5,9 +5,10 @@
 #   bench/gpu.sh              results in $OUT if set, else in bench/results
 #   bench/gpu.sh --rehearse   the same steps on the CPU at tiny shapes: does the script itself work?
 #
-# Needs no network: Python with torch, triton, transformers, pybind11, cmake, ninja and pytest-benchmark; nvcc. A step that fails
-# does not stop the others; the exit status is 1 if one did, and the last lines say which. A step gets
-# the time that is left of SECONDS_IN_ALL (460), at most its own.
+# Needs no network: Python with torch, triton, transformers, pybind11, cmake, ninja and
+# pytest-benchmark; nvcc. A step that fails does not stop the others; the exit status is 1 if one
+# did, and the last lines say which. A step gets the time that is left of SECONDS_IN_ALL (460), at
+# most its own.
 set -u
 cd "$(dirname "$0")/.."
 root=$PWD

@@ -13,6 +13,7 @@ import pytest
 import torch
 from utils import tiny_checkpoint
 
+import vtts_rt
 from vtts_rt import Runtime, SamplingParams
 from vtts_rt.cli import main
 from vtts_rt.video.writer import write_video
@@ -142,6 +143,13 @@ def test_plain_output_is_the_answer_on_stdout(
     assert main(ask(clip, checkpoint, "--rounds", "1")) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and "stopped: max_rounds" in err
+
+
+def test_what_was_said_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    clip = str(Path(vtts_rt.__file__).parent / "assets/clip.mp4")
+    assert main(["ask", clip, "Which pattern is on the red card?", "--rounds", "2"]) == 0
+    err = capsys.readouterr().err
+    assert "…" not in err and "glue" in err
 
 
 def test_context_and_several_videos(

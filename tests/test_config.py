@@ -33,6 +33,12 @@ def test_pixel_budgets_are_counted_in_tokens_of_the_model(geometry: Geometry, pi
     assert (given.min_pixels, given.total_pixels) == (1000, 50_000)
 
 
+def test_settings_are_resolved_for_a_geometry() -> None:
+    for wrong in (None, RECIPE):
+        with pytest.raises(ValueError, match="PerceptionConfig: geometry must be a Geometry, got"):
+            PerceptionConfig().resolve(wrong)  # type: ignore[arg-type]
+
+
 def test_given_values_come_before_the_recipe_and_the_recipe_before_our_defaults() -> None:
     found = PerceptionConfig(max_rounds=5).resolve(GEOMETRY, RECIPE)
     assert found == resolved(strategy="refresh", max_rounds=5, sample_fps=0.5)

@@ -1,7 +1,8 @@
-"""Documents stay true: links resolve, commands exist, the example on the first page runs."""
+"""Documents stay true: links resolve, commands, files and names exist, examples run."""
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -56,24 +57,53 @@ def test_the_changelog_has_each_kind_of_change_once() -> None:
         assert len(found) == len(set(found)) and kinds.issuperset(found), version[:20]
 
 
+def code_spans(text: str) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", text)]
+
+
 def commands() -> list[str]:
-    """Every `vtts-rt ...` line of the first page, comments off."""
-    lines = "\n".join(code_blocks(README, "sh")).splitlines()
-    return [line.split(" #")[0].strip() for line in lines if line.startswith("vtts-rt ")]
+    """Every `vtts-rt ...` and `bench ...` of all pages, comments off."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        lines = "\n".join(code_blocks(text, "sh")).replace("\\\n", " ").splitlines()
+        found += [line.split(" #")[0].strip() for line in lines] + code_spans(text)
+    named = (re.sub("^bench ", "vtts-rt bench ", line) for line in found)
+    return sorted({line for line in named if line.startswith("vtts-rt ")})
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_on_the_first_page_have_their_flags(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_have_their_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command)[1:]
-    names = [words[0]]
+    names = words[:1]
     if words[0] in ("bench", "eval", "train"):  # these have sub-commands with flags of their own
-        names.append(words[1])
+        names = [word for word in words[:2] if not word.startswith("--")]
     assert cli.main([*names, "--help"]) == 0
     usage = capsys.readouterr().out
     unknown = [word for word in words if word.startswith("--") and word not in usage]
     assert not unknown
+
+
+# A changelog also names what is gone.
+TRUE_TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("page", TRUE_TODAY, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Those with a folder: of the checkout, of the package, or of the C interface's headers."""
+    path = r"(?<![\w/.<>$-])((?:[\w-]+/)+[\w.-]+\.(?:py|sh|cuh?|cpp|h|txt|json|mp4|md))\b"
+    homes = [ROOT, ROOT / "vtts_rt", ROOT / "csrc/include", page.parent]
+    named = re.findall(path, page.read_text(encoding="utf-8"))
+    assert not [name for name in named if not any((home / name).exists() for home in homes)]
+
+
+@pytest.mark.parametrize("page", TRUE_TODAY, ids=lambda page: page.name)
+def test_dotted_names_exist(page: Path) -> None:
+    for span in code_spans(page.read_text(encoding="utf-8")):
+        for name in re.findall(r"(?<![\w/-])vtts_rt(?:\.[A-Za-z]\w+)+", span):
+            if not name.endswith(".py"):
+                pkgutil.resolve_name(name)
 
 
 def test_make_targets_exist() -> None:

@@ -332,9 +332,10 @@ def _plan(args: argparse.Namespace) -> int:
 def _print_answer(answer: Answer, options: Sequence[str]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("round", "looked at", "said", "frames", "pairs", "tokens", "ms", box=None)
+    said = Column("said", overflow="fold")  # the others are short; this one is never cut
+    table = Table("round", "looked at", said, "frames", "pairs", "tokens", "ms", box=None)
     for result in answer.rounds:
         times = result.plan.timestamps_seconds
         span = f"{min(times):.1f}-{max(times):.1f} s" if times else ""

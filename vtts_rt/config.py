@@ -225,6 +225,8 @@ class PerceptionConfig:
         A default that is no setting of the chosen strategy is left out; one that was given is
         refused with ValueError, as are settings that contradict each other.
         """
+        ok = isinstance(geometry, Geometry)
+        require("PerceptionConfig", "geometry", geometry, ok, "a Geometry")
         own = self.of_recipe(defaults or {}).given()
         pixels = _MIN_TOKENS * geometry.token_px**2
         budget = {"min_pixels": pixels, "total_pixels": _TOTAL_SHARE * pixels}

@@ -398,7 +398,7 @@ class Runtime:
         self._driver.call(self._engine.clear_caches)
 
     def close(self) -> None:
-        """Fail what is pending or in work, whatever became of its event loop, and give memory back.
+        """Fail what is pending or in work, also where its event loop has ended; free memory.
 
         May be called again, from any thread and while others ask.
         """

@@ -135,7 +135,7 @@ def _how_served(result: Result) -> str:
 
 
 def _one_video(result: Result) -> str:
-    """Askers about one video, together and each alone; medians."""
+    """Requests about one video, together and each alone; medians."""
     rows, said, setting = [], [], result.data["setting"]
     for part in result.data["one_video"]:
         rows.append(_served(part["shared"], f"`{part['strategy']}`, together", setting))

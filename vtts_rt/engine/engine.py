@@ -104,7 +104,7 @@ class Engine:
     def pin(self, prompt: EncodedPrompt, parity: Parity = "release") -> Pin:
         """Keep what is cached of a prompt's beginning from eviction until `Pin.release`.
 
-        Pinned pages are lost to everybody else; `clear_caches` and new weights drop them too.
+        Other requests cannot use pinned pages; `clear_caches` and new weights drop them too.
         """
         request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), parity=parity)
         return self.prefix_tree.pin(self._sequence(request).keys, self._scheduler.namespace)

@@ -7,6 +7,9 @@ from typing import TypedDict
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
+from vtts_rt.perception.clue import clue_from_json
+from vtts_rt.perception.dialect import DIALECTS
+from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
@@ -17,7 +20,8 @@ from vtts_rt.types import VideoMetadata
 
 class RoundCost(TypedDict):
     """Of one round. The first is exact; a later one is an estimate, all the pairs that its policy
-    would take of views as large as the first, as the clue that leads it is not known yet."""
+    would take of views as large as the first, as the clue that leads it is not known yet. Where the
+    dialect gives looks back, it is the whole video, asked for at the dialect's own density."""
 
     index: int
     exact: bool
@@ -72,12 +76,17 @@ def plan_cost(
     strategy = find_strategy(config.strategy)
     if strategy.focuses:
         pairs = focus_pairs(config, config.max_frames // 2, first.num_pairs)
-    rounds = [_cost(0, True, first.num_pairs, vision, num_tokens)]
+    frames, later = 2 * pairs, pairs * tokens_per_pair
+    if DIALECTS[config.dialect].reply is not None:
+        whole = clue_from_json([[0.0, max(1.0, *(video.duration_seconds for video in videos))]])
+        look = plan_round(config.strategy, config, videos, [RoundHistory(first, whole)], 1)
+        frames, pairs = len(look.frame_indices), look.num_pairs
+        later = sum(segment.num_tokens for segment in look.segments)
+    rounds = [_cost(0, True, 2 * first.num_pairs, first.num_pairs, vision, num_tokens)]
     for index in range(1, config.max_rounds):
-        later = pairs * tokens_per_pair
         before = num_tokens + max_tokens if strategy.continues else text
         num_tokens = before + later
-        rounds.append(_cost(index, False, pairs, later, num_tokens))
+        rounds.append(_cost(index, False, frames, pairs, later, num_tokens))
     all_vision = sum(r["vision_tokens"] for r in rounds)
     frame_bytes = max(3 * video.height * video.width for video in videos)
     pages = engine.pool.pages_for(rounds[-1]["prompt_tokens"] + max_tokens)
@@ -93,11 +102,11 @@ def plan_cost(
     }
 
 
-def _cost(index: int, exact: bool, pairs: int, vision: int, tokens: int) -> RoundCost:
+def _cost(index: int, exact: bool, frames: int, pairs: int, vision: int, tokens: int) -> RoundCost:
     return {
         "index": index,
         "exact": exact,
-        "frames": 2 * pairs,
+        "frames": frames,
         "pairs": pairs,
         "vision_tokens": vision,
         "prompt_tokens": tokens,

@@ -153,8 +153,8 @@ class ClippedSource:
 class Video:
     """An opened video, for any number of questions: `open_video` takes it where it takes a path.
 
-    video: what it holds, or another Video that it shares with: whoever closes the last one closes
-    the source, so that one may be closed while questions about it run. A FrameSource, thread-safe.
+    video: what it holds, or another Video that it shares with: the source closes with the last of
+    them, so that one may be closed while questions about it run. A FrameSource, thread-safe.
     Raises BadRequest for a Video that is closed.
     """
 

@@ -1,4 +1,4 @@
-"""FrameStore: decoded frames, kept once for everybody, within a byte budget."""
+"""FrameStore: decoded frames, kept once for all users, within a byte budget."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class FrameStore:
     device_byte_budget: the same of frames that a decoder leaves on an accelerator. They are a
     tier of their own and never copied down: decoding one again there costs less than the way.
     Thread-safe. Two threads that ask for the same frame decode it once. In a forked child it is
-    empty, and otherwise of use.
+    empty and can be used.
     By-products (`passing`: frames that a decoder passes on its way to those asked for) are kept
     while there is room: they evict nothing, and are the first to go.
     Counters: queries, frames_decoded (frames asked for), frames_passing (by-products),
