@@ -30,8 +30,8 @@ from vtts_rt.bench.setting import (
     write_result,
 )
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
-from vtts_rt.models.qwen2_5_vl.vision import MERGE_UNIT, VisionTransformer
 from vtts_rt.models.registry import DTYPES, load_model
+from vtts_rt.models.vision import MERGE_UNIT, VisionTransformer
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID_HW = 20, 24  # patches: 280 x 336 px, 480 rows a pair

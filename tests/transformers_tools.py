@@ -37,12 +37,13 @@ class Image:
 
 @dataclass
 class Generation:
-    """logprobs: natural log, of the chosen tokens. seconds_per_grid: of each video."""
+    """logprobs: natural log, of the chosen tokens. seconds_per_grid: of each video; None where the
+    family does without."""
 
     token_ids: list[int]
     logprobs: list[float]
     num_prompt_tokens: int
-    seconds_per_grid: list[float]
+    seconds_per_grid: list[float] | None
 
 
 class TransformersPeer:
@@ -51,19 +52,21 @@ class TransformersPeer:
     def __init__(self, folder: Path) -> None:
         torchvision_shim.install()
         from transformers import (
+            AutoModelForImageTextToText,
             AutoTokenizer,
-            Qwen2_5_VLForConditionalGeneration,
             Qwen2_5_VLProcessor,
             Qwen2VLImageProcessor,
+            Qwen2VLProcessor,
             Qwen2VLVideoProcessor,
         )
 
-        loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
         self.model = loaded.eval()
         self.model.generation_config.eos_token_id = None  # always the full number of tokens
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model.generation_config.pad_token_id = tokenizer.pad_token_id
-        self.processor = Qwen2_5_VLProcessor(
+        processors = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor}
+        self.processor = processors[self.model.config.model_type](
             image_processor=Qwen2VLImageProcessor(),
             tokenizer=tokenizer,
             video_processor=Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
@@ -115,7 +118,8 @@ class TransformersPeer:
 
     def continued(self, inputs: Any, max_tokens: int, **more: Any) -> Generation:
         """Greedy tokens after inputs; `more` goes to generate, e.g. other position ids."""
-        seconds = inputs.get("second_per_grid_ts", [])
+        timed = hasattr(self.model.config.vision_config, "tokens_per_second")
+        seconds = [float(s) for s in inputs.get("second_per_grid_ts", [])] if timed else None
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs,
@@ -129,7 +133,7 @@ class TransformersPeer:
         token_ids = out.sequences[0, num_prompt:].tolist()
         rows = torch.log_softmax(torch.cat(out.logits).double(), dim=-1)
         logprobs = [float(row[token]) for row, token in zip(rows, token_ids, strict=True)]
-        return Generation(token_ids, logprobs, num_prompt, [float(s) for s in seconds])
+        return Generation(token_ids, logprobs, num_prompt, seconds)
 
     @staticmethod
     def _resize(items: Sequence[Clip | Image]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Builders that tests share: a small random Qwen2.5-VL of transformers and its tokenizer."""
+"""Builders that tests share: small random models of transformers and their tokenizer."""
 
 from __future__ import annotations
 
@@ -71,41 +71,65 @@ def tiny_tokenizer() -> Any:
 
 def tiny_qwen2_5_vl(
     *,
-    tie_word_embeddings: bool = True,
-    heads: int = 4,
-    kv_heads: int = 2,
-    head_dim: int = 16,
-    layers: int = 3,
     vision_heads: int = 2,
     vision_depth: int = 4,
     full_blocks: tuple[int, ...] = (1, 3),
     window_size: int = 112,
     tokens_per_second: int = 2,
+    **more: Any,
+) -> Any:
+    """transformers' Qwen2_5_VLForConditionalGeneration with large random weights."""
+    vision = {
+        "depth": vision_depth,
+        "hidden_size": 32 * vision_heads,
+        "num_heads": vision_heads,
+        "intermediate_size": 72,
+        "window_size": window_size,
+        "fullatt_block_indexes": list(full_blocks),
+        "tokens_per_second": tokens_per_second,
+    }
+    return _tiny("Qwen2_5_VL", vision, "out_hidden_size", **more)
+
+
+def tiny_qwen2_vl(
+    *, vision_heads: int = 2, vision_depth: int = 3, mlp_ratio: int = 2, **more: Any
+) -> Any:
+    """transformers' Qwen2VLForConditionalGeneration with large random weights."""
+    vision = {
+        "depth": vision_depth,
+        "embed_dim": 32 * vision_heads,
+        "num_heads": vision_heads,
+        "mlp_ratio": mlp_ratio,
+    }
+    return _tiny("Qwen2VL", vision, "hidden_size", **more)
+
+
+def _tiny(
+    name: str,
+    vision: dict[str, Any],
+    vision_out: str,
+    *,
+    tie_word_embeddings: bool = True,
+    heads: int = 4,
+    kv_heads: int = 2,
+    head_dim: int = 16,
+    layers: int = 3,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """transformers' Qwen2_5_VLForConditionalGeneration with large random weights.
+    """A model of transformers; vision_out: what its `vision_config` calls the width of features.
 
     Weights are drawn wider than usual (std 0.1) and norms and biases are not trivial, so that a
     tensor put in the wrong place shows.
     """
     torchvision_shim.install()
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    import transformers
 
     vocab = tiny_tokenizer().get_vocab()
     hidden = heads * head_dim
     half = head_dim // 2
-    config = Qwen2_5_VLConfig(
-        vision_config={
-            "depth": vision_depth,
-            "hidden_size": 32 * vision_heads,
-            "num_heads": vision_heads,
-            "intermediate_size": 72,
-            "out_hidden_size": hidden,
-            "window_size": window_size,
-            "fullatt_block_indexes": list(full_blocks),
-            "tokens_per_second": tokens_per_second,
-        },
+    config = getattr(transformers, f"{name}Config")(
+        vision_config={vision_out: hidden, **vision},
         text_config={
             "vocab_size": VOCAB_SIZE,
             "hidden_size": hidden,
@@ -129,17 +153,20 @@ def tiny_qwen2_5_vl(
         tie_word_embeddings=tie_word_embeddings,
     )
     generator = torch.Generator().manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            centre = 1.0 if "norm" in name or "ln_q" in name else 0.0
+        for key, parameter in model.named_parameters():
+            norm = key.endswith("weight") and ("norm" in key or "ln_q" in key)
+            centre = 1.0 if norm else 0.0
             parameter.normal_(centre, 0.1, generator=generator)
     return model.to(dtype)
 
 
-def tiny_checkpoint(folder: Path, **variation: Any) -> Path:
-    """A checkpoint folder with `tiny_qwen2_5_vl(**variation)` and its tokenizer."""
-    tiny_qwen2_5_vl(**variation).save_pretrained(folder)
+def tiny_checkpoint(
+    folder: Path, family: Callable[..., Any] = tiny_qwen2_5_vl, **variation: Any
+) -> Path:
+    """A checkpoint folder with `family(**variation)` and its tokenizer."""
+    family(**variation).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from utils import tiny_checkpoint, tiny_qwen2_5_vl
+from utils import random_rows, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl
 
 from vtts_rt import Runtime, SamplingParams
-from vtts_rt.models.base import ForwardBatch
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.base import ForwardBatch, VideoLM
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import load_extras, load_model, save_hf
 from vtts_rt.models.tokenizer import Tokenizer
@@ -37,9 +36,9 @@ def make_adapter(base: Path, folder: Path, **settings: Any) -> Any:
 
     defaults = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
     torch.manual_seed(0)
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    net = Qwen2_5_VLForConditionalGeneration.from_pretrained(base)
+    net = AutoModelForImageTextToText.from_pretrained(base)
     config = peft.LoraConfig(init_lora_weights=False, **{**defaults, **settings})
     model = peft.get_peft_model(net, config)
     if settings.get("modules_to_save"):
@@ -52,7 +51,7 @@ def make_adapter(base: Path, folder: Path, **settings: Any) -> Any:
     return model.eval()
 
 
-def logits(model: Qwen2_5_VL) -> torch.Tensor:
+def logits(model: VideoLM) -> torch.Tensor:
     positions = torch.arange(len(IDS)).expand(3, -1)
     return model.logits(model(ForwardBatch(torch.tensor(IDS), None, positions, [0, len(IDS)])))
 
@@ -75,6 +74,20 @@ def test_it_computes_as_peft_unmerged(base: Path, tmp_path: Path, settings: dict
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
     assert (logits(load_model(base)) - expected).abs().max() > 0.1
     assert (model.language.lm_head is not None) == ("modules_to_save" in settings)
+
+
+def test_a_tower_of_qwen2_vl_is_adapted_too(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", tiny_qwen2_vl)
+    theirs = make_adapter(base, tmp_path / "adapter", target_modules=["fc1", "qkv", "v_proj"])
+    ours, rows = load_model(tmp_path / "adapter"), random_rows([(2, 4, 6)])
+    with torch.no_grad():
+        visual = theirs.base_model.model.model.visual
+        expected = visual(rows, grid_thw=torch.tensor([[2, 4, 6]])).pooler_output
+        found = ours.visual(rows, [(2, 4, 6)])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert (found - load_model(base).visual(rows, [(2, 4, 6)])).abs().max() > 0.1
+        expected = theirs(input_ids=torch.tensor([IDS])).logits[0]
+        torch.testing.assert_close(logits(ours), expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

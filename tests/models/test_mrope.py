@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from utils import tiny_qwen2_5_vl
+from utils import tiny_qwen2_5_vl, tiny_qwen2_vl
 
 from vtts_rt.models.mrope import MropePositions
 
@@ -37,10 +37,13 @@ def ours(items: list[Item], builder: MropePositions) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize("tokens_per_second", [2, 4])
-def test_transformers_equals_get_rope_index(tokens_per_second: int) -> None:
-    model = tiny_qwen2_5_vl(tokens_per_second=tokens_per_second, vision_depth=1, layers=1).model
-    rng = random.Random(tokens_per_second)
+@pytest.mark.parametrize("tokens_per_second", [2, 4, None])
+def test_transformers_equals_get_rope_index(tokens_per_second: int | None) -> None:
+    if tokens_per_second is None:
+        model = tiny_qwen2_vl(vision_depth=1, layers=1).model
+    else:
+        model = tiny_qwen2_5_vl(tokens_per_second=tokens_per_second, vision_depth=1, layers=1).model
+    rng = random.Random(tokens_per_second or 0)
     for _ in range(150):
         items = random_items(rng)
         kinds: list[int] = []

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from utils import VOCAB_SIZE, random_rows, tiny_qwen2_5_vl
+from utils import VOCAB_SIZE, random_rows, tiny_qwen2_5_vl, tiny_qwen2_vl
 
 from vtts_rt.models.attention import PagedKV, plan_calls
-from vtts_rt.models.base import ForwardBatch, VisionRows
-from vtts_rt.models.mrope import MropePositions
-from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.models.registry import load_model
 
 
@@ -49,6 +47,25 @@ MODELS: dict[str, dict[str, Any]] = {
         "seed": 3,
     },
 }
+QWEN2_VL: dict[str, dict[str, Any]] = {
+    "grouped, tied": {"heads": 4, "kv_heads": 2},
+    "one kv head, untied": {"heads": 4, "kv_heads": 1, "tie_word_embeddings": False, "seed": 1},
+    "ungrouped, head_dim 8": {"heads": 6, "kv_heads": 6, "head_dim": 8, "seed": 2},
+    "one wide block, untied": {
+        "heads": 8,
+        "kv_heads": 4,
+        "tie_word_embeddings": False,
+        "vision_depth": 1,
+        "mlp_ratio": 4,
+        "seed": 3,
+    },
+    "three vision heads": {"heads": 2, "kv_heads": 1, "vision_heads": 3, "layers": 1, "seed": 4},
+    "seven heads over one": {"heads": 7, "kv_heads": 1, "mlp_ratio": 1, "layers": 2, "seed": 5},
+}
+FAMILIES = [
+    *(pytest.param((tiny_qwen2_5_vl, options), id=name) for name, options in MODELS.items()),
+    *(pytest.param((tiny_qwen2_vl, options), id=f"2, {n}") for n, options in QWEN2_VL.items()),
+]
 
 
 @dataclass
@@ -59,9 +76,9 @@ class Inputs:
     positions: Tensor
 
 
-def make_inputs(config: Any, parts: list[int | Vision]) -> Inputs:
+def make_inputs(model: VideoLM, parts: list[int | Vision]) -> Inputs:
     """Random text with pads, random rows for each item in prompt order, transformers' positions."""
-    positions = MropePositions("transformers", config.vision.tokens_per_second)
+    config, positions = model.config, model.positions("transformers")
     ids, places, items = [], [], []
     for part in parts:
         if isinstance(part, int):
@@ -92,7 +109,8 @@ def hf_logits(model: Any, inputs: Inputs) -> Tensor:
     pixel_values, image_grid_thw = select(True)
     pixel_values_videos, video_grid_thw = select(False)
     kinds = (ids == config.image_token_id) + 2 * (ids == config.video_token_id)
-    seconds = [item.seconds_per_grid for item in inputs.items if not item.is_image]
+    timed = hasattr(config.vision_config, "tokens_per_second")
+    seconds = [item.seconds_per_grid for item in inputs.items if timed and not item.is_image]
     with torch.no_grad():
         out = model(
             input_ids=ids,
@@ -107,29 +125,30 @@ def hf_logits(model: Any, inputs: Inputs) -> Tensor:
     return out.logits[0]
 
 
-def shown(model: Qwen2_5_VL, inputs: Inputs) -> VisionRows:
+def shown(model: VideoLM, inputs: Inputs) -> VisionRows:
     features = model.visual(inputs.rows, [item.grid for item in inputs.items])
     return model.vision_rows(inputs.token_ids, features)
 
 
-def our_logits(model: Qwen2_5_VL, inputs: Inputs) -> Tensor:
+def our_logits(model: VideoLM, inputs: Inputs) -> Tensor:
     with torch.no_grad():
         ids, vision = inputs.token_ids, shown(model, inputs)
         return model.logits(model(ForwardBatch(ids, vision, inputs.positions, [0, len(ids)])))
 
 
-@pytest.fixture(scope="module", params=MODELS, ids=lambda name: name)
-def pair(request: Any, tmp_path_factory: Any) -> tuple[Any, Qwen2_5_VL]:
-    theirs = tiny_qwen2_5_vl(**MODELS[request.param])
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: Any, tmp_path_factory: Any) -> tuple[Any, VideoLM]:
+    family, options = request.param
+    theirs = family(**options)
     folder = tmp_path_factory.mktemp("model")
     theirs.save_pretrained(folder)
     return theirs, load_model(folder)
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_logits_equal_transformers(pair: tuple[Any, Qwen2_5_VL], name: str) -> None:
+def test_logits_equal_transformers(pair: tuple[Any, VideoLM], name: str) -> None:
     theirs, ours = pair
-    inputs = make_inputs(ours.config, PROMPTS[name])
+    inputs = make_inputs(ours, PROMPTS[name])
     expected = hf_logits(theirs, inputs)
     assert expected.shape == (len(inputs.token_ids), VOCAB_SIZE)
     assert expected.std() > 0.1  # else the tolerance would mean nothing
@@ -139,10 +158,10 @@ def test_logits_equal_transformers(pair: tuple[Any, Qwen2_5_VL], name: str) -> N
 @pytest.mark.parametrize("chunks", [[11, 1, 30, 1, 7], [1] * 9 + [41], [50]])
 @pytest.mark.parametrize("pages", ["in order", "shuffled"])
 def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
-    pair: tuple[Any, Qwen2_5_VL], chunks: list[int], pages: str
+    pair: tuple[Any, VideoLM], chunks: list[int], pages: str
 ) -> None:
     theirs, ours = pair
-    inputs = make_inputs(ours.config, [7, Vision((3, 10, 6), 0.7)])
+    inputs = make_inputs(ours, [7, Vision((3, 10, 6), 0.7)])
     total, page_size = len(inputs.token_ids), 4
     chunks = [*chunks, total - sum(chunks)]
     shape = (ours.kv.num_layers, 2, 20, page_size, ours.kv.num_heads, ours.kv.head_dim)
@@ -174,7 +193,7 @@ def test_bf16_error_is_at_most_twice_that_of_transformers(tmp_path: Path) -> Non
     exact.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     assert ours.dtype == torch.bfloat16
-    inputs = make_inputs(ours.config, PROMPTS["two videos"])
+    inputs = make_inputs(ours, PROMPTS["two videos"])
     low = hf_logits(exact, inputs).float()
     expected = hf_logits(exact.float(), inputs)
     theirs_error = (low - expected).abs()

@@ -9,8 +9,10 @@ import torch
 from triton_tools import run_triton
 from utils import random_rows
 
-from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig, vision
-from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer, group_pairs, window_classes
+from vtts_rt.models import qwen2_vl, vision
+from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig
+from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer
+from vtts_rt.models.vision import group_pairs, window_classes
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 
@@ -25,13 +27,15 @@ CONFIG = VisionConfig(
 GRIDS = [(2, 10, 6), (1, 8, 8), (3, 16, 12), (1, 2, 2), (2, 8, 8), (1, 6, 20)]
 
 
-@pytest.fixture(scope="module")
-def tower() -> VisionTransformer:
+@pytest.fixture(scope="module", params=["windows", "whole pairs"])
+def tower(request: pytest.FixtureRequest) -> vision.VisionTransformer:
     torch.manual_seed(1)
-    return VisionTransformer(CONFIG, GEOMETRY)
+    if request.param == "windows":
+        return VisionTransformer(CONFIG, GEOMETRY)
+    return qwen2_vl.VisionTransformer(qwen2_vl.VisionConfig(3, 64, 2, 128, 48), GEOMETRY)
 
 
-def test_a_pair_does_not_depend_on_its_company(tower: VisionTransformer) -> None:
+def test_a_pair_does_not_depend_on_its_company(tower: vision.VisionTransformer) -> None:
     rows = random_rows(GRIDS)
     with torch.no_grad():
         together = tower(rows, GRIDS)
@@ -43,7 +47,9 @@ def test_a_pair_does_not_depend_on_its_company(tower: VisionTransformer) -> None
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 
 
-def test_full_attention_reaches_the_whole_pair_and_no_further(tower: VisionTransformer) -> None:
+def test_full_attention_reaches_the_whole_pair_and_no_further(
+    tower: vision.VisionTransformer,
+) -> None:
     rows = random_rows([(2, 16, 12)])
     touched = rows.clone()
     touched[-1] += 1.0
@@ -67,7 +73,7 @@ def test_window_classes_hold_every_token_once(grid: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("max_rows", [1, 64, 200])
 def test_pairs_go_through_in_parts_with_the_same_features(
-    tower: VisionTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
+    tower: vision.VisionTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = random_rows(GRIDS)
     with torch.no_grad():
@@ -98,17 +104,17 @@ def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in tower.parameters())
 
 
-def test_no_items_give_no_features(tower: VisionTransformer) -> None:
+def test_no_items_give_no_features(tower: vision.VisionTransformer) -> None:
     assert tower(torch.empty(0, GEOMETRY.row_size), []).shape == (0, CONFIG.out_hidden_size)
 
 
 @pytest.mark.parametrize("grid", [(1, 5, 4), (0, 4, 4), (1, 4, 0)])
-def test_bad_grids_are_named(tower: VisionTransformer, grid: tuple[int, int, int]) -> None:
+def test_bad_grids_are_named(tower: vision.VisionTransformer, grid: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="grid_thw must be positive with even height, width"):
         tower(torch.empty(20, GEOMETRY.row_size), [grid])
 
 
-def test_rows_must_fit_the_grids(tower: VisionTransformer) -> None:
+def test_rows_must_fit_the_grids(tower: vision.VisionTransformer) -> None:
     with pytest.raises(ValueError, match=r"rows must be of shape \(16, 1176\), got \(12, 1176\)"):
         tower(torch.empty(12, GEOMETRY.row_size), [(1, 4, 4)])
 
@@ -125,7 +131,7 @@ def some_jobs() -> list[PatchifyJob]:
 
 @pytest.mark.parametrize("max_rows", [100, 10_000])
 def test_jobs_have_the_features_of_their_rows(
-    tower: VisionTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
+    tower: vision.VisionTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vision, "ROWS_AT_ONCE", max_rows)
     jobs = some_jobs()

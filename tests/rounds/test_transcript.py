@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from utils import LOOK, request
+from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.config import PARITIES, STRATEGIES
@@ -19,6 +19,11 @@ from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import ReuseStats, RoundTimings
 
 RAW = SamplingParams(temperature=1.0, seed=3, max_tokens=6, ignore_eos=True, logprobs="raw")
+
+
+@pytest.fixture(scope="module", params=[tiny_qwen2_5_vl, tiny_qwen2_vl])
+def checkpoint(request: Any, tmp_path_factory: Any) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +37,9 @@ def peer(checkpoint: Path) -> Any:
     import torchvision_shim
 
     torchvision_shim.install()
-    from transformers import Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    loaded = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    loaded = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
     return loaded.eval()
 
 

@@ -17,6 +17,7 @@ from vtts_rt.models.config import ModelConfig, TowerConfig
 from vtts_rt.models.language import ForwardBatch, LanguageModel, VisionRows
 from vtts_rt.models.layers import Linear
 from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.models.weights import (
     EMBEDDING,
     LM_HEAD,
@@ -58,7 +59,7 @@ class VideoLM(nn.Module, ABC):
     geometry: Geometry
     chat: ClassVar[ChatFormat]
 
-    def __init__(self, config: ModelConfig, visual: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, visual: VisionTransformer) -> None:
         super().__init__()
         out, hidden = config.vision.out_hidden_size, config.language.hidden_size
         name = type(self).__name__
@@ -81,18 +82,22 @@ class VideoLM(nn.Module, ABC):
     def positions(self, parity: Parity) -> MropePositions:
         """What gives the positions of a new sequence."""
 
-    @abstractmethod
     def encode(self, jobs: Sequence[PatchifyJob], rows: Tensor | None = None) -> Tensor:
         """Features of frame pairs, a job each: (tokens of all, feature_dim), in order.
 
         rows: (P, geometry.row_size) patch rows of the jobs as `patchify` gives them; None: made
         on the way, on the device of the model, where the frames are.
         """
+        if rows is None:
+            return self.visual.encode_jobs(jobs)
+        grids = [(1, *self.geometry.grid_hw(job.resized_hw)) for job in jobs]
+        features: Tensor = self.visual(rows, grids)
+        return features
 
     @property
-    @abstractmethod
     def numerics(self) -> str:
         """How pixels become the tower's inputs on this device: part of what features depend on."""
+        return "rows" if self.device.type == "cpu" else self.visual.embed_numerics
 
     # -- sizes ------------------------------------------------------------------------------
 

@@ -31,9 +31,10 @@ _MAX_JSON_BYTES = 256 << 20  # an index of a million tensors takes about 100 MB
 # they only keep transformers from building a list of that length.
 _MAX_SIZE, _MAX_LAYERS = 1 << 24, 1 << 12
 _SIZES = {
-    **dict.fromkeys(("depth", "num_hidden_layers"), _MAX_LAYERS),
+    **dict.fromkeys(("depth", "mlp_ratio", "num_hidden_layers"), _MAX_LAYERS),
     **dict.fromkeys(
         (
+            "embed_dim",
             "hidden_size",
             "intermediate_size",
             "max_position_embeddings",
@@ -332,12 +333,8 @@ def write_hf_config(
     rope["mrope_section"] = list(text.pop("mrope_section"))
     tied = text.pop("tie_word_embeddings")
     ends = {"bos_token_id": None, "eos_token_id": eos[0] if eos else None}
-    vision = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in asdict(config.vision).items()
-    }
     hf = CONFIG_MAPPING[config.model_type](
-        vision_config=vision,
+        vision_config=config.vision.to_hf(),
         text_config={**text, **ends, "rope_parameters": rope},
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,

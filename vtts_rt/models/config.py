@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vtts_rt.types import Geometry, SamplingParams
@@ -11,13 +11,18 @@ from vtts_rt.types import Geometry, SamplingParams
 @dataclass(frozen=True, slots=True)
 class TowerConfig:
     """What every vision tower has; a family adds fields. Names follow transformers'
-    `vision_config`."""
+    `vision_config` where `to_hf` does not say another."""
 
     depth: int
     hidden_size: int
     num_heads: int
     intermediate_size: int
     out_hidden_size: int
+
+    def to_hf(self) -> dict[str, Any]:
+        """The fields as transformers' `vision_config` has them."""
+        values = asdict(self).items()
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,18 @@ class RMSNorm(nn.Module):
         return rmsnorm(x, self.weight, eps=self.eps, residual=residual)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Mean 0 and variance 1, then weight and bias."""
+
+    def __init__(self, num_channels: int, eps: float) -> None:
+        super().__init__(num_channels, eps)
+
+    def of_sum(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """As `RMSNorm.of_sum`."""
+        x = x + residual
+        return self(x), x
+
+
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x)), gate and up as one matrix: rows [gate; up].
 

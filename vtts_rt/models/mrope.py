@@ -25,11 +25,12 @@ class MropePositions:
     """Hands out positions in prompt order.
 
     parity: the rule above. tokens_per_second: temporal positions a second (`vision_config`; 2 in
-    released models). next_position: where the next text, generated or vision token starts.
+    released models); None where they count frame pairs, whatever the time between them.
+    next_position: where the next text, generated or vision token starts.
     """
 
     parity: Parity
-    tokens_per_second: float
+    tokens_per_second: float | None
     next_position: int = 0
 
     def __post_init__(self) -> None:
@@ -50,14 +51,16 @@ class MropePositions:
     ) -> Tensor:
         """(3, t * h/2 * w/2) int64 for a vision segment of t pairs of h x w patches.
 
-        seconds_per_grid: seconds between pairs; images step by one.
+        seconds_per_grid: seconds between pairs, which count where there are tokens_per_second;
+            images step by one.
         """
         start = self.next_position
         t, h, w = grid_thw[0], grid_thw[1] // MERGE_SIZE, grid_thw[2] // MERGE_SIZE
         # float32 throughout: both rules truncate float32 products, and 3 * (1 / 3) depends on it.
-        step = torch.tensor(1.0 if is_image else seconds_per_grid, dtype=torch.float32)
-        if not is_image:
-            step = step * self.tokens_per_second
+        per_second = None if is_image else self.tokens_per_second
+        step = torch.tensor(1.0 if per_second is None else seconds_per_grid, dtype=torch.float32)
+        if per_second is not None:
+            step = step * per_second
         time = (torch.arange(t) * step).long()
         axes = torch.meshgrid(time, torch.arange(h), torch.arange(w), indexing="ij")
         positions = torch.stack(axes).reshape(3, -1) + start

@@ -27,6 +27,7 @@ from vtts_rt.models.checkpoint import (
 from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
+from vtts_rt.models.qwen2_vl import Qwen2_VL
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.models.weights import (
@@ -52,7 +53,7 @@ __all__ = [
     "save_hf",
 ]
 
-FAMILIES: dict[str, type[VideoLM]] = {family.model_type: family for family in (Qwen2_5_VL,)}
+FAMILIES: dict[str, type[VideoLM]] = {f.model_type: f for f in (Qwen2_5_VL, Qwen2_VL)}
 
 DTYPES = {
     "float32": torch.float32,

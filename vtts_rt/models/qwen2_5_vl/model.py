@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-from torch import Tensor
 
 from vtts_rt.models.base import VideoLM
 from vtts_rt.models.checkpoint import from_hf, positive
 from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
-from vtts_rt.models.qwen2_5_vl.vision import ROPE_THETA, VisionConfig, VisionTransformer
-from vtts_rt.ops.patch_jobs import PatchifyJob
+from vtts_rt.models.qwen2_5_vl.vision import VisionConfig, VisionTransformer
+from vtts_rt.models.vision import check_rope
 from vtts_rt.types import Geometry, Parity, require
 
 # The released models': OPENAI_CLIP_MEAN and OPENAI_CLIP_STD of transformers.
@@ -28,7 +25,6 @@ class Qwen2_5_VL(VideoLM):
     model_type = "qwen2_5_vl"
     geometry = GEOMETRY
     chat = CHAT
-    visual: VisionTransformer
 
     def __init__(self, config: ModelConfig) -> None:
         assert isinstance(config.vision, VisionConfig)
@@ -44,23 +40,10 @@ class Qwen2_5_VL(VideoLM):
             check("hidden_act", part.hidden_act, part.hidden_act == "silu", "'silu'")
         vision, speed = hf.vision_config, hf.vision_config.tokens_per_second
         check("tokens_per_second", speed, positive(speed), "a number > 0")
-        rope = getattr(vision, "rope_parameters", None) or {}
-        theta = rope.get("rope_theta", ROPE_THETA)
-        check("vision rope_theta", theta, theta == ROPE_THETA, str(ROPE_THETA))
+        check_rope(vision)
         side = cls.geometry.token_px
         check("window_size", vision.window_size, vision.window_size >= side, f">= {side}")
         return from_hf(VisionConfig, vision)
 
     def positions(self, parity: Parity) -> MropePositions:
         return MropePositions(parity, self._tokens_per_second)
-
-    @property
-    def numerics(self) -> str:
-        return "rows" if self.device.type == "cpu" else self.visual.embed_numerics
-
-    def encode(self, jobs: Sequence[PatchifyJob], rows: Tensor | None = None) -> Tensor:
-        if rows is None:
-            return self.visual.encode_jobs(jobs)
-        grids = [(1, *self.geometry.grid_hw(job.resized_hw)) for job in jobs]
-        features: Tensor = self.visual(rows, grids)
-        return features

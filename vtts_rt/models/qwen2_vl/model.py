@@ -1,0 +1,83 @@
+"""Qwen2_VL: its tower beside the shared language model; chat and geometry are Qwen2.5-VL's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtts_rt.models import vision
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.config import ModelConfig, TowerConfig
+from vtts_rt.models.layers import LayerNorm, Linear
+from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.types import Geometry, Parity, require
+
+QUICK_GELU = 1.702  # transformers, QuickGELUActivation
+
+
+@dataclass(frozen=True, slots=True)
+class VisionConfig(TowerConfig):
+    """Shape of the tower; ValueError unless intermediate_size is a multiple of hidden_size."""
+
+    def __post_init__(self) -> None:
+        hidden, inner = self.hidden_size, self.intermediate_size
+        fits = inner >= hidden and inner % hidden == 0
+        require("VisionConfig", "intermediate_size", inner, fits, f"a multiple of {hidden}")
+
+    def to_hf(self) -> dict[str, Any]:
+        return {
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "embed_dim": self.hidden_size,
+            "mlp_ratio": self.intermediate_size // self.hidden_size,
+            "hidden_size": self.out_hidden_size,
+        }
+
+
+class VisionMLP(nn.Module):
+    """fc2(quick_gelu(fc1(x)))."""
+
+    def __init__(self, num_channels: int, num_hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(num_channels, num_hidden)
+        self.fc2 = Linear(num_hidden, num_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(QUICK_GELU * x))  # type: ignore[no-any-return]
+
+
+class VisionTransformer(vision.VisionTransformer):
+    """The Qwen2-VL vision tower: attention over whole frame pairs, layer norms and plain MLPs."""
+
+    def __init__(self, config: VisionConfig, geometry: Geometry) -> None:
+        super().__init__(config, geometry, LayerNorm, VisionMLP)
+
+
+class Qwen2_VL(VideoLM):
+    model_type = "qwen2_vl"
+    geometry = GEOMETRY
+    chat = CHAT
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert isinstance(config.vision, VisionConfig)
+        super().__init__(config, VisionTransformer(config.vision, config.geometry))
+
+    @classmethod
+    def read_vision(cls, hf: Any) -> VisionConfig:
+        part = hf.vision_config
+        for act, rule in ((part.hidden_act, "quick_gelu"), (hf.text_config.hidden_act, "silu")):
+            require("load_model", "hidden_act", act, act == rule, f"'{rule}'")
+        vision.check_rope(part)
+        width = part.embed_dim
+        return VisionConfig(
+            part.depth, width, part.num_heads, width * part.mlp_ratio, part.hidden_size
+        )
+
+    def positions(self, parity: Parity) -> MropePositions:
+        return MropePositions(parity, None)
