@@ -7,8 +7,10 @@ from typing import TypedDict
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
+from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.reply import most_of_reply
 from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.rounds.ask import Ask
 from vtts_rt.sampling import MAX_TOKENS
@@ -17,7 +19,8 @@ from vtts_rt.types import VideoMetadata
 
 class RoundCost(TypedDict):
     """Of one round. The first is exact; a later one is an estimate, all the pairs that its policy
-    would take of views as large as the first, as the clue that leads it is not known yet."""
+    would take of views as large as the first, or the longest reply of its dialect to one request,
+    as the clue that leads it is not known yet."""
 
     index: int
     exact: bool
@@ -67,17 +70,19 @@ def plan_cost(
     vision = sum(segment.num_tokens for segment in first.segments)
     text = engine.tokenizer.count(chat.text(prompt)) - len(first.segments)  # one pad each
     num_tokens = text + vision
-    tokens_per_pair = vision // first.num_pairs
     pairs = first.num_pairs
-    strategy = find_strategy(config.strategy)
+    strategy, reply = find_strategy(config.strategy), DIALECTS[config.dialect].reply
     if strategy.focuses:
         pairs = focus_pairs(config, config.max_frames // 2, first.num_pairs)
-    rounds = [_cost(0, True, first.num_pairs, vision, num_tokens)]
+    frames, later = 2 * pairs, pairs * (vision // first.num_pairs)
+    if reply is not None:
+        frames, later = most_of_reply(reply, config, videos)
+        pairs = frames if reply.as_images else -(-frames // 2)
+    rounds = [_cost(0, True, 2 * first.num_pairs, first.num_pairs, vision, num_tokens)]
     for index in range(1, config.max_rounds):
-        later = pairs * tokens_per_pair
         before = num_tokens + max_tokens if strategy.continues else text
         num_tokens = before + later
-        rounds.append(_cost(index, False, pairs, later, num_tokens))
+        rounds.append(_cost(index, False, frames, pairs, later, num_tokens))
     all_vision = sum(r["vision_tokens"] for r in rounds)
     frame_bytes = max(3 * video.height * video.width for video in videos)
     pages = engine.pool.pages_for(rounds[-1]["prompt_tokens"] + max_tokens)
@@ -93,11 +98,11 @@ def plan_cost(
     }
 
 
-def _cost(index: int, exact: bool, pairs: int, vision: int, tokens: int) -> RoundCost:
+def _cost(index: int, exact: bool, frames: int, pairs: int, vision: int, tokens: int) -> RoundCost:
     return {
         "index": index,
         "exact": exact,
-        "frames": 2 * pairs,
+        "frames": frames,
         "pairs": pairs,
         "vision_tokens": vision,
         "prompt_tokens": tokens,
