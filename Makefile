@@ -116,7 +116,9 @@ endef
 test-csrc: $(STAMP).dev
 	$(call CTEST,build/native,-DVTTS_PYTHON=OFF -DVTTS_TESTS=ON)
 
-# The same tests under AddressSanitizer and UBSan, and 2 s of the fuzz target.
+# The same tests, of the emulated kernels a part, under AddressSanitizer and UBSan, and 2 s of the
+# fuzz target.
+test-sanitizers: export VTTS_TEST_BRIEF = 1
 test-sanitizers: $(STAMP).dev
 	$(call CTEST,build/sanitizers,-DVTTS_SANITIZE=ON -DVTTS_FUZZ_SECONDS=2 -DVTTS_FUZZ_SEED=0)
 
