@@ -52,10 +52,9 @@ def cascade_attention(
             lse[begin:],
             scale,
             causal=False,
-            partial=True,
         )
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    merge_parts(parts, lse, out, None)
+    merge_parts(parts, lse, out)
     return out
 
 

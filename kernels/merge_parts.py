@@ -14,16 +14,14 @@ def merge_parts_kernel(
     parts_ptr,
     part_lse_ptr,
     out_ptr,
-    lse_ptr,
     num_parts,
     num_places,
     HEAD_DIM: tl.constexpr,
-    HAS_LSE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """parts: (num_parts, num_places, D), part_lse: (num_parts, num_places) float32, a place being a
-    row's head; out: (num_places, D), lse: (num_places,). One program a place."""
+    row's head; out: (num_places, D). One program a place."""
     place = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PARTS)
     feature = tl.arange(0, BLOCK_D)
@@ -40,14 +38,10 @@ def merge_parts_kernel(
     out = tl.sum(values * weight[:, None], 0) / tl.where(total == 0.0, 1.0, total)
     target = out_ptr + place * HEAD_DIM + feature
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=feature < HEAD_DIM)
-    if HAS_LSE:
-        tl.store(lse_ptr + place, top + tl.log(total))
 
 
-def merge_parts(
-    parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor | None
-) -> None:
-    """parts: (P, N, H, D), part_lse: (P, N, H) float32 -> out: (N, H, D), lse: (N, H) float32."""
+def merge_parts(parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor) -> None:
+    """parts: (P, N, H, D), part_lse: (P, N, H) float32 -> out: (N, H, D)."""
     num_parts, num_rows, num_heads, head_dim = parts.shape
     if num_rows == 0:
         return
@@ -56,11 +50,9 @@ def merge_parts(
         parts,
         part_lse,
         out,
-        out if lse is None else lse,
         num_parts,
         num_rows * num_heads,
         HEAD_DIM=head_dim,
-        HAS_LSE=lse is not None,
         PARTS=num_parts_block,
         BLOCK_D=block_d,
         num_warps=num_warps(num_parts_block * block_d),
@@ -74,7 +66,7 @@ def num_warps(num_values: int) -> int:
 
 def variants() -> list[dict]:
     """What is compiled ahead of time: heads of Qwen2.5-VL."""
-    names = ("parts_ptr", "part_lse_ptr", "lse_ptr")
+    names = ("parts_ptr", "part_lse_ptr")
     return [
         {
             "name": f"bf16, D 128, {parts} parts",
@@ -85,7 +77,7 @@ def variants() -> list[dict]:
                 "num_parts": "i32",
                 "num_places": "i32",
             },
-            "constexprs": {"HEAD_DIM": 128, "HAS_LSE": False, "PARTS": parts, "BLOCK_D": 128},
+            "constexprs": {"HEAD_DIM": 128, "PARTS": parts, "BLOCK_D": 128},
             "num_warps": num_warps(parts * 128),
             "unaligned": ("num_parts", "num_places"),
         }

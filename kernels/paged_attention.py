@@ -50,7 +50,6 @@ def paged_attention_kernel(
     HAS_BOUNDS: tl.constexpr,
     CAUSAL: tl.constexpr,
     PARTIAL: tl.constexpr,
-    HAS_LSE: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -59,9 +58,9 @@ def paged_attention_kernel(
     """q: strides in elements, D adjacent. table, bounds (cu_seqlens_q), lengths (seqlens_k): int32
     or int64; without bounds each sequence has one row. keys, values: laid out alike, D adjacent.
     scale: of the scores, times log2(e). num_tiles: most of a sequence; grid: (S * KV_HEADS *
-    num_tiles, num_splits). out: contiguous (num_splits, N, H, D), lse: (num_splits, N, H), natural.
-    Of a PARTIAL result what has no keys gets lse -inf, and out where the program had none is left
-    as it is."""
+    num_tiles, num_splits). out: contiguous (num_splits, N, H, D). A PARTIAL result has lse too:
+    (num_splits, N, H), natural; what has no keys gets lse -inf, and out where the program had none
+    is left as it is."""
     pid = tl.program_id(0)
     split = tl.program_id(1)
     # Last tiles first: they see the most keys, and short work evens out what is left at the end.
@@ -149,7 +148,7 @@ def paged_attention_kernel(
     out = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     target = out_ptr + place[:, None] * HEAD_DIM + feature[None, :]
     tl.store(target, out.to(out_ptr.dtype.element_ty), mask=wanted)
-    if HAS_LSE:
+    if PARTIAL:
         lse = (top + tl.log2(total)) * 0.6931471805599453  # -inf + -inf without a key
         tl.store(lse_ptr + place, lse, mask=used)
 
@@ -240,11 +239,10 @@ def launch(
     scale: float,
     *,
     causal: bool,
-    partial: bool,
 ) -> None:
-    """cu_seqlens_q: None for one row a sequence. out: contiguous (plan.num_splits, N, H, D) (or
-    without the first, of one split); lse: the same without D, float32, or None. Features of q, keys
-    and values adjacent."""
+    """cu_seqlens_q: None for one row a sequence. out: contiguous (plan.num_splits, N, H, D); lse:
+    the same without D, float32, of a partial result. Without lse out is the whole result,
+    (N, H, D), of one split. Features of q, keys and values adjacent."""
     num_rows, num_heads, head_dim = q.shape
     page_size, num_kv_heads = keys.shape[1:3]
     grid = (page_table.shape[0] * num_kv_heads * plan.num_tiles, plan.num_splits)
@@ -273,8 +271,7 @@ def launch(
         PAGE_SIZE=page_size,
         HAS_BOUNDS=cu_seqlens_q is not None,
         CAUSAL=causal,
-        PARTIAL=partial,
-        HAS_LSE=lse is not None,
+        PARTIAL=lse is not None,
         WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
         BLOCK_M=plan.tiles.block_m,
         BLOCK_N=plan.tiles.block_n,
@@ -294,21 +291,19 @@ def paged_attention(
     scale: float,
     max_seqlen_q: int,
     max_seqlen_k: int,
-    return_lse: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Bottom-right causal. Returns (N, H, D) in q's dtype and, if wanted, (N, H) float32."""
+) -> torch.Tensor:
+    """Bottom-right causal. Returns (N, H, D) in q's dtype."""
     chosen = plan(q, keys, page_table.shape[0], max_seqlen_q, max_seqlen_k)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device) if return_lse else None
     inputs = (q, keys, values, page_table, cu_seqlens_q, seqlens_k)
     if chosen.num_splits == 1:
-        launch(chosen, *inputs, out, lse, scale, causal=True, partial=False)
-        return out, lse
+        launch(chosen, *inputs, out, None, scale, causal=True)
+        return out
     parts = torch.empty((chosen.num_splits, *q.shape), dtype=torch.float32, device=q.device)
-    part_lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
-    launch(chosen, *inputs, parts, part_lse, scale, causal=True, partial=True)
-    merge_parts(parts, part_lse, out, lse)
-    return out, lse
+    lse = torch.empty(parts.shape[:3], dtype=torch.float32, device=q.device)
+    launch(chosen, *inputs, parts, lse, scale, causal=True)
+    merge_parts(parts, lse, out)
+    return out
 
 
 def variants() -> list[dict]:
@@ -358,7 +353,6 @@ def _variant(
         },
         "constexprs": {
             **flags,
-            "HAS_LSE": partial,
             "WIDE": False,
             "KV_HEADS": kv_heads,
             "GROUP": group,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from test_runtime import Scripted, logits_of
 from utils import LOOK, copy_config, request
 
-from vtts_rt import EngineConfig, PerceptionConfig, Runtime
+from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
+from vtts_rt.perception.clue import Clue
+from vtts_rt.perception.region import RawRegion
 
 
 @pytest.fixture()
@@ -160,3 +163,34 @@ def test_a_recipe_picks_the_dialect(
     assert "<video_zoom>" in own.rounds[0].prompt
     assert (other.dialect, other.strategy) == ("r1.5", "official")
     assert "<video_zoom>" not in other.rounds[0].prompt
+
+
+def test_stop_texts_of_a_request_and_of_the_checkpoint_stay(
+    checkpoint: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stop_strings": ["END"]}))
+    sent: list[GenerationRequest] = []
+    with Runtime.from_pretrained(tmp_path) as runtime:
+        add = runtime.engine.add
+        monkeypatch.setattr(runtime.engine, "add", lambda r: sent.append(r) or add(r))
+        config = PerceptionConfig(dialect="videozoomer", **{**LOOK, "max_rounds": 1})
+        for stop in (None, "X", ()):
+            sampling = SamplingParams(stop=stop, max_tokens=1)
+            runtime.ask(clip, "which?", perception=config, sampling=sampling)
+    own = "</video_zoom>"
+    assert [r.sampling.stop for r in sent] == [("END", own), ("X", own), (own,)]
+
+
+def test_a_later_round_costs_at_most_the_longest_reply(runtime: Runtime, clip: Path) -> None:
+    config = PerceptionConfig(dialect="videozoomer", **LOOK)
+    cost = runtime.plan(clip, "which?", perception=config)["rounds"]
+    whole = RawRegion(span=(0.0, 1e6), num_frames=1000)
+    clues = [Clue(spans=((0.0, 1e6),), regions=(whole,))] * 2
+    answer = runtime.ask(**request(clip, perception=config, assume_clues=clues))
+    for later, result in zip(cost[1:], answer.rounds[1:], strict=True):
+        segments = result.plan.segments
+        tokens = sum(segment.num_tokens for segment in segments)
+        found = (later["frames"], later["pairs"], later["vision_tokens"])
+        assert found == (len(segments), len(segments), tokens) == (16, 16, 16 * 6)

@@ -6,7 +6,6 @@ Nothing here knows about files, models or text formats. Units stand in the names
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
@@ -50,7 +49,7 @@ class Geometry:
         (red, green, blue); a pixel becomes (value / 255 - mean) / std. merge: patches a side that
         become one LM token. frames_per_pair: frames of a temporal cell (`temporal_patch_size`).
     Raises ValueError for a patch size that nothing is compiled for, for a merge or frames_per_pair
-    other than 2, and for a mean or std that is not three finite numbers, those of std positive.
+    other than 2, and for a mean or std that is not three numbers whose quotients float32 holds.
     """
 
     patch_px: int
@@ -67,15 +66,15 @@ class Geometry:
         ):
             value, rule = getattr(self, name), " or ".join(map(str, allowed))
             _require("Geometry", name, value, type(value) is int and value in allowed, rule)
-        for name, least in (("mean", -math.inf), ("std", 0.0)):
+        for name, least in (("mean", -1e6), ("std", 1e-6)):
             given = getattr(self, name)
             try:
                 values = tuple(float(value) for value in given)
-                ok = len(values) == 3 and all(least < value < math.inf for value in values)
+                ok = len(values) == 3 and all(least <= value <= 1e6 for value in values)
             except (TypeError, ValueError, OverflowError):
                 values, ok = (), False
-            rule = "three finite numbers" + (" > 0" if name == "std" else "")
-            _require("Geometry", name, given, ok, rule)
+            ok = ok and not isinstance(given, str)
+            _require("Geometry", name, given, ok, f"three numbers in [{least:g}, 1e+06]")
             object.__setattr__(self, name, values)
 
     @property
@@ -254,7 +253,8 @@ class SamplingParams:
     (`sampling.resolve`). ops/logits.py says in which order all of this applies.
 
     temperature: 0 is greedy (neutral); above, Gumbel-max with counter-based noise keyed by
-        (seed, member, round, position), so batching and preemption never change a result.
+        (seed, member, round, position), so batching and preemption never change the noise; what
+        stands beside a row in a pass changes sums by rounding (float32: some 1e-6 of a log-prob).
     top_k: 0 keeps all; top_p: 1.0 keeps all. seed: 0 if unset.
     max_tokens: per round; unset, 2,048 cut to what the model's positions and the KV pool hold.
     stop: a text or texts that end a round when generated; kept out of the text.

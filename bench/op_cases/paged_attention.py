@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,18 +63,16 @@ class Batch(NamedTuple):
 
 
 def cases(device: str, scale: Scale) -> Iterator[Build]:
-    """At "check" scale queries inside wider rows, indices of both types, NaN in slots that nobody
-    may read, and log-sum-exps."""
+    """At "check" scale queries inside wider rows, indices of both types and NaN in slots that
+    nobody may read."""
     check = scale == "check"
-    for number, shape in enumerate(CHECKS if check else BENCHES[device]):
+    for shape in CHECKS if check else BENCHES[device]:
         for dtype in DTYPES if check else (bench_dtype(device),):
-            yield _case(device, dtype, shape, check, with_lse=False)
-            if check and number % 2:
-                yield _case(device, dtype, shape, check, with_lse=True)
+            yield _case(device, dtype, shape, check)
 
 
 @built_later
-def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool, with_lse: bool) -> Case:
+def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Case:
     batch = _batch(device, dtype, shape, check)
     num_heads, num_kv_heads, head_dim = shape.heads
     # Scores that are computed: all keys before a sequence's new rows, and half of those among them.
@@ -84,26 +81,22 @@ def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool, with_lse: 
 
     def run(backend: str) -> Outputs:
         most = (max(shape.num_new), max(shape.num_keys))
-        call = partial(paged_attention, *batch, max_seqlen_q=most[0], max_seqlen_k=most[1])
-        found = call(return_lse=with_lse, backend=backend)
-        return found if isinstance(found, tuple) else (found,)
+        bounds = {"max_seqlen_q": most[0], "max_seqlen_k": most[1]}
+        return (paged_attention(*batch, **bounds, backend=backend),)
 
     def exact() -> Outputs:
-        out, lse = paged_attention_ref(*_in_blocks(batch))
-        return (out, lse) if with_lse else (out,)
+        return (paged_attention_ref(*_in_blocks(batch)),)
 
     without: tuple[str, ...] = ("flash-attn",) if dtype is torch.float32 or head_dim % 8 else ()
-    if with_lse or head_dim % 8:
+    if head_dim % 8:
         without += ("cpu",)
-    if with_lse:
-        without += ("torch",)
     # Interpreted, native and eager kernels of small shapes are held against the equation's own
     # operators; what is timed, against torch's fastest.
     eager = (lambda: run("reference")) if check else (lambda: (sdpa(batch),))
     news, keys = (", ".join(map(str, lengths)) for lengths in shape[:2])
     return Case(
         name=f"{news} new of {keys} keys, {num_heads} over {num_kv_heads} x {head_dim}, pages of "
-        f"{shape.page_size}{', lse' if with_lse else ''}",
+        f"{shape.page_size}",
         dtype=dtype,
         run=run,
         exact=exact,

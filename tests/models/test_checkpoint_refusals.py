@@ -75,6 +75,7 @@ def test_tensors_that_do_not_fit_are_named(
         ({"text_config.num_attention_heads": 0}, "num_attention_heads must be in 1..16777216"),
         ({"text_config.rms_norm_eps": -1.0}, "rms_norm_eps must be a number > 0, got -1.0"),
         ({"text_config.rope_parameters": {"rope_theta": "x"}}, "rope_theta must be a number > 0"),
+        ({"text_config.rope_parameters": {"rope_theta": 10**400}}, "rope_theta must be a number"),
         ({"text_config.head_dim": 8}, "head_dim must be hidden_size / heads, got 8"),
         ({"vision_config.window_size": 14}, "window_size must be >= 28, got 14"),
         ({"vision_config.rope_parameters": {"rope_theta": 5.0, "rope_type": "axial"}}, "10000.0"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torchvision_shim
 
-from vtts_rt.models.preprocessor import read_geometry
+from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.types import Geometry
 
@@ -71,10 +71,18 @@ def test_the_file_that_transformers_reads_counts(
     [
         (
             {"image_std": [0.5, 0.5]},
-            r"config\.json image_std must be three finite numbers > 0",
+            r"config\.json image_std must be three numbers in",
         ),
-        ({"image_std": 0}, r"image_std must be three finite numbers > 0, got \[0, 0, 0\]"),
-        ({"image_mean": "grey"}, r"image_mean must be three finite numbers, got 'grey'"),
+        (
+            {"image_std": 0},
+            r"image_std must be three numbers in \[1e-06, 1e\+06\], got \[0, 0, 0\]",
+        ),
+        (
+            {"image_mean": "grey"},
+            r"image_mean must be three numbers in \[-1e\+06, 1e\+06\], got 'grey'",
+        ),
+        ({"image_mean": "123"}, "image_mean must be three numbers in .*, got '123'"),
+        ({"image_std": [1e-320] * 3}, "image_std must be three numbers in"),
         ({"patch_size": 16}, "patch_size must be 14, got 16"),
         ({"merge_size": 1}, "merge_size must be 2, got 1"),
         ({"temporal_patch_size": 1}, "temporal_patch_size must be 2, got 1"),
@@ -101,6 +109,18 @@ def test_mean_and_std_are_taken(tmp_path: Path, mean: Any) -> None:
     write(tmp_path, "preprocessor_config.json", {"image_mean": mean, "image_std": [0.5, 1.0, 2.0]})
     expected = (0.5,) * 3 if mean == 0.5 else tuple(mean)
     assert geometry_of(tmp_path) == replace(GEOMETRY, mean=expected, std=(0.5, 1.0, 2.0))
+
+
+@pytest.mark.parametrize("num_files", range(4))
+@pytest.mark.parametrize("geometry", [GEOMETRY, replace(GEOMETRY, mean=(0.7, 0.8, 0.9))])
+def test_what_is_written_is_read_again_whatever_files_stand_there(
+    tmp_path: Path, geometry: Geometry, num_files: int
+) -> None:
+    for name in list(FILES)[::-1][:num_files]:
+        write(tmp_path, name, FILES[name])
+    write_geometry(tmp_path, geometry, GEOMETRY)
+    assert geometry_of(tmp_path) == geometry
+    assert any(tmp_path.iterdir()) == (num_files > 0 or geometry != GEOMETRY)
 
 
 def test_what_transformers_writes_is_taken(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vtts_rt.perception.layout import Turn
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.region import RawRegion
-from vtts_rt.perception.reply import plan_reply, reply_turn
+from vtts_rt.perception.reply import most_of_reply, plan_reply, reply_turn
 from vtts_rt.types import PixelBox, PromptPart, Segment, TimeLabel, TimeSpan, VideoMetadata
 
 VIDEO = VideoMetadata("v", 300, 30.0, 10.0, 360, 640, "test")
@@ -125,3 +125,30 @@ def test_texts_around_the_frames() -> None:
         TimeLabel("frame 150:"),
         "END",
     ]
+
+
+def test_frames_of_several_videos_stand_under_headings() -> None:
+    clue = asked(RawRegion(span=(2, 4)))
+    for reply, label in ((LONGVT, False), (VIDEOZOOMER, True)):
+        found = plan(reply, clue, (VIDEO, IMAGE, replace(VIDEO, video_id="w")))
+        parts = said(reply, found, is_last=False)
+        texts = [part for part in parts if isinstance(part, str)]
+        assert texts == ["<tool_response>\n", "Video 1:\n", "Video 3:\n", "\n</tool_response>MORE"]
+        labels = [part.text for part in parts if isinstance(part, TimeLabel)]
+        times = ["2.00", "3.00", "2.00", "3.00"]
+        named = [f"<frame{i}_time{time}s>" for i, time in enumerate(times)]
+        assert labels == (named if label else [])
+
+
+def test_the_longest_reply_is_as_long_as_one_to_a_request_for_all() -> None:
+    for reply in (LONGVT, VIDEOZOOMER, replace(VIDEOZOOMER, as_images=False)):
+        for videos in (
+            (VIDEO,),
+            (VIDEO, IMAGE),
+            (VIDEO, replace(VIDEO, num_frames=5, source_fps=0.5)),
+        ):
+            asks = asked(RawRegion(span=(0, 10), num_frames=100_000))
+            found = plan(reply, asks, videos)
+            frames = sum(len({*segment.frame_indices}) for segment in found.segments)
+            tokens = sum(segment.num_tokens for segment in found.segments)
+            assert most_of_reply(reply, CONFIG, videos) == (frames, tokens)

@@ -23,6 +23,7 @@ from vtts_rt.rounds.grammar import (
     LITERAL,
     MAX_BOXES,
     MAX_SPANS,
+    OPENING,
     ClueGrammar,
     GrammarState,
 )
@@ -275,3 +276,11 @@ def test_without_the_library_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(RuntimeError, match=r'pip install "vtts_rt\[grammar\]"'):
         ClueGrammar(tiny())
+
+
+def test_the_opening_tags_that_the_parser_reads_are_those_of_the_grammar() -> None:
+    for before in range(7):
+        for after in range(7):
+            text = f"<{' ' * before}Glue{' ' * after}>(1, 2)"
+            found = OPENING.search(text.encode()) is not None
+            assert found == parse_clue(text).usable == (max(before, after) <= 4)

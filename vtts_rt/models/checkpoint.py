@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import re
+import sys
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
@@ -315,7 +315,7 @@ def _check(argument: str, value: object, ok: bool, rule: str) -> None:
 
 def positive(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0.0 < value < math.inf  # type: ignore[operator]
+    return number and 0.0 < value <= sys.float_info.max  # type: ignore[operator]
 
 
 def write_hf_config(

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 # Tokens of a frame by default, PerceptionConfig's least, the budget rule's most (VideoChat-R1.5).
 _MIN_TOKENS, _MAX_TOKENS = 128, 768
+_NESTED, _KINDS = "processor_config.json", ("video_processor", "image_processor")
+_FILES = ("preprocessor_config.json", "video_preprocessor_config.json", _NESTED)
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 # What every frame goes through; names as in preprocessor_config.json.
 _FIXED: dict[str, Any] = {
@@ -89,11 +91,21 @@ def _normalised(file: str, settings: dict[str, Any], own: Geometry) -> Geometry:
     return own
 
 
-def write_geometry(folder: Path, geometry: Geometry) -> None:
-    """Say mean and std in preprocessor_config.json, beside what stands there."""
-    path = folder / "preprocessor_config.json"
+def write_geometry(folder: Path, geometry: Geometry, own: Geometry) -> None:
+    """Say mean and std in the processor files of a folder, beside what stands there; if they are
+    not those of `own`, the family's, in a new preprocessor_config.json too."""
     said = {"image_mean": list(geometry.mean), "image_std": list(geometry.std)}
-    path.write_text(json.dumps({**_read(path), **said}, indent=2) + "\n", encoding="utf-8")
+    found = {path.name: read_json(path) for name in _FILES if (path := folder / name).is_file()}
+    if (geometry.mean, geometry.std) != (own.mean, own.std):
+        found.setdefault(_FILES[0], {})
+    for name, settings in found.items():
+        if name == _NESTED:
+            parts = {k: v for k, v in settings.items() if k in _KINDS and isinstance(v, dict)}
+            settings |= {kind: {**part, **said} for kind, part in parts.items()}
+        else:
+            settings |= said
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _tell_bounds(file: str, settings: dict[str, Any], token_area: int) -> None:

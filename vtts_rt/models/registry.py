@@ -188,8 +188,8 @@ def save_hf(
 
     dtype: None keeps the model's. extras: the recipe (see `load_extras`); None writes the model's
     perception settings if it has any. It stands in config.json, where transformers keeps it when
-    it loads and saves the model. A mean and std of its own are written to preprocessor_config.json,
-    tokenizer files are not.
+    it loads and saves the model. The mean and std go into the processor files of the folder, or a
+    new one where they are not the family's; tokenizer files are not written.
     """
     from safetensors.torch import save_file
 
@@ -199,8 +199,7 @@ def save_hf(
     tied = model.language.lm_head is None
     language = replace(model.config.language, tie_word_embeddings=tied)
     write_hf_config(replace(model.config, language=language), folder, name, extras)
-    if model.geometry != type(model).geometry:
-        write_geometry(folder, model.geometry)
+    write_geometry(folder, model.geometry, type(model).geometry)
     tensors = model.export(kind)
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 

@@ -24,7 +24,7 @@ D head dim.
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal, NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,15 +46,11 @@ def paged_attention_ref(
     seqlens_k: Tensor,
     *,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The equation, sequence by sequence, in q's dtype. Arguments as `paged_attention`.
-
-    Returns (N, H, D) and the log-sum-exps (N, H) of the scores, in q's dtype.
-    """
+) -> Tensor:
+    """The equation, sequence by sequence, in q's dtype. Arguments, result as `paged_attention`."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     page_size, groups = keys.shape[1], q.shape[1] // keys.shape[2]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = out.new_empty(out.shape[:2])
     bounds = cu_seqlens_q.tolist()
     for s, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
         num_keys = int(seqlens_k[s])
@@ -68,8 +64,7 @@ def paged_attention_ref(
         future = future.triu(num_keys - (stop - start) + 1)
         scores = scores.masked_fill(future, -torch.inf)
         out[start:stop] = torch.einsum("hij,jhd->ihd", scores.softmax(-1), value)
-        lse[start:stop] = scores.logsumexp(-1).T
-    return out, lse
+    return out
 
 
 class Call(NamedTuple):
@@ -84,7 +79,6 @@ class Call(NamedTuple):
     scale: float | None = None
     max_seqlen_q: int | None = None
     max_seqlen_k: int | None = None
-    return_lse: bool = False
 
     @property
     def factor(self) -> float:
@@ -97,7 +91,7 @@ class Call(NamedTuple):
         return int(self.cu_seqlens_q.diff().max()) if len(self.cu_seqlens_q) > 1 else 0
 
 
-def _native(call: Call) -> tuple[Tensor, None]:
+def _native(call: Call) -> Tensor:
     from vtts_rt import _C
 
     q, keys, values = call[:3]
@@ -122,34 +116,33 @@ def _native(call: Call) -> tuple[Tensor, None]:
         call.factor,
         torch.get_num_threads(),
     )
-    return out, None
+    return out
 
 
-def _reference(call: Call) -> tuple[Tensor, Tensor]:
+def _reference(call: Call) -> Tensor:
     check_sequences(call.q, call.keys, *call[3:6])
     return paged_attention_ref(*call[:6], scale=call.scale)
 
 
-def _torch(call: Call) -> tuple[Tensor, None]:
+def _torch(call: Call) -> Tensor:
     sequences = check_sequences(call.q, call.keys, *call[3:6])
-    return paged_sdpa(*call[:3], sequences, call.scale), None
+    return paged_sdpa(*call[:3], sequences, call.scale)
 
 
-def _triton(call: Call) -> tuple[Tensor, Tensor | None]:
+def _triton(call: Call) -> Tensor:
     from vtts_rt.kernels import paged_attention as kernel
 
     q, seqlens_k = call.q, call.seqlens_k
     if seqlens_k.numel() == 0:
-        return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=torch.float32)
-    out, lse = kernel.paged_attention(
+        return q.new_empty(q.shape)
+    out: Tensor = kernel.paged_attention(
         adjacent_features(q),
         *call[1:6],
         call.factor,
         call.most_rows,
         int(seqlens_k.max()) if call.max_seqlen_k is None else call.max_seqlen_k,
-        call.return_lse,
     )
-    return out, lse
+    return out
 
 
 def _flash_supports(device: str) -> str | None:
@@ -160,10 +153,10 @@ def _flash_supports(device: str) -> str | None:
     return None
 
 
-def _flash(call: Call) -> tuple[Tensor, Tensor]:
+def _flash(call: Call) -> Tensor:
     from flash_attn_interface import flash_attn_with_kvcache  # type: ignore[import-not-found]
 
-    out, lse, *_ = flash_attn_with_kvcache(
+    out: Tensor = flash_attn_with_kvcache(
         adjacent_features(call.q),
         call.keys,
         call.values,
@@ -173,9 +166,8 @@ def _flash(call: Call) -> tuple[Tensor, Tensor]:
         max_seqlen_q=call.most_rows,
         softmax_scale=call.factor,
         causal=True,
-        return_softmax_lse=True,
     )
-    return out, lse.T  # (H, N) to (N, H)
+    return out
 
 
 def adjacent_features(q: Tensor) -> Tensor:
@@ -187,13 +179,13 @@ def _refusal(run: object, call: Call) -> str | None:
     """Why a backend's kernel cannot take these tensors, or None."""
     q, keys, values = call[:3]
     if run in (_torch, _reference):
-        return "return_lse" if call.return_lse and run is _torch else None
+        return None
     if run is _native:
         if not (keys.is_contiguous() and values.is_contiguous()):
             return "pages that are not contiguous"
         if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
             return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
-        return "return_lse" if call.return_lse else native.refusal(q, keys, values)
+        return native.refusal(q, keys, values)
     if run is _flash and (q.dtype is torch.float32 or q.shape[-1] % 8):
         return "float32, or a head dim that is no multiple of 8"
     return triton_refusal(q, keys, values)
@@ -211,8 +203,7 @@ def _choose(backend: str, call: Call) -> tuple[Backend, str]:
         reason = str(native.tiles_refusal()) if many else None
     if reason is None:
         return chosen, "preferred" if backend == "auto" else "asked for"
-    name = "reference" if call.return_lse else "torch"
-    return _OP.resolve(call.q.device.type, name), f"no {chosen.name}: {reason}"
+    return _OP.resolve(call.q.device.type, "torch"), f"no {chosen.name}: {reason}"
 
 
 def by_use() -> list[Choice]:
@@ -255,7 +246,6 @@ _OP = register(
 )
 
 
-@overload
 def paged_attention(
     q: Tensor,
     keys: Tensor,
@@ -267,42 +257,8 @@ def paged_attention(
     scale: float | None = None,
     max_seqlen_q: int | None = None,
     max_seqlen_k: int | None = None,
-    return_lse: Literal[False] = False,
     backend: str = "auto",
-) -> Tensor: ...
-
-
-@overload
-def paged_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    *,
-    scale: float | None = None,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    return_lse: Literal[True],
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]: ...
-
-
-def paged_attention(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    page_table: Tensor,
-    cu_seqlens_q: Tensor,
-    seqlens_k: Tensor,
-    *,
-    scale: float | None = None,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
-    return_lse: bool = False,
-    backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Attention of packed rows to paged keys; see the file's head.
 
     q: (N, H, D), H a multiple of K; keys, values: (num_pages, page_size, K, D), all of one float
@@ -313,18 +269,17 @@ def paged_attention(
     max_seqlen_q, max_seqlen_k: upper bounds of a sequence's rows and keys, for the Triton kernels;
         None: looked up, for which a CUDA device is waited for. What a captured CUDA graph was
         given holds for every replay.
-    return_lse: also return the natural log-sum-exps of the scaled scores.
     backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted),
         "flash-attn" (version 3 where installed; CUDA tensors of 16 bits, D a multiple of 8), "cpu"
         (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no gradient
-        wanted, no return_lse), "torch" (no return_lse) or "reference". "auto" takes the first that
-        can, and torch for more than 16 rows of a sequence where the native tiles are not faster.
+        wanted), "torch" or "reference". "auto" takes the first that can, and torch for more than 16
+        rows of a sequence where the native tiles are not faster.
 
-    Returns (N, H, D) in q's dtype, with `return_lse` and (N, H) float32.
+    Returns (N, H, D) in q's dtype.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
     does not take; RuntimeError on an unusable backend. "cpu", "torch" and "reference" also raise
     ValueError on a sequence with fewer keys than rows and on pages outside the pool. "triton" does
-    not look: rows that see no key get zeros and -inf, rows from cu_seqlens_q[-1] on are left
+    not look: rows that see no key get zeros, rows from cu_seqlens_q[-1] on are left
     unwritten, and wrong pages read any memory.
     """
     num_sequences = page_table.shape[0]
@@ -337,6 +292,6 @@ def paged_attention(
         seqlens_k=(seqlens_k, (num_sequences,)),
     )
     tensors = (q, keys, values, page_table, cu_seqlens_q, seqlens_k)
-    call = Call(*tensors, scale, max_seqlen_q, max_seqlen_k, return_lse)
-    out, lse = _choose(backend, call)[0].run(call)
-    return (out, lse.float()) if return_lse else out
+    call = Call(*tensors, scale, max_seqlen_q, max_seqlen_k)
+    out: Tensor = _choose(backend, call)[0].run(call)
+    return out

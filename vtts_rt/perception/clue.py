@@ -94,7 +94,7 @@ class ClueStream:
         self._tags = {tag.name: tag for tag in dialect.tags}
         names = "|".join(self._tags)
         self._tag_pattern = re.compile(
-            rf"<[ ]{{0,4}}(/?)[ ]{{0,4}}({names})[ ]{{0,4}}>", re.IGNORECASE | re.ASCII
+            rf"<[ ]{{0,4}}(?:(/)[ ]{{0,4}})?({names})[ ]{{0,4}}>", re.IGNORECASE | re.ASCII
         )
         self._longest_tag = 2 + 1 + 3 * 4 + max(len(name) for name in self._tags)
         self._pieces: list[str] = []

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vtts_rt import config
 from vtts_rt.perception.chat import BoxUnit
 
 # text: kept as it stands. numbers: spans and boxes in any notation (glue.py). json: calls. code:
@@ -87,27 +86,21 @@ class Dialect:
     models: who writes so. tags: all that are read. calls: tools in `json` and `code` tags. phrases:
     patterns whose named groups are arguments, or the answer. max_calls: requests of one turn that
     count, the first ones. stop: texts that end a turn, kept out of its text. continuations: how
-    rounds may go on, the usual way first. max_rounds: of the published loop, 0: no bound. reply:
-    None where a round shows what its strategy says. wording: fields of PromptTemplates that tell a
-    model how to ask.
+    rounds may go on, the usual way first; config.DIALECTS names the dialects whose rounds run here.
+    reply: None where a round shows what its strategy says. wording: fields of PromptTemplates that
+    tell a model how to ask.
     """
 
     name: str
     models: str
     tags: tuple[Tag, ...]
     continuations: tuple[Continuation, ...]
-    max_rounds: int = 0
     calls: tuple[Call, ...] = ()
     phrases: tuple[str, ...] = ()
     max_calls: int = 1
     stop: tuple[str, ...] = ()
     reply: Reply | None = None
     wording: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def runs(self) -> bool:
-        """Whether rounds run here (config.DIALECTS); else requests are read, and that is all."""
-        return self.name in config.DIALECTS
 
     @property
     def request(self) -> Tag:
@@ -158,7 +151,6 @@ _ALL = (
         tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(Call("crop_video", _SECONDS),),
         continuations=("append",),
-        max_rounds=5,
         reply=Reply("tool", max_frames=128, max_frame_px=224 * 224),
         wording=_wording(
             _TOOL_CALL.around(
@@ -173,7 +165,6 @@ _ALL = (
         calls=(Call("crop_video", {**_SECONDS, "start": "start", "end": "end", "task": "query"}),),
         max_calls=5,
         continuations=("subcontext",),
-        max_rounds=3,
         reply=Reply("tool", max_frames=16),
     ),
     Dialect(
@@ -191,7 +182,6 @@ _ALL = (
         calls=(Call("", {"segment": "span", "fps": "sample_fps"}),),
         stop=(_VIDEO_ZOOM.closing,),
         continuations=("append",),
-        max_rounds=5,
         reply=Reply(
             "tool",
             frame_label="<frame{number}_time{seconds:.2f}s>",
@@ -207,7 +197,6 @@ _ALL = (
             Call("seek_video_frames", {**_SECONDS, "query": "query", "num_frames": "num_frames"}),
         ),
         continuations=("append",),
-        max_rounds=8,
         reply=Reply("tool"),
     ),
     Dialect(
@@ -215,7 +204,6 @@ _ALL = (
         models="Conan",
         tags=(Tag("score"), _THINK, Tag("clip", "numbers"), _ANSWER),
         continuations=("append",),
-        max_rounds=3,
         reply=Reply(),
     ),
     Dialect(
@@ -228,7 +216,6 @@ _ALL = (
             r"output answer ?: ?(?P<answer>.*)",
         ),
         continuations=("append",),
-        max_rounds=5,
         reply=Reply(frame_label="frame {index}:", max_frames=12),
     ),
     Dialect(
@@ -244,7 +231,6 @@ _ALL = (
             ),
         ),
         continuations=("append",),
-        max_rounds=4,
         reply=Reply("tool"),
     ),
     Dialect(
@@ -253,7 +239,6 @@ _ALL = (
         tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(Call("image_zoom_in_tool", {"bbox_2d": "box", "label": "label"}),),
         continuations=("append",),
-        max_rounds=9,
         reply=Reply("tool", max_frames=1),
     ),
     Dialect(
@@ -270,7 +255,6 @@ _ALL = (
         tags=(_THINK, _ANSWER, Tag("span", "field", "span"), Tag("fps", "field", "sample_fps")),
         max_calls=64,
         continuations=("splice",),
-        max_rounds=1,
         reply=Reply(as_images=False),
     ),
     Dialect(
@@ -289,14 +273,12 @@ _ALL = (
         ),
         max_calls=64,
         continuations=("none",),
-        max_rounds=1,
     ),
     Dialect(
         name="video-thinker",
         models="Video-Thinker",
         tags=(_THINK, _ANSWER, Tag("time", "numbers"), Tag("caption")),
         continuations=("none",),
-        max_rounds=1,
     ),
 )
 DIALECTS: Mapping[str, Dialect] = {dialect.name: dialect for dialect in _ALL}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def labelled_pairs(turn: Turn) -> list[PromptPart]:
         text = "" if turn.goes_on else text + _previous(templates, turn.plan)
     before, after = (text, "") if turn.text_first else ("", text)
     cue = templates.cue_final if turn.is_last else templates.cue_look
-    return [before, *_labelled(turn), after + cue]
+    return [before, *with_labels(turn, _time_label), after + cue]
 
 
 def task_text(
@@ -103,23 +103,26 @@ def _previous(templates: PromptTemplates, plan: FramePlan) -> str:
     )
 
 
-def _labelled(turn: Turn) -> list[PromptPart]:
-    """Segments, each after its time; with several videos each after its heading."""
+def with_labels(turn: Turn, label: Callable[[Turn, int, Segment], str]) -> list[PromptPart]:
+    """Segments, each after its label, which may be empty; with several videos those of each after
+    its heading. label: of a turn, and of a segment and its number in it."""
     plan = turn.plan
     parts: list[PromptPart] = []
     heading = None
-    for segment in plan.segments:
+    for number, segment in enumerate(plan.segments):
         video = segment.pairs[0].video
         if len(plan.views) > 1 and video != heading:
             parts.append(turn.templates.video_heading.format(number=video + 1))
             heading = video
-        if plan.time_labels and not segment.is_image:
-            parts.append(TimeLabel(_time_text(turn, segment)))
+        if text := label(turn, number, segment):
+            parts.append(TimeLabel(text))
         parts.append(segment)
     return parts
 
 
-def _time_text(turn: Turn, segment: Segment) -> str:
+def _time_label(turn: Turn, number: int, segment: Segment) -> str:
+    if segment.is_image or not turn.plan.time_labels:
+        return ""
     pair = segment.pairs[0]
     decimals = 2 if turn.plan.views[pair.video].cell_seconds < _FINE_CELL_SECONDS else 1
     label = turn.templates.time_label

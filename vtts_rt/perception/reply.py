@@ -11,12 +11,12 @@ import numpy as np
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import Reply
-from vtts_rt.perception.layout import Turn
+from vtts_rt.perception.layout import Turn, with_labels
 from vtts_rt.perception.plan import FramePlan, RoundHistory, View, frame_times, image_segment
 from vtts_rt.perception.policy_grid import make_plan
 from vtts_rt.perception.region import RawRegion, full_view, usable_spans
 from vtts_rt.perception.sizing import resize_kernel, view_size
-from vtts_rt.types import PairRef, PromptPart, Segment, TimeLabel, VideoMetadata
+from vtts_rt.types import PairRef, PromptPart, Segment, VideoMetadata
 
 
 def plan_reply(
@@ -45,8 +45,7 @@ def plan_reply(
             views.append(look.plan.views[video])
             continue
         box = full_view(metadata.height, metadata.width)
-        most_px = reply.max_frame_px or math.inf
-        size = view_size(config, metadata.height, metadata.width, reply.max_frames, most_px)
+        size = _frame_size(reply, config, metadata)
         times = frame_times(metadata)
         one = image_segment(video, metadata, box, size, config)
         pairs = [(frame, frame) for frame in frames]
@@ -63,17 +62,36 @@ def plan_reply(
 def reply_turn(reply: Reply, turn: Turn) -> list[PromptPart]:
     """The turn that gives a look back: texts and segments, then the cue of the round."""
     before, after = reply.around
-    parts: list[PromptPart] = [before]
-    for number, segment in enumerate(turn.plan.segments):
+
+    def label(turn: Turn, number: int, segment: Segment) -> str:
         pair = segment.pairs[0]
-        label = reply.frame_label.format(
-            number=number, index=pair.frame_a, seconds=pair.time_seconds
-        )
-        if label:
-            parts.append(TimeLabel(label))
-        parts.append(segment)
-    templates = turn.templates
-    return [*parts, after + (templates.cue_final if turn.is_last else templates.cue_look)]
+        named = {"number": number, "index": pair.frame_a, "seconds": pair.time_seconds}
+        return reply.frame_label.format(**named)
+
+    cue = turn.templates.cue_final if turn.is_last else turn.templates.cue_look
+    return [before, *with_labels(turn, label), after + cue]
+
+
+def most_of_reply(
+    reply: Reply, config: ResolvedPerception, videos: Sequence[VideoMetadata]
+) -> tuple[int, int]:
+    """(frames, tokens) of the longest reply to one request."""
+    most_frames = most_tokens = 0
+    for metadata in videos:
+        if not metadata.is_image:
+            num_frames = min(reply.max_frames, metadata.num_frames)
+            size = _frame_size(reply, config, metadata)
+            most_frames += num_frames
+            num_shown = num_frames if reply.as_images else -(-num_frames // 2)
+            most_tokens += num_shown * config.geometry.num_tokens(size)
+    return most_frames, most_tokens
+
+
+def _frame_size(
+    reply: Reply, config: ResolvedPerception, metadata: VideoMetadata
+) -> tuple[int, int]:
+    most_px = reply.max_frame_px or math.inf
+    return view_size(config, metadata.height, metadata.width, reply.max_frames, most_px)
 
 
 def _asked_frames(

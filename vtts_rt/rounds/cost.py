@@ -7,11 +7,10 @@ from typing import TypedDict
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.engine import Engine
-from vtts_rt.perception.clue import clue_from_json
 from vtts_rt.perception.dialect import DIALECTS
-from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.reply import most_of_reply
 from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
 from vtts_rt.rounds.ask import Ask
 from vtts_rt.sampling import MAX_TOKENS
@@ -20,8 +19,8 @@ from vtts_rt.types import VideoMetadata
 
 class RoundCost(TypedDict):
     """Of one round. The first is exact; a later one is an estimate, all the pairs that its policy
-    would take of views as large as the first, as the clue that leads it is not known yet. Where the
-    dialect gives looks back, it is the whole video, asked for at the dialect's own density."""
+    would take of views as large as the first, or the longest reply of its dialect to one request,
+    as the clue that leads it is not known yet."""
 
     index: int
     exact: bool
@@ -71,17 +70,14 @@ def plan_cost(
     vision = sum(segment.num_tokens for segment in first.segments)
     text = engine.tokenizer.count(chat.text(prompt)) - len(first.segments)  # one pad each
     num_tokens = text + vision
-    tokens_per_pair = vision // first.num_pairs
     pairs = first.num_pairs
-    strategy = find_strategy(config.strategy)
+    strategy, reply = find_strategy(config.strategy), DIALECTS[config.dialect].reply
     if strategy.focuses:
         pairs = focus_pairs(config, config.max_frames // 2, first.num_pairs)
-    frames, later = 2 * pairs, pairs * tokens_per_pair
-    if DIALECTS[config.dialect].reply is not None:
-        whole = clue_from_json([[0.0, max(1.0, *(video.duration_seconds for video in videos))]])
-        look = plan_round(config.strategy, config, videos, [RoundHistory(first, whole)], 1)
-        frames, pairs = len(look.frame_indices), look.num_pairs
-        later = sum(segment.num_tokens for segment in look.segments)
+    frames, later = 2 * pairs, pairs * (vision // first.num_pairs)
+    if reply is not None:
+        frames, later = most_of_reply(reply, config, videos)
+        pairs = frames if reply.as_images else -(-frames // 2)
     rounds = [_cost(0, True, 2 * first.num_pairs, first.num_pairs, vision, num_tokens)]
     for index in range(1, config.max_rounds):
         before = num_tokens + max_tokens if strategy.continues else text

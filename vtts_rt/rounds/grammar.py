@@ -52,7 +52,7 @@ LITERAL = rf"\[{_LITERAL_SPAN}(, ?{_LITERAL_SPAN}){{0,{MAX_SPANS - 1}}}\]"
 # An opening tag in every spelling that perception/clue.py reads; and its beginning, at the end of
 # a text.
 _NAME = TAGS["glue"][0][1:-1]
-_OPENING = re.compile(rf"<[ ]{{0,4}}{_NAME}[ ]{{0,4}}>".encode(), re.IGNORECASE)
+OPENING = re.compile(rf"<[ ]{{0,4}}{_NAME}[ ]{{0,4}}>".encode(), re.IGNORECASE)
 _LETTERS = "".join(f"(?:{letter}" for letter in _NAME) + "[ ]{0,4}" + ")?" * len(_NAME)
 _BEGUN = re.compile(rf"<[ ]{{0,4}}{_LETTERS}\Z".encode(), re.IGNORECASE)
 
@@ -149,7 +149,7 @@ class GrammarState:
         while text:
             if self._matcher is None:
                 text = self._begun + text
-                opening = _OPENING.search(text)
+                opening = OPENING.search(text)
                 if opening is None:
                     begun = _BEGUN.search(text)
                     self._begun = b"" if begun is None else begun[0].lower()

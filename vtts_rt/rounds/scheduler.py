@@ -41,6 +41,7 @@ from vtts_rt.rounds.results import (
     TokenGenerated,
 )
 from vtts_rt.rounds.transcript import Transcript
+from vtts_rt.sampling import resolve
 from vtts_rt.types import PairRef, SamplingParams, StopReason
 from vtts_rt.video.store import StoreProvider
 
@@ -159,7 +160,8 @@ class RoundScheduler:
         chat, dialect = self._engine.model.chat, DIALECTS[config.dialect]
         sampling = request.sampling
         if dialect.stop:
-            sampling = replace(sampling, stop=(*(sampling.stop or ()), *dialect.stop))
+            own = resolve(sampling, self._engine.model.config.sampling).stop
+            sampling = replace(sampling, stop=(*own, *dialect.stop))
         conversation: EncodedPrompt | None = None
         results, clues_given = request.results, request.ask.clues
         stop: StopReason = "max_rounds"
