@@ -124,18 +124,6 @@ def test_forced_rounds_are_one_pass_over_the_whole(
     assert torch.allclose(torch.tensor(last.logprobs), got, atol=1e-4)
 
 
-@pytest.mark.parametrize("dialect", ROUNDS)
-def test_a_plan_counts_the_look_at_the_whole_video(
-    dialect: str, runtime: Runtime, clip: Path
-) -> None:
-    config = PerceptionConfig(dialect=dialect, max_rounds=2, **LOOK)
-    arguments = request(clip, perception=config, assume_clues=[[[0, 1000]]])
-    _, planned = runtime.plan(**arguments)["rounds"]
-    shown = runtime.ask(**arguments).rounds[1].plan
-    assert (planned["frames"], planned["pairs"]) == (len(shown.frame_indices), shown.num_pairs)
-    assert planned["vision_tokens"] == sum(segment.num_tokens for segment in shown.segments)
-
-
 def test_an_answer_without_a_request_is_the_last(
     runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
