@@ -19,15 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from vtts_rt import LOG_LEVELS, __version__
 from vtts_rt.checks import CommandParser
-from vtts_rt.config import (
-    DIALECTS,
-    PARITIES,
-    QUANTIZATIONS,
-    STRATEGIES,
-    VIDEO_WRAPPERS,
-    MediaLimits,
-)
-from vtts_rt.types import DECODERS, require
+from vtts_rt.config import DIALECTS, PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
+from vtts_rt.types import DECODERS, VIDEO_WRAPPERS, require
 
 if TYPE_CHECKING:
     from vtts_rt.rounds.results import Answer
@@ -139,11 +132,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         help="official: a round without a clue looks where the last clue pointed",
     )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
-    parser.add_argument(
-        "--video-wrapper",
-        choices=VIDEO_WRAPPERS,
-        help="vision markers around the pairs of a video, in families that write one pair by pair",
-    )
+    parser.add_argument("--video-wrapper", choices=VIDEO_WRAPPERS, help="of Qwen3-VL's prompts")
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument(
         "--source-fps", type=float, metavar="F", help="rate of a .npy array or a raw stream"

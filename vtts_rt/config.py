@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, VideoWrapper, require
+from vtts_rt.types import (
+    DECODERS,
+    VIDEO_WRAPPERS,
+    Decoder,
+    Geometry,
+    Parity,
+    StrategyName,
+    VideoWrapper,
+    require,
+)
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
-VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = get_args(VideoWrapper)
 # VideoChat-R1.5: tokens that a frame gets at least, and how many such frames a round may hold.
 _MIN_TOKENS, _TOTAL_SHARE = 128, 12
 # Dialects whose rounds run, of the table in perception/dialect.py, and with which strategies: the

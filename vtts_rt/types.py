@@ -33,6 +33,7 @@ RESIZE_KERNELS: tuple[ResizeKernel, ...] = ("fixed", "float", "pil")
 # How a family that writes a video pair by pair brackets the pairs: with vision markers around all
 # of them (transformers from 5.10 on), or not (before).
 VideoWrapper = Literal["outer", "legacy"]
+VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = ("outer", "legacy")
 # What they do: perception/strategy.py.
 StrategyName = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
