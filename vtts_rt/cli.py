@@ -132,7 +132,9 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         help="official: a round without a clue looks where the last clue pointed",
     )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
-    parser.add_argument("--video-wrapper", choices=VIDEO_WRAPPERS, help="of Qwen3-VL's prompts")
+    parser.add_argument(
+        "--video-wrapper", choices=VIDEO_WRAPPERS, help="markers around a video's pairs"
+    )
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument(
         "--source-fps", type=float, metavar="F", help="rate of a .npy array or a raw stream"

@@ -72,7 +72,7 @@ class VideoLM(nn.Module, ABC):
         require(name, "out_hidden_size", out, out == hidden, f"hidden_size ({hidden})")
         self.config = config
         self.geometry = config.geometry
-        self.visual = self.tower(config.vision, config.geometry)  # type: ignore[call-arg, arg-type]
+        self.visual = self.tower(config.vision, config.geometry)  # type: ignore[call-arg]
         self.language = LanguageModel(config.language, self.feature_dim)
         self.quantization: str | None = None
         self._versions: dict[str, str] = {}
