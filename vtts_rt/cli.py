@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtts_rt import LOG_LEVELS, __version__
+from vtts_rt.checkout import source_module
 from vtts_rt.checks import CommandParser
 from vtts_rt.config import DIALECTS, PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
 from vtts_rt.types import DECODERS, require
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from vtts_rt.runtime import Runtime
 
 
-# command -> (module with a `main(argv)`, help). They bring their own flags.
+# command -> (module with a `main(argv)`, or its file in the checkout's bench/; help). They bring
+# their own flags.
 _DELEGATES = {
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
-    "train": ("vtts_rt.train.sft", "train; `vtts-rt train sft --help`"),
+    "train": ("tiny/sft.py", "train the embedded model; `vtts-rt train sft --help`"),
     "eval": ("vtts_rt.evaluation.commands", "evaluate; `vtts-rt eval --help` lists what"),
-    "report": ("vtts_rt.report", "write the tables of README and docs from results"),
+    "report": ("report/__init__.py", "write the tables of README and docs from results"),
 }
 
 
@@ -200,7 +202,11 @@ def _fail(error: object, status: int) -> int:
 
 def _delegate(command: str, arguments: list[str]) -> int:
     """Hand the rest of the line to the module that implements the command."""
-    module = import_module(_DELEGATES[command][0])
+    name = _DELEGATES[command][0]
+    if name.endswith(".py"):
+        module = source_module(f"the parts of `vtts-rt {command}`", name)
+    else:
+        module = import_module(name)
     return int(module.main(arguments) or 0)
 
 

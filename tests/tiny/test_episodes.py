@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import recipe
+from tiny.episodes import Episode, make_drill, make_episode, scene_metadata
+from tiny.tokenizer import save_tokenizer
 
 from vtts_rt.data.needle import make_question, make_scene, pattern_text
 from vtts_rt.models.mrope import MropePositions, build_position_ids
@@ -11,17 +14,14 @@ from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import prompts_from_dict
 from vtts_rt.perception.strategy import build_prompt, plan_round
-from vtts_rt.train import tiny
-from vtts_rt.train.episodes import Episode, make_drill, make_episode, scene_metadata
-from vtts_rt.train.tokenizer import save_tokenizer
 
-TEMPLATES = prompts_from_dict(tiny.PROMPTS)
+TEMPLATES = prompts_from_dict(recipe.PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(tiny.make_tokenizer(), folder)
+    save_tokenizer(recipe.make_tokenizer(), folder)
     return Tokenizer.from_pretrained(folder, CHAT)
 
 
@@ -30,7 +30,7 @@ def _episode(tokenizer: Tokenizer, seed: int, **options: object) -> Episode:
         make_scene(seed, footage=False),
         0,
         tokenizer=tokenizer,
-        perception=tiny.PERCEPTION,
+        perception=recipe.PERCEPTION,
         templates=TEMPLATES,
         seed=0,
         **options,  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
         whole: EncodedPrompt | None = None
         ids = episode.token_ids.tolist()
         for index in range(len(episode.verdicts)):
-            plan = plan_round("append", tiny.PERCEPTION, [video], history, index)
+            plan = plan_round("append", recipe.PERCEPTION, [video], history, index)
             prompt = build_prompt(
                 "append",
                 CHAT,

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vtts_rt.data.views import (
+from tiny.episodes import Episode
+from tiny.views import (
     NUM_ATTRIBUTES,
     TOKENS,
     VIEW_PX,
@@ -22,9 +23,8 @@ from vtts_rt.data.views import (
     label_view,
     view_pixels,
 )
+from tiny.vision_stage import forward_views
 from vtts_rt.models.base import VideoLM
-from vtts_rt.train.episodes import Episode
-from vtts_rt.train.vision_stage import forward_views
 from vtts_rt.types import PixelBox
 
 _PAIRS_PER_PASS = 96

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtts_rt.data.views import (
+from tiny.episodes import Episode
+from tiny.views import (
     COLOUR_INDEX,
     GRID,
     MARK_INDEX,
@@ -30,7 +31,6 @@ from vtts_rt.data.views import (
 )
 from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.train.episodes import Episode
 
 MAX_SECONDS = 64  # whole seconds that the time probe tells apart
 _NOT_SCORED = -100
