@@ -122,8 +122,7 @@ def test_the_script_files_the_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     run("--plans", "2", "--model", str(resolve_model("tiny")))
     (path,) = tmp_path.iterdir()
     result = json.loads(path.read_text())
-    assert result["accuracy"] == [] and [r["strategy"] for r in result["kept"][::2]] == list(
-        STRATEGIES
-    )
+    assert result["accuracy"] == []
+    assert [row["strategy"] for row in result["kept"][::2]] == list(STRATEGIES)
     with pytest.raises(ValueError, match="plans must be >= 1, got 0"):
         run("--plans", "0")
