@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -240,11 +241,11 @@ def test_decoding_stops_at_the_bounds(manifest: Path) -> None:
     items = iter(feed)
     next(items)
     ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["looks"].gi_frame.f_locals["ahead"]
-    with ahead._changed:
-        full = ahead._changed.wait_for(lambda: len(ahead._done) == 2, timeout=30)
-        assert full and sum(ahead._held.values()) == 2 * one_video
-        # The third is opened, and waits for room before it decodes.
-        assert not ahead._changed.wait_for(lambda: len(ahead._done) > 2, timeout=0.2)
+    second, third, fourth, *_ = (future for *_, future in ahead._queue)
+    assert not wait([second, third], timeout=30).not_done
+    assert sum(ahead._held.values()) == 2 * one_video
+    # The fourth is opened, and waits for room before it decodes.
+    assert not wait([fourth], timeout=0.2).done
     items.close()
     assert feed.stats()["videos_opened"] == 3 and feed.stats()["frames_decoded"] == 9
 
