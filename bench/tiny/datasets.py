@@ -164,8 +164,7 @@ class BankDataset(Dataset[EpisodeBatch]):
                 continue
             found = self.bank[chosen].astype(np.float32)
             if kind != "whole":
-                rounds = [round_index for _, round_index, _ in whole.segments]
-                found = found[np.array(rounds) == _ROUNDS[kind][1]]
+                found = found[np.array(whole.rounds) == _ROUNDS[kind][1]]
             episodes.append(asked)
             features.append(found)
         labels = [episode_labels(episode) for episode in episodes]
