@@ -23,7 +23,6 @@ D head dim.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import NamedTuple
 
 import torch
@@ -145,31 +144,6 @@ def _triton(call: Call) -> Tensor:
     return out
 
 
-def _flash_supports(device: str) -> str | None:
-    if device != "cuda":
-        return f"tensors are on {device}"
-    if importlib.util.find_spec("flash_attn_interface") is None:
-        return "flash-attn 3 is not installed (flash-attn 2 takes pages of 256 tokens only)"
-    return None
-
-
-def _flash(call: Call) -> Tensor:
-    from flash_attn_interface import flash_attn_with_kvcache  # type: ignore[import-not-found]
-
-    out: Tensor = flash_attn_with_kvcache(
-        adjacent_features(call.q),
-        call.keys,
-        call.values,
-        cache_seqlens=call.seqlens_k.int(),
-        page_table=call.page_table.int(),
-        cu_seqlens_q=call.cu_seqlens_q.int(),
-        max_seqlen_q=call.most_rows,
-        softmax_scale=call.factor,
-        causal=True,
-    )
-    return out
-
-
 def adjacent_features(q: Tensor) -> Tensor:
     """q, copied only where its last stride demands it."""
     return q if q.stride(-1) == 1 else q.contiguous()
@@ -186,8 +160,6 @@ def _refusal(run: object, call: Call) -> str | None:
         if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
             return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
         return native.refusal(q, keys, values)
-    if run is _flash and (q.dtype is torch.float32 or q.shape[-1] % 8):
-        return "float32, or a head dim that is no multiple of 8"
     return triton_refusal(q, keys, values)
 
 
@@ -239,7 +211,6 @@ def triton_refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
 _OP = register(
     "paged_attention",
     Backend("triton", triton_supports, _triton),
-    Backend("flash-attn", _flash_supports, _flash),  # never timed against ours: not before it
     Backend("cpu", native.supports, _native),
     Backend("torch", lambda device: None, _torch),
     Backend("reference", lambda device: None, _reference),
@@ -270,10 +241,9 @@ def paged_attention(
         None: looked up, for which a CUDA device is waited for. What a captured CUDA graph was
         given holds for every replay.
     backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted),
-        "flash-attn" (version 3 where installed; CUDA tensors of 16 bits, D a multiple of 8), "cpu"
-        (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no gradient
-        wanted), "torch" or "reference". "auto" takes the first that can, and torch for more than 16
-        rows of a sequence where the native tiles are not faster.
+        "cpu" (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no
+        gradient wanted), "torch" or "reference". "auto" takes the first that can, and torch for
+        more than 16 rows of a sequence where the native tiles are not faster.
 
     Returns (N, H, D) in q's dtype.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
