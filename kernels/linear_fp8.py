@@ -104,15 +104,16 @@ def tile_kernel(
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _tile(num_rows: int) -> tuple[dict[str, int], int, int]:
-    """Tiles for a number of rows: constants of the kernel, warps, stages.
+def tile(num_rows: int) -> dict[str, int]:
+    """Tiles for a number of rows: constants of the kernel and Triton's options.
 
     Up to 16 rows bytes count: small tiles for many programs, 4 KB of weights a step and 4 steps
     under way. With more arithmetic does, too: the larger a tile, the fewer reads of the same rows.
     """
     if num_rows <= 16:
-        return {"ROWS": 8 if num_rows <= 8 else 16, "OUTPUTS": 32, "CHANNELS": 128}, 2, 4
-    return {"ROWS": 64, "OUTPUTS": 128, "CHANNELS": 64}, 4, 3
+        sizes = {"ROWS": 8 if num_rows <= 8 else 16, "OUTPUTS": 32, "CHANNELS": 128}
+        return {**sizes, "num_warps": 2, "num_stages": 4}
+    return {"ROWS": 64, "OUTPUTS": 128, "CHANNELS": 64, "num_warps": 4, "num_stages": 3}
 
 
 def linear_fp8(
@@ -137,8 +138,8 @@ def linear_fp8(
             num_warps=ROW_WARPS,
         )
         return out
-    tile, num_warps, num_stages = _tile(num_rows)
-    grid = (triton.cdiv(num_rows, tile["ROWS"]), triton.cdiv(num_outputs, tile["OUTPUTS"]))
+    options = tile(num_rows)
+    grid = (triton.cdiv(num_rows, options["ROWS"]), triton.cdiv(num_outputs, options["OUTPUTS"]))
     tile_kernel[grid](
         *pointers,
         x.stride(0),
@@ -147,49 +148,6 @@ def linear_fp8(
         num_outputs,
         HAS_BIAS=bias is not None,
         WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
-        **tile,
-        num_warps=num_warps,
-        num_stages=num_stages,
+        **options,
     )
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: bfloat16 and float16 rows of any 16-aligned width."""
-    found = []
-    for dtype in ("bf16", "fp16"):
-        pointers = {
-            "x_ptr": f"*{dtype}",
-            "weight_ptr": "*u8",
-            "scale_ptr": "*fp32",
-            "bias_ptr": f"*{dtype}",
-            "out_ptr": f"*{dtype}",
-        }
-        found.append(
-            {
-                "name": f"{dtype}, 1 row",
-                "kernel": row_kernel,
-                "signature": {**pointers, **dict.fromkeys(("num_channels", "num_outputs"), "i32")},
-                "constexprs": {
-                    "HAS_BIAS": False,
-                    "OUTPUTS": ROW_OUTPUTS,
-                    "CHANNELS": ROW_CHANNELS,
-                },
-                "num_warps": ROW_WARPS,
-            }
-        )
-        integers = ("x_stride", "num_rows", "num_channels", "num_outputs")
-        for num_rows in (8, 16, 64):
-            tile, num_warps, num_stages = _tile(num_rows)
-            found.append(
-                {
-                    "name": f"{dtype}, {num_rows} rows",
-                    "kernel": tile_kernel,
-                    "signature": {**pointers, **dict.fromkeys(integers, "i32")},
-                    "constexprs": {"HAS_BIAS": False, "WIDE": False, **tile},
-                    "num_warps": num_warps,
-                    "num_stages": num_stages,
-                    "unaligned": ("num_rows",),
-                }
-            )
-    return found

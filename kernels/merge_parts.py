@@ -62,24 +62,3 @@ def merge_parts(parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor) 
 def num_warps(num_values: int) -> int:
     """Of merge_parts_kernel: 32 lanes with at most 64 values each, 4 to 16 warps."""
     return min(16, max(4, num_values // 2048))
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: heads of Qwen2.5-VL."""
-    names = ("parts_ptr", "part_lse_ptr")
-    return [
-        {
-            "name": f"bf16, D 128, {parts} parts",
-            "kernel": merge_parts_kernel,
-            "signature": {
-                **dict.fromkeys(names, "*fp32"),
-                "out_ptr": "*bf16",
-                "num_parts": "i32",
-                "num_places": "i32",
-            },
-            "constexprs": {"HEAD_DIM": 128, "PARTS": parts, "BLOCK_D": 128},
-            "num_warps": num_warps(parts * 128),
-            "unaligned": ("num_parts", "num_places"),
-        }
-        for parts in (4, 64, 128)
-    ]

@@ -84,31 +84,3 @@ def patch_embed(pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
             **blocks,
         )
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: both sizes of blocks in both types, of both sizes of rows."""
-    return [
-        {
-            "name": f"{kind}, {size}{', 1536 values' * (row == 1536)}",
-            "kernel": patch_embed_kernel,
-            "signature": {
-                "pixel_ptr": "*u8",
-                "weight_ptr": f"*{kind}",
-                "bias_ptr": "*fp32",
-                "out_ptr": f"*{kind}",
-                "num_rows": "i32",
-                "num_outputs": "i32",
-            },
-            "constexprs": {
-                "PATCH_ROW": row,
-                **{key: blocks[key] for key in ("ROWS", "OUTPUTS", "COLUMNS")},
-                "WIDE": False,
-            },
-            "num_warps": blocks["num_warps"],
-            "num_stages": blocks["num_stages"],
-            "unaligned": ("num_rows",),
-        }
-        for size, blocks in (("many rows", LARGE), ("few rows", SMALL))
-        for kind, row in (("bf16", 1176), ("fp16", 1176), ("bf16", 1536))
-    ]

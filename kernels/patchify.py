@@ -252,29 +252,3 @@ def _num_programs(out: torch.Tensor) -> int:
     if not out.is_cuda:
         return 2
     return torch.cuda.get_device_properties(out.device).multi_processor_count * PROGRAMS_PER_SM
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: every type of rows of both sums, and 16-bit rows with patches
-    of 16 px."""
-    return [
-        {
-            "name": f"{kind}, {'integer' if fixed else 'float'} sums{', 16 px' * (px == 16)}",
-            "kernel": patchify_kernel,
-            "signature": {
-                "job_ptr": "*i64",
-                "job_of_unit_ptr": "*i32",
-                "places_ptr": "*i64",
-                "normalisation_ptr": "*fp32",
-                "stage_ptr": "*u8" if fixed else "*fp32",
-                "out_ptr": f"*{kind}",
-                "num_units": "i32",
-                "stage_rows": "i32",
-            },
-            "constexprs": {"PATCH_PX": px, "FIXED": fixed, "HAS_PLACES": kind != "fp32"},
-            "num_warps": NUM_WARPS,
-            "unaligned": ("num_units", "stage_rows"),
-        }
-        for kind, px in (*((kind, 14) for kind in ("fp32", "fp16", "bf16", "u8")), ("bf16", 16))
-        for fixed in (True, False)
-    ]

@@ -75,27 +75,3 @@ def rmsnorm(
             num_warps=num_warps(block),
         )
     return y, total
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: rows of Qwen2.5-VL 3B and 7B, language model and tower."""
-    found = []
-    for num_features in (1280, 2048, 3584):
-        for has_residual in (False, True):
-            block = triton.next_power_of_2(num_features)
-            pointers = ("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "sum_ptr")
-            integers = ("x_stride", "residual_stride", "num_features")
-            found.append(
-                {
-                    "name": f"bf16, {num_features}{', residual' if has_residual else ''}",
-                    "kernel": rmsnorm_kernel,
-                    "signature": {
-                        **dict.fromkeys(pointers, "*bf16"),
-                        **dict.fromkeys(integers, "i32"),
-                        "eps": "fp32",
-                    },
-                    "constexprs": {"HAS_RESIDUAL": has_residual, "BLOCK": block},
-                    "num_warps": num_warps(block),
-                }
-            )
-    return found

@@ -44,7 +44,8 @@ def test_a_triton_kernel_is_checked_in_the_interpreter(op: str) -> None:
     if "triton" in dispatch.backend_names(op):
         text = "".join(p.read_text() for p in (ROOT / "tests/ops").glob(f"test_{op}*.py"))
         assert f'check_interpreted("{op}")' in text
-        assert "def variants()" in (ROOT / f"kernels/{op}.py").read_text()
+        variants = (ROOT / "bench" / "kernel_variants.py").read_text()
+        assert f'    "{op}": ' in variants
 
 
 CHOSEN = """
@@ -80,7 +81,7 @@ def test_the_seven_steps_name_the_places() -> None:
         "dispatch.register",
         "kernels/<op>.py",
         "csrc/core/<op>.cpp",
-        "variants()",
+        "bench/kernel_variants.py",
         "bench/op_cases/<op>.py",
         "tests/ops/test_<op>.py",
     ):

@@ -1,8 +1,10 @@
 """Which implementation of an op runs, and why.
 
 An op registers its backends in order of preference. A backend says with `supports` whether it can
-run a call: None, or the reason why not. `auto` takes the first that can and says so once in the
-log; a backend asked for by name (argument or VTTS_RT_BACKEND) runs or fails with the reason.
+run here, with `refuses` whether it can take a call's tensors, and with `leaves` whether another one
+was measured to be faster: None, or the reason why not. `auto` takes the first that can and says so
+once in the log. A backend asked for by name runs or fails with the reason; one asked for by
+VTTS_RT_BACKEND, which is for all calls of a process, leaves what it refuses to `auto`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vtts_rt.config import backend_override
 from vtts_rt.types import require
 
 logger = logging.getLogger(__name__)
+
+ASKED = "asked for"  # the reason of a backend that somebody named
 
 
 def interpreted() -> bool:
@@ -37,18 +43,35 @@ def triton_supports(device: str) -> str | None:
     return None
 
 
+def triton_refuses(*tensors: object) -> str | None:
+    """`Backend.refuses` of Triton kernels that compute in float32; what is no tensor is passed."""
+    found = [x for x in tensors if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in found):
+        return "a tensor that needs a gradient"
+    if any(x.dtype is torch.float64 for x in found):
+        return "float64, where arithmetic is in float32"
+    return None
+
+
+def anything(*call: object) -> None:
+    """`Backend.supports`, `refuses` and `leaves` of what torch's operators do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One implementation of an op.
 
     supports: called with a device type ("cpu", "cuda"), returns None when the backend can run
         tensors of that device here, else a reason that completes "backend 'x' unavailable: ...".
-    run: the implementation; its signature is the op's own.
+    run: the implementation. refuses, leaves: called with the arguments of `run`; None, or why it
+        cannot take them, and why "auto" had better go on to the next.
     """
 
     name: str
     supports: Callable[[str], str | None]
     run: Callable[..., Any]
+    refuses: Callable[..., str | None] = anything
+    leaves: Callable[..., str | None] = anything
 
 
 class Choice(NamedTuple):
@@ -60,16 +83,35 @@ class Choice(NamedTuple):
 
 
 class Op:
-    """The backends of one op, best first. Resolving is cached per (device, wish)."""
+    """The backends of one op, best first. Called with a device type, the name of a backend or
+    "auto", and the arguments of `Backend.run`."""
 
     def __init__(self, name: str, backends: tuple[Backend, ...], devices: tuple[str, ...]) -> None:
         self.name = name
         self.backends = backends
         self.devices = devices
-        self._resolved: dict[tuple[str, str], Backend] = {}
+        self._resolved: dict[tuple[str, str], tuple[list[Backend], str]] = {}
 
-    def resolve(self, device: str, backend: str = "auto") -> Backend:
-        """The backend that runs tensors of `device` ("cpu", "cuda").
+    def __call__(self, device: str, backend: str, *call: Any) -> Any:
+        return self.choose(device, backend, *call)[0].run(*call)
+
+    def choose(self, device: str, backend: str, *call: Any) -> tuple[Backend, str]:
+        """The backend that runs a call, and why. Raises as `resolve`, and ValueError where the one
+        that `backend` names cannot take the arguments."""
+        usable, reason = self.resolve(device, backend)
+        for candidate in usable:
+            why = candidate.refuses(*call)
+            if why is None and reason != ASKED:
+                why = candidate.leaves(*call)
+            if why is None:
+                return candidate, reason
+            rule = f"what backend {backend!r} takes"
+            require(self.name, "arguments", why, backend == "auto", rule)
+            reason = f"no {candidate.name}: {why}"
+        raise RuntimeError(f"{self.name}: no backend on {device} takes the arguments: {reason}")
+
+    def resolve(self, device: str, backend: str = "auto") -> tuple[list[Backend], str]:
+        """The backends for tensors of `device` ("cpu", "cuda"), the first one first, and why it is.
 
         backend: "auto" or a backend's name; VTTS_RT_BACKEND stands in for "auto".
         Raises ValueError for an unknown name, RuntimeError (with the reason and what is supported
@@ -78,26 +120,23 @@ class Op:
         wish = (backend_override(self.name) or "auto") if backend == "auto" else backend
         key = (device, wish)
         if key not in self._resolved:
-            chosen, reason = self._choose(device, wish)
-            logger.info("%s on %s: backend %s (%s)", self.name, device, chosen.name, reason)
-            self._resolved[key] = chosen
+            usable, reason = self._resolved[key] = self._order(device, wish)
+            logger.info("%s on %s: backend %s (%s)", self.name, device, usable[0].name, reason)
         return self._resolved[key]
 
     def explain(self) -> list[Choice]:
         """What would run now, a row for each device there is; "none" where the wish fails."""
-        rows = []
-        for device in self.devices:
-            if device == "cuda" and not torch.cuda.is_available():
-                continue
-            wish = backend_override(self.name) or "auto"
-            try:
-                chosen, reason = self._choose(device, wish)
-                rows.append(Choice(f"{self.name} on {device}", chosen.name, reason))
-            except (RuntimeError, ValueError) as error:
-                rows.append(Choice(f"{self.name} on {device}", "none", str(error)))
-        return rows
+        return [
+            choice_of(f"{self.name} on {device}", partial(self._first, device))
+            for device in self.devices
+            if device != "cuda" or torch.cuda.is_available()
+        ]
 
-    def _choose(self, device: str, wish: str) -> tuple[Backend, str]:
+    def _first(self, device: str) -> tuple[Backend, str]:
+        usable, reason = self._order(device, backend_override(self.name) or "auto")
+        return usable[0], reason
+
+    def _order(self, device: str, wish: str) -> tuple[list[Backend], str]:
         refusals = {b.name: b.supports(device) for b in self.backends}
         usable = [b for b in self.backends if refusals[b.name] is None]
         if wish != "auto":
@@ -108,20 +147,29 @@ class Op:
                     f"{self.name}: backend {wish!r} unavailable: {refusals[wish]}; "
                     f"supported here: {here}"
                 )
-            return next(b for b in usable if b.name == wish), "asked for"
+            return sorted(usable, key=lambda b: b.name != wish), ASKED
         if not usable:
             why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
             raise RuntimeError(f"{self.name}: no backend for device {device!r}: {why}")
         passed_over = self.backends[: self.backends.index(usable[0])]
         why = "; ".join(f"no {b.name}: {refusals[b.name]}" for b in passed_over)
-        return usable[0], why or "preferred"
+        return usable, why or "preferred"
 
 
-_registry: dict[str, Op] = {}
+def choice_of(name: str, choose: Callable[[], tuple[Backend, str]]) -> Choice:
+    """A row of the table, "none" where `choose` raises."""
+    try:
+        chosen, reason = choose()
+        return Choice(name, chosen.name, reason)
+    except (RuntimeError, ValueError) as error:
+        return Choice(name, "none", str(error))
+
+
+_registry: dict[str, Op] = {}  # filled by importing vtts_rt.ops
 
 
 def names() -> list[str]:
-    """All registered ops (importing vtts_rt.ops registers them)."""
+    """All registered ops."""
     return list(_registry)
 
 
@@ -143,5 +191,5 @@ def register(name: str, *backends: Backend, devices: tuple[str, ...] = ("cpu", "
 
 
 def explain() -> list[Choice]:
-    """The table of all registered ops (importing vtts_rt.ops registers them)."""
+    """The table of all registered ops."""
     return [choice for op in _registry.values() for choice in op.explain()]

@@ -24,7 +24,15 @@ from torch import Tensor
 from vtts_rt.ops import cuda_core, native
 from vtts_rt.ops.bicubic import resize
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.ops.patch_jobs import Batch, PatchifyJob, checked, launch, mean_and_std, num_rows
+from vtts_rt.ops.patch_jobs import (
+    Batch,
+    PatchifyJob,
+    checked,
+    launch,
+    mean_and_std,
+    num_rows,
+    too_many,
+)
 from vtts_rt.types import Geometry, require
 
 __all__ = ["PatchBuffer", "PatchifyJob", "patchify", "patchify_ref"]
@@ -102,18 +110,17 @@ def _cuda(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) ->
     cuda_core.patchify(batch, places, out)
 
 
+def _on_cpu(device: str) -> str | None:
+    return None if device == "cpu" else f"frames are on {device}; `patchify_ref` copies"
+
+
+# Refusals are asked for with the batch alone, before there is memory for its rows.
 _OP = register(
     "patchify",
-    Backend("triton", triton_supports, _triton),
+    Backend("triton", triton_supports, _triton, too_many),
     Backend("cuda", cuda_core.supports, _cuda),
     Backend("cpu", native.supports, _native),
-    Backend(
-        "reference",
-        lambda device: (
-            None if device == "cpu" else f"frames are on {device}; `patchify_ref` copies"
-        ),
-        _reference,
-    ),
+    Backend("reference", _on_cpu, _reference),
 )
 
 
@@ -147,7 +154,7 @@ def patchify(
     """
     batch = checked("patchify", jobs, geometry, places)
     require("patchify", "num_threads", num_threads, num_threads >= 0, ">= 0")
-    chosen = _OP.resolve(batch.device.type, backend)
+    chosen, _ = _OP.choose(batch.device.type, backend, batch)
     out = _output(batch, dtype, out)
     if jobs:
         chosen.run(batch, places, num_threads, out)

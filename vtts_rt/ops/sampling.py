@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
 from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import require
 
@@ -230,7 +230,7 @@ _OP = register(
     "sampling",
     Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _cpu),
-    Backend("reference", lambda device: None, sampling_ref),
+    Backend("reference", anything, sampling_ref),
 )
 
 
@@ -274,9 +274,7 @@ def sample(
             got = (*column.shape, column.dtype, str(column.device))
             wanted = (len(logits), dtype, str(logits.device))
             require("sampling", name, got, got == wanted, f"{wanted}")
-    chosen: tuple[Tensor, Tensor] = _OP.resolve(logits.device.type, backend).run(
-        logits, params, coordinates
-    )
+    chosen: tuple[Tensor, Tensor] = _OP(logits.device.type, backend, logits, params, coordinates)
     return chosen
 
 
