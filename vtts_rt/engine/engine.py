@@ -160,11 +160,8 @@ class Engine:
         """Take the tokens that a computed chunk yields: one, one more for every draft that was
         right, or none."""
         sequence, request = chunk.sequence, chunk.sequence.request
-        sequence.held = {
-            place.key: features[place.key]
-            for place in sequence.pairs_between(chunk.end - 1, chunk.end)
-            if place.end > chunk.end
-        }
+        begun = sequence.pairs_between(chunk.end, chunk.end)
+        sequence.held = {place.key: features[place.key] for place in begun}
         events: list[Event] = []
         accepted = 0
         for row, (token_id, logprob) in enumerate(choices):
@@ -246,10 +243,7 @@ class Engine:
             self._next_id,
             request,
             positions=self.model.positions(request.parity),
-            pair_keys=[
-                [self._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
-                for span in prompt.spans
-            ],
+            pair_key=self._encoder.pair_key,
             content_ids=self._content_ids,
             text=TextStream(self.tokenizer, () if endless else sampling.stop),
             draft_tokens=self.config.draft_tokens,
