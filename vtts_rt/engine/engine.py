@@ -107,7 +107,7 @@ class Engine:
         Other requests cannot use pinned pages; `clear_caches` and new weights drop them too.
         """
         request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), parity=parity)
-        return self.prefix_tree.pin(self._sequence(request).keys, self._scheduler.namespace)
+        return self.prefix_tree.pin(self._sequence(request).keys)
 
     def has_features(self, segment: Segment, pair: PairRef) -> bool:
         """Whether a pair could be shown without its pixels."""
@@ -326,8 +326,7 @@ class Engine:
             return
         self.model.forget_versions(parts)
         self._passes.weights_changed()
-        self._scheduler.namespace += 1
-        self.prefix_tree.drop_namespaces(keep={self._scheduler.namespace})
+        self.prefix_tree.clear()
         if "visual" in parts:
             self.vision_cache.clear()
 
