@@ -278,7 +278,7 @@ class Engine:
         return FinishedEvent(
             sequence.request_id,
             Completion(
-                token_ids=sequence.output_ids,
+                token_ids=sequence.token_ids[sequence.num_prompt :],
                 logprobs=sequence.logprobs,
                 text=sequence.text.text,
                 finish_reason=reason,

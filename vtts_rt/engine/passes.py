@@ -206,7 +206,7 @@ class Passes:
 def _goes_on(chunk: Chunk) -> bool:
     """Whether its sequence will want a token after the next, and likely just one."""
     sequence = chunk.sequence
-    return len(sequence.logprobs) + 1 < sequence.num_new and sequence.is_calm
+    return len(sequence.logprobs) + 1 < sequence.num_new and sequence.drafter.draft_unlikely
 
 
 def _one(launched: Launched, chunk: Chunk) -> Choices:

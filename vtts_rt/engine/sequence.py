@@ -239,7 +239,7 @@ class Sequence:
         self.added = time.perf_counter()
         self.reuse = ReuseStats()
         self.timings = RoundTimings()
-        self._drafter = NgramDrafter(request.earlier_answers, draft_tokens)
+        self.drafter = NgramDrafter(request.earlier_answers, draft_tokens)
         self._keys = np.empty((len(prompt.token_ids) + self.num_new, 4), np.int64)
         self._keys[: self.num_prompt, 0] = prompt.token_ids
         self._places: list[PairPlace] = []
@@ -268,10 +268,6 @@ class Sequence:
         return len(self.token_ids) > self.num_when_admitted
 
     @property
-    def output_ids(self) -> list[int]:
-        return self.token_ids[self.num_prompt :]
-
-    @property
     def keys(self) -> np.ndarray:
         return self._keys[: len(self.token_ids)]
 
@@ -281,7 +277,7 @@ class Sequence:
         self.logprobs.append(logprob)
         self._keys[index] = token_id, *(self._next_position,) * 3
         self._next_position += 1
-        self._drafter.append(token_id)
+        self.drafter.append(token_id)
         if self.rules is not None:
             self.rules.append(token_id)
 
@@ -297,19 +293,14 @@ class Sequence:
             return []
         if self.request.forced_ids:
             return list(self.request.forced_ids[done : done + limit])
-        return self._drafter.propose(limit)
-
-    @property
-    def is_calm(self) -> bool:
-        """Whether the token after the next will hardly be drafted."""
-        return self._drafter.is_calm
+        return self.drafter.propose(limit)
 
     def judge_drafts(self, num_drafted: int, num_accepted: int) -> None:
         """Count how many drafts of one pass were right."""
         if num_drafted and not self.request.forced_ids:
             self.reuse.tokens_drafted += num_drafted
             self.reuse.tokens_accepted += num_accepted
-            self._drafter.judge(num_drafted, num_accepted)
+            self.drafter.judge(num_drafted, num_accepted)
 
     def positions(self, start: int, end: int, num_drafts: int) -> np.ndarray:
         """(end - start + num_drafts, 3) int64 M-RoPE positions of known tokens and drafts."""
