@@ -157,15 +157,11 @@ class Interleaving:
             elif len(self.pins) < 2:
                 keys = np.concatenate([s.keys for s in engine._sequences.values()] or [[]])
                 if len(keys):
-                    self.pins.append(engine.prefix_tree.pin(keys[:12], self.namespace))
+                    self.pins.append(engine.prefix_tree.pin(keys[:12]))
         elif action == "forget":
             engine.vision_cache.clear()
         elif action == "update":
             self.update_weights()
-
-    @property
-    def namespace(self) -> int:
-        return self.engine._scheduler.namespace
 
     def run(self) -> None:
         for _ in range(60):

@@ -209,16 +209,35 @@ def test_closing_fails_what_is_in_work(checkpoint: Path, clips: list[Path]) -> N
         runtime.ask(**request(clips[0]))
 
 
-def test_a_fault_of_the_engine_reaches_everybody_and_passes(
-    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+class Unlike(Exception):
+    """An error that `copy.copy` cannot make again of its args."""
+
+    def __init__(self, what: str, more: str) -> None:
+        super().__init__(f"{what} {more}")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AssertionError("books do not balance"), "books do not balance"),
+        (Unlike("books", "do not balance"), "Unlike: books do not balance"),
+    ],
+)
+def test_an_engine_fault_fails_each_request_with_an_error_of_its_own(
+    runtime: Runtime,
+    clips: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
 ) -> None:
     def broken() -> Any:
-        raise AssertionError("books do not balance")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(runtime.engine._scheduler, "schedule", broken)
         outcomes = runtime.ask_batch([request(c) for c in clips], return_exceptions=True)
-    assert [str(error) for error in outcomes] == ["books do not balance"] * 2
+    assert [str(outcome) for outcome in outcomes] == [told] * 2
+    assert outcomes[0] is not outcomes[1] and error not in outcomes
     assert len(runtime.ask(**request(clips[0])).rounds) == 3
 
 

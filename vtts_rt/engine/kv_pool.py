@@ -6,7 +6,8 @@ references; a page is free again when the last one lets go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 
@@ -75,27 +76,26 @@ class PagedKVPool:
             start = states.find(bytes([_FREE]) * (count + room))
         if start < 0:
             start = states.find(bytes([_FREE]) * count)
-        taken = list(range(start, start + count)) if start >= 0 else self._scattered(count)
+        is_run = start >= 0
+        taken = range(start, start + count) if is_run else sorted(islice(self._free(), count))
         for page in taken:
             states[page] = _USED
             self._references[page] = 1
-        self._leave_room(start + count, room if start >= 0 else 0)
+        for page in range(start + count, min(start + count + room, self.num_pages)):
+            if not is_run or states[page] != _FREE:
+                break
+            states[page] = _ROOM
         self.num_free -= count
         self.allocations += count
         self.peak_used = max(self.peak_used, self.num_pages - self.num_free)
-        return taken
+        return list(taken)
 
     def peek(self, after: int, but: Collection[int]) -> int | None:
         """A free page, best the one next to `after`, and none of `but`; None if there is none.
         Nothing is taken: `allocate(1, after=page - 1)` does that while it stays free."""
         if self._states[after + 1] != _USED and after + 1 not in but:
             return after + 1
-        for state in (_FREE, _ROOM):
-            page = -1
-            while (page := self._states.find(state, page + 1)) >= 0:
-                if page not in but:
-                    return page
-        return None
+        return next((page for page in self._free() if page not in but), None)
 
     def retain(self, pages: Iterable[int]) -> None:
         for page in pages:
@@ -150,16 +150,9 @@ class PagedKVPool:
         assert self._states[-1] == _USED
         assert self.num_free == counted.count(0)
 
-    def _scattered(self, count: int) -> list[int]:
-        taken: list[int] = []
+    def _free(self) -> Iterator[int]:
+        """Free pages, lowest first, those that are room last."""
         for state in (_FREE, _ROOM):
             page = -1
-            while len(taken) < count and (page := self._states.find(state, page + 1)) >= 0:
-                taken.append(page)
-        return sorted(taken)
-
-    def _leave_room(self, start: int, room: int) -> None:
-        for page in range(start, min(start + room, self.num_pages)):
-            if self._states[page] != _FREE:
-                break
-            self._states[page] = _ROOM
+            while (page := self._states.find(state, page + 1)) >= 0:
+                yield page

@@ -16,12 +16,10 @@ from __future__ import annotations
 import time
 from collections import deque
 
-import numpy as np
-
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.encoder import VisionEncoder
 from vtts_rt.engine.kv_pool import PagedKVPool, PoolExhausted
-from vtts_rt.engine.prefix_tree import PrefixTree
+from vtts_rt.engine.prefix_tree import PrefixTree, num_common
 from vtts_rt.engine.sequence import Chunk, Sequence
 
 # Drafts take at most this share of a pass: they must not starve the prompts beside them.
@@ -29,7 +27,7 @@ _DRAFT_SHARE = 4
 
 
 class Scheduler:
-    """Queues of one engine. namespace: counts language weights; KV is found under its own only."""
+    """Queues of one engine."""
 
     def __init__(
         self,
@@ -42,7 +40,6 @@ class Scheduler:
         self._pool = pool
         self._tree = tree
         self._encoder = encoder
-        self.namespace = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
         self.steps = self.preemptions = self.tokens_recomputed = 0
@@ -84,7 +81,7 @@ class Scheduler:
         num_tokens = sequence.without_begun_pair(num_tokens)
         if self._config.prefix_cache and num_tokens:
             pages = sequence.pages[: self._pool.pages_for(num_tokens)]
-            self._tree.insert_prefix(sequence.keys[:num_tokens], pages, self.namespace)
+            self._tree.insert_prefix(sequence.keys[:num_tokens], pages)
 
     # -- one pass ---------------------------------------------------------------------------
 
@@ -178,7 +175,7 @@ class Scheduler:
         held: list[int] = []
         start = 0
         if self._config.prefix_cache:
-            match = tree.match_prefix(sequence.keys[: known - 1], self.namespace)
+            match = tree.match_prefix(sequence.keys[: known - 1])
             pages, start = list(match.pages), len(match.pages) * pool.page_size + match.num_partial
             held = [] if match.partial is None else [match.partial]
             pool.retain(pages + held)  # eviction below must not take them
@@ -227,7 +224,7 @@ class Scheduler:
             if other.num_pending > 1:
                 pair = (other.request_id, sequence.request_id)
                 if pair not in self._common:
-                    self._common[pair] = _common_prefix(other.keys, sequence.keys[:-1])
+                    self._common[pair] = num_common(other.keys, sequence.keys[:-1])
                 spared = self._common[pair] - other.num_computed
                 lacking = len(sequence.token_ids) - other.num_computed
                 if spared >= max(self._pool.page_size, lacking // 2):
@@ -292,10 +289,3 @@ class Scheduler:
             f"{pool.num_free} of {pool.num_pages} are free beside pinned ones; unpin prefixes or "
             f"raise kv_bytes"
         )
-
-
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many leading rows of (n, 4) and (m, 4) are equal."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero((a[:n] != b[:n]).any(axis=1))
-    return int(different[0]) if len(different) else n
