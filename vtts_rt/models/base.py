@@ -50,14 +50,17 @@ class KVShape(NamedTuple):
 class VideoLM(nn.Module, ABC):
     """A vision tower and a language model. The parts of a model are "visual" and "language".
 
-    model_type: of the family, as in config.json. geometry: of the family, and of a
-    model its own: a checkpoint may say another mean and std. chat: of all the family's checkpoints.
-    quantization: see models/quantize.py.
+    model_type: of the family, as in config.json. language_fields: what the family fixes of its
+    `LanguageConfig`, and the mrope_section of a config.json that does not say. geometry: of the
+    family, and of a model its own: a checkpoint may say another mean and std. chat: of all the
+    family's checkpoints. quantization: see models/quantize.py.
     """
 
     model_type: ClassVar[str]
     geometry: Geometry
     chat: ClassVar[ChatFormat]
+    # transformers, the default of Qwen2-VL's and Qwen2.5-VL's rotary embeddings.
+    language_fields: ClassVar[Mapping[str, Any]] = {"mrope_section": (16, 24, 24)}
 
     def __init__(self, config: ModelConfig, visual: VisionTransformer) -> None:
         super().__init__()
@@ -67,7 +70,7 @@ class VideoLM(nn.Module, ABC):
         self.config = config
         self.geometry = config.geometry
         self.visual = visual
-        self.language = LanguageModel(config.language)
+        self.language = LanguageModel(config.language, self.feature_dim)
         self.quantization: str | None = None
         self._versions: dict[str, str] = {}
 
@@ -122,7 +125,7 @@ class VideoLM(nn.Module, ABC):
     @property
     def feature_dim(self) -> int:
         """Values that the tower gives for a token."""
-        return self.config.vision.out_hidden_size
+        return self.config.vision.feature_dim
 
     # -- computing --------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.qwen2_vl import Qwen2_VL
+from vtts_rt.models.qwen3_vl import Qwen3_VL
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.models.weights import (
@@ -53,7 +54,7 @@ __all__ = [
     "save_hf",
 ]
 
-FAMILIES: dict[str, type[VideoLM]] = {f.model_type: f for f in (Qwen2_5_VL, Qwen2_VL)}
+FAMILIES: dict[str, type[VideoLM]] = {f.model_type: f for f in (Qwen2_5_VL, Qwen2_VL, Qwen3_VL)}
 
 DTYPES = {
     "float32": torch.float32,
@@ -77,7 +78,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     its family does not do."""
     family = family_of(read_model_type(folder))
     hf = read_hf_config(folder)
-    return model_config(folder, hf, family.geometry, family.read_vision(hf))
+    vision = family.read_vision(hf)
+    return model_config(folder, hf, family.geometry, vision, family.language_fields)
 
 
 def load_tokenizer(path_or_id: str | Path) -> Tokenizer:

@@ -29,8 +29,9 @@ class ChatFormat:
     token that stands for a segment before expansion, and for each of its tokens after it.
     control: what all control tokens of the family begin with, two characters that differ.
     time_label: what is written before a frame pair, with {seconds}, unless the wording says
-    otherwise. box_unit: of the boxes that the family writes: pixels of the resized view, or
-    thousandths of its sides.
+    otherwise. per_pair: a video is written pair by pair in every layout, each a vision segment
+    behind its label, which then says the mean time of its two frames. box_unit: of the boxes that
+    the family writes: pixels of the resized view, or thousandths of its sides.
     """
 
     turn_open: str
@@ -42,6 +43,7 @@ class ChatFormat:
     video_pad: str
     control: str
     time_label: str
+    per_pair: bool = False
     box_unit: BoxUnit = "px"
 
     @property

@@ -56,7 +56,8 @@ class VisionTransformer(vision.VisionTransformer):
     """The Qwen2-VL vision tower: attention over whole frame pairs, layer norms and plain MLPs."""
 
     def __init__(self, config: VisionConfig, geometry: Geometry) -> None:
-        super().__init__(config, geometry, LayerNorm, VisionMLP)
+        merger = vision.PatchMerger(config, LayerNorm)
+        super().__init__(config, geometry, LayerNorm, VisionMLP, merger)
 
 
 class Qwen2_VL(VideoLM):

@@ -1,0 +1,61 @@
+"""Qwen3_VL: its tower, and the shared language model with norms of queries and keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.checkpoint import from_hf
+from vtts_rt.models.config import ModelConfig
+from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl.chat import CHAT as QWEN2_5_CHAT
+from vtts_rt.models.qwen3_vl.vision import VisionConfig, VisionTransformer
+from vtts_rt.models.vision import check_rope
+from vtts_rt.types import Geometry, Parity, require
+
+# transformers, Qwen3VLVideoProcessor.
+GEOMETRY = Geometry(patch_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+# Its processor writes the time of a frame pair so; boxes as in its cookbooks.
+CHAT = replace(QWEN2_5_CHAT, time_label="<{seconds} seconds>", per_pair=True, box_unit="thousandth")
+
+
+class Qwen3_VL(VideoLM):
+    model_type = "qwen3_vl"
+    geometry = GEOMETRY
+    chat = CHAT
+    language_fields = {
+        "mrope_section": (24, 20, 20),  # transformers, Qwen3VLTextRotaryEmbedding
+        "mrope_interleaved": True,
+        "qk_norm": True,
+        "qkv_bias": False,
+    }
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert isinstance(config.vision, VisionConfig)
+        super().__init__(config, VisionTransformer(config.vision, config.geometry))
+
+    @classmethod
+    def read_vision(cls, hf: Any) -> VisionConfig:
+        def check(argument: str, value: object, ok: bool, rule: str) -> None:
+            require("load_model", argument, value, ok, rule)
+
+        text, part = hf.text_config, hf.vision_config
+        for act, name in ((part.hidden_act, "gelu_pytorch_tanh"), (text.hidden_act, "silu")):
+            check("hidden_act", act, act == name, f"'{name}'")
+        check("attention_bias", text.attention_bias, not text.attention_bias, "False")
+        check_rope(part)
+        places, levels = part.num_position_embeddings, list(part.deepstack_visual_indexes)
+        square = math.isqrt(places) ** 2 == places
+        check("num_position_embeddings", places, square, "a square number")
+        ascending = levels == sorted(set(levels)) and all(0 <= i < part.depth for i in levels)
+        check("deepstack_visual_indexes", levels, ascending, f"ascending, in 0..{part.depth - 1}")
+        fits = len(levels) < text.num_hidden_layers
+        rule = f"fewer than num_hidden_layers ({text.num_hidden_layers})"
+        check("deepstack_visual_indexes", levels, fits, rule)
+        return from_hf(VisionConfig, part)
+
+    def positions(self, parity: Parity) -> MropePositions:
+        """Times stand in the text, so they count pairs; with one pair a segment parities agree."""
+        return MropePositions(parity, None)
