@@ -387,7 +387,7 @@ def test_a_runtime_that_shares_the_store_decodes_nothing_again(
         ({"frames": True}, "frames must be an integer >= 1"),
         ({"frames": PerceptionConfig(strategy="append")}, "frames must be .*Runtime.perception"),
         ({"group_size": 0}, "group_size must be an integer >= 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, or None, got 0"),
         ({"num_workers": 0}, "num_workers must be an integer >= 1"),
         ({"prefetch": 1.5}, "prefetch must be an integer >= 1, got 1.5"),
         ({"prefetch_bytes": 0}, "prefetch_bytes must be an integer >= 1"),

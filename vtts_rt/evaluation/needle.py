@@ -20,6 +20,7 @@ from vtts_rt.checks import CommandParser
 from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig
 from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import (
+    CODECS,
     SPLITS,
     Split,
     make_question,
@@ -35,7 +36,6 @@ from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
 
 MAX_TOKENS = 96  # an answer of the embedded model has about 40
-CODECS = {"libx264": ".mp4", "libvpx-vp9": ".webm"}
 
 
 @dataclass
@@ -119,7 +119,7 @@ def evaluate(
         question = make_question(scene, (seed + done) % len(scene.cards))
         row = needle_row(scene, question, "clip")
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"clip{CODECS[codec]}"
+            path = Path(folder) / f"clip{CODECS[codec][0]}"
             write_clip(path, scene, codec)
             answer: Answer | None = None
             for count, tally in sorted(tallies.items(), reverse=True):
