@@ -25,5 +25,5 @@ def source_module(what: str, name: str) -> Any:
     """A module of bench/, imported; name: with its suffix, or of a package's `__init__.py`."""
     path = source_file(what, name)
     if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))  # last: its names hide nobody's
+        sys.path.append(str(FOLDER))  # last: its names hide no other module
     return importlib.import_module(path.parent.name if path.stem == "__init__" else path.stem)
