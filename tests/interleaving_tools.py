@@ -19,7 +19,7 @@ PAGE_BYTES = 2 * 2 * 4 * 2 * 8 * 8  # k and v, layers, tokens, heads, head dim, 
 
 
 class SlowFrames(Frames):
-    """Frames that are not there for the first few times somebody asks."""
+    """Frames that are not ready the first few times they are asked for."""
 
     def __init__(self, patience: int) -> None:
         super().__init__()

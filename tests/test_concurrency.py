@@ -117,7 +117,7 @@ def test_one_bad_request_loses_no_other(runtime: Runtime, clips: list[Path]) -> 
     assert runtime.ask_batch([]) == []
 
 
-def test_a_decoder_that_dies_in_mid_round(
+def test_a_decoder_that_fails_within_a_round(
     runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = PyavSource.read

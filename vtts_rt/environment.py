@@ -30,8 +30,8 @@ def environment() -> dict[str, dict[str, str]]:
     environment.
 
     "video" has a line for each decoder and device, and what "auto" comes to.
-    "ops" has a line for each op and device there is, `<backend> (<reason>)`, "none" where a wish
-    (VTTS_RT_BACKEND) cannot be met, and lines about choices inside and above ops.
+    "ops" has a line for each op and device there is, `<backend> (<reason>)`, "none" where the
+    one asked for (VTTS_RT_BACKEND) cannot run, and lines about choices inside and above ops.
     """
     cuda = torch.cuda.is_available()
     return {

@@ -161,7 +161,9 @@ def test_a_group_reads_what_it_shares_once(model: Any, tokenizer: Tokenizer) -> 
     assert engine.stats()["passes"]["steps_ahead"] >= 17
 
 
-def test_a_page_that_somebody_else_got_is_not_believed_in(model: Any, tokenizer: Tokenizer) -> None:
+def test_a_run_ahead_is_dropped_where_its_page_went_to_another(
+    model: Any, tokenizer: Tokenizer
+) -> None:
     """A run ahead wrote into a free page; the sequence got another one."""
     engine = make_engine(model, tokenizer, draft_tokens=0)
     passes = give_graphs(engine)
@@ -282,7 +284,7 @@ def test_the_graph_that_was_used_least_recently_goes(
     assert passes.stats()["graphs_captured"] == 4
 
 
-def test_a_capture_that_fails_is_told_and_decoding_goes_on(
+def test_a_failed_capture_is_reported_and_decoding_goes_on(
     model: Any, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(function: Any) -> Any:

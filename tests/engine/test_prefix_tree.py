@@ -101,7 +101,7 @@ def test_eviction_takes_the_oldest_leaves_and_spares_pages_in_use() -> None:
     pool.check_integrity([])
 
 
-def test_a_partial_page_is_continued_in_place_only_when_nobody_else_uses_it() -> None:
+def test_a_partial_page_is_continued_in_place_only_without_other_references() -> None:
     pool, tree = make_tree()
     (page,) = remember(pool, tree, keys_of([1, 2]))
     assert tree.match_prefix(keys_of([1, 2, 3])).partial_is_free

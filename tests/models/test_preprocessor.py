@@ -138,7 +138,7 @@ def test_what_transformers_writes_is_taken(tmp_path: Path) -> None:
         geometry_of(tmp_path)
 
 
-def test_bounds_on_sizes_are_told_where_no_recipe_decides(
+def test_bounds_on_sizes_are_reported_where_no_recipe_decides(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

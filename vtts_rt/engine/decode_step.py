@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     it shares; num_groups, num_shared: groups of rows (0: no cascade) and pages that a group shares.
     has_filters: whether any row has a top-k or top-p, for which logits are sorted. num_history,
     num_biased: tokens that a row's penalties remember, and that are biased (0: none in any row).
-    has_raw: whether any row wants log-probabilities of the model's own."""
+    has_raw: whether any row's log-probabilities are the model's own."""
 
     num_rows: int
     num_pages: int

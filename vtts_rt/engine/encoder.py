@@ -1,7 +1,7 @@
 """VisionEncoder: pixels to features, only for frame pairs that no cache has.
 
 Pairs wanted by all sequences of a pass are encoded together, each once. Pixels are asked for on
-a miss only, and said to be wanted long before.
+a miss only, and announced (`prefetch`) long before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Most patch rows of a ViT pass (a pair of more goes alone): the first frames are encoded while the
 # last are still being decoded. A CPU's is what the tower takes at once anyway, two pairs of 480
 # rows: a first look takes 2.89 s, 3.11 in passes of eight pairs, which wait 0.35 s for the decoder
-# before they encode anything (118 M model, 2 cores). An accelerator wants to be filled.
+# before they encode anything (118 M model, 2 cores). An accelerator needs large ones.
 _ROWS_PER_CPU_PASS, _ROWS_PER_PASS = 1024, 3600
 
 Features = dict[Hashable, Tensor]
@@ -76,7 +76,7 @@ class VisionEncoder:
                 pair = place.pair
                 if provider and not provider.ready(pair.video, (pair.frame_a, pair.frame_b)):
                     return max(start, place.start)
-        except Exception as error:  # the provider is broken: asking for its frames will tell
+        except Exception as error:  # the provider is broken: asking for its frames will raise
             logger.debug("readiness of frames is unknown: %s", error)
         return end
 
@@ -101,7 +101,7 @@ class VisionEncoder:
         except Exception as error:
             if len(chunks) == 1:
                 return features, [(chunks[0].sequence, error)]
-        # Whose fault it is: each for itself, what one wanted for another too.
+        # Each sequence alone, to find the one that fails.
         failures = []
         for chunk in chunks:
             try:

@@ -1,6 +1,6 @@
 """DecodeGraphs: decoding steps as CUDA graphs, one launch instead of hundreds.
 
-A graph is captured for a shape, rounded up, when a step first wants it.
+A graph is captured for a shape, rounded up, when a step first needs it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Step) -> Step:
-        # Libraries set themselves up and Triton compiles in a first run: no capture may see that.
+        # Libraries initialise and Triton compiles in a first run: outside the capture.
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -137,8 +137,8 @@ class DecodeGraphs:
             chunks, key=lambda chunk: chunk.sequence.pages
         )  # those that share are neighbours
         tables = [chunk.sequence.pages for chunk in chunks]
-        wishes = [chunk.sequence.sampling for chunk in chunks]
-        params = SampleParams.of(wishes, torch.device("cpu"))
+        sampling = [chunk.sequence.sampling for chunk in chunks]
+        params = SampleParams.of(sampling, torch.device("cpu"))
         penalties = Penalties.of([(c.sequence.rules, ()) for c in chunks], torch.device("cpu"))
         num_keys, num_shared = np.array([chunk.end for chunk in chunks]), [0] * len(chunks)
         groups = find_groups(tables, num_keys.tolist(), self._pool.page_size)
@@ -155,7 +155,7 @@ class DecodeGraphs:
             params.has_filters,
             0 if penalties is None else penalties.history.shape[1],
             0 if penalties is None else penalties.biased.shape[1],
-            any(wish.logprobs == "raw" for wish in wishes),
+            any(own.logprobs == "raw" for own in sampling),
         ).rounded()
         graph = self._graph(shape)
         target = graph.step.buffers.whole
@@ -170,7 +170,7 @@ class DecodeGraphs:
             choice=[len(chunk.sequence.logprobs) for chunk in chunks],
             member=[chunk.sequence.request.member for chunk in chunks],
             round=[chunk.sequence.request.round_index for chunk in chunks],
-            raw=[wish.logprobs == "raw" for wish in wishes],
+            raw=[own.logprobs == "raw" for own in sampling],
         )
         rows = []
         for place, (chunk, num) in enumerate(zip(chunks, num_shared, strict=True)):
@@ -188,8 +188,8 @@ class DecodeGraphs:
         the tokens that it chooses. None where no page is free for one of them, or no place in the
         history of its penalties.
 
-        Such a page stays free: its next owner writes to it after this step. The sequence is
-        told (`page_ahead`) which to ask for.
+        Such a page stays free: its next owner writes to it after this step. `page_ahead` of the
+        sequence says which to allocate.
         """
         graph, step = launched.graph, launched.graph.step
         rows: list[_Row] = []

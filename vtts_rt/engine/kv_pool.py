@@ -1,7 +1,7 @@
 """PagedKVPool: fixed-size pages of keys and values, reference counted.
 
 A page holds `page_size` tokens of all layers. Sequences and the prefix tree each hold
-references; a page is free again when the last one lets go.
+references; a page is free again when the last one is released.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class PagedKVPool:
         They are neighbours where that is possible, because attention reads neighbours without
         a copy: next to the page `after` (the last one of a sequence that grows), else in the
         first run that also leaves `room` pages for growth, else in the first run, else the
-        lowest numbers. Room is a wish: it counts as free, and is taken when nothing else is
-        left or when a reference to the page before it is dropped.
+        lowest numbers. Room is not reserved: it counts as free, is taken when nothing else is
+        left, and ends when a reference to the page before it is dropped.
         """
         if count > self.num_free:
             raise PoolExhausted(f"{count} KV pages wanted, {self.num_free} free")

@@ -14,7 +14,7 @@ from vtts_rt.config import EngineConfig
 _CUDA_SHARE = 0.8
 # Host memory is shared with frames, features, the page cache and other programs.
 _CPU_SHARE = 1 / 8
-_UNKNOWN_BYTES = 8 << 30  # taken as available where nothing tells: KV then gets 1 GiB
+_UNKNOWN_BYTES = 8 << 30  # assumed where the system does not say: KV then gets 1 GiB
 # Of control groups: file of the limit, file of the use, field of memory.stat that is file cache.
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")

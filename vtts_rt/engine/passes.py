@@ -6,8 +6,8 @@ tokens are on their way while the engine looks at those before: a run ahead.
 
 A run ahead decides nothing. The scheduler plans every step as if there were none, and what one has
 computed is taken for a chunk that is just the same, or not at all. So outputs, caches and counters
-are those of an engine that never runs ahead. It may write KV of a token that nobody wants behind
-the end of a sequence, or into a free page: whatever is written there later, is written later.
+are those of an engine that never runs ahead. It may write KV of a token that is not used behind
+the end of a sequence, or into a free page: later writes there come after it on the same stream.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ class Passes:
         self, chunks: list[Chunk], features: Features
     ) -> list[tuple[Chunk, Tensor | Exception]]:
         """Every chunk with the hidden states of its last rows. A pass that fails is repeated for
-        each sequence alone (nothing was noted yet), to find whose fault it is."""
+        each sequence alone (nothing was noted yet), to find the one that fails."""
         if not chunks:
             return []
         try:

@@ -34,7 +34,7 @@ _keys_of = attrgetter("keys")
 class PrefixMatch:
     """pages: full pages that hold the first len(pages) * P tokens; partial: a page whose first
     `num_partial` tokens continue them, or None. partial_is_free: the rest of that page holds
-    nothing and nobody else uses it, so it may be continued in place; otherwise copy it first.
+    nothing and no other reference to it exists, so it may be continued in place; else copy it.
     """
 
     pages: list[int]
@@ -74,7 +74,7 @@ class Pin:
     _node: _Node | None = field(repr=False)  # the last page; those before it cannot go first
 
     def release(self) -> None:
-        """Let go; a second time, or after the tree forgot the prefix, does nothing."""
+        """End the pin; a second call, or one after the tree forgot the prefix, does nothing."""
         if self._node is not None and self in self._node.pins:
             self._node.pins.remove(self)
             self._tree._hold(self._node, -1)

@@ -219,7 +219,7 @@ def drawn(
 
 
 def packed(tokens: Tensor, logprobs: Tensor) -> Tensor:
-    """(N,) each -> (2, N) float64, which holds ids exactly: one thing to copy."""
+    """(N,) each -> (2, N) float64, which holds ids exactly: one tensor to copy."""
     return torch.stack((tokens.double(), logprobs.double()))
 
 
