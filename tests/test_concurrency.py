@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clip_writer import write_video
 from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
-from vtts_rt.video.writer import write_video
 
 
 @pytest.fixture()
