@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from vtts_rt import LOG_LEVELS, __version__
 from vtts_rt.checkout import source_module
 from vtts_rt.checks import CommandParser
-from vtts_rt.config import DIALECTS, PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
+from vtts_rt.config import (
+    DIALECTS,
+    PARITIES,
+    QUANTIZATIONS,
+    STRATEGIES,
+    VIDEO_WRAPPERS,
+    MediaLimits,
+)
 from vtts_rt.types import DECODERS, require
 
 if TYPE_CHECKING:
@@ -134,6 +141,11 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         help="official: a round without a clue looks where the last clue pointed",
     )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
+    parser.add_argument(
+        "--video-wrapper",
+        choices=VIDEO_WRAPPERS,
+        help="vision markers around the pairs of a video, in families that write one pair by pair",
+    )
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument(
         "--source-fps", type=float, metavar="F", help="rate of a .npy array or a raw stream"
@@ -244,6 +256,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         total_pixels=args.total_pixels,
         min_pixels=args.min_pixels,
         parity=args.parity,
+        video_wrapper=args.video_wrapper,
         sticky_clues=args.sticky_clues or None,
         prompts=args.prompts,
         text_first=False if args.video_first else None,

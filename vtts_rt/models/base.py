@@ -53,7 +53,8 @@ class VideoLM(nn.Module, ABC):
     model_type: of the family, as in config.json. language_fields: what the family fixes of its
     `LanguageConfig`, and the mrope_section of a config.json that does not say. geometry: of the
     family, and of a model its own: a checkpoint may say another mean and std. chat: of all the
-    family's checkpoints. quantization: see models/quantize.py.
+    family's checkpoints. bounds_clips: whether the sizes that its video processor allows are of all
+    frames of a clip together. quantization: see models/quantize.py.
     """
 
     model_type: ClassVar[str]
@@ -61,6 +62,7 @@ class VideoLM(nn.Module, ABC):
     chat: ClassVar[ChatFormat]
     # transformers, the default of Qwen2-VL's and Qwen2.5-VL's rotary embeddings.
     language_fields: ClassVar[Mapping[str, Any]] = {"mrope_section": (16, 24, 24)}
+    bounds_clips: ClassVar[bool] = False
 
     def __init__(self, config: ModelConfig, visual: VisionTransformer) -> None:
         super().__init__()

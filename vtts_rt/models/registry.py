@@ -133,7 +133,9 @@ def load_model(
     base = base_folder(folder)
     adapter = adapter_in(folder)
     config = read_model_config(base)
-    config = replace(config, geometry=read_geometry(base, config.geometry))
+    family = family_of(config.model_type)
+    own = read_geometry(base, config.geometry, bounds_clips=family.bounds_clips)
+    config = replace(config, geometry=own)
     with open_tensors(base) as files:
         wanted = _checkpoint_dtype(base, files) if dtype == "auto" else _as_dtype(dtype)
         stored = checkpoint_tensors(files)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vtts_rt.types import Prompt, PromptPart, Segment, TimeLabel
+from vtts_rt.types import Marker, Prompt, PromptPart, Segment, TimeLabel
 
 BoxUnit = Literal["px", "thousandth", "fraction"]
 
@@ -73,14 +73,14 @@ class ChatFormat:
         if isinstance(part, Segment):
             pad = self.image_pad if part.is_image else self.video_pad
             return self.vision_start + pad + self.vision_end
-        return part.text if isinstance(part, TimeLabel) else part
+        return part if isinstance(part, str) else part.text
 
     def _neutral(self, parts: Iterable[PromptPart]) -> Iterator[PromptPart]:
         """A space goes into what begins a control token, be it in one text or in two."""
         first, rest = self.control[0], self.control[1:]
         before = ""
         for part in parts:
-            if isinstance(part, Segment):
+            if isinstance(part, Segment | Marker):
                 before = ""
                 yield part
                 continue

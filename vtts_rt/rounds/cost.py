@@ -66,9 +66,10 @@ def plan_cost(
         plan=first,
         history=[],
         text_first=config.text_first,
+        video_wrapper=config.video_wrapper,
     )
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = engine.tokenizer.count(chat.text(prompt)) - len(first.segments)  # one pad each
+    text = engine.tokenizer.count(chat.text(prompt)) - len(prompt.segments)  # one pad each
     num_tokens = text + vision
     pairs = first.num_pairs
     strategy, reply = find_strategy(config.strategy), DIALECTS[config.dialect].reply

@@ -18,6 +18,7 @@ GEOMETRY = Geometry(
     patch_px=14,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
+    released=True,
 )
 
 

@@ -1,8 +1,8 @@
-"""Qwen2_VL: its tower beside the shared language model; chat and geometry are Qwen2.5-VL's."""
+"""Qwen2_VL: its tower beside the shared language model; the chat format is Qwen2.5-VL's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class VisionTransformer(vision.VisionTransformer):
 
 class Qwen2_VL(VideoLM):
     model_type = "qwen2_vl"
-    geometry = GEOMETRY
+    geometry = replace(GEOMETRY, released=False)
     chat = CHAT
 
     def __init__(self, config: ModelConfig) -> None:
@@ -81,4 +81,4 @@ class Qwen2_VL(VideoLM):
         )
 
     def positions(self, parity: Parity) -> MropePositions:
-        return MropePositions(parity, None)
+        return MropePositions("transformers", None)

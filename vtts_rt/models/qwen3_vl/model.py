@@ -31,6 +31,7 @@ class Qwen3_VL(VideoLM):
         "qk_norm": True,
         "qkv_bias": False,
     }
+    bounds_clips = True
 
     def __init__(self, config: ModelConfig) -> None:
         assert isinstance(config.vision, VisionConfig)
