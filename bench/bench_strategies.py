@@ -19,7 +19,7 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import RuntimeConfig
 from vtts_rt.evaluation.strategies import accuracy, kept
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
@@ -48,8 +48,8 @@ def main() -> int:
         # Prompts are as long as they are for the models whose budgets these are.
         "kept": kept(Tokenizer(qwen_tokenizer(), CHAT), GEOMETRY, seed=args.seed, num=args.plans),
     }
-    engine = EngineConfig(threads=args.threads)
-    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
+    config = RuntimeConfig(threads=args.threads)
+    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, config=config) as runtime:
         result["accuracy"] = accuracy(runtime, seed=args.seed, num=args.num)
     write_result(RESULTS / results_name("strategies"), result)
     return 0

@@ -74,7 +74,7 @@ def test_cancelling_before_the_driver_has_heard_of_a_question(
 
     with Busy(runtime):
         asyncio.run(main())
-    assert runtime._driver.call(lambda: runtime._rounds.has_work) is False
+    assert runtime._driver.call(lambda: runtime._driver._scheduler.has_work) is False
 
 
 def test_a_stream_that_is_closed_does_not_hold_up_new_weights(
