@@ -226,20 +226,17 @@ def _delegate(command: str, arguments: list[str]) -> int:
 
 
 def _runtime(args: argparse.Namespace) -> Runtime:
-    from vtts_rt.config import EngineConfig
+    from vtts_rt.config import EngineConfig, RuntimeConfig
     from vtts_rt.runtime import Runtime
 
-    settings = {
-        "threads": args.threads,
-        "decoder": args.decoder,
-        "draft_tokens": getattr(args, "draft_tokens", None),
-    }
+    drafts = getattr(args, "draft_tokens", None)
     return Runtime.from_pretrained(
         args.model,
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
-        engine=EngineConfig(**{k: v for k, v in settings.items() if v is not None}),
+        engine=EngineConfig() if drafts is None else EngineConfig(draft_tokens=drafts),
+        config=RuntimeConfig(threads=args.threads, decoder=args.decoder or "auto"),
     )
 
 
