@@ -310,7 +310,7 @@ def _copy_of(error: Exception) -> Exception:
         copied: Exception = copy.copy(error)
     except Exception:  # a class that is not made of its args
         return RuntimeError(f"{type(error).__name__}: {error}")
-    return copied
+    return copied.with_traceback(error.__traceback__)
 
 
 class _Suspended(BaseException):
