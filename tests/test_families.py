@@ -125,7 +125,7 @@ MISTAKES = [
     (QWEN3_VL, VISION, {"hidden_act": "silu"}, "hidden_act must be 'gelu_pytorch_tanh'"),
     (QWEN3_VL, TEXT, {"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
     (QWEN3_VL, TEXT, {"attention_bias": True}, "attention_bias must be False, got True"),
-    (QWEN3_VL, TEXT, {"head_dim": 15}, "head_dim must be even, got 15"),
+    (QWEN3_VL, TEXT, {"head_dim": 15}, "requires an even rotary dimension"),
     (QWEN3_VL, TEXT, {"head_dim": 0}, "head_dim must be in 1..16777216, got 0"),
     (QWEN3_VL, TEXT, {"head_dim": 8}, "mrope_section must be three numbers that sum to"),
     (QWEN3_VL, VISION, {"num_position_embeddings": 26}, "must be a square number, got 26"),
@@ -216,14 +216,17 @@ def test_random_weights_can_be_trained(folder: Path) -> None:
 
 def test_later_rounds_compute_what_is_new(runtime: Runtime, clip: Path) -> None:
     answer = runtime.ask(**request(clip))
-    first, *later = [r.reuse for r in answer.rounds]
-    assert first.pairs_reused == 0 and first.pairs_encoded == answer.rounds[0].plan.num_pairs
-    for result, before, reuse in zip(answer.rounds[1:], answer.rounds, later, strict=False):
+    first, *later = answer.rounds
+    shown = first.plan.num_pairs
+    assert (first.reuse.pairs_encoded, first.reuse.pairs_reused) == (shown, 0)
+    for result, before in zip(later, answer.rounds, strict=False):
+        reuse, new = result.reuse, result.plan.num_pairs
         # Of the round before all but the last token, which no step has read yet.
         done = before.prompt_tokens + len(before.token_ids) - 1
         assert reuse.tokens_reused == done
         assert reuse.tokens_prefilled == result.prompt_tokens - done
-        assert reuse.pairs_encoded + reuse.pairs_reused == result.plan.num_pairs
+        assert (reuse.pairs_encoded, reuse.pairs_reused) == (new, shown)
+        shown += new
     again = runtime.ask(**request(clip))
     assert tokens(again) == tokens(answer)
     assert sum(r.reuse.pairs_encoded for r in again.rounds) == 0

@@ -29,26 +29,14 @@ _MAX_JSON_BYTES = 256 << 20  # an index of a million tensors takes about 100 MB
 # Most of each number in config.json. Those of layers are compared with the files later on; here
 # they only keep transformers from building a list of that length.
 _MAX_SIZE, _MAX_LAYERS = 1 << 24, 1 << 12
-_SIZES = {
-    **dict.fromkeys(("depth", "mlp_ratio", "num_hidden_layers"), _MAX_LAYERS),
-    **dict.fromkeys(
-        (
-            "embed_dim",
-            "head_dim",
-            "hidden_size",
-            "intermediate_size",
-            "max_position_embeddings",
-            "num_attention_heads",
-            "num_heads",
-            "num_key_value_heads",
-            "num_position_embeddings",
-            "out_hidden_size",
-            "vocab_size",
-            "window_size",
-        ),
-        _MAX_SIZE,
+_SIZES = dict.fromkeys(("depth", "mlp_ratio", "num_hidden_layers"), _MAX_LAYERS) | dict.fromkeys(
+    (
+        *("embed_dim", "head_dim", "hidden_size", "intermediate_size", "out_hidden_size"),
+        *("max_position_embeddings", "num_position_embeddings", "vocab_size", "window_size"),
+        *("num_attention_heads", "num_heads", "num_key_value_heads"),
     ),
-}
+    _MAX_SIZE,
+)
 
 
 def resolve_model(model: str | Path) -> Path:
@@ -259,10 +247,10 @@ def model_config(
     names = ("patch_size", "spatial_merge_size", "temporal_patch_size")
     sizes = tuple(getattr(hf.vision_config, name) for name in names)
     expected = (geometry.patch_px, geometry.merge, geometry.frames_per_pair)
-    _check("patch, merge and temporal size", sizes, sizes == expected, str(expected))
+    check("patch, merge and temporal size", sizes, sizes == expected, str(expected))
     for name in ("image_token_id", "video_token_id"):
         index = getattr(hf, name)
-        _check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
+        check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
     return ModelConfig(
         model_type=hf.model_type,
         geometry=geometry,
@@ -281,23 +269,21 @@ def model_config(
 def _language_config(text: Any, tied: bool, fixed: Mapping[str, Any]) -> LanguageConfig:
     rope = text.rope_parameters
     kind = rope.get("rope_type", "default")
-    _check("rope_type", kind, kind == "default", "'default'")
+    check("rope_type", kind, kind == "default", "'default'")
     layers = set(getattr(text, "layer_types", None) or ["full_attention"])
-    _check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
+    check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
     hidden, heads = text.hidden_size, text.num_attention_heads
     said: Any = getattr(text, "head_dim", None)
-    if hasattr(type(text), "head_dim"):  # a family where it is free
-        _check("head_dim", said, said % 2 == 0, "even")
-    else:
-        _check("hidden_size", hidden, hidden % heads == 0, f"a multiple of {heads} heads")
-        _check("head_dim", said, said in (None, hidden // heads), "hidden_size / heads")
+    if not hasattr(type(text), "head_dim"):  # else it is free
+        check("hidden_size", hidden, hidden % heads == 0, f"a multiple of {heads} heads")
+        check("head_dim", said, said in (None, hidden // heads), "hidden_size / heads")
     section = rope.get("mrope_section", fixed["mrope_section"])
     three = isinstance(section, (list, tuple)) and len(section) == 3
     three = three and all(type(n) is int and n >= 0 for n in section)
-    _check("mrope_section", section, three, "three numbers")
+    check("mrope_section", section, three, "three numbers")
     theta, eps = rope.get("rope_theta"), text.rms_norm_eps
-    _check("rope_theta", theta, positive(theta), "a number > 0")
-    _check("rms_norm_eps", eps, positive(eps), "a number > 0")
+    check("rope_theta", theta, positive(theta), "a number > 0")
+    check("rms_norm_eps", eps, positive(eps), "a number > 0")
     own = {"rope_theta": float(theta), "mrope_section": tuple(section), "head_dim": said or 0}
     return from_hf(LanguageConfig, text, **{**fixed, **own}, tie_word_embeddings=tied)
 
@@ -310,7 +296,8 @@ def from_hf(kind: type[Shape], part: Any, **own: Any) -> Shape:
     return kind(**found, **own)
 
 
-def _check(argument: str, value: object, ok: bool, rule: str) -> None:
+def check(argument: str, value: object, ok: bool, rule: str) -> None:
+    """`require` of a setting in config.json."""
     require("load_model", argument, value, ok, rule)
 
 

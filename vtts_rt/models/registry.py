@@ -113,7 +113,7 @@ def from_config(
 def empty_model(config: ModelConfig) -> VideoLM:
     """Parameters on the meta device."""
     with torch.device("meta"):
-        return family_of(config.model_type)(config)  # type: ignore[call-arg]
+        return family_of(config.model_type)(config)
 
 
 def load_model(

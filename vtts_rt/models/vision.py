@@ -47,11 +47,16 @@ MLP = Callable[[int, int], nn.Module]  # of (channels, hidden channels)
 ROWS_AT_ONCE = 1024
 
 
-def check_rope(part: Any) -> None:
-    """ValueError if transformers' `vision_config` asks for other rotary angles than these."""
+def check_tower(hf: Any, activation: str) -> Any:
+    """The `vision_config` of transformers' config. ValueError if it asks for another activation
+    or other rotary angles than these, or the language model for another activation than SiLU."""
+    part = hf.vision_config
+    for act, rule in ((part.hidden_act, activation), (hf.text_config.hidden_act, "silu")):
+        require("load_model", "hidden_act", act, act == rule, f"'{rule}'")
     rope = getattr(part, "rope_parameters", None) or {}
     theta = rope.get("rope_theta", ROPE_THETA)
     require("load_model", "vision rope_theta", theta, theta == ROPE_THETA, str(ROPE_THETA))
+    return part
 
 
 @dataclass(frozen=True, slots=True)

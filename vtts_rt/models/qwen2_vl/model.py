@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from vtts_rt.models import vision
 from vtts_rt.models.base import VideoLM
-from vtts_rt.models.config import ModelConfig, TowerConfig
+from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import LayerNorm, Linear
-from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
-from vtts_rt.types import Geometry, Parity, require
+from vtts_rt.types import Geometry, require
 
 QUICK_GELU = 1.702  # transformers, QuickGELUActivation
 
@@ -65,20 +64,12 @@ class Qwen2_VL(VideoLM):
     geometry = replace(GEOMETRY, released=False)
     chat = CHAT
 
-    def __init__(self, config: ModelConfig) -> None:
-        assert isinstance(config.vision, VisionConfig)
-        super().__init__(config, VisionTransformer(config.vision, config.geometry))
+    tower = VisionTransformer
 
     @classmethod
     def read_vision(cls, hf: Any) -> VisionConfig:
-        part = hf.vision_config
-        for act, rule in ((part.hidden_act, "quick_gelu"), (hf.text_config.hidden_act, "silu")):
-            require("load_model", "hidden_act", act, act == rule, f"'{rule}'")
-        vision.check_rope(part)
+        part = vision.check_tower(hf, "quick_gelu")
         width = part.embed_dim
         return VisionConfig(
             part.depth, width, part.num_heads, width * part.mlp_ratio, part.hidden_size
         )
-
-    def positions(self, parity: Parity) -> MropePositions:
-        return MropePositions("transformers", None)

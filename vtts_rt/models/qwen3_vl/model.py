@@ -7,13 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from vtts_rt.models.base import VideoLM
-from vtts_rt.models.checkpoint import from_hf
-from vtts_rt.models.config import ModelConfig
-from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.checkpoint import check, from_hf
 from vtts_rt.models.qwen2_5_vl.chat import CHAT as QWEN2_5_CHAT
 from vtts_rt.models.qwen3_vl.vision import VisionConfig, VisionTransformer
-from vtts_rt.models.vision import check_rope
-from vtts_rt.types import Geometry, Parity, require
+from vtts_rt.models.vision import check_tower
+from vtts_rt.types import Geometry
 
 # transformers, Qwen3VLVideoProcessor.
 GEOMETRY = Geometry(patch_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -33,20 +31,12 @@ class Qwen3_VL(VideoLM):
     }
     bounds_clips = True
 
-    def __init__(self, config: ModelConfig) -> None:
-        assert isinstance(config.vision, VisionConfig)
-        super().__init__(config, VisionTransformer(config.vision, config.geometry))
+    tower = VisionTransformer
 
     @classmethod
     def read_vision(cls, hf: Any) -> VisionConfig:
-        def check(argument: str, value: object, ok: bool, rule: str) -> None:
-            require("load_model", argument, value, ok, rule)
-
-        text, part = hf.text_config, hf.vision_config
-        for act, name in ((part.hidden_act, "gelu_pytorch_tanh"), (text.hidden_act, "silu")):
-            check("hidden_act", act, act == name, f"'{name}'")
+        text, part = hf.text_config, check_tower(hf, "gelu_pytorch_tanh")
         check("attention_bias", text.attention_bias, not text.attention_bias, "False")
-        check_rope(part)
         places, levels = part.num_position_embeddings, list(part.deepstack_visual_indexes)
         square = math.isqrt(places) ** 2 == places
         check("num_position_embeddings", places, square, "a square number")
@@ -56,7 +46,3 @@ class Qwen3_VL(VideoLM):
         rule = f"fewer than num_hidden_layers ({text.num_hidden_layers})"
         check("deepstack_visual_indexes", levels, fits, rule)
         return from_hf(VisionConfig, part)
-
-    def positions(self, parity: Parity) -> MropePositions:
-        """Times stand in the text, so they count pairs; with one pair a segment parities agree."""
-        return MropePositions(parity, None)
