@@ -241,11 +241,10 @@ def test_decoding_stops_at_the_bounds(manifest: Path) -> None:
     items = iter(feed)
     next(items)
     ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["looks"].gi_frame.f_locals["ahead"]
-    second, third, fourth, *_ = (future for *_, future in ahead._queue)
-    assert not wait([second, third], timeout=30).not_done
+    *held, fourth = [future for *_, future in ahead._queue][:3]
+    assert not wait(held, timeout=30).not_done
     assert sum(ahead._held.values()) == 2 * one_video
-    # The fourth is opened, and waits for room before it decodes.
-    assert not wait([fourth], timeout=0.2).done
+    assert not wait([fourth], timeout=0.2).done  # opened, and waits for room to decode
     items.close()
     assert feed.stats()["videos_opened"] == 3 and feed.stats()["frames_decoded"] == 9
 
