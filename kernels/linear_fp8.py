@@ -1,6 +1,4 @@
-"""Rows times a matrix of 8-bit floats (e4m3) with a scale for each output.
-
-    out[n, o] = scale[o] * sum_c x[n, c] * weight[o, c] + bias[o]
+"""The product of vtts_rt/ops/linear_fp8.py: rows times e4m3 floats with a scale for each output.
 
 Weights are read as bytes and decoded by bit arithmetic, which is exact and works on every GPU: the
 byte's exponent and mantissa, moved into those of a float32, are the value times 2^-120.
@@ -125,29 +123,15 @@ def linear_fp8(
     num_outputs = weight.shape[0]
     out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     pointers = (x, weight, scale, scale if bias is None else bias, out)
-    if out.numel() == 0:
-        return out
-    if num_rows == 1:
+    has_bias = bias is not None
+    if num_rows == 1 and num_outputs > 0:
+        blocks = {"OUTPUTS": ROW_OUTPUTS, "CHANNELS": ROW_CHANNELS, "num_warps": ROW_WARPS}
         row_kernel[(triton.cdiv(num_outputs, ROW_OUTPUTS),)](
-            *pointers,
-            num_channels,
-            num_outputs,
-            HAS_BIAS=bias is not None,
-            OUTPUTS=ROW_OUTPUTS,
-            CHANNELS=ROW_CHANNELS,
-            num_warps=ROW_WARPS,
+            *pointers, num_channels, num_outputs, HAS_BIAS=has_bias, **blocks
         )
-        return out
-    options = tile(num_rows)
-    grid = (triton.cdiv(num_rows, options["ROWS"]), triton.cdiv(num_outputs, options["OUTPUTS"]))
-    tile_kernel[grid](
-        *pointers,
-        x.stride(0),
-        num_rows,
-        num_channels,
-        num_outputs,
-        HAS_BIAS=bias is not None,
-        WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
-        **options,
-    )
+    elif out.numel() > 0:
+        blocks, sizes = tile(num_rows), (x.stride(0), num_rows, num_channels, num_outputs)
+        grid = (triton.cdiv(num_rows, blocks["ROWS"]), triton.cdiv(num_outputs, blocks["OUTPUTS"]))
+        wide = triton.knobs.runtime.interpret  # it would multiply the bits of bfloat16
+        tile_kernel[grid](*pointers, *sizes, HAS_BIAS=has_bias, WIDE=wide, **blocks)
     return out

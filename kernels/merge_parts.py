@@ -45,17 +45,11 @@ def merge_parts(parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor) 
     num_parts, num_rows, num_heads, head_dim = parts.shape
     if num_rows == 0:
         return
-    num_parts_block, block_d = (triton.next_power_of_2(n) for n in (num_parts, head_dim))
-    merge_parts_kernel[(num_rows * num_heads,)](
-        parts,
-        part_lse,
-        out,
-        num_parts,
-        num_rows * num_heads,
-        HEAD_DIM=head_dim,
-        PARTS=num_parts_block,
-        BLOCK_D=block_d,
-        num_warps=num_warps(num_parts_block * block_d),
+    most, block_d = (triton.next_power_of_2(n) for n in (num_parts, head_dim))
+    sizes = {"HEAD_DIM": head_dim, "PARTS": most, "BLOCK_D": block_d}
+    num_places = num_rows * num_heads
+    merge_parts_kernel[(num_places,)](
+        parts, part_lse, out, num_parts, num_places, **sizes, num_warps=num_warps(most * block_d)
     )
 
 

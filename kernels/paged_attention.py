@@ -248,23 +248,12 @@ def launch(
     grid = (page_table.shape[0] * num_kv_heads * plan.num_tiles, plan.num_splits)
     if 0 in grid or num_rows == 0:
         return
+    bounds = seqlens_k if cu_seqlens_q is None else cu_seqlens_q
     paged_attention_kernel[grid](
-        q,
-        keys,
-        values,
-        page_table,
-        seqlens_k if cu_seqlens_q is None else cu_seqlens_q,
-        seqlens_k,
-        out,
-        out if lse is None else lse,
-        q.stride(0),
-        q.stride(1),
-        *keys.stride()[:3],
-        page_table.stride(0),
+        *(q, keys, values, page_table, bounds, seqlens_k, out, out if lse is None else lse),
+        *(*q.stride()[:2], *keys.stride()[:3], page_table.stride(0)),
         scale * LOG2_E,
-        plan.num_tiles,
-        plan.num_splits,
-        num_rows,
+        *(plan.num_tiles, plan.num_splits, num_rows),
         KV_HEADS=num_kv_heads,
         GROUP=num_heads // num_kv_heads,
         HEAD_DIM=head_dim,

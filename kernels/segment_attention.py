@@ -1,6 +1,5 @@
-"""Attention inside segments of rows: a program takes a block of one segment's queries and a head.
-
-    out[i, h] = softmax_j(q[i, h] . k[j, h] / sqrt(D)) v[j, h],   j over the rows of i's segment
+"""Attention inside segments of rows (vtts_rt/ops/segment_attention.py): a program takes a block of
+one segment's queries and a head.
 
 Segments of all lengths go in one launch: a table says where each block of queries and its segment
 are. Softmax is online, in float32; weights are rounded to v's type for the tensor cores.
@@ -123,16 +122,10 @@ def segment_attention(
     out = torch.empty((num_rows, num_heads * dim), dtype=q.dtype, device=q.device)
     low, high = split_features(dim)
     if out.numel() > 0:
+        strides = (stride for x in (q, k, v) for stride in x.stride()[:2])
         segment_attention_kernel[(len(table), num_heads)](
-            q,
-            k,
-            v,
-            table,
-            out,
-            *q.stride()[:2],
-            *k.stride()[:2],
-            *v.stride()[:2],
-            out.stride(0),
+            *(q, k, v, table, out),
+            *(*strides, out.stride(0)),
             dim**-0.5 * LOG2_E,
             DIM=dim,
             LOW=low,

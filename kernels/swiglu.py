@@ -1,6 +1,4 @@
-"""The gate of a gated MLP: a program does a block of one row.
-
-    out[n, i] = silu(x[n, i]) * x[n, I + i],   silu(a) = a / (1 + exp(-a))
+"""The gate of a gated MLP (vtts_rt/ops/swiglu.py): a program does a block of one row.
 
 Legend: N rows, I hidden channels. Arithmetic in float32, rounded once when stored.
 """

@@ -14,7 +14,6 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +85,9 @@ class Op:
     """The backends of one op, best first. Called with a device type, the name of a backend or
     "auto", and the arguments of `Backend.run`."""
 
-    def __init__(self, name: str, backends: tuple[Backend, ...], devices: tuple[str, ...]) -> None:
+    def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
         self.backends = backends
-        self.devices = devices
         self._resolved: dict[tuple[str, str], tuple[list[Backend], str]] = {}
 
     def __call__(self, device: str, backend: str, *call: Any) -> Any:
@@ -111,58 +109,50 @@ class Op:
         raise RuntimeError(f"{self.name}: no backend on {device} takes the arguments: {reason}")
 
     def resolve(self, device: str, backend: str = "auto") -> tuple[list[Backend], str]:
-        """The backends for tensors of `device` ("cpu", "cuda"), the first one first, and why it is.
+        """The backends for tensors of `device` ("cpu", "cuda"), the first one first, and why it is;
+        kept for each device and wish.
 
         backend: "auto" or a backend's name; VTTS_RT_BACKEND stands in for "auto".
         Raises ValueError for an unknown name, RuntimeError (with the reason and what is supported
         here) for one that cannot run.
         """
         wish = (backend_override(self.name) or "auto") if backend == "auto" else backend
-        key = (device, wish)
-        if key not in self._resolved:
-            usable, reason = self._resolved[key] = self._order(device, wish)
-            logger.info("%s on %s: backend %s (%s)", self.name, device, usable[0].name, reason)
-        return self._resolved[key]
-
-    def explain(self) -> list[Choice]:
-        """What would run now, a row for each device there is; "none" where the wish fails."""
-        return [
-            choice_of(f"{self.name} on {device}", partial(self._first, device))
-            for device in self.devices
-            if device != "cuda" or torch.cuda.is_available()
-        ]
-
-    def _first(self, device: str) -> tuple[Backend, str]:
-        usable, reason = self._order(device, backend_override(self.name) or "auto")
-        return usable[0], reason
-
-    def _order(self, device: str, wish: str) -> tuple[list[Backend], str]:
+        if (device, wish) in self._resolved:
+            return self._resolved[device, wish]
         refusals = {b.name: b.supports(device) for b in self.backends}
+        require(
+            self.name, "backend", wish, wish in ("auto", *refusals), f"auto, {', '.join(refusals)}"
+        )
         usable = [b for b in self.backends if refusals[b.name] is None]
-        if wish != "auto":
-            require(self.name, "backend", wish, wish in refusals, f"auto, {', '.join(refusals)}")
-            if refusals[wish] is not None:
-                here = ", ".join(b.name for b in usable) or "none"
-                raise RuntimeError(
-                    f"{self.name}: backend {wish!r} unavailable: {refusals[wish]}; "
-                    f"supported here: {here}"
-                )
-            return sorted(usable, key=lambda b: b.name != wish), ASKED
+        refused = [f"{name}: {why}" for name, why in refusals.items() if why is not None]
         if not usable:
-            why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+            why = "; ".join(refused)
             raise RuntimeError(f"{self.name}: no backend for device {device!r}: {why}")
-        passed_over = self.backends[: self.backends.index(usable[0])]
-        why = "; ".join(f"no {b.name}: {refusals[b.name]}" for b in passed_over)
-        return usable, why or "preferred"
+        if wish == "auto":
+            passed_over = refused[: self.backends.index(usable[0])]
+            reason = "; ".join(f"no {why}" for why in passed_over) or "preferred"
+        elif refusals[wish] is None:
+            usable.sort(key=lambda b: b.name != wish)
+            reason = ASKED
+        else:
+            raise RuntimeError(
+                f"{self.name}: backend {wish!r} unavailable: {refusals[wish]}; "
+                f"supported here: {', '.join(b.name for b in usable)}"
+            )
+        logger.info("%s on %s: backend %s (%s)", self.name, device, usable[0].name, reason)
+        self._resolved[device, wish] = usable, reason
+        return usable, reason
 
-
-def choice_of(name: str, choose: Callable[[], tuple[Backend, str]]) -> Choice:
-    """A row of the table, "none" where `choose` raises."""
-    try:
-        chosen, reason = choose()
-        return Choice(name, chosen.name, reason)
-    except (RuntimeError, ValueError) as error:
-        return Choice(name, "none", str(error))
+    def explain(self, use: str, device: str, *call: Any) -> Choice:
+        """What would run a call, or calls that nothing refuses; "none" where a wish fails."""
+        try:
+            if call:
+                chosen, reason = self.choose(device, "auto", *call)
+            else:
+                (chosen, *_), reason = self.resolve(device)
+            return Choice(f"{use} on {device}", chosen.name, reason)
+        except (RuntimeError, ValueError) as error:
+            return Choice(f"{use} on {device}", "none", str(error))
 
 
 _registry: dict[str, Op] = {}  # filled by importing vtts_rt.ops
@@ -183,13 +173,16 @@ def backends(name: str, device: str) -> list[str]:
     return [b.name for b in _registry[name].backends if b.supports(device) is None]
 
 
-def register(name: str, *backends: Backend, devices: tuple[str, ...] = ("cpu", "cuda")) -> Op:
+def register(name: str, *backends: Backend) -> Op:
     """Make an op known under `name`; backends in order of preference."""
-    op = Op(name, backends, devices)
-    _registry[name] = op
-    return op
+    return _registry.setdefault(name, Op(name, *backends))
+
+
+def devices() -> tuple[str, ...]:
+    """Types of the devices there are."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def explain() -> list[Choice]:
-    """The table of all registered ops."""
-    return [choice for op in _registry.values() for choice in op.explain()]
+    """The table of all registered ops, a row for each device there is."""
+    return [op.explain(op.name, device) for op in _registry.values() for device in devices()]

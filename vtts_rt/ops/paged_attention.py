@@ -23,7 +23,7 @@ D head dim.
 
 from __future__ import annotations
 
-from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ from vtts_rt.ops.dispatch import (
     Backend,
     Choice,
     anything,
-    choice_of,
+    devices,
     register,
     triton_supports,
 )
@@ -101,19 +101,10 @@ def _native(call: Call) -> Tensor:
     page_table, cu_seqlens_q, seqlens_k = (x.to(torch.int64).contiguous() for x in call[3:6])
     out = q.new_empty(q.shape)
     _C.paged_attention(
-        q.data_ptr(),
-        q.stride(0),
-        keys.data_ptr(),
-        values.data_ptr(),
-        page_table.data_ptr(),
-        page_table.shape[1],
-        cu_seqlens_q.data_ptr(),
-        seqlens_k.data_ptr(),
-        out.data_ptr(),
-        q.shape[0],
-        page_table.shape[0],
-        tuple(keys.shape),
-        q.shape[1],
+        *(q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr()),
+        *(page_table.data_ptr(), page_table.shape[1]),
+        *(cu_seqlens_q.data_ptr(), seqlens_k.data_ptr(), out.data_ptr()),
+        *(q.shape[0], page_table.shape[0], tuple(keys.shape), q.shape[1]),
         call.scale,
         torch.get_num_threads(),
     )
@@ -168,13 +159,12 @@ _OP = register(
 def by_use() -> list[Choice]:
     """What prefill and decoding of a language model run, by its dtype."""
     rows = []
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for dtype in (torch.float32, torch.bfloat16):
-            q = torch.empty(1, 1, 128, dtype=dtype, device=device)
-            for use, num_rows in (("prefill", native.MAX_ROWS + 1), ("decoding", 1)):
-                name = f"{use} attention on {device} in {str(dtype).removeprefix('torch.')}"
-                call = Call(q, q[None], q[None], q, q, q, 1.0, max_seqlen_q=num_rows)
-                rows.append(choice_of(name, partial(_OP.choose, device, "auto", call)))
+    for device, dtype in product(devices(), (torch.float32, torch.bfloat16)):
+        q = torch.empty(1, 1, 128, dtype=dtype, device=device)
+        for use, num_rows in (("prefill", native.MAX_ROWS + 1), ("decoding", 1)):
+            call = Call(q, q[None], q[None], q, q, q, 1.0, max_seqlen_q=num_rows)
+            name = f"{use} attention in {str(dtype).removeprefix('torch.')}"
+            rows.append(_OP.explain(name, device, call))
     return rows
 
 

@@ -104,15 +104,13 @@ def _native(
     from vtts_rt import _C
 
     out = torch.empty(batch.num_rows, len(embed.weight))
-    mean, std = mean_and_std(batch.geometry, batch.device)
     _C.patch_embed(
         batch.items(),
         embed.weight.detach().numpy(),
         None if embed.bias is None else embed.bias.detach().numpy(),
         out.numpy(),
         batch.geometry.patch_px,
-        tuple(mean.tolist()),
-        tuple(std.tolist()),
+        *batch.mean_and_std(),
         num_threads=num_threads or torch.get_num_threads(),
     )
     if places is None:

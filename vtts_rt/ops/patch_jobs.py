@@ -66,6 +66,10 @@ class Batch:
     def num_rows(self) -> int:
         return num_rows(self.jobs, self.geometry)
 
+    def mean_and_std(self) -> tuple[tuple[float, ...], ...]:
+        """As vtts_rt._C takes them; see the function of that name."""
+        return tuple(map(tuple, mean_and_std(self.geometry, torch.device("cpu")).tolist()))
+
     def items(self) -> list[tuple[object, ...]]:
         """Jobs on the CPU as vtts_rt._C takes them."""
         return [

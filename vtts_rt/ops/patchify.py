@@ -87,15 +87,13 @@ def _place(rows: Tensor, places: Tensor | None, out: Tensor) -> None:
 def _native(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
     from vtts_rt import _C
 
-    mean, std = mean_and_std(batch.geometry, batch.device)
     as_they_are = places is None and out.dtype is torch.float32
     rows = out if as_they_are else torch.empty(out.shape)
     _C.patchify(
         batch.items(),
         rows.numpy(),
         batch.geometry.patch_px,
-        tuple(mean.tolist()),
-        tuple(std.tolist()),
+        *batch.mean_and_std(),
         num_threads=num_threads or torch.get_num_threads(),
     )
     if not as_they_are:
@@ -106,10 +104,6 @@ def _triton(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) 
     launch(batch, places, out)
 
 
-def _cuda(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
-    cuda_core.patchify(batch, places, out)
-
-
 def _on_cpu(device: str) -> str | None:
     return None if device == "cpu" else f"frames are on {device}; `patchify_ref` copies"
 
@@ -118,7 +112,7 @@ def _on_cpu(device: str) -> str | None:
 _OP = register(
     "patchify",
     Backend("triton", triton_supports, _triton, too_many),
-    Backend("cuda", cuda_core.supports, _cuda),
+    Backend("cuda", cuda_core.supports, cuda_core.patchify),
     Backend("cpu", native.supports, _native),
     Backend("reference", _on_cpu, _reference),
 )

@@ -59,15 +59,9 @@ def _native(
     y = rows.new_empty(rows.shape)
     total = None if residual is None else rows.new_empty(rows.shape)
     _C.rmsnorm(
-        rows.data_ptr(),
-        rows.stride(0),
-        0 if residual is None else added.data_ptr(),
-        added.stride(0),
-        weight.data_ptr(),
-        eps,
-        *rows.shape,
-        y.data_ptr(),
-        native.address(total),
+        *(rows.data_ptr(), rows.stride(0)),
+        *(0 if residual is None else added.data_ptr(), added.stride(0)),
+        *(weight.data_ptr(), eps, *rows.shape, y.data_ptr(), native.address(total)),
         torch.get_num_threads(),
     )
     return y.view(x.shape), x if total is None else total.view(x.shape)

@@ -16,6 +16,7 @@ Legend: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -188,15 +189,18 @@ def _triton(
     scores = _batch_processed(logits, params) if params.has_filters else logits
     chosen: tuple[Tensor, Tensor] = kernel.sample(
         scores if scores.stride(1) == 1 else scores.contiguous(),
-        *(column.contiguous() for column in (params.temperature, params.seed, *coordinates)),
+        params.temperature.contiguous(),
+        params.seed.contiguous(),
+        tuple(column.contiguous() for column in coordinates),
         divide=not params.has_filters,
     )
     return chosen
 
 
-def _one_by_one(
-    logits: Tensor, params: SampleParams, coordinates: _Coordinates, backend: str
+def sampling_ref(
+    logits: Tensor, params: SampleParams, coordinates: _Coordinates, backend: str = "reference"
 ) -> tuple[Tensor, Tensor]:
+    """`sample_token` in torch and numpy for every row: what the other backends must equal."""
     choices = [
         sample_token(
             row,
@@ -215,21 +219,10 @@ def _one_by_one(
     return tokens.to(logits.device), logprobs.to(logits.device)
 
 
-def _cpu(logits: Tensor, params: SampleParams, coordinates: _Coordinates) -> tuple[Tensor, Tensor]:
-    return _one_by_one(logits, params, coordinates, "cpu")
-
-
-def sampling_ref(
-    logits: Tensor, params: SampleParams, coordinates: _Coordinates
-) -> tuple[Tensor, Tensor]:
-    """`sample_token` in torch and numpy for every row: what the other backends must equal."""
-    return _one_by_one(logits, params, coordinates, "reference")
-
-
 _OP = register(
     "sampling",
     Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, _cpu),
+    Backend("cpu", native.supports, partial(sampling_ref, backend="cpu")),
     Backend("reference", anything, sampling_ref),
 )
 

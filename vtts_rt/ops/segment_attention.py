@@ -68,10 +68,7 @@ def _native(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
     out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
     starts = [start + i * length for start, num, length in runs for i in range(num)]
     _C.segment_attention(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        q.stride(0),
+        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0)),
         starts,
         [length for _, num, length in runs for _ in range(num)],
         out.data_ptr(),
