@@ -101,20 +101,9 @@ def _parser() -> argparse.ArgumentParser:
 def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="file of a video, an image or a .npy array")
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument(
-        "--and-video",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a further video or image of the same question",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="an answer to choose from (repeat)",
-    )
+    more: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--and-video", **more, metavar="FILE", help="a further video or image")
+    parser.add_argument("--option", **more, metavar="TEXT", help="an answer to choose from")
     parser.add_argument("--context", metavar="FILE", help="subtitles or other text to read first")
     parser.add_argument("--model", default="tiny", help="tiny, a directory, or a hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
