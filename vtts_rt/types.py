@@ -198,7 +198,7 @@ class Segment:
 
     pairs: frame pairs in order, all seen through the same `box` and resized to `resized_hw`
         (px, multiples of the geometry's token_px). geometry: of the model that is shown them.
-        seconds_per_grid: seconds between two pairs as told to M-RoPE
+        seconds_per_grid: seconds between two pairs, for M-RoPE
         (ignored for a single pair). is_image: pads are the image's, not the video's. resize: the
         kernel that makes the pixels of the view.
     """

@@ -152,7 +152,7 @@ def test_bounds_may_be_of_whole_clips(tmp_path: Path, caplog: pytest.LogCaptureF
         assert ("all frames of a video together" in caplog.text) == told
 
 
-def test_bounds_on_sizes_are_told_where_no_recipe_decides(
+def test_bounds_on_sizes_are_reported_where_no_recipe_decides(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
