@@ -249,8 +249,9 @@ def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
     torch.testing.assert_close(torch.cat(logits), expected, rtol=0, atol=1e-4)
 
 
-def test_bf16_error_is_at_most_twice_that_of_transformers(tmp_path: Path) -> None:
-    exact = tiny_qwen2_5_vl(seed=5, dtype=torch.bfloat16)
+@pytest.mark.parametrize("family", [tiny_qwen2_5_vl, tiny_qwen3_vl])
+def test_bf16_error_is_at_most_twice_that_of_transformers(family: Any, tmp_path: Path) -> None:
+    exact = family(seed=5, dtype=torch.bfloat16)
     exact.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     assert ours.dtype == torch.bfloat16
