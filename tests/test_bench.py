@@ -34,7 +34,7 @@ from vtts_rt.video.writer import write_video
 
 torchvision_shim.install()
 
-LOOP = PEERS["hf"]
+LOOP = PEERS["hf"].label
 
 
 @pytest.fixture(scope="module")

@@ -150,8 +150,6 @@ def test_a_failure_of_vllm_is_reported_and_survived(
             max_tokens=1000,
         )
     assert len(ask(peer, clip, metadata, "official")) == 3
-    with pytest.raises(ValueError, match="strategy of vLLM must be official or append, got 'grid'"):
-        ask(peer, clip, metadata, "grid")
 
 
 def test_an_interpreter_without_vllm_names_the_remedy(checkpoint: Path) -> None:

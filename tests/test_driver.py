@@ -72,7 +72,7 @@ def test_cancelling_before_the_driver_takes_a_question(runtime: Runtime, clips: 
 
     with Busy(runtime):
         asyncio.run(main())
-    assert runtime._driver.call(lambda: runtime._rounds.has_work) is False
+    assert runtime._driver.call(lambda: runtime._driver._scheduler.has_work) is False
 
 
 def test_a_stream_that_is_closed_does_not_hold_up_new_weights(

@@ -49,8 +49,8 @@ def test_choices_inside_and_above_ops_are_reported() -> None:
 def test_prefill_and_decoding_are_reported_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> dict[str, str]:
         ops = environment()["ops"]
-        uses = [f"{use} attention on cpu in" for use in ("prefill", "decoding")]
-        kinds = [f"{use} {dtype}" for use in uses for dtype in ("float32", "bfloat16")]
+        uses = [f"{use} attention in" for use in ("prefill", "decoding")]
+        kinds = [f"{use} {dtype} on cpu" for use in uses for dtype in ("float32", "bfloat16")]
         return {kind: ops[kind].partition(" ")[0] for kind in kinds}
 
     ours = "cpu" if native.supports("cpu") is None else "torch"

@@ -113,8 +113,8 @@ def kinds_of_garbage(
     try:
         ask()
         runtime._driver.call(lambda: None)  # aborts are served
-        with runtime._store.ahead._lock:
-            busy = {id(wanted.source) for wanted in runtime._store.ahead._busy.values()}
+        with runtime._resources.store.ahead._lock:
+            busy = {id(wanted.source) for wanted in runtime._resources.store.ahead._busy.values()}
         left = [source() for source in sources]
         assert sources and all(source is None or id(source) in busy for source in left)
         del left
@@ -221,7 +221,7 @@ def test_closing_on_the_drivers_own_thread(checkpoint: Path, clips: list[Path]) 
         list(stream)
     assert runtime._driver._thread is not None
     runtime._driver._thread.join(60)
-    assert not runtime._rounds.has_work
+    assert not runtime._driver._scheduler.has_work
 
 
 # -- time -------------------------------------------------------------------------------------

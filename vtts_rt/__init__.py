@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = {
-    "vtts_rt.config": ("EngineConfig", "MediaLimits", "PerceptionConfig"),
+    "vtts_rt.config": ("EngineConfig", "MediaLimits", "PerceptionConfig", "RuntimeConfig"),
     "vtts_rt.data.feed": ("RolloutDataFeed",),
     "vtts_rt.errors": ("Aborted", "BadMedia", "BadRequest", "Overloaded"),
     "vtts_rt.perception.clue": ("Clue",),
@@ -48,6 +48,7 @@ __all__ = [
     "Region",
     "RolloutDataFeed",
     "Runtime",
+    "RuntimeConfig",
     "SamplingParams",
     "TimeSpan",
     "Video",
@@ -61,7 +62,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig
+    from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig, RuntimeConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue

@@ -22,7 +22,6 @@ _OPTIONAL = {
     "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",
     "llguidance": "--constrain-clues; pip install 'vtts_rt[grammar]'",
     "peft": "adapters in checkpoint folders; pip install 'vtts_rt[adapters]'",
-    "flash-attn": "flash attention on a GPU; pip install 'vtts_rt[flash-attn]'",
 }
 
 

@@ -179,7 +179,8 @@ class PrefixTree:
         many became free."""
         nodes, self._by_page = self._by_page, {}
         self._root.children, self._leaves, self.num_evictable = [], [], 0
-        for node in nodes.values():
+        for node in nodes.values():  # no reference cycles for the collector
+            node.parent, node.children = None, []
             node.pins.clear()
         return self._pool.release(nodes)
 

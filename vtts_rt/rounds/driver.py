@@ -118,7 +118,7 @@ class Driver:
             seconds = (time.monotonic() - self._ends[0]) / len(self._ends)
         raise Overloaded(
             f"Runtime: {self._max_requests} requests are in work or wait, the most that "
-            f"EngineConfig.max_queued_requests and max_sequences allow",
+            f"RuntimeConfig.max_queued_requests and EngineConfig.max_sequences allow",
             min(max(seconds, 0.1), 60.0),
         )
 
@@ -310,7 +310,7 @@ def _copy_of(error: Exception) -> Exception:
         copied: Exception = copy.copy(error)
     except Exception:  # a class that is not made of its args
         return RuntimeError(f"{type(error).__name__}: {error}")
-    return copied
+    return copied.with_traceback(error.__traceback__)
 
 
 class _Suspended(BaseException):
