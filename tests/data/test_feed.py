@@ -240,7 +240,7 @@ def test_decoding_stops_at_the_bounds(manifest: Path) -> None:
     feed = RolloutDataFeed(manifest, frames=3, prefetch=5, prefetch_bytes=2 * one_video)
     items = iter(feed)
     next(items)
-    ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["looks"].gi_frame.f_locals["ahead"]
+    ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["entries"].gi_frame.f_locals["ahead"]
     *held, fourth = [future for *_, future in ahead._queue][:3]
     assert not wait(held, timeout=30).not_done
     assert sum(ahead._held.values()) == 2 * one_video
