@@ -28,7 +28,7 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
+from vtts_rt.config import STRATEGIES, PerceptionConfig, RuntimeConfig
 from vtts_rt.evaluation import needle
 from vtts_rt.models.checkpoint import base_folder
 from vtts_rt.models.mrope import MropePositions, build_position_ids
@@ -274,7 +274,10 @@ def main() -> int:
     if args.num:
         templates = prompts_from_dict(load_extras(folder).get("prompts", {}))
         with Runtime.from_pretrained(
-            args.model, dtype=dtype, device=args.device, engine=EngineConfig(threads=args.threads)
+            args.model,
+            dtype=dtype,
+            device=args.device,
+            config=RuntimeConfig(threads=args.threads),
         ) as runtime:
             result["accuracy"] = accuracy(runtime, templates, seed=args.seed, num=args.num)
     write_result(args.result_dir / results_name("strategies"), result)

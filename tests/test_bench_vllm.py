@@ -137,7 +137,7 @@ def test_forgetting_makes_the_next_question_cold(
     assert cold[0].reuse.tokens_reused == 0 < cold[0].reuse.pairs_encoded
 
 
-def test_a_failure_of_vllm_is_told_and_survived(
+def test_a_failure_of_vllm_is_reported_and_survived(
     peer: VllmPeer, clip: Path, metadata: VideoMetadata
 ) -> None:
     with pytest.raises(RuntimeError, match="failed in ask: ValueError: too many tokens"):

@@ -25,6 +25,6 @@ def source_module(what: str, name: str) -> Any:
     """A module of bench/, imported; name: its file, of a package `__init__.py`."""
     path = source_file(what, name)
     if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))  # last: its names hide no others
+        sys.path.append(str(FOLDER))  # last: its names hide no other module
     parts = path.relative_to(FOLDER).with_suffix("").parts
     return importlib.import_module(".".join(part for part in parts if part != "__init__"))

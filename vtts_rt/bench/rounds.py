@@ -33,7 +33,7 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.bench.summary import PHASES, Run, comparisons, print_table, summary
 from vtts_rt.checkout import source_module
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import EngineConfig, RuntimeConfig
 from vtts_rt.models.checkpoint import load_extras
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES, load_model
@@ -67,7 +67,7 @@ OTHER = ", another question"
 # Random weights soon repeat one token, which every draft guesses; real text is not like that. So
 # no comparison rests on drafts: what they save has rows of its own.
 DRAFTS = "with drafts"
-# What is measured with --ablations -> settings of the engine.
+# What is measured with --ablations -> settings of the engine or of the runtime.
 SWITCHES: dict[str, dict[str, Any]] = {
     "without prefix cache": {"prefix_cache": False},
     "without vision cache": {"vision_cache_bytes": 0},
@@ -188,15 +188,13 @@ class _Bench:
         model = load_model(self._folder, dtype=dtype, device=args.device)
         tokenizer = Tokenizer.from_pretrained(self._folder, model.chat)
         drafts = {DRAFTS: {"draft_tokens": args.draft_tokens}} if args.draft_tokens else {}
-        engine = EngineConfig(threads=args.threads, draft_tokens=0)
+        configs: Any = EngineConfig(draft_tokens=0), RuntimeConfig(threads=args.threads)
         for name, changed in {"": {}, **(ABLATIONS if args.ablations else {}), **drafts}.items():
+            engine, config = (
+                replace(c, **{k: v for k, v in changed.items() if hasattr(c, k)}) for c in configs
+            )
             runtime = stack.enter_context(
-                Runtime(
-                    model,
-                    tokenizer,
-                    templates=self._words,
-                    engine=replace(engine, **changed),
-                )
+                Runtime(model, tokenizer, templates=self._words, engine=engine, config=config)
             )
             for strategy in self._strategies:
                 yield _our_side(runtime, strategy, f"{strategy} {name}".strip())
