@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-Found = tuple[float, float] | tuple[float, float, float, float]
+from vtts_rt.perception.region import RawRegion
 
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
@@ -27,25 +27,24 @@ _MAX_WORD_CHARS = 12  # what a word is compared with is shorter
 class GlueScanner:
     """Finds spans and boxes while the text arrives.
 
-    `feed` and `finish` return what was completed, in order; how the text was cut into pieces
-    changes nothing. problems: one sentence per kind of thing that was left out.
+    `feed` and `finish` return what was completed, in order, each with a span or a box; how the text
+    was cut into pieces changes nothing. problems: takes a sentence per kind of thing that was left
+    out.
     """
 
-    def __init__(self) -> None:
+    inside = False
+
+    def __init__(self, problems: dict[str, None]) -> None:
         self._group: list[float] = []  # the first five numbers of the running group
         self._token = ""  # a number or word that may still grow
         self._is_word = False
         self._minus = False  # a sign right before the next number
         self._binding = False  # a connector follows the last number of the group
         self._after_number = False  # nothing but spaces and words since the last number
-        self._problems: dict[str, None] = {}
+        self._problems = problems
 
-    @property
-    def problems(self) -> list[str]:
-        return list(self._problems)
-
-    def feed(self, text: str) -> list[Found]:
-        found: list[Found] = []
+    def feed(self, text: str) -> list[RawRegion]:
+        found: list[RawRegion] = []
         for char in text:
             if self._token and self._grow(char):
                 continue
@@ -54,15 +53,15 @@ class GlueScanner:
             self._begin(char, found)
         return found
 
-    def finish(self) -> list[Found]:
+    def finish(self) -> list[RawRegion]:
         """The text ends here: what is still open counts as complete."""
-        found: list[Found] = []
+        found: list[RawRegion] = []
         if self._token:
             self._end_token(found)
         self._end_group(found)
         return found
 
-    def _begin(self, char: str, found: list[Found]) -> None:
+    def _begin(self, char: str, found: list[RawRegion]) -> None:
         """A character outside numbers and words."""
         if char in _DIGITS or char == ".":
             self._token, self._is_word = char, False
@@ -109,7 +108,7 @@ class GlueScanner:
             self._token += char
         return grows
 
-    def _end_token(self, found: list[Found]) -> None:
+    def _end_token(self, found: list[RawRegion]) -> None:
         token, self._token = self._token, ""
         if self._is_word:
             word = token.lower()
@@ -124,30 +123,30 @@ class GlueScanner:
             self._number(-value if self._minus else value, found)
         self._minus = False
 
-    def _number(self, value: float, found: list[Found]) -> None:
+    def _number(self, value: float, found: list[RawRegion]) -> None:
         if self._binding:
             self._binding = False
-            self._keep((self._group.pop(), value), found)
+            self._keep([self._group.pop(), value], found)
             return
         if len(self._group) < 5:
             self._group.append(value)
         self._after_number = True
 
-    def _end_group(self, found: list[Found]) -> None:
+    def _end_group(self, found: list[RawRegion]) -> None:
         group, self._group = self._group, []
         self._binding = self._after_number = self._minus = False
-        if len(group) == 2:
-            self._keep((group[0], group[1]), found)
-        elif len(group) == 4:
-            self._keep((group[0], group[1], group[2], group[3]), found)
+        if len(group) in (2, 4):
+            self._keep(group, found)
         elif len(group) > 2:
             self._problems["a group has neither two nor four numbers"] = None
 
-    def _keep(self, item: Found, found: list[Found]) -> None:
-        if all(math.isfinite(v) for v in item):
-            found.append(item)
-        else:
+    def _keep(self, item: list[float], found: list[RawRegion]) -> None:
+        if not all(map(math.isfinite, item)):
             self._problems["a number is not finite or too long"] = None
+        elif len(item) == 2:
+            found.append(RawRegion(span=(item[0], item[1])))
+        else:
+            found.append(RawRegion(box=(item[0], item[1], item[2], item[3])))
 
 
 def _value(token: str) -> float:

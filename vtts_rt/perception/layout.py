@@ -127,4 +127,4 @@ def _time_label(turn: Turn, number: int, segment: Segment) -> str:
     decimals = 2 if turn.plan.views[pair.video].cell_seconds < _FINE_CELL_SECONDS else 1
     label = turn.templates.time_label
     label = turn.chat.time_label if label is None else label
-    return label.format(seconds=f"{pair.time_seconds:.{decimals}f}")
+    return label.format(seconds=f"{pair.time_seconds:.{decimals}f}", index=pair.frame_a)

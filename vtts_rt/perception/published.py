@@ -16,9 +16,9 @@ import ast
 import math
 from dataclasses import replace
 
-from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream
+from vtts_rt.perception.clue import Clue, ClueStream
 from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
-from vtts_rt.perception.region import RawSpan
+from vtts_rt.perception.region import RawRegion, RawSpan
 
 MAX_CHARS = 64 * 1024
 MAX_DEPTH = 100
@@ -72,8 +72,8 @@ class PublishedClueStream:
         self._spans: tuple[RawSpan, ...] = ()
         self._problem = f"the text holds no closed {_OPENING}"
 
-    def feed(self, piece: str) -> list[ClueEvent]:
-        """Take the next piece of text; events for all spans where it closes the clue."""
+    def feed(self, piece: str) -> list[RawRegion]:
+        """Take the next piece of text; all spans where it closes the clue."""
         self._lenient.feed(piece)
         if self._glue is not None:
             return []
@@ -96,7 +96,7 @@ class PublishedClueStream:
             self._spans = published_spans(self._glue)
         except Exception as error:  # to the letter: any of them
             self._problem = f"{_OPENING} is no list of (start, end): {type(error).__name__}"
-        return [ClueEvent("span", span) for span in self._spans]
+        return [RawRegion(span=span) for span in self._spans]
 
     def has_closed(self, tag: str) -> bool:
         """As ClueStream."""
@@ -104,8 +104,13 @@ class PublishedClueStream:
 
     def finish(self) -> Clue:
         """The whole text as a clue; `glue` is None where no tag was closed."""
+        self._lenient.finish()
+        return self.so_far()
+
+    def so_far(self) -> Clue:
+        """As ClueStream."""
         return replace(
-            self._lenient.finish(),
+            self._lenient.so_far(),
             spans=self._spans,
             boxes=(),
             problems=(self._problem,) if self._problem else (),

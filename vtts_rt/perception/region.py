@@ -22,12 +22,14 @@ RawBox = tuple[float, float, float, float]
 class RawRegion:
     """One request for another look, as written: what a call or a mark binds together.
 
-    span: (start, end) seconds. frames: first and last source frame index. ordinals: frames that
-    were shown, counted from 1. day_range: two times of a day clock, such as DAY1_11210217.
-    frame_number_at_seconds: asks which source frame is shown at a time, not for frames.
-    box: xyxy in box_unit, of the view number `view`: 0 is the original, k what the k-th look gave
-    back, None the latest. sample_fps, num_frames: how densely to look. query: what to look for;
-    label: what the box holds. Numbers are finite, lists bounded, nothing is clipped or ordered.
+    span: (start, end) seconds. frames: first and last source frame index. ordinals: frames of the
+    first look, counted from 1. day_range: two times of a day clock, such as DAY1_11210217.
+    frame_number_at_seconds: asks which source frame is shown at a time; it is shown, with its
+    number where the reply says it.
+    box: xyxy in box_unit (None: what the family writes, see ChatFormat), of the view number `view`:
+    0 is the original, k the k-th image that later rounds gave back, None the latest view.
+    sample_fps, num_frames: how densely to look. query: what to look for; label: what the box holds.
+    Numbers are finite, lists bounded, nothing is clipped or ordered.
     """
 
     span: RawSpan | None = None
@@ -36,7 +38,7 @@ class RawRegion:
     day_range: tuple[str, str] | None = None
     frame_number_at_seconds: float | None = None
     box: RawBox | None = None
-    box_unit: BoxUnit = "px"
+    box_unit: BoxUnit | None = None
     view: int | None = None
     sample_fps: float | None = None
     num_frames: int | None = None
