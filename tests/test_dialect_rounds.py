@@ -98,7 +98,7 @@ ROUNDS = {
         boxes=[FULL_BOX, Box(0.5, 0, 1, 1)],
     ),
     "deepeyes": Sample(
-        [call("image_zoom_in_tool", '{"bbox_2d": [56, 0, 112, 56]}'), FINAL],
+        [call("image_zoom_in_tool", '{"bbox_2d": [112, 0, 224, 112]}'), FINAL],
         [[0]],
         boxes=[Box(0.5, 0, 1, 1)],
     ),
@@ -132,7 +132,7 @@ def test_rounds_pay_only_for_what_is_new(
     video = clip
     if dialect in ("deepeyes", "mini-o3"):
         video = tmp_path / "image.png"
-        pixels = np.random.default_rng(0).integers(0, 256, (56, 112, 3), np.uint8)
+        pixels = np.random.default_rng(0).integers(0, 256, (112, 224, 3), np.uint8)
         Image.fromarray(pixels).save(video)
     options = ["red", "blue"]
     events = list(runtime.stream(video, "which?", options=options, perception=config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import random
@@ -235,16 +236,21 @@ def test_the_table_says_what_it_needs() -> None:
 
 
 def test_tags_and_tools_are_spelt_in_the_table_only() -> None:
+    """Whole ones anywhere, halves of them in texts, which might be put together."""
     names = {tag.name for dialect in DIALECTS.values() for tag in dialect.tags} | {"tool_response"}
     tools = {tool.name for dialect in DIALECTS.values() for tool in dialect.calls} - {""}
-    pattern = re.compile(rf"</?({'|'.join(names)})>|\b({'|'.join(tools)})\b", re.IGNORECASE)
+    name = rf"({'|'.join(names)})"
+    whole = re.compile(rf"<\s*/?\s*{name}\s*>|\b({'|'.join(tools)})\b", re.IGNORECASE)
+    half = re.compile(rf"<\s*/?\s*{name}$|^{name}\s*>", re.IGNORECASE)
     table = ROOT / "vtts_rt" / "perception" / "dialect.py"
-    found = [
-        f"{path.relative_to(ROOT)}: {match[0]}"
-        for path in sorted((ROOT / "vtts_rt").rglob("*.py"))
-        if path != table
-        for match in pattern.finditer(path.read_text())
-    ]
+    found = []
+    for folder in ("vtts_rt", "kernels", "bench"):
+        for path in sorted({*(ROOT / folder).rglob("*.py")} - {table}):
+            source = path.read_text()
+            found += [f"{path}: {match[0]}" for match in whole.finditer(source)]
+            texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
+            strings = [text for text in texts if isinstance(text, str)]
+            found += [f"{path}: {text!r}" for text in strings if half.search(text)]
     assert not found, found
 
 

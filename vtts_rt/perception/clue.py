@@ -143,7 +143,7 @@ class ClueStream:
         found = self._regions if glue is None else [*glue.spans, *glue.boxes, *self._regions]
         think, answer = self._best.get("think"), self._best.get("answer")
         return Clue(
-            text="".join(self._pieces),
+            text=self.text,
             think=None if think is None else think.content,
             answer=None if answer is None else answer.content,
             spans=tuple(region.span for region in found if region.span),
@@ -157,6 +157,11 @@ class ClueStream:
         """Whether a section with `tag` has been closed, so far."""
         section = self._best.get(tag)
         return section is not None and section.closed
+
+    @property
+    def text(self) -> str:
+        """All of the text, so far."""
+        return "".join(self._pieces)
 
     @property
     def outside(self) -> str:

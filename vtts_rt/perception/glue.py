@@ -9,11 +9,11 @@ after a number ends a group too.
 from __future__ import annotations
 
 import math
+import re
 
 from vtts_rt.perception.region import RawRegion
 
 _DIGITS = frozenset("0123456789")
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _BRACKETS = frozenset("()[]{}")
 _DASHES = frozenset("-\u2212\u2013\u2014~")  # hyphen, minus, en dash, em dash, tilde
 _MINUS = frozenset("-\u2212")
@@ -21,7 +21,11 @@ _CJK_TO = frozenset("到至")
 _TO_WORDS = frozenset(("to", "till", "until"))
 _NOT_FINITE = frozenset(("nan", "inf", "infinity"))
 _MAX_NUMBER_CHARS = 64  # a longer number is not a time or a coordinate
-_MAX_WORD_CHARS = 12  # what a word is compared with is shorter
+# What a number or a word may grow through: 1:02:03.5, .5, 1e-3.
+_NUMBER = re.compile(
+    r"(?:\d+:){0,2}(?:\d+(?:\.\d*)?)?|\.\d*|(?:\d+(?:\.\d+)?|\.\d+)[eE][+-]?\d*", re.ASCII
+)
+_WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 class GlueScanner:
@@ -66,7 +70,7 @@ class GlueScanner:
         if char in _DIGITS or char == ".":
             self._token, self._is_word = char, False
             return
-        if char in _LETTERS:
+        if _WORD.fullmatch(char):
             self._token, self._is_word = char, True
             return
         minus, self._minus = self._minus, False
@@ -84,29 +88,12 @@ class GlueScanner:
 
     def _grow(self, char: str) -> bool:
         """Whether `char` belongs to the running token."""
-        token = self._token
-        if self._is_word:
-            if char in _LETTERS or char in _DIGITS:
-                if len(token) < _MAX_WORD_CHARS:
-                    self._token += char
-                return True
+        pattern = _WORD if self._is_word else _NUMBER
+        if pattern.fullmatch(self._token + char) is None:
             return False
-        exponent = "e" in token
-        if char in _DIGITS:
-            grows = True
-        elif char == ".":
-            grows = "." not in token and not exponent and token[-1] != ":"
-        elif char == ":":
-            grows = token[-1] in _DIGITS and "." not in token and not exponent
-            grows = grows and token.count(":") < 2
-        elif char in "eE":
-            char = "e"
-            grows = token[-1] in _DIGITS and not exponent and ":" not in token
-        else:
-            grows = char in "+-" and token[-1] == "e"
-        if grows and len(token) <= _MAX_NUMBER_CHARS:
+        if len(self._token) <= _MAX_NUMBER_CHARS:
             self._token += char
-        return grows
+        return True
 
     def _end_token(self, found: list[RawRegion]) -> None:
         token, self._token = self._token, ""
@@ -153,7 +140,7 @@ def _value(token: str) -> float:
     """Seconds or a coordinate; NaN if it has more digits than a number may have."""
     if len(token) > _MAX_NUMBER_CHARS:
         return math.nan
-    token = token.rstrip("+-").rstrip("e").rstrip(":")
+    token = token.rstrip("+-").rstrip("eE").rstrip(":")
     seconds = 0.0
     for part in token.split(":"):
         seconds = seconds * 60.0 + float(part)

@@ -98,17 +98,15 @@ def official_indices(
     num_frames = metadata.num_frames
     if num_frames == 1:
         return [0], 1, None
-    num_samples = smart_nframes(config, num_frames, metadata.source_fps)
+    source_fps, note = metadata.source_fps, None
+    num_samples = smart_nframes(config, num_frames, source_fps)
     if key_spans is not None:
         try:
-            indices = key_indices(
-                key_spans, num_frames, num_samples, config.key_ratio, metadata.source_fps
-            )
+            indices = key_indices(key_spans, num_frames, num_samples, config.key_ratio, source_fps)
             return indices, num_samples, None
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             note = f"the clue cannot be sampled ({error}): uniform sampling"
-            return uniform_indices(num_frames, num_samples), num_samples, note
-    return uniform_indices(num_frames, num_samples), num_samples, None
+    return uniform_indices(num_frames, num_samples), num_samples, note
 
 
 def official_pairs(

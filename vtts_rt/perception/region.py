@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 
 from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.types import Box, PixelBox, TimeSpan, require
@@ -89,18 +90,12 @@ def widen_spans(
 
 def intersect_spans(a: Iterable[TimeSpan], b: Iterable[TimeSpan]) -> tuple[TimeSpan, ...]:
     """Spans of positive length that lie in both unions."""
-    left, right = merge_spans(a), merge_spans(b)
     common = []
-    i = j = 0
-    while i < len(left) and j < len(right):
-        start = max(left[i].start_seconds, right[j].start_seconds)
-        end = min(left[i].end_seconds, right[j].end_seconds)
+    for one, other in product(merge_spans(a), merge_spans(b)):
+        start = max(one.start_seconds, other.start_seconds)
+        end = min(one.end_seconds, other.end_seconds)
         if start < end:
             common.append(TimeSpan(start, end))
-        if left[i].end_seconds < right[j].end_seconds:
-            i += 1
-        else:
-            j += 1
     return tuple(common)
 
 
@@ -128,12 +123,11 @@ def usable_spans(spans: Iterable[RawSpan], duration_seconds: float) -> tuple[Tim
     video. An instant (start == end) stays, as a span of zero length. At most the first 64
     spans count.
     """
-    given = []
-    for i, (start, end) in enumerate(spans):
-        if i == MAX_REGION_SPANS:
-            break
-        if math.isfinite(start) and math.isfinite(end) and start <= end and end >= 0.0:
-            given.append(TimeSpan(start, end))
+    given = [
+        TimeSpan(start, end)
+        for start, end in islice(spans, MAX_REGION_SPANS)
+        if math.isfinite(start) and math.isfinite(end) and start <= end and end >= 0.0
+    ]
     return clip_spans(given, duration_seconds)
 
 
