@@ -67,6 +67,21 @@ def test_samples_whole_and_cut_anywhere(sample: dict[str, Any]) -> None:
         assert tuple(told) == regions[: len(told)]
 
 
+def test_what_was_read_so_far_holds_times_and_boxes() -> None:
+    text = "the <obj>man</obj><box>[35, 20, 120, 200]</box>at<t>12.4</t>s and the <obj>dog</obj>"
+    stream = ClueStream(DIALECTS["open-o3-video"])
+    (region,) = stream.feed(text)
+    so_far = stream.so_far()
+    assert (so_far.regions, so_far.spans, so_far.boxes) == (
+        (region,),
+        (region.span,),
+        (region.box,),
+    )
+    stream = ClueStream()
+    stream.feed("<glue>[(1, 2)]</glue><glue>[(3, 4), [1, 2, 3, 4]")
+    assert (stream.so_far().spans, stream.so_far().boxes) == (((3, 4),), ())
+
+
 def test_a_call_is_known_when_its_brace_closes() -> None:
     text = call('{"start_time": 1, "end_time": 2}')
     end = text.index("}}") + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,6 +246,45 @@ def test_the_samples_of_boxes_lead_to_the_source() -> None:
                 later = plan_reply(dialect.reply, CONFIG, [IMAGE], history, 2)
                 found += [segment.box for segment in later.segments]
         assert found == boxes, name
+
+
+@pytest.mark.parametrize("dialect", [name for name, d in DIALECTS.items() if d.reply])
+def test_any_request_stays_within_the_source(dialect: str) -> None:
+    reply, dice = DIALECTS[dialect].reply, random.Random(dialect)
+    assert reply is not None
+
+    def number() -> float:
+        return dice.choice([0, 1, 1e9, -1e9, dice.uniform(-3, 12), dice.uniform(0, 700)])
+
+    num_shown = 0
+    for _ in range(60):
+        videos = dice.choice([(VIDEO,), (IMAGE,), (VIDEO, IMAGE), (VIDEO, VIDEO)])
+        first = plan_round("append", CONFIG, videos, [], 0)
+        history = [RoundHistory(first, Clue())]
+        for index in (1, 2, 3):
+            raw = RawRegion(
+                span=dice.choice([None, (number(), number())]),
+                frames=dice.choice([None, (int(number()), int(number()))]),
+                ordinals=dice.choice([(), (int(number()), dice.randint(1, 9))]),
+                frame_number_at_seconds=dice.choice([None, number()]),
+                box=dice.choice([None, (number(), number(), number(), number())]),
+                box_unit=dice.choice([None, "px", "thousandth", "fraction"]),
+                view=dice.choice([None, 0, 1, 2, 99]),
+                sample_fps=dice.choice([None, 0.01, 1000.0]),
+                num_frames=dice.choice([None, 1, 100_000]),
+            )
+            history[-1] = replace(history[-1], clue=asked(raw))
+            found = plan_reply(reply, CONFIG, videos, history, index)
+            history.append(RoundHistory(found, Clue()))
+            num_shown += not found.empty
+            assert len(found.segments) <= reply.max_frames * len(videos)
+            assert found.empty <= (not found.regions) or reply.only_new
+            for segment in found.segments:
+                metadata, box = videos[segment.pairs[0].video], segment.box
+                assert all(0 <= frame < metadata.num_frames for frame in segment.frame_indices)
+                assert 0 <= box.x0 < box.x1 <= 640 and 0 <= box.y0 < box.y1 <= 360
+                assert all(side > 0 and side % 28 == 0 for side in segment.resized_hw)
+    assert num_shown > 20
 
 
 def test_frames_as_video() -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from vtts_rt.perception.dialect import Call, Dialect
-from vtts_rt.perception.glue import GlueScanner
+from vtts_rt.perception.glue import GlueScanner, clock_seconds
 from vtts_rt.perception.region import RawRegion
 
 MAX_CALL_CHARS = 8192  # a longer call or phrase is not read
@@ -23,7 +23,7 @@ MAX_DEPTH = 16  # of brackets in a call
 MAX_TEXT_CHARS = 1000  # of a query or a label
 MAX_ORDINALS = 64
 
-_TIME = re.compile(r"[-+]?(?:\d{1,9}(?::\d{1,2}){0,2}(?:\.\d{0,9})?|\.\d{1,9}) ?s?", re.ASCII)
+_TIME = re.compile(r"([-+]?)(\d{1,9}(?::\d{1,2}){0,2}(?:\.\d{0,9})?|\.\d{1,9}) ?s?", re.ASCII)
 _VIEW = re.compile(r"(?:original_image|observation_(\d{1,6}))", re.ASCII)
 _DAY_RANGE = re.compile(r"\s*(DAY\d{1,6}_\d{1,12})\s*-\s*(DAY\d{1,6}_\d{1,12})\s*", re.ASCII)
 _ARGUMENT = re.compile(r"\b(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([-+\w.:]+))")
@@ -31,12 +31,8 @@ _ARGUMENT = re.compile(r"\b(\w+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([-+\w.:]+))")
 
 def _number(value: object, least: float = -1e300, most: float = 1e300) -> float:
     """A number within bounds, or a text that is one; `1:05` is minutes and seconds."""
-    if isinstance(value, str) and _TIME.fullmatch(value.strip()):
-        text = value.strip().removesuffix("s").strip()
-        seconds = 0.0
-        for part in text.lstrip("+-").split(":"):
-            seconds = seconds * 60.0 + float(part)
-        value = -seconds if text.startswith("-") else seconds
+    if isinstance(value, str) and (match := _TIME.fullmatch(value.strip())):
+        value = clock_seconds(match[2]) * (-1.0 if match[1] == "-" else 1.0)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not least <= value <= most:  # type: ignore[operator]
         raise ValueError("is no finite number" if most == 1e300 else f"is not {least} to {most}")

@@ -40,6 +40,11 @@ class Tag:
         return self.opening + text + self.closing
 
 
+_THINK, _ANSWER = Tag("think"), Tag("answer")
+_TOOL_CALL, _TOOL_RESPONSE = Tag("tool_call", "json"), Tag("tool_response")
+_ACTION, _VIDEO_ZOOM = Tag("action", "phrase"), Tag("video_zoom", "json")
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A tool. name: "" where the object holds the arguments alone. arguments: name as written ->
@@ -94,7 +99,7 @@ class Dialect:
 
     name: str
     models: str
-    tags: tuple[Tag, ...]
+    tags: tuple[Tag, ...] = (_THINK, _ANSWER, _TOOL_CALL)
     calls: tuple[Call, ...] = ()
     phrases: tuple[str, ...] = ()
     max_calls: int = 1
@@ -102,7 +107,7 @@ class Dialect:
     reply: Reply | None = None
     examples: tuple[str, ...] = ()
     place: str = "in seconds"
-    answer_form: str = Tag("answer").around("")
+    answer_form: str = _ANSWER.around("")
     time_label: str | None = None
 
     @property
@@ -128,11 +133,7 @@ class Dialect:
         }
 
 
-_THINK, _ANSWER = Tag("think"), Tag("answer")
-_TOOL_CALL, _ACTION = Tag("tool_call", "json"), Tag("action", "phrase")
 _SECONDS = {"start_time": "start", "end_time": "end"}
-_VIDEO_ZOOM = Tag("video_zoom", "json")
-_TOOL_RESPONSE = Tag("tool_response")
 
 R1_5 = Dialect(
     name="r1.5",
@@ -153,7 +154,6 @@ _ALL = (
     Dialect(
         name="longvt",
         models="LongVT",
-        tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(Call("crop_video", _SECONDS),),
         reply=Reply("tool", max_frames=128, max_frame_px=224 * 224),
         examples=('{"name": "crop_video", "arguments": {"start_time": 3.0, "end_time": 5.5}}',),
@@ -169,7 +169,6 @@ _ALL = (
     Dialect(
         name="video-zoom-in",
         models="models with a tool video_zoom_in_tool",
-        tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(Call("video_zoom_in_tool", _SECONDS),),
         reply=Reply("tool"),
         examples=(
@@ -192,7 +191,6 @@ _ALL = (
     Dialect(
         name="timesearch-r",
         models="TimeSearch-R",
-        tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(
             Call("seek_video_frames", {**_SECONDS, "query": "query", "num_frames": "num_frames"}),
         ),
@@ -228,7 +226,6 @@ _ALL = (
     Dialect(
         name="pixel-reasoner",
         models="Pixel-Reasoner",
-        tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(
             Call("select_frames", {"target_frames": "ordinals"}),
             Call(
@@ -249,7 +246,6 @@ _ALL = (
     Dialect(
         name="deepeyes",
         models="DeepEyes",
-        tags=(_THINK, _ANSWER, _TOOL_CALL),
         calls=(Call("image_zoom_in_tool", {"bbox_2d": "box", "label": "label"}, view=0),),
         reply=Reply("tool", max_frames=1),
         examples=('{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [10, 20, 100, 200]}}',),

@@ -106,7 +106,7 @@ class GlueScanner:
             self._minus = False
             return
         if any(c in _DIGITS for c in token):
-            value = _value(token)
+            value = clock_seconds(token)
             self._number(-value if self._minus else value, found)
         self._minus = False
 
@@ -136,7 +136,7 @@ class GlueScanner:
             found.append(RawRegion(box=(item[0], item[1], item[2], item[3])))
 
 
-def _value(token: str) -> float:
+def clock_seconds(token: str) -> float:
     """Seconds or a coordinate; NaN if it has more digits than a number may have."""
     if len(token) > _MAX_NUMBER_CHARS:
         return math.nan

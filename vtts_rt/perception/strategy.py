@@ -28,7 +28,7 @@ from vtts_rt.types import Prompt, PromptPart, Region, StrategyName, VideoMetadat
 _Videos = Sequence[VideoMetadata]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Strategy(StrategyTraits):
     """One strategy; what it is for is told in docs/strategies.md.
 
@@ -42,23 +42,14 @@ class Strategy(StrategyTraits):
     lay_out: Callable[[Turn], list[PromptPart]]
 
 
-_FUNCTIONS: Mapping[StrategyName, dict[str, Any]] = {
-    "official": {"plan": plan_official, "num_pairs": official_pairs, "lay_out": video_first},
-    "grid": {"plan": plan_grid, "num_pairs": grid_pairs, "lay_out": video_first},
-    "refresh": {
-        "plan": partial(plan_focus, only_new=False),
-        "num_pairs": grid_pairs,
-        "lay_out": labelled_pairs,
-    },
-    "append": {
-        "plan": partial(plan_focus, only_new=True),
-        "num_pairs": grid_pairs,
-        "lay_out": labelled_pairs,
-    },
+_FUNCTIONS: Mapping[StrategyName, tuple[Any, ...]] = {
+    "official": (plan_official, official_pairs, video_first),
+    "grid": (plan_grid, grid_pairs, video_first),
+    "refresh": (partial(plan_focus, only_new=False), grid_pairs, labelled_pairs),
+    "append": (partial(plan_focus, only_new=True), grid_pairs, labelled_pairs),
 }
 _TABLE: Mapping[str, Strategy] = {
-    name: Strategy(name=name, **asdict(traits), **_FUNCTIONS[name])
-    for name, traits in STRATEGIES.items()
+    name: Strategy(name, *_FUNCTIONS[name], **asdict(traits)) for name, traits in STRATEGIES.items()
 }
 
 
