@@ -75,7 +75,7 @@ def test_what_was_read_so_far_holds_times_and_boxes() -> None:
     assert so_far.regions == (region,)
     assert (so_far.spans, so_far.boxes) == (((12.4, 12.4),), ((35, 20, 120, 200),))
     stream = ClueStream()
-    stream.feed("<glue>[(1, 2)]</glue><glue>[(3, 4), [1, 2, 3, 4]")
+    stream.feed("<glue>[(1, 2)]</glue><glue>[(3, 4), [1, 2, 3, 4")
     assert (stream.so_far().spans, stream.so_far().boxes) == (((3, 4),), ())
 
 
@@ -267,12 +267,11 @@ def test_tags_and_tools_are_spelt_in_the_table_only() -> None:
 
 
 def test_every_dialect_has_a_row_in_the_docs() -> None:
-    rows = re.findall(
-        r"^\| `([^`]+)` \|.*\| (.*) \|$", (ROOT / "docs/dialects.md").read_text(), re.M
-    )
+    page, _, _ = (ROOT / "docs/dialects.md").read_text().partition("\n## ")
+    rows = re.findall(r"^\| `([^`]+)` \|.*\| (.*) \|$", page, re.M)
     assert [name for name, _ in rows] == list(DIALECTS)
     runs = [name for name, how in rows if not how.startswith(("no", "never"))]
-    assert runs == [name for name in DIALECTS if name in config.RUNNING_DIALECTS]
+    assert tuple(runs) == config.RUNNING_DIALECTS
 
 
 def test_tagged() -> None:
