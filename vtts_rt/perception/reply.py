@@ -63,9 +63,11 @@ def plan_reply(
     looks: list[tuple[View, list[Segment]]] = []
     notes: list[str] = []
     past = [pair for h in history for segment in h.plan.segments for pair in segment.pairs]
-    requests = _requests(reply, videos, history)
+    requests = requests_of(reply, videos, history)
     for video, metadata in enumerate(videos):
         seen = {f for pair in past if pair.video == video for f in (pair.frame_a, pair.frame_b)}
+        is_image = metadata.is_image or reply.as_images
+        times = np.zeros(1) if metadata.is_image else frame_times(metadata)
         view, segments = look.plan.views[video], dict[tuple[PairRef, PixelBox], Segment]()
         for request in requests:
             if request.region.video == video:
@@ -74,26 +76,20 @@ def plan_reply(
                 if not reply.as_images:
                     pairs = list(zip(frames[::2], [*frames[1::2], *frames[-1:]], strict=False))
                 if frames:
-                    box = _crop(request.region, metadata)
+                    box = full_view(metadata.height, metadata.width)
+                    if (part := request.region.box) != FULL_BOX:
+                        box = snap_box(part, metadata.height, metadata.width, MIN_VIEW_PX)
                     size = _frame_size(reply, config, metadata, box)
                     view = View(video, box, size, (request.region.span,), 2.0 * step)
                 for a, b in pairs:
-                    time = 0.0 if metadata.is_image else float(frame_times(metadata)[a])
-                    pair = PairRef(video, metadata.video_id, a, b, time)
-                    segment = make_segment(config, [pair], view, is_image=reply.as_images)
+                    pair = PairRef(video, metadata.video_id, a, b, float(times[a]))
+                    segment = make_segment(config, [pair], view, is_image=is_image)
                     segments.setdefault((pair, view.box), segment)
         if not segments:
             notes.append(f"video {video}: the clue asks for nothing that can be shown")
         looks.append((view, list(segments.values())))
     plan = make_plan(config, videos, look, round_index, looks, notes)
     return replace(plan, regions=tuple(request.region for request in requests))
-
-
-def reply_regions(
-    reply: Reply, videos: _Videos, history: Sequence[RoundHistory]
-) -> tuple[Region, ...]:
-    """What the last clue asks for, as geometry; () where nothing of it can be shown."""
-    return tuple(request.region for request in _requests(reply, videos, history))
 
 
 def reply_turn(reply: Reply, turn: Turn) -> list[PromptPart]:
@@ -124,8 +120,9 @@ def most_of_reply(reply: Reply, config: ResolvedPerception, videos: _Videos) -> 
     return most_frames, most_tokens
 
 
-def _requests(reply: Reply, videos: _Videos, history: Sequence[RoundHistory]) -> list[_Request]:
-    """The requests of the last clue, of each video in their order."""
+def requests_of(reply: Reply, videos: _Videos, history: Sequence[RoundHistory]) -> list[_Request]:
+    """The requests of the last clue, of each video in their order; without those that lead to
+    nothing that can be shown."""
     look = history[-1]
     if not look.clue.regions:
         return [_Request(region) for region in look.regions(videos)]
@@ -184,12 +181,6 @@ def _resolved(
     if frames:
         spans = (TimeSpan(float(times[min(frames)]), float(times[max(frames)])),)
     return [_Request(Region(span, boxes[0], video), raw, tuple(frames)) for span in spans]
-
-
-def _crop(region: Region, metadata: VideoMetadata) -> PixelBox:
-    if region.box == FULL_BOX:
-        return full_view(metadata.height, metadata.width)
-    return snap_box(region.box, metadata.height, metadata.width, MIN_VIEW_PX)
 
 
 def _frame_size(

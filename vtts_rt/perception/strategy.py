@@ -22,7 +22,7 @@ from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import grid_pairs, plan_focus, plan_grid
 from vtts_rt.perception.policy_official import official_pairs, plan_official
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.perception.reply import plan_reply, reply_regions, reply_turn
+from vtts_rt.perception.reply import plan_reply, reply_turn, requests_of
 from vtts_rt.types import Prompt, PromptPart, Region, StrategyName, VideoMetadata, require
 
 _Videos = Sequence[VideoMetadata]
@@ -95,7 +95,9 @@ def clue_regions(
 ) -> tuple[Region, ...]:
     """The last round's clue as geometry; () where it cannot be used."""
     reply = DIALECTS[config.dialect].reply
-    return history[-1].regions(videos) if reply is None else reply_regions(reply, videos, history)
+    if reply is None:
+        return history[-1].regions(videos)
+    return tuple(request.region for request in requests_of(reply, videos, history))
 
 
 def build_prompt(
