@@ -153,7 +153,7 @@ def make_segment(
     seconds_per_grid: float = 1.0,
 ) -> Segment:
     """Pairs as they are seen through a view."""
-    kernel = resize_kernel(config.parity, is_image)
+    kernel = resize_kernel(config.numerics, is_image)
     pairs, box, hw = tuple(pairs), view.box, view.resized_hw
     return Segment(pairs, box, hw, config.geometry, seconds_per_grid, is_image, kernel)
 

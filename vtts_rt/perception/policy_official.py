@@ -159,10 +159,10 @@ def plan_official(
         rates.append(num_told / metadata.num_frames * metadata.source_fps)
         step = 2.0 / rates[-1]
         padded = indices + indices[-1:] * (len(indices) % 2)
-        times = frame_times(metadata)[padded].tolist()
+        at = dict(zip(padded, frame_times(metadata)[padded].tolist(), strict=True))
         pairs = [
-            PairRef(video, metadata.video_id, a, b, time)
-            for a, b, time in zip(padded[::2], padded[1::2], times[::2], strict=True)
+            PairRef(video, metadata.video_id, a, b, at[a], (at[a] + at[b]) / 2)
+            for a, b in zip(padded[::2], padded[1::2], strict=True)
         ]
         view = View(video, box, size, (TimeSpan(0.0, metadata.duration_seconds),), step)
         looks.append((view, [make_segment(config, pairs, view, seconds_per_grid=step)]))

@@ -82,7 +82,8 @@ def plan_reply(
                     size = _frame_size(reply, config, metadata, box)
                     view = View(video, box, size, (request.region.span,), 2.0 * step)
                 for a, b in pairs:
-                    pair = PairRef(video, metadata.video_id, a, b, float(times[a]))
+                    moments = float(times[a]), float(times[a] + times[b]) / 2
+                    pair = PairRef(video, metadata.video_id, a, b, *moments)
                     segment = make_segment(config, [pair], view, is_image=is_image)
                     segments.setdefault((pair, view.box), segment)
         if not segments:
