@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from vtts_rt.checks import Rule, check
+from vtts_rt.checks import Rule, check, is_flag
 from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, VideoWrapper, require
 
 QUANTIZATIONS = ("int8", "fp8")
@@ -32,8 +32,7 @@ class StrategyTraits:
         otherwise every round is asked afresh.
     focuses: a later round shows what the clue points to and nothing else.
     on_grid: pairs are cells of the dyadic grid, so `finer_frames` tells where a clue leads.
-    literal_clues: clues are read by the published rule (published.py), not leniently; only then is
-        there a choice of what a round without a clue leads to (sticky_clues).
+    literal_clues: clues are read by the published rule (published.py, sticky_clues), not leniently.
     may_stop_early: rounds may end once an answer is stable (stop_when_stable).
     """
 
@@ -55,33 +54,25 @@ STRATEGIES: Mapping[StrategyName, StrategyTraits] = {
 # go into the answer that is being written. subcontext: each look is answered by itself, and only
 # that text comes back. none: the model never looks again.
 Continuation = Literal["fresh", "append", "splice", "subcontext", "none"]
-# Dialect (perception/dialect.py) -> how its rounds go on. Those of the first two kinds run.
-DIALECTS: Mapping[str, tuple[Continuation, ...]] = {
-    "r1.5": ("fresh", "append"),
-    "longvt": ("append",),
-    "paravt": ("subcontext",),
-    "video-zoom-in": ("append",),
-    "videozoomer": ("append",),
-    "timesearch-r": ("append",),
-    "conan": ("append",),
-    "framethinker": ("append",),
-    "pixel-reasoner": ("append",),
-    "deepeyes": ("append",),
-    "mini-o3": ("append",),
-    "dynframe": ("splice",),
-    "ego-r1": ("subcontext",),
-    "open-o3-video": ("none",),
-    "video-thinker": ("none",),
+# Way -> the dialects (perception/dialect.py) whose rounds go on so. Those of the first two run.
+DIALECTS: Mapping[Continuation, tuple[str, ...]] = {
+    "fresh": ("r1.5",),
+    "append": (
+        *("r1.5", "longvt", "video-zoom-in", "videozoomer", "timesearch-r", "conan"),
+        *("framethinker", "pixel-reasoner", "deepeyes", "mini-o3"),
+    ),
+    "splice": ("dynframe",),
+    "subcontext": ("paravt", "ego-r1"),
+    "none": ("open-o3-video", "video-thinker"),
 }
+RUNNING_DIALECTS = tuple(dict.fromkeys(DIALECTS["fresh"] + DIALECTS["append"]))
 
 
-def strategies_of(dialect: str) -> tuple[StrategyName, ...]:
-    """The strategies whose rounds go on as a dialect's do; () where its rounds do not run."""
-    ways = DIALECTS[dialect]
-    return tuple(n for n, s in STRATEGIES.items() if ("append" if s.continues else "fresh") in ways)
+def strategies_of(dialect: str) -> list[StrategyName]:
+    """The strategies whose rounds go on as a dialect's do; [] where its rounds do not run."""
+    traits = STRATEGIES.items()
+    return [n for n, s in traits if dialect in DIALECTS["append" if s.continues else "fresh"]]
 
-
-RUNNING_DIALECTS = tuple(name for name in DIALECTS if strategies_of(name))
 
 # name -> what it does; the whole list of variables the installed package reads.
 ENVIRONMENT_VARIABLES = {
@@ -119,10 +110,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
 # Setting -> whether a value is allowed, and the rule in words.
 _PERCEPTION_RULES: dict[str, Rule] = {
     "strategy": (tuple(STRATEGIES).__contains__, f"one of {', '.join(STRATEGIES)}"),
@@ -141,19 +128,18 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
     "parity": (PARITIES.__contains__, f"one of {', '.join(PARITIES)}"),
     "video_wrapper": (VIDEO_WRAPPERS.__contains__, f"one of {', '.join(VIDEO_WRAPPERS)}"),
-    "text_first": (_is_bool, "True or False"),
-    "time_labels": (_is_bool, "True or False"),
-    "sticky_clues": (_is_bool, "True or False"),
-    "stop_when_stable": (_is_bool, "True or False"),
-    "constrain_clues": (_is_bool, "True or False"),
+    "text_first": (is_flag, "True or False"),
+    "time_labels": (is_flag, "True or False"),
+    "sticky_clues": (is_flag, "True or False"),
+    "stop_when_stable": (is_flag, "True or False"),
+    "constrain_clues": (is_flag, "True or False"),
     "prompts": (lambda v: isinstance(v, str | Path), "the path of a file"),
 }
 # Switches that need another setting to be one of some -> that setting, and which.
 _SCOPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "sticky_clues": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.literal_clues)),
     "stop_when_stable": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.may_stop_early)),
-    # The grammar knows lists of numbers.
-    "constrain_clues": ("dialect", ("r1.5",)),
+    "constrain_clues": ("dialect", ("r1.5",)),  # the grammar knows lists of numbers
 }
 
 
@@ -428,4 +414,4 @@ def _check_numbers(config: EngineConfig | RuntimeConfig, least_1: tuple[str, ...
             ok = _is_int(value) and low <= value < 2**63
             require(name, f.name, value, ok, f"an integer >= {low}")
         elif f.type == "bool":
-            require(name, f.name, value, _is_bool(value), "True or False")
+            require(name, f.name, value, is_flag(value), "True or False")
