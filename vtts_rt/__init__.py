@@ -17,6 +17,8 @@ _HOMES = {
     "Runtime": "vtts_rt.runtime",
     "Answer": "vtts_rt.rounds.results",
     "Answerer": "vtts_rt.rounds.ask",
+    "Reply": "vtts_rt.rounds.results",
+    "Transcript": "vtts_rt.rounds.transcript",
     "Ask": "vtts_rt.rounds.ask",
     "PerceptionConfig": "vtts_rt.config",
     "EngineConfig": "vtts_rt.config",
@@ -56,11 +58,13 @@ __all__ = [
     "Overloaded",
     "PerceptionConfig",
     "Region",
+    "Reply",
     "RolloutDataFeed",
     "Runtime",
     "RuntimeConfig",
     "SamplingParams",
     "TimeSpan",
+    "Transcript",
     "Video",
     "__version__",
     "get_cmake_dir",
@@ -77,7 +81,8 @@ if TYPE_CHECKING:
     from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue
     from vtts_rt.rounds.ask import Answerer, Ask
-    from vtts_rt.rounds.results import Answer
+    from vtts_rt.rounds.results import Answer, Reply
+    from vtts_rt.rounds.transcript import Transcript
     from vtts_rt.runtime import Runtime
     from vtts_rt.sdk import (
         get_cmake_dir,

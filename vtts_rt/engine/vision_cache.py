@@ -27,7 +27,8 @@ class VisionCache:
 
     byte_budget, host_bytes, disk_bytes: of the tiers; 0 is none. device: where features are
     wanted. disk_path: folder of the files; several processes may share it. With files, keys are
-    nested tuples of str and int. Files are written and read by the caller's thread.
+    nested tuples of str and int. Files are written and read by the caller's thread. pinned: see
+    MemoryTier; of the first tier.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class VisionCache:
         self._host = MemoryTier(host_bytes, _CPU, self._disk) if host_bytes else None
         below = self._disk if self._host is None else self._host
         self._device = MemoryTier(byte_budget, device, below)
+        self.byte_budget, self.pinned = byte_budget, self._device.pinned
         self._to = device
         self.queries = 0
 
