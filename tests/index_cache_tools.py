@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from pathlib import Path
 from typing import Any
 
@@ -54,4 +55,13 @@ def make_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the content is read")
 
     monkeypatch.setattr(Media, "open", reads)
-    monkeypatch.setattr(container, "hash_file", reads)
+    of_content = container.content_hash
+
+    def hashes(open_content: Any, *arguments: Any) -> str:
+        return of_content(open_content, *arguments) if in_memory(open_content) else reads()
+
+    def in_memory(open_content: Any) -> bool:
+        with open_content() as file:
+            return isinstance(file, io.BytesIO)
+
+    monkeypatch.setattr(container, "content_hash", hashes)

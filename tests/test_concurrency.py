@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clip_writer import write_video
 from utils import LOOK, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
@@ -19,7 +20,6 @@ from vtts_rt.rounds.prepare import open_request
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
-from vtts_rt.video.writer import write_video
 
 ENGINE = EngineConfig(kv_bytes=1 << 26)
 
@@ -120,7 +120,7 @@ def test_one_bad_request_loses_no_other(runtime: Runtime, clips: list[Path]) -> 
     assert runtime.ask_batch([]) == []
 
 
-def test_a_decoder_that_dies_in_mid_round(
+def test_a_decoder_that_fails_within_a_round(
     runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = PyavSource.read
@@ -212,16 +212,35 @@ def test_closing_fails_what_is_in_work(checkpoint: Path, clips: list[Path]) -> N
         runtime.ask(**request(clips[0]))
 
 
-def test_a_fault_of_the_engine_reaches_everybody_and_passes(
-    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+class Unlike(Exception):
+    """An error that `copy.copy` cannot make again of its args."""
+
+    def __init__(self, what: str, more: str) -> None:
+        super().__init__(f"{what} {more}")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AssertionError("books do not balance"), "books do not balance"),
+        (Unlike("books", "do not balance"), "Unlike: books do not balance"),
+    ],
+)
+def test_an_engine_fault_fails_each_request_with_an_error_of_its_own(
+    runtime: Runtime,
+    clips: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
 ) -> None:
     def broken() -> Any:
-        raise AssertionError("books do not balance")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(runtime.engine._scheduler, "schedule", broken)
         outcomes = runtime.ask_batch([request(c) for c in clips], return_exceptions=True)
-    assert [str(error) for error in outcomes] == ["books do not balance"] * 2
+    assert [str(outcome) for outcome in outcomes] == [told] * 2
+    assert outcomes[0] is not outcomes[1] and error not in outcomes
     assert len(runtime.ask(**request(clips[0])).rounds) == 3
 
 

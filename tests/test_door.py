@@ -82,7 +82,7 @@ def named(function: str) -> str:
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_an_unknown_name_is_told_by_the_function(
+def test_an_unknown_name_is_reported_by_the_function(
     runtime: Runtime, opened: list[Any], function: str
 ) -> None:
     near = "option", "options"

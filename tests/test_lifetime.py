@@ -145,7 +145,7 @@ def test_open_files_stay_few(runtime: Runtime, clips: list[Path]) -> None:
     assert max(counts[4:]) <= max(counts[:4])
 
 
-def test_a_runtime_that_nobody_has_ends_its_thread(checkpoint: Path, clips: list[Path]) -> None:
+def test_an_unreferenced_runtime_ends_its_thread(checkpoint: Path, clips: list[Path]) -> None:
     runtime = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26))
     runtime.ask(**request(clips[0]))
     thread, engine = runtime._driver._thread, weakref.ref(runtime.engine)

@@ -183,7 +183,7 @@ def test_frames_of_a_clue_are_read_while_its_answer_is_written(
     assert counts["frames_cancelled"] == counts["frames_dropped"] == 0
 
 
-def test_frames_that_came_in_time_are_read_by_nobody_else(
+def test_frames_that_came_in_time_are_read_once(
     runtime: Runtime, expected: Answer, slow: SlowSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow.open.set()

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, require
+from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, VideoWrapper, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
+VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = get_args(VideoWrapper)
 # VideoChat-R1.5: tokens that a frame gets at least, and how many such frames a round may hold.
 _MIN_TOKENS, _TOTAL_SHARE = 128, 12
 # Dialects whose rounds run, of the table in perception/dialect.py, and with which strategies: the
@@ -84,6 +85,7 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "focus_frames": (lambda v: _is_int(v) and v >= 0 and v % 2 == 0, "an even integer >= 0"),
     "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
     "parity": (PARITIES.__contains__, f"one of {', '.join(PARITIES)}"),
+    "video_wrapper": (VIDEO_WRAPPERS.__contains__, f"one of {', '.join(VIDEO_WRAPPERS)}"),
     "text_first": (_is_bool, "True or False"),
     "time_labels": (_is_bool, "True or False"),
     "sticky_clues": (_is_bool, "True or False"),
@@ -122,6 +124,7 @@ class ResolvedPerception:
     focus_frames: int = 0
     focus_margin_cells: float = 0.0
     parity: Parity = "release"
+    video_wrapper: VideoWrapper = "outer"
     text_first: bool = True
     time_labels: bool = True
     sticky_clues: bool = False
@@ -143,6 +146,11 @@ class ResolvedPerception:
             ok = not getattr(self, name) or chosen in values
             rule = f"left out with {other} {chosen} (it is for {', '.join(values)})"
             require("PerceptionConfig", name, getattr(self, name), ok, rule)
+
+    @property
+    def numerics(self) -> Parity:
+        """Whose arithmetic prepares pixels: transformers' where there was no release."""
+        return self.parity if self.geometry.released else "transformers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -166,9 +174,13 @@ class PerceptionConfig:
         the look that the clue is about.
     parity: whose numbers are reproduced on the same frames and prompt (docs/strategies.md):
         "release", the published code's, or "transformers", those of the installed version 5.
+    video_wrapper: of families that write a video pair by pair, each behind its time: whether vision
+        markers stand around all pairs ("outer", transformers' processor from 5.10 on) or not
+        ("legacy", before). Others have no use for it.
     text_first: in `refresh` and `append` the question stands before the video; False puts it
         behind the first look, whose KV then serves every question about the video.
-    time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
+    time_labels: write `<12.0s>` before each pair in `refresh` and `append`; families that write a
+        video pair by pair always do, in their own form.
     sticky_clues: in `official`, a round without a clue looks where the last clue pointed, as the
         evaluation scripts of VideoChat-R1.5 do; False samples uniformly, as its README does.
     stop_when_stable: end early when two successive rounds gave the same non-empty answer; not
@@ -190,6 +202,7 @@ class PerceptionConfig:
     focus_frames: int | None = None
     focus_margin_cells: float | None = None
     parity: Parity | None = None
+    video_wrapper: VideoWrapper | None = None
     text_first: bool | None = None
     time_labels: bool | None = None
     sticky_clues: bool | None = None

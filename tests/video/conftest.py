@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clip_writer import write_video
 from video.zoo import paint, read_code
-
-from vtts_rt.video.writer import write_video
 
 
 @pytest.fixture(scope="session")

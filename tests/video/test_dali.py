@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from clip_writer import write_video
 from video.zoo import at_once
 
 from vtts_rt import Runtime, SamplingParams
@@ -21,7 +22,6 @@ from vtts_rt.video import FrameStore, dali_pipeline, open_video
 from vtts_rt.video.dali import MAX_DIFFERENCE, MEAN_DIFFERENCE, DaliSource
 from vtts_rt.video.decoders import dali_refusal
 from vtts_rt.video.packets import PacketReader
-from vtts_rt.video.writer import write_video
 
 Make = Callable[..., Path]
 Code = Callable[[np.ndarray], int]

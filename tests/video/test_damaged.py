@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 import av
 import numpy as np
 import pytest
+from clip_writer import write_video
 from video.zoo import packets_of
 from video.zoo_damaged import CODECS, KINDS, damaged, sound
 
 from vtts_rt.video import open_video, packets
 from vtts_rt.video.unwritten import UnwrittenParts
 from vtts_rt.video.unwritten import _planes as unwritten_planes
-from vtts_rt.video.writer import write_video
 
 # What decoders do not fill of a frame is other memory every time.
 BY_CHANCE = ("flashsv",)

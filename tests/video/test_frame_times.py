@@ -14,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from clip_writer import write_video
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from video.zoo import (
@@ -32,7 +33,6 @@ from video.zoo_sound import AV1, VP8, VP9
 
 from vtts_rt.video import open_video
 from vtts_rt.video.timestamps import mended_times
-from vtts_rt.video.writer import write_video
 
 MPEG2 = {"codec": "mpeg2video", "encoder_options": {"sc_threshold": "1000000000"}}
 

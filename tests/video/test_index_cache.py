@@ -18,7 +18,7 @@ from index_cache_tools import fields, forget, learned, make_unreadable, opened, 
 
 from vtts_rt.video import container, index_cache, open_video
 from vtts_rt.video.container import Media
-from vtts_rt.video.content_hash import PIECE_BYTES, hash_bytes, hash_file
+from vtts_rt.video.content_hash import PIECE_BYTES
 from vtts_rt.video.index_cache import FILE_NAME, IndexCache, known_facts, remember_facts
 
 Make = Callable[..., Path]
@@ -163,11 +163,7 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         file.write_text("hello")
     elif how == "foreign":
         with sqlite3.connect(file) as db:
-            db.execute("CREATE TABLE entries (name TEXT PRIMARY KEY, value BLOB, used INTEGER)")
-        db.close()
-    elif how == "no table":
-        with sqlite3.connect(file) as db:
-            db.execute(f"PRAGMA application_id = {index_cache.APPLICATION_ID}")
+            db.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB, used INTEGER)")
         db.close()
     elif how == "locked":
         monkeypatch.setattr(index_cache, "LOCK_SECONDS", 0.05)
@@ -178,7 +174,7 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     elif how == "disk full":
         with sqlite3.connect(file, isolation_level=None) as db:
             db.execute("PRAGMA page_size = 512")  # too small for what is to be put
-            index_cache._create(db)
+            db.execute(index_cache.TABLE)
         db.close()
         connect = index_cache._connect
 
@@ -202,7 +198,6 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "garbage",
         "text",
         "foreign",
-        "no table",
         "locked",
         "disk full",
         "no sqlite",
@@ -290,11 +285,10 @@ def test_the_hash_of_a_content(size: int, tmp_path: Path) -> None:
     pieces = [data[i : i + PIECE_BYTES] for i in range(0, size, PIECE_BYTES)]
     whole = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
     want = hashlib.sha256(whole).hexdigest()[:32]
-    assert hash_bytes(data) == hash_file(tmp_path / "f", size) == want
     assert Media(tmp_path / "f").content_id() == Media(data).content_id() == want
     flipped = bytearray(data)
     flipped[size // 2] ^= 1
-    assert hash_bytes(bytes(flipped)) != want
+    assert Media(bytes(flipped)).content_id() != want
 
 
 def test_remembering_what_a_process_knows_needs_no_second_hash(
@@ -304,5 +298,5 @@ def test_remembering_what_a_process_knows_needs_no_second_hash(
     path = make_clip("c.mp4", 40)
     first = learned(path)
     remember_facts(Media(path), None, first)
-    monkeypatch.setattr(container, "hash_file", None)
+    monkeypatch.setattr(container, "content_hash", None)
     assert learned(path).content_id == first.content_id

@@ -29,14 +29,12 @@ from vtts_rt.video.limits import Opening
 # name -> (content, words of the sentence). Each would take gigabytes, or minutes, without bounds.
 LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "16,000 x 16,000 PNG": (functools.partial(attack.png, 16000), "max_pixels"),
-    "gif of 60,000 x 60,000": (functools.partial(attack.gif, 1, 60000), "max_pixels"),
-    "gif of 10^6 frames": (functools.partial(attack.gif, 10**6), "max_frames"),
     "apng of 10^6 frames": (functools.partial(attack.png, 2, 10**6), "max_frames"),
     "webp of 10^6 frames": (functools.partial(attack.webp, 2, 10**6), "max_frames"),
     "webp of 16,000 x 16,000": (functools.partial(attack.webp, 16000), "max_pixels"),
     "10^6 edits": (
         lambda: attack.mp4(attack.track(20, edits=[(5, 3)] * 10**6)),
-        "at most 10000 edits",
+        "max_packets",
     ),
     "edits of whole tracks": (
         lambda: attack.mp4(attack.track(5000, keys=[1], edits=[(1, 4000)] * 9000)),
@@ -44,16 +42,13 @@ LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "edits times samples": (
         lambda: attack.mp4(attack.track(2**20, edits=[(1, 5)] * 5000)),
-        "samples times edits",
+        "max_packets",
     ),
     "2^31 samples of one size": (
         lambda: attack.mp4(attack.track(10, steps=[(2**31, 1)], listed=2**31)),
         "max_packets",
     ),
-    "2^31 samples, compressed": (
-        lambda: attack.mp4(attack.track(10, listed=2**31), compressed=True),
-        "max_packets",
-    ),
+    "compressed header": (lambda: attack.mp4(attack.track(10), compressed=True), "not compressed"),
     "sound of 2^41 samples": (
         lambda: attack.mp4(
             attack.track(),
@@ -168,13 +163,12 @@ def test_headers_of_sound_files_are_within_bounds(name: str, tmp_path: Path) -> 
     ("kind", "make"),
     [
         ("mp4", lambda: encoded("mp4", **H264)),
-        ("compressed", lambda: attack.mp4(attack.track(30, edits=[(9, 3)] * 3), compressed=True)),
+        ("edits", lambda: attack.mp4(attack.track(30, edits=[(9, 3)] * 3))),
         ("fragments", lambda: attack.mp4(attack.track(0, steps=[])) + attack.fragment(9) * 5),
         ("webm", lambda: encoded("webm", **VP9)),
         ("cues", lambda: attack.matroska(9, False)),
         ("avi", lambda: encoded("avi", **MJPEG)),
         ("indx", lambda: attack.avi(3, 20)),
-        ("gif", lambda: attack.gif(20)),
         ("apng", lambda: attack.png(4, 3)),
     ],
 )

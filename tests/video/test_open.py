@@ -13,10 +13,10 @@ import av
 import numpy as np
 import pytest
 import torch
+from clip_writer import write_video
 
 from vtts_rt.errors import BadMedia
 from vtts_rt.video import open_video
-from vtts_rt.video.writer import write_video
 
 Make = Callable[..., Path]
 Code = Callable[[np.ndarray], int]

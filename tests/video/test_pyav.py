@@ -13,13 +13,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from clip_writer import write_video
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.video import open_video
 from vtts_rt.video.pixels import orient
 from vtts_rt.video.pyav import PyavSource
-from vtts_rt.video.writer import write_video
 
 Make = Callable[..., Path]
 Code = Callable[[np.ndarray], int]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clip_writer import write_video
 
 from vtts_rt.data.backgrounds import ProceduralBackground
 from vtts_rt.types import PixelBox
 from vtts_rt.video import open_video, packets
 from vtts_rt.video.pyav import PyavSource
-from vtts_rt.video.writer import write_video
 
 
 @pytest.mark.parametrize(

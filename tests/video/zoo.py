@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-
-from vtts_rt.video.writer import write_video
+from clip_writer import write_video
 
 H, W = 48, 64
 FRAMES, GOP, FPS = 24, 12, 10.0

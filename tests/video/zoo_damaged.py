@@ -10,9 +10,8 @@ from typing import Any
 
 import av
 import numpy as np
+from clip_writer import write_video
 from video.zoo import Packet, packets_of, remux
-
-from vtts_rt.video.writer import write_video
 
 FRAMES, GOP = 30, 10
 HW = (64, 96)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clip_writer import write_video
 from video.zoo import (
     FRAMES,
     GOP,
@@ -33,7 +34,6 @@ from video.zoo import (
 )
 
 from vtts_rt.video.frame_headers import vp9_frames
-from vtts_rt.video.writer import write_video
 
 VP8: dict[str, Any] = {"codec": "libvpx"}
 VP9: dict[str, Any] = {"codec": "libvpx-vp9"}

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.bench.setting import (
@@ -39,15 +39,29 @@ from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
+from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import StrategyName, VideoMetadata, require
 
 __all__ = ["PHASES", "Run", "add_flags", "measure", "print_table", "theme"]
 
-PEERS = {"hf": "transformers loop", "vllm": "vllm loop", "vllm-append": "vllm append"}
-# The peers that show what a strategy of ours shows: equal frames, sizes and prompts.
-SAME_WORK: dict[str, StrategyName] = {"hf": "official", "vllm": "official", "vllm-append": "append"}
+
+class Peer(NamedTuple):
+    """label: in results. strategy: shows what the peer shows: equal frames, sizes and prompts."""
+
+    label: str
+    strategy: StrategyName
+
+    def same_work(self, strategy: StrategyName) -> bool:
+        return find_strategy(strategy) is find_strategy(self.strategy)
+
+
+PEERS = {
+    "hf": Peer("transformers loop", "official"),
+    "vllm": Peer("vllm loop", "official"),
+    "vllm-append": Peer("vllm append", "append"),
+}
 SAME = ", same question again"
 OTHER = ", another question"
 # Random weights soon repeat one token, which every draft guesses; real text is not like that. So
@@ -159,7 +173,7 @@ class _Bench:
             follow_up = OTHER if args.ablations else SAME
             runs = _alternate(sides, self._video, self._setting, args.repeats, follow_up)
         compared = [
-            (strategy, PEERS[peer], SAME_WORK[peer] == strategy)
+            (strategy, PEERS[peer].label, PEERS[peer].same_work(strategy))
             for peer in peers
             for strategy in self._strategies
         ]
@@ -217,7 +231,8 @@ class _Bench:
         runtime: Runtime,
     ) -> _Contender:
         def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
-            perception, words = runtime.perception(setting.perception(SAME_WORK[name])), self._words
+            config, words = setting.perception(PEERS[name].strategy), self._words
+            perception = runtime.perception(config)
             if perception.prompts:
                 words = load_prompts(perception.prompts, base=words)
             return asked(
@@ -230,7 +245,7 @@ class _Bench:
                 templates=words,
             )
 
-        return _Contender(PEERS[name], ask, forget)
+        return _Contender(PEERS[name].label, ask, forget)
 
 
 # -- the sides --------------------------------------------------------------------------------

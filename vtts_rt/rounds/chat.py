@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain, groupby
 from typing import Any, NamedTuple, TypeAlias
 
 from vtts_rt import process
 from vtts_rt.checks import check_names
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.perception.chat import Message
+from vtts_rt.perception.layout import Turn, with_labels
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.strategy import plan_round
 from vtts_rt.rounds.ask import Ask, OpeningOptions, Perception
@@ -129,12 +133,13 @@ def _look(
     plan = FramePlan(0, (), (), (), config.sample_fps, ())
     if videos:
         plan = plan_round("official", config, videos, [], 0)
-    shown = iter(plan.segments)
-    system = resources.prompts(config).system
-    messages = [Message("system", (system,))] if system and turns[0][0] != "system" else []
+    templates, shown = resources.prompts(config), _written(resources, config, plan)
+    messages = []
+    if templates.system and turns[0][0] != "system":
+        messages.append(Message("system", (templates.system,)))
     for role, said in turns:
-        parts: list[PromptPart] = [p if isinstance(p, str) else next(shown) for p in said]
-        messages.append(Message(role, tuple(parts)))
+        parts = [[p] if isinstance(p, str) else next(shown) for p in said]
+        messages.append(Message(role, tuple(chain.from_iterable(parts))))
     prompt = engine.model.chat.render(messages)
     provider = resources.store.provider(sources)
     request = GenerationRequest(
@@ -145,3 +150,15 @@ def _look(
         deadline_seconds=deadline_of(ask, called),
     )
     return plan, prompt, provider, request
+
+
+def _written(
+    resources: Resources, config: ResolvedPerception, plan: FramePlan
+) -> Iterator[list[PromptPart]]:
+    """The segments of each video, as a family writes them (pair by pair, behind times)."""
+    chat, templates = resources.engine.model.chat, resources.prompts(config)
+    for _, run in groupby(plan.segments, lambda segment: segment.pairs[0].video):
+        of_one = replace(plan, segments=tuple(run))
+        look = (False, False, False, False)
+        turn = Turn(chat, templates, "", of_one, *look, config.video_wrapper)
+        yield with_labels(turn, lambda *_: "", headings=False)

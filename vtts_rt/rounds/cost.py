@@ -59,9 +59,10 @@ def plan_cost(resources: Resources, ask: Ask, max_tokens: int | None) -> Cost:
         plan=first,
         history=[],
         text_first=config.text_first,
+        video_wrapper=config.video_wrapper,
     )
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = engine.tokenizer.count(chat.text(prompt)) - len(first.segments)  # one pad each
+    text = engine.tokenizer.count(chat.text(prompt)) - len(prompt.segments)  # one pad each
     num_tokens = text + vision
     seen = {(p.video, f) for s in first.segments for p in s.pairs for f in (p.frame_a, p.frame_b)}
     pairs = first.num_pairs

@@ -173,6 +173,7 @@ class RoundRequest:
             model=self.resources.model,
             strategy=self.perception.strategy,
             parity=self.perception.parity,
+            video_wrapper=self.perception.video_wrapper,
             dialect=self.perception.dialect,
             seed=self.sampling.seed or 0,
             videos=self.videos,
@@ -271,6 +272,7 @@ def prepared_round(
         history=request.history,
         text_first=config.text_first,
         dialect=config.dialect,
+        video_wrapper=config.video_wrapper,
     )
     before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)

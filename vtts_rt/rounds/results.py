@@ -22,6 +22,7 @@ from vtts_rt.types import (
     StopReason,
     StrategyName,
     VideoMetadata,
+    VideoWrapper,
 )
 from vtts_rt.video.store import StoreProvider
 
@@ -173,6 +174,7 @@ class Answer:
     model: str
     strategy: StrategyName
     parity: Parity
+    video_wrapper: VideoWrapper
     dialect: str
     seed: int
     videos: list[VideoMetadata]
@@ -186,12 +188,12 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON contract of `vtts-rt ask --json`."""
-        same = ("option", "stop_reason", "model", "strategy", "parity", "dialect", "seed")
+        same = ("option", "stop_reason", "model", "strategy", "parity", "video_wrapper", "dialect")
         video = ("num_frames", "source_fps", "duration_seconds", "height", "width", "decoder")
         return {
             "schema_version": SCHEMA_VERSION,
             "answer": self.text,
-            **{name: getattr(self, name) for name in (*same, "weights_version")},
+            **{name: getattr(self, name) for name in (*same, "seed", "weights_version")},
             "versions": versions(),
             "videos": [{name: getattr(v, name) for name in video} for v in self.videos],
             "rounds": [result.as_dict() for result in self.rounds],

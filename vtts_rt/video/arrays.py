@@ -16,7 +16,7 @@ import numpy as np
 from vtts_rt.errors import BadMedia
 from vtts_rt.types import VideoMetadata, require
 from vtts_rt.video.limits import Opening, require_video
-from vtts_rt.video.source import distinct_indices
+from vtts_rt.video.source import FrameSource, distinct_indices
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -74,7 +74,7 @@ def array_id(array: np.ndarray, check: Callable[[], None] = _unchecked) -> str:
     return digest.hexdigest()
 
 
-class ArraySource:
+class ArraySource(FrameSource):
     """A (T, H, W, 3) uint8 RGB array, or an (H, W, 3) array as an image.
 
     array: not copied; frames are copied as they are read. The content id is taken here, so the
@@ -120,7 +120,7 @@ class ArraySource:
             times, rate, duration = _times(num_frames, source_fps, timestamps_seconds)
         self._frames = array[None] if is_image else array
         check = _unchecked if opening is None else opening.check_time
-        self._metadata = VideoMetadata(
+        self.metadata = VideoMetadata(
             video_id=content_id or array_id(array, check),
             num_frames=num_frames,
             source_fps=rate,
@@ -132,32 +132,11 @@ class ArraySource:
             timestamps_seconds=times,
         )
 
-    @property
-    def metadata(self) -> VideoMetadata:
-        return self._metadata
-
-    @property
-    def frames_codec_decoded(self) -> int:
-        return 0
-
-    @property
-    def frames_substituted(self) -> int:
-        return 0
-
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
     ) -> Iterator[tuple[int, np.ndarray]]:
-        indices = distinct_indices(frame_indices, self._metadata.num_frames)
+        indices = distinct_indices(frame_indices, self.metadata.num_frames)
         return ((i, np.array(self._frames[i], order="C")) for i in indices)
-
-    def close(self) -> None:
-        """Nothing is held but the caller's own array."""
-
-    def __enter__(self) -> ArraySource:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def _times(

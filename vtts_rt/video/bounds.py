@@ -1,8 +1,8 @@
 """What a file's header would make a demuxer expand, summed up before a demuxer sees the file.
 
 FFmpeg's demuxers keep one entry for each sample that a header declares, and some headers declare
-many in few bytes. Containers that are not looked at here hold no such thing: MPEG streams, Ogg, FLV
-and raw streams have no index, or one that is read with the packets.
+many in few bytes. Containers that are not looked at here hold no such thing: MPEG streams, Ogg,
+FLV, GIF and raw streams have no index, or one that is read with the packets.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from vtts_rt.video.window import Window
 MIN_HEADER_BYTES = 1 << 20  # for names, tags and pictures, however few packets are allowed
 # A cue takes 13 bytes, of which FFmpeg makes 100; of attached files it keeps a copy or two.
 MATROSKA_SHARE, ATTACHMENT_SHARE = 4, 8
-# The least that a frame of a GIF takes: its descriptor, the size of a code, and the end of blocks.
-MIN_GIF_FRAME_BYTES = 12
-GIF_PART_BYTES = 1 << 18
 # Chunks of the index that one stream of an AVI may have: one takes a gigabyte as a rule.
 MAX_AVI_INDEX_CHUNKS = 1 << 12
 AVI_ENTRY_BYTES = 16
@@ -37,50 +34,13 @@ def check_header(media: Media, opening: Opening) -> None:
     with media.reader() as reader:
         data = Window(reader, media.num_bytes)
         head = data.at(0, 12)
-        if head.startswith(b"GIF8"):
-            _check_gif(data, opening, media.name)
-        elif head.startswith(b"\x1a\x45\xdf\xa3"):
+        if head.startswith(b"\x1a\x45\xdf\xa3"):
             size, most = _matroska_header_bytes(data), most_bytes // MATROSKA_SHARE
             require_video(size <= most, header_rule(most), f"{size} in {media.name}")
         elif head.startswith(b"RIFF") and head[8:12] == b"AVI ":
             opening.check_packets(_num_avi_entries(data, media.name), media.name)
         else:
             check_mp4(data, opening, most_bytes, media.name)
-
-
-def _check_gif(data: Window, opening: Opening, name: str) -> None:
-    """Counts the images (GIF89a specification, 18 to 26); a few bytes make one."""
-    opening.check_pixels(data.number(8, 2, "little"), data.number(6, 2, "little"), name)
-    if data.num_bytes // MIN_GIF_FRAME_BYTES <= opening.limits.max_frames:
-        return
-    place = 13 + _gif_table_bytes(data.number(10, 1))
-    num_frames, in_blocks, ended = 0, False, False
-    while place < data.num_bytes and num_frames <= opening.limits.max_frames and not ended:
-        opening.check_time()
-        part = data.at(place, GIF_PART_BYTES)
-        end, at = len(part), 0
-        part += bytes(10)  # of a descriptor that the file cuts off
-        while at < end and not ended:
-            kind = part[at]
-            if in_blocks:
-                in_blocks = kind != 0
-                at += kind + 1
-            elif kind == 0x2C:  # image: descriptor, table of its own, size of the first code
-                num_frames += 1
-                at += 11 + _gif_table_bytes(part[at + 9])
-                in_blocks = True
-            elif kind == 0x21:  # extension
-                at += 2
-                in_blocks = True
-            else:  # FFmpeg's demuxer looks for the next block
-                ended = kind == 0x3B
-                at += 1
-        place += at
-    opening.check_frames(num_frames, name)
-
-
-def _gif_table_bytes(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 def _matroska_header_bytes(data: Window) -> int:

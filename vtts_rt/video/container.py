@@ -16,9 +16,8 @@ from typing import Any
 
 import av
 
-from vtts_rt.config import MediaLimits
 from vtts_rt.errors import BadMedia
-from vtts_rt.video.content_hash import hash_bytes, hash_file
+from vtts_rt.video.content_hash import content_hash
 from vtts_rt.video.limits import Opening, require_video
 
 # Demuxers that read other files than the one they are given: their content hash would not
@@ -49,14 +48,13 @@ class Media:
 
     name: how messages call it. num_bytes: its size. A path must be a readable, non-empty
     regular file. settled: what is learned of the content may be remembered for the identity.
-    opening: the call that it is opened for, None once that returned; limits: its bounds.
+    opening: the call that it is opened for.
     demuxer, demuxer_options: FFmpeg's demuxer where the content does not say it.
     Raises ValueError otherwise, and for more than `max_bytes`.
     """
 
     def __init__(self, content: Path | bytes, opening: Opening | None = None) -> None:
-        self.opening = opening
-        self.limits = MediaLimits() if opening is None else opening.limits
+        self.opening = opening or Opening()
         self.demuxer: str | None = None
         self.demuxer_options: dict[str, str] = {}
         self.path: Path | None = None
@@ -68,7 +66,7 @@ class Media:
             self.name, self.num_bytes = f"{len(content)} bytes", len(content)
             require_video(len(content) > 0, "not be empty", "0 bytes")
             self.data = content
-            self._check_bytes()
+            self.opening.check_bytes(self.num_bytes, self.name)
             return
         self.path, self.name = content, repr(str(content))
         rule = "the path of an existing video or image file"
@@ -77,7 +75,7 @@ class Media:
             require_video(content.is_file(), f"be {rule}", self.name)
             self.num_bytes = self.identity[2]
             require_video(self.num_bytes > 0, "not be empty", self.name)
-            self._check_bytes()
+            self.opening.check_bytes(self.num_bytes, self.name)
             content.open("rb", buffering=0).close()  # whether it may be read
         except BadMedia:
             raise
@@ -89,35 +87,11 @@ class Media:
             ) from error
         self.settled = time.time() - self.identity[4] / 1e9 >= SETTLE_SECONDS
 
-    def _check_bytes(self) -> None:
-        if self.opening is not None:
-            self.opening.check_bytes(self.num_bytes, self.name)
-
-    def check_time(self) -> None:
-        """Ends an opening that takes too long (`Opening.check_time`)."""
-        if self.opening is not None:
-            self.opening.check_time()
-
-    def check_pixels(self, height: int, width: int) -> None:
-        if self.opening is not None:
-            self.opening.check_pixels(height, width, self.name)
-
-    def check_counts(self, num_packets: int, num_frames: int) -> None:
-        """Ends an opening that takes too long, or of a stream that is."""
-        if self.opening is not None:
-            self.opening.check_time()
-            self.opening.check_packets(num_packets, self.name)
-            self.opening.check_frames(num_frames, self.name)
-
-    @contextmanager
-    def cancelled_on_error(self) -> Iterator[None]:
-        """Ends the opening in other threads too when something is raised."""
-        try:
-            yield
-        except BaseException:
-            if self.opening is not None:
-                self.opening.cancel()
-            raise
+    def check_usable(self, is_closed: bool) -> None:
+        """RuntimeError for a source of it that was closed, and as `check_unchanged`."""
+        if is_closed:
+            raise RuntimeError(f"the video {self.name} was closed: open it again")
+        self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """RuntimeError when the file is no longer the one that was opened."""
@@ -135,11 +109,9 @@ class Media:
     def content_id(self) -> str:
         """Hash of the whole content, 32 hex digits; computed unless it is known."""
         known = self.known_id()
-        if known is None and self.path is not None:
-            known = hash_file(self.path, self.num_bytes, self.check_time)
+        if known is None:
+            known = content_hash(self._file, self.num_bytes, self.opening.check_time)
             self.check_unchanged()
-        elif known is None:
-            known = hash_bytes(self.data, self.check_time)
         self.remember_id(known)
         return known
 
@@ -184,12 +156,14 @@ class Media:
     @property
     def codec_options(self) -> dict[str, str]:
         """A codec of FFmpeg refuses larger frames before it makes room for them."""
-        return {"max_pixels": str(self.limits.max_pixels)}
+        return {"max_pixels": str(self.opening.limits.max_pixels)}
 
     def reader(self) -> Reader:
         """The content from its start; OSError where the file cannot be opened."""
-        file = io.BytesIO(self.data) if self.path is None else self.path.open("rb", buffering=0)
-        return Reader(file, self)
+        return Reader(self._file(buffering=0), self)
+
+    def _file(self, buffering: int = -1) -> Any:
+        return io.BytesIO(self.data) if self.path is None else self.path.open("rb", buffering)
 
 
 class Reader:
@@ -204,7 +178,7 @@ class Reader:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, num_bytes: int = -1) -> bytes:
-        self._media.check_time()
+        self._media.opening.check_time()
         data: bytes = self._file.read(num_bytes)
         if self.bytes_left is not None:
             self.bytes_left -= len(data)

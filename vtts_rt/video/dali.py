@@ -38,7 +38,7 @@ from vtts_rt.video.index import PacketIndex, decode_tagged
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.pixels import turns
 from vtts_rt.video.pyav import PyavSource
-from vtts_rt.video.source import derive_id, distinct_indices
+from vtts_rt.video.source import FrameSource, derive_id, distinct_indices
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Refused(Exception):
     """DALI does not decode this file, and why."""
 
 
-class DaliSource:
+class DaliSource(FrameSource):
     """A PyavSource's video with DALI decoding it. Closing it closes `source`.
 
     source: gives the index, and every frame that DALI cannot give. device: CUDA ordinal, whose
@@ -114,7 +114,7 @@ class DaliSource:
         num_frames = self.metadata.num_frames
         indices = distinct_indices(frame_indices, num_frames)
         by_products = set(distinct_indices(passing, num_frames)).difference(indices)
-        self._check_usable()
+        self._source.media.check_usable(self._closed)
         return self._deliver(indices, by_products)
 
     def close(self) -> None:
@@ -127,12 +127,6 @@ class DaliSource:
                 self._packets.close()
             finally:
                 self._lock.release()
-
-    def __enter__(self) -> DaliSource:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -148,7 +142,7 @@ class DaliSource:
         try:
             delivered = self._by_dali(runs, passing)
         except RuntimeError as error:
-            self._check_usable()
+            self._source.media.check_usable(self._closed)
             smaller = [[run] for run in runs] if len(runs) > 1 else [[[i]] for i in runs[0]]
             if len(smaller) > 1:
                 for part in smaller:
@@ -168,7 +162,7 @@ class DaliSource:
         bounds = [len(runs) * k // num_samples for k in range(num_samples + 1)]
         with self._lock:
             try:
-                self._check_usable()
+                self._source.media.check_usable(self._closed)
                 samples = [
                     self._remux(runs[a:b], passing)
                     for a, b in zip(bounds, bounds[1:], strict=False)
@@ -331,11 +325,6 @@ class DaliSource:
     @property
     def _name(self) -> str:
         return self._source.media.name
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the video {self._name} was closed: open it again")
-        self._source.media.check_unchanged()
 
 
 def _refuse(condition: bool, reason: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import av
+import numpy as np
 
 from vtts_rt.video.container import Media, av_errors, video_stream
 from vtts_rt.video.content_hash import PIECE_BYTES
@@ -14,6 +18,9 @@ from vtts_rt.video.index import PacketIndex, build_index
 from vtts_rt.video.limits import require_video
 from vtts_rt.video.packets import open_stream
 from vtts_rt.video.pixels import display_matrix
+
+ARRAYS = ("keys", "seek_times", "order", "frame_of", "packet_of", "keyframes", "times_seconds")
+NUMBERS = ("key_name", "source_fps", "duration_seconds")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +37,32 @@ class VideoFacts:
     matrix: tuple[int, int, int, int]
     index: PacketIndex
 
+    def to_bytes(self) -> bytes:
+        """All but `content_id`: a compressed .npz of the differences of the index's arrays, which
+        are small and repeat, and of the rest as JSON."""
+        index = self.index
+        arrays = {n: getattr(index, n) for n in ARRAYS if getattr(index, n) is not None}
+        bits = {n: np.asarray(values).view(np.int64) for n, values in arrays.items()}
+        rest = {n: getattr(index, n) for n in NUMBERS}
+        text = json.dumps([self.codec, self.stored_hw, self.matrix, rest])
+        file = io.BytesIO()
+        # int64 wraps, and a cumulative sum wraps back.
+        differences: dict[str, Any] = {n: np.diff(b, prepend=np.int64(0)) for n, b in bits.items()}
+        np.savez(file, rest=np.array(text), **differences)
+        return zlib.compress(file.getvalue(), 1)
+
+    @staticmethod
+    def from_bytes(content_id: str, data: bytes) -> VideoFacts:
+        """The facts of which these are `to_bytes`."""
+        with np.load(io.BytesIO(zlib.decompress(data))) as file:
+            codec, hw, matrix, rest = json.loads(str(file["rest"]))
+            values: dict[str, Any] = {"keys": None, **rest}
+            values |= {n: np.cumsum(file[n]) for n in ARRAYS if n in file}
+        values["keyframes"] = values["keyframes"].tolist()
+        values["times_seconds"] = values["times_seconds"].view(np.float64)
+        index = PacketIndex(**values)
+        return VideoFacts(content_id, codec, tuple(hw), tuple(matrix), index)
+
 
 def learn_facts(media: Media, container: Any, source_fps: float | None) -> VideoFacts:
     """One pass over the packets of a freshly opened container, the content hashed beside it.
@@ -39,7 +72,8 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
     bound of the opening.
     """
     stream = video_stream(container, media.name)
-    media.check_pixels(stream.codec_context.height, stream.codec_context.width)
+    opening = media.opening
+    opening.check_pixels(stream.codec_context.height, stream.codec_context.width, media.name)
     stream.thread_count = 1  # one frame is decoded: threads would only read ahead
     if hasattr(stream, "discard"):  # PyAV 18 on: packets of sound need not be made to be dropped
         for other in container.streams:
@@ -48,14 +82,17 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
     with ThreadPoolExecutor(1, "vtts_rt-hash") as pool, av_errors(media.name):
         # Beside a small content a thread costs more than it saves.
         hashed = pool.submit(media.content_id) if media.num_bytes > PIECE_BYTES else None
-        with media.cancelled_on_error():
+        try:
             found = build_index(
                 container,
                 stream,
-                lambda exact: open_stream(media, exact),
+                lambda: open_stream(media),
                 source_fps,
-                media.check_counts,
+                lambda packets, frames: opening.check_counts(packets, frames, media.name),
             )
+        except BaseException:
+            opening.cancel()
+            raise
         content_id = media.content_id() if hashed is None else hashed.result()
     media.check_unchanged()
     require_video(found is not None, "hold at least one frame that can be decoded", media.name)

@@ -5,7 +5,6 @@ Shape letters: N packets of the stream in file (decode) order, F frames in prese
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable
@@ -117,7 +116,7 @@ def demuxed(container: Any, stream: Any) -> Any:
 def build_index(
     container: Any,
     stream: Any,
-    reopen: Callable[[bool], tuple[Any, Any]],
+    reopen: Callable[[], tuple[Any, Any]],
     source_fps: float | None = None,
     check: Callable[[int, int], None] = lambda num_packets, num_frames: None,
 ) -> tuple[PacketIndex, Any] | None:
@@ -125,8 +124,7 @@ def build_index(
 
     Only a stream of which the container does not say when frames show (no pts although frames
     are reordered, or no times at all: raw H.264) is decoded once, to learn the order.
-    reopen: gives another (container, stream) of the same content, for that one decode; its
-        argument is that of `packets.open_stream`.
+    reopen: gives another (container, stream) of the same content, for that one decode.
     source_fps: rate of a stream without any times; the default is the container's guess.
     check: called now and then with the numbers of packets and of frames that show; what it raises
     ends the pass.
@@ -170,7 +168,7 @@ def build_index(
     no_pts |= container.format.name == "avi" and bool((np.diff(times) > 0).all())
     if no_pts:
         if reorders or (seek_times == MISSING).any():
-            shown_order = _decoded_order(reopen)
+            shown_order = _decoded_order(*reopen())
         times = np.where(times == MISSING, columns[1], times)
     seek_times = np.where(seek_times == MISSING, times, seek_times)
     times = mended_times(times, columns[1])
@@ -217,25 +215,10 @@ def build_index(
     return index, first[0]
 
 
-def _decoded_order(reopen: Callable[[bool], tuple[Any, Any]]) -> list[int]:
+def _decoded_order(container: Any, stream: Any) -> list[int]:
     """Packet ordinals in the order in which their frames leave the decoder."""
-    container, stream = reopen(False)
     order: list[int] = []
-    with container, contextlib.suppress(av.FFmpegError, OSError):
-        ordinal = -1
-        for ordinal, packet in enumerate(demuxed(container, stream)):
-            frames = decoded(stream, packet, ordinal)
-            if any(frame.is_corrupt for frame in frames):
-                break
-            order += [f.pts for f in frames]
-        else:
-            order += [f.pts for f in decoded(stream, None, 0)]
-        if len(order) == ordinal + 1:
-            return order
-    # Damage: what several threads make of it is left to chance.
-    container, stream = reopen(True)
     with container:
-        order = []
         for ordinal, packet in enumerate(demuxed(container, stream)):
             order += [f.pts for f in decode_tagged(stream, packet, ordinal)]
         return order + [f.pts for f in decode_tagged(stream, None, 0)]

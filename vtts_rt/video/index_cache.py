@@ -15,7 +15,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,21 +25,19 @@ import av
 from vtts_rt.config import index_cache_folder
 from vtts_rt.video.container import Media
 from vtts_rt.video.facts import VideoFacts
-from vtts_rt.video.facts_bytes import facts_from_bytes, facts_to_bytes
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 # Raise it whenever `build_index`, the content hash or the bytes of VideoFacts change.
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 FILE_NAME = "index-1.sqlite3"  # the number is the version of the table
-APPLICATION_ID = 0x76747473  # "vtts": SQLite's mark of whose file it is
 MAX_BYTES = 256 << 20  # of the file: some 200 videos of 2 h, or 50,000 short clips
-KEPT_SHARE = 0.9  # of MAX_BYTES, once the least recently used must go
 LOCK_SECONDS = 5.0  # a write takes milliseconds
 USED_SECONDS = 3600  # a use is noted at most so often, so that reads stay reads
 CHECK_BYTES = 16
+TABLE = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, value BLOB, used INTEGER)"
 
 
 def known_facts(media: Media, source_fps: float | None) -> VideoFacts | None:
@@ -51,15 +48,14 @@ def known_facts(media: Media, source_fps: float | None) -> VideoFacts | None:
     content_id = media.content_id() if media.path is None else media.known_id()
     if content_id is None and media.settled:
         found = cache.get(_file_name(media))
-        if found is not None and re.fullmatch(rb"[0-9a-f]{32}", found):
-            content_id = found.decode()
+        content_id = None if found is None else found.decode()
     if content_id is None:
         return None
     data = cache.get(_facts_name(content_id, source_fps))
-    facts = None if data is None else facts_from_bytes(content_id, data)
-    if facts is not None:
-        media.remember_id(content_id)
-    return facts
+    if data is None:
+        return None
+    media.remember_id(content_id)
+    return VideoFacts.from_bytes(content_id, data)
 
 
 def remember_facts(media: Media, source_fps: float | None, facts: VideoFacts) -> None:
@@ -67,7 +63,7 @@ def remember_facts(media: Media, source_fps: float | None, facts: VideoFacts) ->
     cache = _cache()
     if cache is None or not media.settled:
         return
-    values = {_facts_name(facts.content_id, source_fps): facts_to_bytes(facts)}
+    values = {_facts_name(facts.content_id, source_fps): facts.to_bytes()}
     if media.identity is not None:
         values[_file_name(media)] = facts.content_id.encode()
     cache.put(values)
@@ -143,20 +139,17 @@ class IndexCache:
         self._run(write)
 
     def _evict(self, db: Any) -> None:
-        pages = _pragma(db, "page_count") - _pragma(db, "freelist_count")
-        num_bytes = pages * _pragma(db, "page_size")
-        if num_bytes <= self._max_bytes:
-            return
-        excess = num_bytes - int(self._max_bytes * KEPT_SHARE)
-        gone = []
-        for row, size in db.execute(
-            "SELECT rowid, length(value) FROM entries ORDER BY used, rowid"
-        ):
-            gone.append((row,))
-            excess -= size
-            if excess <= 0:
-                break
-        db.executemany("DELETE FROM entries WHERE rowid = ?", gone)
+        """Tenths of the entries, the least recently used, until the rest fits."""
+        oldest = "SELECT rowid FROM entries ORDER BY used, rowid LIMIT 1 + ?"
+        while True:
+            (pages,), (free,), (page_bytes,) = (
+                db.execute(f"PRAGMA {name}").fetchone()
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+            if (pages - free) * page_bytes <= self._max_bytes:
+                return
+            num = db.execute("SELECT count(*) FROM entries").fetchone()[0] // 10
+            db.execute(f"DELETE FROM entries WHERE rowid IN ({oldest})", (num,))
 
     def _run(self, task: Callable[[Any], T]) -> T | None:
         """`task` with a connection of its own; None once anything has failed."""
@@ -193,27 +186,11 @@ def _connect(path: Path) -> Any:
     db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
     try:
         db.execute("PRAGMA synchronous = OFF")
-        if _pragma(db, "application_id") != APPLICATION_ID:
-            _create(db)
+        db.execute(TABLE)
     except BaseException:
         db.close()
         raise
     return db
-
-
-def _create(db: Any) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    if _pragma(db, "application_id") != APPLICATION_ID:  # another process may have been faster
-        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise ValueError("it is another program's database")
-        db.execute("CREATE TABLE entries (name TEXT PRIMARY KEY, value BLOB, used INTEGER)")
-        db.execute("CREATE INDEX entries_used ON entries (used)")
-        db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute("COMMIT")
-
-
-def _pragma(db: Any, name: str) -> int:
-    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
 def _check(name: str, value: bytes) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 
 from vtts_rt.config import MediaLimits
 from vtts_rt.errors import BadMedia
-from vtts_rt.types import require
 
 MAX_HELD_BYTES = 1 << 30  # of a content that is held in memory: downloads, .npy, WebP
 
@@ -36,17 +35,14 @@ class Opening:
     def __init__(
         self, limits: MediaLimits | None = None, deadline_seconds: float | None = None
     ) -> None:
-        is_limits = limits is None or isinstance(limits, MediaLimits)
-        require("open_video", "limits", limits, is_limits, "a MediaLimits or None")
-        is_time = deadline_seconds is None or (
-            isinstance(deadline_seconds, int | float) and not math.isnan(deadline_seconds)
-        )
-        rule = "a value of time.monotonic() or None"
-        require("open_video", "deadline_seconds", deadline_seconds, is_time, rule)
         self.limits = limits or MediaLimits()
         self._deadline = math.inf if deadline_seconds is None else deadline_seconds
         self._end = time.monotonic() + self.limits.max_open_seconds
         self._cancelled = False
+
+    def end(self) -> None:
+        """The video is open: frames are read however long after."""
+        self._deadline = self._end = math.inf
 
     def cancel(self) -> None:
         """End what still works for the opening in other threads, at its next `check_time`."""
@@ -76,6 +72,12 @@ class Opening:
         rule = self._rule("max_packets", "have at most {} packets")
         got = f"{num_packets} or more in {name}"
         require_video(num_packets <= self.limits.max_packets, rule, got)
+
+    def check_counts(self, num_packets: int, num_frames: int, name: str) -> None:
+        """Ends an opening that takes too long, or of a stream that is."""
+        self.check_time()
+        self.check_packets(num_packets, name)
+        self.check_frames(num_frames, name)
 
     def check_bytes(self, num_bytes: int, name: str) -> None:
         rule = self._rule("max_bytes", "have at most {} bytes")

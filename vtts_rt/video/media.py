@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt.types import Decoder
-from vtts_rt.video.animations import AnimationSource, ApngFrames, WebpFrames
+from vtts_rt.video.animations import AnimationSource
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.bounds import check_header
 from vtts_rt.video.container import Media, av_errors, video_stream
@@ -21,6 +21,7 @@ from vtts_rt.video.picture_files import (
     num_png_frames,
     picture_follows,
     picture_format,
+    png_durations,
     png_size,
     webp_header,
 )
@@ -64,7 +65,7 @@ def open_media(
     source = _opened(media, opening, source_fps)
     if decoder == "dali" and isinstance(source, PyavSource):
         source = _through_dali(source, device)
-    media.opening = None  # frames are read however long after
+    opening.end()
     return source
 
 
@@ -97,21 +98,21 @@ def _open_picture(media: Media, opening: Opening, source_fps: float | None) -> F
         kind = picture_format(data.at(0, 64))
         if kind is None:
             return None
-        if kind == "PNG" and num_png_frames(data) > 1:
-            opening.check_pixels(*png_size(data), media.name)
-            opening.check_frames(num_png_frames(data), media.name)
-            return AnimationSource(media, ApngFrames(media, data, opening))
         if kind in SEQUENCE_DEMUXERS and picture_follows(kind, data, media.name):
             media.demuxer = SEQUENCE_DEMUXERS[kind]
             media.demuxer_options = {} if source_fps is None else {"framerate": str(source_fps)}
             return None
         durations: list[float] = []
+        if kind == "PNG" and num_png_frames(data) > 1:
+            opening.check_pixels(*png_size(data), media.name)
+            opening.check_frames(num_png_frames(data), media.name)
+            durations = png_durations(data, opening, media.name)
         if kind == "WEBP":  # Pillow reads all of it, and makes room for the pixels, to open it
             opening.check_held(media.num_bytes, media.name)
             height, width, durations = webp_header(data, opening, media.name)
             opening.check_pixels(height, width, media.name)
         if len(durations) > 1:
-            return AnimationSource(media, WebpFrames(media, durations))
+            return AnimationSource(media, kind, durations)
         reader.seek(0)
         image = identified(reader, kind)
         if image is None:

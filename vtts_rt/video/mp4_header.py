@@ -1,12 +1,10 @@
 """What the boxes of an MP4 or QuickTime file would make a demuxer expand (ISO/IEC 14496-12).
 
-Shape letters: N samples of a track, E edits.
+Shape letters: N samples of a track.
 """
 
 from __future__ import annotations
 
-import io
-import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,14 +19,8 @@ CONTAINERS = frozenset(
 SKIPPED = frozenset((b"mdat", b"free", b"skip", b"wide", b"uuid"))
 MAX_DEPTH = 10
 MAX_BOXES = 1 << 20
-# Films are cut some hundred times. FFmpeg passes over the samples of a track for every edit.
-MAX_EDITS = 10_000
-MAX_EDIT_STEPS = 1 << 30
-# Frames show up to so many samples away from where they are stored (H.264 and HEVC: 16).
-REORDER_SAMPLES = 32
 # FFmpeg reads uncompressed sound in pieces of 1024 samples, GSM in ones of 160.
 PIECE_SAMPLES = 160
-MAX_COMPRESSED_BYTES = 64 << 20  # of a movie box, as it is without compression
 HEADER_BYTES_A_PACKET = 16  # those of a sample in the tables, or of a cue of Matroska
 HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2"))
 
@@ -38,14 +30,12 @@ class _Track:
     """Tables of a track, as raw numbers: stts (count, ticks), stsc (first chunk, samples, -)."""
 
     is_sound: bool = False
-    timescale: int = 1
     num_samples: int = 0
     same_size: bool = False
     num_chunks: int = 0
     stts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), ">u4"))
     stsc: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), ">u4"))
-    stss: np.ndarray | None = None
-    elst: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    num_edits: int = 1
 
     @property
     def has_pieces(self) -> bool:
@@ -54,33 +44,12 @@ class _Track:
         return self.is_sound and self.same_size and one_tick
 
     def num_entries(self) -> int:
-        """Entries of the index that FFmpeg makes of it, before edits."""
+        """Entries of the index that FFmpeg makes of it, for each edit."""
         if not self.has_pieces:
             return self.num_samples
         firsts = np.append(self.stsc[:, 0].astype(np.int64), self.num_chunks + 1)
         pieces = self.stsc[:, 1].astype(np.float64) // PIECE_SAMPLES + 1
         return int((np.diff(firsts).clip(0) * pieces).sum())
-
-    def num_edited(self, movie_timescale: int) -> int:
-        """Entries after the edits: every one brings the samples from the keyframe before it to the
-        one behind it."""
-        length = self.elst[:, 0] * (self.timescale / movie_timescale)
-        if self.has_pieces:
-            share = (length / max(self.num_samples, 1)).clip(0, 1)
-            return int((share * self.num_entries() + 2 * REORDER_SAMPLES).sum())
-        counts = np.diff(np.minimum(np.cumsum(self.stts[:, 0].astype(np.int64)), self.num_samples),
-                         prepend=0)  # fmt: skip
-        ends = np.cumsum(np.repeat(self.stts[:, 1].astype(np.float64), counts))
-        starts = np.concatenate([[0.0], ends[:-1]])
-        num = len(ends)
-        keys = np.arange(num) if self.stss is None else self.stss.astype(np.int64) - 1
-        keys = np.concatenate([[0], np.sort(keys[(keys > 0) & (keys < num)]), [num]])
-        begin = self.elst[:, 1]
-        first = np.searchsorted(starts, begin, "right") - 1 - REORDER_SAMPLES
-        first = keys[np.searchsorted(keys, first.clip(0), "right") - 1]
-        last = np.searchsorted(starts, begin + length, "left") + REORDER_SAMPLES
-        last = keys[np.searchsorted(keys, last.clip(0, num), "left")]
-        return int((last - first).clip(1).sum())
 
 
 def header_rule(most_bytes: int) -> str:
@@ -103,7 +72,6 @@ class _Header:
     def __init__(self, opening: Opening, most_bytes: int, name: str) -> None:
         self._opening, self._most_bytes, self._name = opening, most_bytes, name
         self._tracks: list[_Track] = []
-        self._movie_timescale = 1
         self._num_boxes = self._num_bytes = self._num_fragment_samples = 0
         self._brands: set[bytes] = set()
 
@@ -113,12 +81,8 @@ class _Header:
         require_video(not heif, rule, self._name)
         entries = self._num_fragment_samples
         for track in self._tracks:
-            steps = len(track.elst) * track.num_samples
-            rule = f"have at most {MAX_EDIT_STEPS} samples times edits"
-            require_video(steps <= MAX_EDIT_STEPS, rule, f"{steps} in {self._name}")
-            self._opening.check_packets(entries + track.num_entries(), self._name)
-            several = len(track.elst) > 1
-            entries += track.num_edited(self._movie_timescale) if several else track.num_entries()
+            # For every edit FFmpeg passes over the samples, and may take all of them.
+            entries += track.num_entries() * track.num_edits
             self._opening.check_packets(entries, self._name)
 
     def read(self, data: Window, place: int, end: int, depth: int) -> None:
@@ -155,16 +119,13 @@ class _Header:
             self._num_fragment_samples += data.number(start + 4, 4)
             self._opening.check_packets(self._num_fragment_samples, self._name)
         elif kind == b"cmvd":
-            self._compressed(data, start, stop, depth)
-        elif kind == b"mvhd":
-            self._movie_timescale = max(self._time_scale(data, start), 1)
+            rule = "have a movie box that is not compressed (write the file anew)"
+            require_video(False, rule, self._name)
         elif self._tracks:
             self._table(kind, self._tracks[-1], data, start, stop)
 
     def _table(self, kind: bytes, track: _Track, data: Window, start: int, stop: int) -> None:
-        if kind == b"mdhd":
-            track.timescale = self._time_scale(data, start)
-        elif kind == b"hdlr":
+        if kind == b"hdlr":
             track.is_sound = data.at(start + 8, 4) == b"soun"
         elif kind in (b"stsz", b"stz2"):
             track.num_samples = max(track.num_samples, data.number(start + 8, 4))
@@ -175,33 +136,10 @@ class _Header:
             track.stts = _numbers(data, start, stop, 2)
         elif kind == b"stsc":
             track.stsc = _numbers(data, start, stop, 3)
-        elif kind == b"stss":
-            track.stss = _numbers(data, start, stop, 1)[:, 0]
         elif kind == b"elst":
-            wide = data.number(start, 1) == 1
-            entry = np.dtype([("length", ">u8" if wide else ">u4"),
-                              ("begin", ">i8" if wide else ">i4"), ("rate", ">u4")])  # fmt: skip
-            count = min(data.number(start + 4, 4), (stop - start - 8) // entry.itemsize)
-            rule = f"have at most {MAX_EDITS} edits a track"
-            require_video(count <= MAX_EDITS, rule, f"{count} in {self._name}")
-            edits = np.frombuffer(data.at(start + 8, max(count, 0) * entry.itemsize), entry)
-            edits = edits[edits["begin"] >= 0]  # the others show nothing
-            track.elst = np.stack([edits["length"], edits["begin"]], 1).astype(np.float64)
-
-    def _compressed(self, data: Window, start: int, stop: int, depth: int) -> None:
-        """A movie box in zlib's format (QuickTime File Format, "Compressed movie resources")."""
-        rule = f"have a movie box of at most {MAX_COMPRESSED_BYTES} bytes"
-        size = data.number(start, 4)
-        require_video(size <= MAX_COMPRESSED_BYTES, rule, f"{size} in {self._name}")
-        try:
-            content = zlib.decompressobj().decompress(data.at(start + 4, stop - start - 4), size)
-        except zlib.error:
-            return  # FFmpeg gives up on it
-        self.read(Window(io.BytesIO(content), len(content)), 0, len(content), depth + 1)
-
-    @staticmethod
-    def _time_scale(data: Window, start: int) -> int:
-        return data.number(start + (20 if data.number(start, 1) == 1 else 12), 4)
+            columns, begin = (5, 2) if data.number(start, 1) == 1 else (3, 1)
+            begins = _numbers(data, start, stop, columns)[:, begin]
+            track.num_edits = max(int((begins < 1 << 31).sum()), 1)  # negative ones show nothing
 
 
 def _numbers(data: Window, start: int, stop: int, columns: int) -> np.ndarray:

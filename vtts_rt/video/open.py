@@ -51,7 +51,7 @@ OPENING_RULES: dict[str, Rule] = {
     "decoder": (DECODERS.__contains__, f"one of {', '.join(DECODERS)}"),
     "device": (lambda v: v is None or (is_whole(v) and v >= 0), "the number of a GPU or None"),
     "limits": (lambda v: v is None or isinstance(v, MediaLimits), "a MediaLimits or None"),
-    "deadline_seconds": (lambda v: v is None or is_number(v), "a number of seconds or None"),
+    "deadline_seconds": (lambda v: v is None or (is_number(v) and v == v), "seconds or None"),
 }
 
 

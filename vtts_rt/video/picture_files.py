@@ -40,6 +40,8 @@ _JPEG_JUNK_BYTES = 4096
 MAX_JPEG_SCANS = 500
 # Of a frame that is to show for no time; browsers take as much (Chromium, ImageFrame).
 NO_TIME_SECONDS = 0.1
+# Of these Pillow composes some wrongly where there is transparency (seen of version 13).
+DISPOSE_PREVIOUS_BLEND_OVER = bytes((2, 1))
 WEBP_PART_BYTES = 1 << 18
 
 
@@ -69,6 +71,27 @@ def num_png_frames(data: Window) -> int:
         if kind == b"IDAT":
             break
     return 1
+
+
+def png_durations(data: Window, opening: Opening, name: str) -> list[float]:
+    """Seconds of each frame of an animated PNG (PNG specification, 11.3.6.2: fcTL).
+
+    ValueError for one that Pillow would compose wrongly.
+    """
+    durations: list[float] = []
+    has_alpha, is_mixed = data.number(25, 1) in (4, 6), False
+    for kind, start, _ in png_chunks(data):
+        has_alpha |= kind == b"tRNS"
+        if kind == b"fcTL":
+            is_mixed |= data.at(start + 24, 2) == DISPOSE_PREVIOUS_BLEND_OVER
+            ticks, rate = data.number(start + 20, 2), data.number(start + 22, 2)
+            durations.append(ticks / (rate or 100) or NO_TIME_SECONDS)
+            opening.check_frames(len(durations), name)
+            opening.check_time()
+    require_video(bool(durations), "be a readable video or image", name)
+    rule = "be no PNG of transparent frames blended over each other and disposed to the previous"
+    require_video(not (has_alpha and is_mixed), f"{rule} (save it as WebP)", name)
+    return durations
 
 
 def png_size(data: Window) -> tuple[int, int]:

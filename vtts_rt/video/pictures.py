@@ -6,6 +6,7 @@ Shape letters: H height, W width (px).
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -61,9 +62,11 @@ def identified(file: object, kind: str) -> Image.Image | None:
         return None
 
 
-def decoded(image: Image.Image, name: str) -> np.ndarray:
-    """`picture_pixels`; ValueError where it cannot be decoded."""
+def decoded(image: Any, name: str, frame: int | None = None) -> np.ndarray:
+    """`picture_pixels`, of an animation those of a frame; ValueError where it cannot be decoded."""
     try:
+        if frame is not None:
+            image.seek(frame)
         return picture_pixels(image)
     except (DeadlinePassed, MemoryError):
         raise

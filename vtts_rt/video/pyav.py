@@ -33,7 +33,7 @@ from vtts_rt.video.facts import VideoFacts
 from vtts_rt.video.packets import SEEK_GAP_PACKETS
 from vtts_rt.video.pixels import orient, to_rgb
 from vtts_rt.video.runs import REORDER_FRAMES, Damaged, Run
-from vtts_rt.video.source import derive_id, distinct_indices
+from vtts_rt.video.source import FrameSource, derive_id, distinct_indices
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class _Survey:
     failed: set[int] = field(default_factory=set)
 
 
-class PyavSource:
+class PyavSource(FrameSource):
     """The first video stream of a file or of bytes (cover art is not video).
 
     media: what to open; facts: what is known of its content.
@@ -84,7 +84,6 @@ class PyavSource:
     def __init__(self, media: Media, facts: VideoFacts) -> None:
         self.media = media
         self._closed = False
-        self.frames_substituted = 0
         self.index = index = facts.index
         self.matrix, self._stored_hw = facts.matrix, facts.stored_hw
         pixels = partial(_pixels, self._stored_hw, self.matrix, media.name)
@@ -124,7 +123,7 @@ class PyavSource:
     ) -> Iterator[tuple[int, np.ndarray]]:
         indices = distinct_indices(frame_indices, self.index.num_frames)
         by_products = set(distinct_indices(passing, self.index.num_frames))
-        self._check_usable()
+        self.media.check_usable(self._closed)
         return self._deliver(indices, by_products.difference(indices))
 
     def close(self) -> None:
@@ -133,12 +132,6 @@ class PyavSource:
             return  # collected as garbage in the middle of a step, which then closes the runs
         with self._lock:
             self._close_runs()
-
-    def __enter__(self) -> PyavSource:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -155,7 +148,7 @@ class PyavSource:
                 with self._lock:
                     self._holder = thread
                     try:
-                        self._check_usable()
+                        self.media.check_usable(self._closed)
                         delivered = self._step(pending, passing, drain=n + 1 < len(runs))
                     finally:
                         if self._closed:
@@ -232,7 +225,7 @@ class PyavSource:
         if place is None:
             place = self._place_of(self._stand_in_of(target))
             assert place is not None, "stand-ins are frames that can be decoded"
-            self.frames_substituted += 1
+            self._num_substituted += 1
         found = self._read_exact(place, {place.frame})
         assert found, "an exact run gives the same frames always"
         return [(target, dict(found)[place.frame])]
@@ -311,7 +304,7 @@ class PyavSource:
             after = range(target + 1, self.index.num_frames)
             nearest = next((i for i in after if self._place_of(i) is not None), None)
         if nearest is None:
-            self._check_usable()
+            self.media.check_usable(self._closed)
             raise RuntimeError(
                 f"no frame near frame {target} of the video {self.media.name} can be decoded: "
                 "repair or re-encode the file"
@@ -332,11 +325,6 @@ class PyavSource:
     def _close_runs(self) -> None:
         self._fast.close()
         self._exact.close()
-
-    def _check_usable(self) -> None:
-        if self._closed:
-            raise RuntimeError(f"the video {self.media.name} was closed: open it again")
-        self.media.check_unchanged()
 
 
 def _pixels(hw: tuple[int, int], matrix: Any, name: str, frame: Any) -> np.ndarray:

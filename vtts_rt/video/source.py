@@ -1,4 +1,4 @@
-"""Where frames come from: the protocol every decoder fulfils, and a clip range over any of them.
+"""Where frames come from: what every decoder is, a clip range over one, and what callers share.
 
 Shape letters: T frames, H height, W width (px).
 """
@@ -10,8 +10,7 @@ import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,8 +20,10 @@ from vtts_rt.types import Frame, VideoMetadata, require
 # apart they are the same instant (containers count in 1/90000 s or coarser).
 SAME_INSTANT_SECONDS = 1e-6
 
+Source = TypeVar("Source", bound="FrameSource")
 
-class FrameSource(Protocol):
+
+class FrameSource:
     """An opened video. Thread-safe; a context manager that closes itself.
 
     metadata: what is known before any frame is delivered.
@@ -32,12 +33,16 @@ class FrameSource(Protocol):
         copies of a neighbour.
     """
 
+    metadata: VideoMetadata
+    _num_substituted = 0
+
     @property
-    def metadata(self) -> VideoMetadata: ...
+    def frames_codec_decoded(self) -> int:
+        return 0
+
     @property
-    def frames_codec_decoded(self) -> int: ...
-    @property
-    def frames_substituted(self) -> int: ...
+    def frames_substituted(self) -> int:
+        return self._num_substituted
 
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
@@ -52,16 +57,30 @@ class FrameSource(Protocol):
         stream may read them, and that stream had waited for what used their memory before.
         Raises ValueError for an index outside 0 .. num_frames-1, at the call.
         """
-        ...
+        raise NotImplementedError
 
-    def close(self) -> None: ...
-    def __enter__(self) -> FrameSource: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    def close(self) -> None:
+        """Let go of files, decoders and memory; reading is an error from then on."""
+
+    def __enter__(self: Source) -> Source:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class SourceView(FrameSource):
+    """Frames of another source."""
+
+    _source: FrameSource
+
+    @property
+    def frames_codec_decoded(self) -> int:
+        return self._source.frames_codec_decoded
+
+    @property
+    def frames_substituted(self) -> int:
+        return self._source.frames_substituted
 
 
 def distinct_indices(frame_indices: Iterable[Any], num_frames: int) -> list[int]:
@@ -83,7 +102,7 @@ def derive_id(content_id: str, *what: object) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-class ClippedSource:
+class ClippedSource(SourceView):
     """The frames of `source` that are on screen during [start_seconds, end_seconds).
 
     A frame is on screen from its timestamp until the next frame's. Indices count from 0 at the
@@ -112,7 +131,7 @@ class ClippedSource:
         stop = int(np.searchsorted(times, end - SAME_INSTANT_SECONDS, side="left"))
         stop = max(stop, self._first + 1)
         self._source = source
-        self._metadata = replace(
+        self.metadata = replace(
             whole,
             video_id=derive_id(whole.video_id, "clip", self._first, stop, start, end),
             num_frames=stop - self._first,
@@ -120,22 +139,10 @@ class ClippedSource:
             timestamps_seconds=np.maximum(times[self._first : stop] - start, 0.0),
         )
 
-    @property
-    def metadata(self) -> VideoMetadata:
-        return self._metadata
-
-    @property
-    def frames_codec_decoded(self) -> int:
-        return self._source.frames_codec_decoded
-
-    @property
-    def frames_substituted(self) -> int:
-        return self._source.frames_substituted
-
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
     ) -> Iterator[tuple[int, Frame]]:
-        first, num = self._first, self._metadata.num_frames
+        first, num = self._first, self.metadata.num_frames
         indices, by_products = (distinct_indices(x, num) for x in (frame_indices, passing))
         frames = self._source.read([first + i for i in indices], [first + i for i in by_products])
         return ((i - first, frame) for i, frame in frames)
@@ -143,14 +150,8 @@ class ClippedSource:
     def close(self) -> None:
         self._source.close()
 
-    def __enter__(self) -> ClippedSource:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-class Video:
+class Video(SourceView):
     """An opened video, for any number of questions: `open_video` takes it where it takes a path.
 
     video: what it holds, or another Video that it shares with: the source closes with the last of
@@ -165,23 +166,13 @@ class Video:
             is_open = not (isinstance(video, Video) and video._closed)
             require("open_video", "video", "a closed one", is_open, "open")
             self._shared.num_open += 1
-
-    @property
-    def metadata(self) -> VideoMetadata:
-        return self._shared.source.metadata
-
-    @property
-    def frames_codec_decoded(self) -> int:
-        return self._shared.source.frames_codec_decoded
-
-    @property
-    def frames_substituted(self) -> int:
-        return self._shared.source.frames_substituted
+        self._source = self._shared.source
+        self.metadata = self._source.metadata
 
     def read(
         self, frame_indices: Sequence[int], passing: Collection[int] = ()
     ) -> Iterator[tuple[int, Frame]]:
-        return self._shared.source.read(frame_indices, passing)
+        return self._source.read(frame_indices, passing)
 
     def close(self) -> None:
         with self._shared.lock:
@@ -189,13 +180,7 @@ class Video:
             self._closed = True
             is_last = self._shared.num_open == 0
         if is_last:
-            self._shared.source.close()
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
+            self._source.close()
 
 
 class _Shared:
@@ -209,6 +194,6 @@ class _Shared:
 
 def origin_of(source: FrameSource) -> FrameSource:
     """What decodes the frames of a source: what a Video or a clip range holds, else itself."""
-    while isinstance(source, ClippedSource | Video):
-        source = source._source if isinstance(source, ClippedSource) else source._shared.source
+    while isinstance(source, SourceView):
+        source = source._source
     return source
