@@ -90,7 +90,7 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
     videos = iter([clips[0], "/nowhere.mp4", clips[0]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "vtts_rt.runtime.open_request",
+            "vtts_rt.rounds.batch.open_request",
             lambda resources, called, ask, stack: open_request(
                 resources, called, replace(ask, videos=[next(videos)]), stack
             ),

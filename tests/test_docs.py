@@ -134,7 +134,7 @@ def test_the_examples_on_the_first_page_run() -> None:
         [sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.strip().splitlines()) == 5, done.stdout
+    assert len(done.stdout.strip().splitlines()) == 6, done.stdout
 
 
 @pytest.mark.slow

@@ -14,7 +14,8 @@ import asyncio, atexit, gc, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from vtts_rt import EngineConfig, FrameStore, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt import EngineConfig, FrameStore, MediaLimits, PerceptionConfig, Runtime
+from vtts_rt import RuntimeConfig, SamplingParams
 CHECKPOINT, CLIP, VP9 = sys.argv[1:4]
 LOOK = dict(sample_fps=1.0, min_pixels=3136, total_pixels=60_000, strategy="append")
 SHORT = dict(perception=PerceptionConfig(max_rounds=1, **LOOK),
@@ -22,7 +23,8 @@ SHORT = dict(perception=PerceptionConfig(max_rounds=1, **LOOK),
 LONG = dict(perception=PerceptionConfig(max_rounds=3, **LOOK),
             sampling=SamplingParams(max_tokens=3000, ignore_eos=True))
 def load(**more):
-    return Runtime.from_pretrained(CHECKPOINT, engine=EngineConfig(kv_bytes=1 << 26, **more))
+    engine = EngineConfig(kv_bytes=1 << 26)
+    return Runtime.from_pretrained(CHECKPOINT, engine=engine, config=RuntimeConfig(**more))
 def begun(events):
     while next(events).type != "token": pass
     return events
@@ -221,6 +223,15 @@ WAYS = {
         "print(list(DataLoader(Data(), num_workers=2, batch_size=None,\n"
         "                      multiprocessing_context='fork')))",
         out="['max_rounds', 'max_rounds']",
+    ),
+    "a daemon thread waits for a URL": Way(
+        "import socket, vtts_rt.video.open\n"
+        "vtts_rt.video.open.URL_TIMEOUT_SECONDS = 1e6\n"
+        "rt = load(media_limits=MediaLimits(max_open_seconds=1e6))\n"
+        "server = socket.create_server(('127.0.0.1', 0))\n"
+        "url = f'http://127.0.0.1:{server.getsockname()[1]}/a.mp4'\n"
+        "thread(lambda: rt.ask(url, 'x', allow_urls=True, **SHORT)); peer = server.accept()",
+        quick=True,
     ),
     "frames are being fetched ahead": Way(
         "from vtts_rt import open_video\n"

@@ -19,7 +19,8 @@ _MODULES = {
     "vtts_rt.errors": ("Aborted", "BadMedia", "BadRequest", "Overloaded"),
     "vtts_rt.perception.clue": ("Clue",),
     "vtts_rt.rounds.ask": ("Answerer", "Ask"),
-    "vtts_rt.rounds.results": ("Answer",),
+    "vtts_rt.rounds.results": ("Answer", "Reply"),
+    "vtts_rt.rounds.transcript": ("Transcript",),
     "vtts_rt.runtime": ("Runtime",),
     "vtts_rt.sdk": (
         "get_cmake_dir",
@@ -46,11 +47,13 @@ __all__ = [
     "Overloaded",
     "PerceptionConfig",
     "Region",
+    "Reply",
     "RolloutDataFeed",
     "Runtime",
     "RuntimeConfig",
     "SamplingParams",
     "TimeSpan",
+    "Transcript",
     "Video",
     "__version__",
     "get_cmake_dir",
@@ -67,7 +70,8 @@ if TYPE_CHECKING:
     from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue
     from vtts_rt.rounds.ask import Answerer, Ask
-    from vtts_rt.rounds.results import Answer
+    from vtts_rt.rounds.results import Answer, Reply
+    from vtts_rt.rounds.transcript import Transcript
     from vtts_rt.runtime import Runtime
     from vtts_rt.sdk import (
         get_cmake_dir,

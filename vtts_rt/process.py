@@ -31,6 +31,7 @@ _at_exit: _Owners = WeakKeyDictionary()
 _after_fork: _Owners = WeakKeyDictionary()
 _changed = threading.Condition()
 _num_inside = 0  # callers in native code
+_thread = threading.local()  # depth: how often this thread is one of them
 _ending = _ended = _forked = False
 
 
@@ -82,13 +83,34 @@ def native_calls() -> Iterator[None]:
         _num_inside += entered
     if not entered:
         wait_for_end()
+    _thread.depth = depth = getattr(_thread, "depth", 0) + entered
     try:
         yield
     finally:
+        _thread.depth = depth - entered
         with _changed:
             _num_inside -= entered
             _changed.notify_all()
         wait_for_end()
+
+
+@contextmanager
+def outside_calls() -> Iterator[None]:
+    """A part of such a section that only waits, for a network: the end of the process does not wait
+    for it."""
+    global _num_inside
+    depth = getattr(_thread, "depth", 0)
+    with _changed:
+        _num_inside -= depth
+        _changed.notify_all()
+    try:
+        yield
+    finally:
+        with _changed:
+            ended = _ended
+            _num_inside += 0 if ended else depth
+        if ended:
+            wait_for_end()
 
 
 def _main_thread_ended() -> None:
@@ -112,8 +134,8 @@ def _call_all(owners: _Owners) -> None:
 
 
 def _child_begins() -> None:
-    global _changed, _num_inside, _forked
-    _changed, _num_inside, _forked = threading.Condition(), 0, True
+    global _changed, _num_inside, _thread, _forked
+    _changed, _num_inside, _thread, _forked = threading.Condition(), 0, threading.local(), True
     _before_exit.clear()
     _at_exit.clear()
     _call_all(_after_fork)

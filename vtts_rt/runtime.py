@@ -7,7 +7,6 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt import process
-from vtts_rt.checks import check, check_names
+from vtts_rt.checks import check
 from vtts_rt.config import EngineConfig, ResolvedPerception, RuntimeConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
@@ -28,25 +27,27 @@ from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict
 from vtts_rt.rounds.ask import (
     CALL_RULES,
-    Ask,
     AskInput,
     AskOptions,
     AskRequest,
     Listener,
     OpeningOptions,
     Perception,
+    Videos,
     read_ask,
     read_requests,
 )
-from vtts_rt.rounds.batch import Batch
+from vtts_rt.rounds.batch import Batch, ask_members
+from vtts_rt.rounds.chat import ChatMessage, ChatOptions, chat
 from vtts_rt.rounds.cost import Cost, plan_cost
 from vtts_rt.rounds.driver import Driver, set_threads
 from vtts_rt.rounds.prepare import Resources, open_request
-from vtts_rt.rounds.results import Answer, AnswerReady, RoundEvent
+from vtts_rt.rounds.results import Answer, Reply, RoundEvent
 from vtts_rt.rounds.scheduler import RoundScheduler
-from vtts_rt.rounds.streams import Opener, answered, stream, stream_async
-from vtts_rt.rounds.tokens import complete, generation, scoring
-from vtts_rt.types import Prompt, SamplingParams, require
+from vtts_rt.rounds.streams import Opener, answered, answered_async, stream, stream_async
+from vtts_rt.rounds.tokens import complete, features, generation, score
+from vtts_rt.rounds.transcript import Transcript
+from vtts_rt.types import Prompt, SamplingParams
 from vtts_rt.video import FrameStore, Video, VideoInput
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Runtime:
         slower; or "float32", "bfloat16", "float16". device: "auto" is cuda where there is one.
         quantization: None, "int8" (a float32 model on the CPU) or "fp8": 8-bit weights of the
         language tower, see `models.quantize`; such a runtime takes no `update_weights`.
+        engine, config: settings of the engine, and of media, frames and admission.
         frame_store: decoded frames shared with other users of it (a `RolloutDataFeed`, another
         runtime); it keeps its own budget and is not closed with the runtime.
         Raises ValueError for a checkpoint or a quantization that does not fit, RuntimeError for
@@ -162,13 +164,17 @@ class Runtime:
         Keyword arguments, checks and errors as those of a question that opens it itself (Ask).
         """
         self._driver.check_process()
-        check_names("open", opening, OpeningOptions.__annotations__)
-        require("open", "video", video, not isinstance(video, list | tuple), "one video or image")
-        ask = Ask(video, "open", what="open", **opening)
-        with ExitStack() as stack:
-            (source,) = self._resources.open(stack, ask)
-            stack.pop_all()
-            return source
+        return self._resources.open_one(video, opening)
+
+    def pin(self, video: Video, perception: Perception | None = None) -> ExitStack:
+        """Keep the cached frames and features of an open video from eviction, those to come too,
+        until what is returned is closed; a context manager.
+
+        BadRequest where the frames and features of a first look do not fit the budgets, less those
+        of other pins. `clear_caches`, `sleep` and new weights of the tower drop pinned ones too.
+        """
+        self._driver.check_process()
+        return self._resources.pin(video, perception)
 
     def ask(
         self,
@@ -202,7 +208,7 @@ class Runtime:
         """
         self._driver.check_process()
         called, read = time.monotonic(), read_requests(requests, return_exceptions)
-        return self._batch(called, read, return_exceptions)
+        return Batch(self._driver, self._resources, called, read).run(return_exceptions)
 
     def ask_group(
         self,
@@ -218,34 +224,17 @@ class Runtime:
 
         Their videos are opened once. They share every page of the prompt and branch where their
         tokens differ; what several of them look at in later rounds is decoded and encoded once.
-        Arguments as `stream`, but
-        what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`);
-        return_exceptions as in `ask_batch`: a member that fails does not lose the others.
+        Arguments as `stream`, but what `sampling` leaves unset is a rollout's
+        (`vtts_rt.sampling.rollout_sampling`); return_exceptions as in `ask_batch`: a member that
+        fails does not lose the others.
         """
         self._driver.check_process()
         called = time.monotonic()
         ask = read_ask("ask_group", video, question, options, without="member")
         given = {"num_answers": num_answers, "return_exceptions": return_exceptions}
         check("ask_group", CALL_RULES, {**given, "on_event": on_event})
-        with ExitStack() as stack:
-            try:
-                ask = self._resources.opened(stack, ask, called)
-            except Exception as error:
-                if not return_exceptions:
-                    raise
-                return [error.with_traceback(None)] * num_answers
-            members = [(replace(ask, member=member), on_event) for member in range(num_answers)]
-            return self._batch(called, members, return_exceptions)
-
-    def _batch(
-        self,
-        called: float,
-        requests: Sequence[tuple[Ask, Listener | None] | Exception],
-        return_exceptions: bool,
-    ) -> list[Answer | Exception]:
-        opener = partial(open_request, self._resources, called)
-        most = self.engine.config.max_sequences
-        return Batch(self._driver, opener, requests, most).run(return_exceptions)
+        shared = self._driver, self._resources, called
+        return ask_members(*shared, ask, on_event, num_answers, return_exceptions)
 
     def stream(
         self, video: AskInput, question: str = "", **options: Unpack[AskOptions]
@@ -265,10 +254,7 @@ class Runtime:
     ) -> Answer:
         """`ask` as a coroutine; cancelling it aborts the question."""
         opener = self._opener("ask_async", video, question, options)
-        async for event in stream_async(self._driver, opener):
-            if isinstance(event, AnswerReady):
-                return event.answer
-        raise AssertionError("a stream ends with its answer")
+        return await answered_async(stream_async(self._driver, opener))
 
     def stream_async(
         self, video: AskInput, question: str = "", **options: Unpack[AskOptions]
@@ -312,11 +298,39 @@ class Runtime:
         self._driver.check_process()
         return complete(self._driver, generation(self.engine, prompt, sampling))
 
-    def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
-        """Log-probability (natural log) of each token id after a text prompt."""
+    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[ChatOptions]) -> Reply:
+        """Answer a conversation about videos and images, without rounds.
+
+        messages: {"role": "system", "user" or "assistant", "content": a text or a list of parts},
+        parts as OpenAI's: {"type": "text", "text": ...}, {"type": "image" or "video", <type>: what
+        `ask` takes}, {"type": "image_url" or "video_url", <type>: {"url": ...}}. Frames are those
+        of a first round of `official`. options: those of an Ask that ChatOptions names; times of
+        arrays count all images and videos in order. Errors as those of `ask`.
+        """
         self._driver.check_process()
-        request = scoring(self.engine, prompt, token_ids)
-        return complete(self._driver, request).logprobs if request.forced_ids else []
+        return chat(self._driver, self._resources, messages, options, time.monotonic())
+
+    def score(
+        self,
+        prompt: str | Prompt | Transcript,
+        token_ids: Sequence[int] | None = None,
+        *,
+        videos: Videos = None,
+    ) -> list[float]:
+        """Log-probability (natural log) of token ids after a text prompt, or of what the model said
+        in a transcript, by the current weights without sampling (`logprobs="raw"`).
+
+        videos: of the transcript, for features that are no longer cached: as they were given, or
+        opened alike. BadRequest where they are needed and missing.
+        """
+        self._driver.check_process()
+        return score(self._driver, self._resources, prompt, token_ids, videos)
+
+    def features(self, transcript: Transcript, *, videos: Videos = None) -> Tensor:
+        """(tokens of all vision segments in order, feature_dim): what stands in the rows of a
+        transcript's pads, by the current tower; model's dtype and device. videos: as `score`."""
+        self._driver.check_process()
+        return features(self._driver, self._resources, transcript, videos)
 
     # -- upkeep -----------------------------------------------------------------------------
 
@@ -344,13 +358,12 @@ class Runtime:
         check("update_weights", CALL_RULES, given)
 
         def update(whole: dict[str, Tensor]) -> None:
-            self._driver.drain(abort=in_flight == "abort")
-            if whole:
-                self.engine.update_weights(lambda model: model.write(whole))
+            abort = "an update of the weights" if in_flight == "abort" else ""
+            write = partial(engine.update_weights, lambda model: model.write(whole))
+            self._driver.call_idle(write if whole else lambda: None, abort)
 
-        last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
-        self._driver.check_process()
-        self._staged.take(tensors, last)
+        engine = self.engine
+        self._staged.take(tensors, update if finish else None)
 
     def discard_staged_weights(self) -> None:
         """Drop what `update_weights(..., finish=False)` has kept."""
@@ -362,14 +375,26 @@ class Runtime:
         """How many updates were applied since the model was loaded; answers carry it."""
         return self._resources.engine.weights_version
 
+    def sleep(self, *, in_flight: Literal["drain", "abort"] = "drain") -> None:
+        """Free the memory of KV, features and frames, and move the weights to host memory.
+
+        Until `wake` requests are refused with RuntimeError, and `update_weights` writes to the
+        weights where they are. On the CPU they stay. in_flight: as in `update_weights`.
+        """
+        check("sleep", CALL_RULES, {"in_flight": in_flight})
+        engine, store = self.engine, self._resources.store
+        self._driver.call_idle(engine.sleep, "sleep" if in_flight == "abort" else "")
+        store.clear()
+
+    def wake(self) -> None:
+        """Undo `sleep`; the caches are empty."""
+        self._driver.call(self.engine.wake)
+
     def stats(self) -> Mapping[str, Mapping[str, int]]:
         """Counters of the scheduler, of every cache and of weights kept for an update."""
         self._driver.check_process()
-        kept = {
-            "frame_store": self._resources.store.stats(),
-            "staged_weights": self._staged.stats(),
-        }
-        return self.engine.stats() | kept
+        store, staged = self._resources.store.stats(), self._staged.stats()
+        return self.engine.stats() | {"frame_store": store, "staged_weights": staged}
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""

@@ -38,7 +38,7 @@ VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = ("outer", "legacy")
 StrategyName = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
 DECODERS: tuple[Decoder, ...] = ("auto", "pyav", "dali")
-StopReason = Literal["max_rounds", "answer_stable", "no_clue", "token_budget", "timeout", "aborted"]
+StopReason = Literal["max_rounds", "answer_stable", "no_clue", "token_budget", "timeout"]
 
 
 # Patch sizes that the kernels and the C++ core are compiled for: Qwen2-VL and Qwen2.5-VL, Qwen3-VL.

@@ -119,6 +119,7 @@ class _Writer:
             self._shown.spans,
             build_position_ids(self._shown, MropePositions(parity, 2.0)).numpy(),
             0,
+            parity,
         )
         weights = np.array(self._weights, np.float32)
         return Episode(scene, card, transcript, weights, self._rounds, verdicts, answers, clues)

@@ -152,7 +152,7 @@ def test_a_failing_provider_ends_its_request_and_no_other(model: Any, tokenizer:
 
 
 def test_vision_without_a_provider_is_an_error(model: Any, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="provider must be given"):
+    with pytest.raises(ValueError, match="videos must be given"):
         run(make_engine(model, tokenizer), encode(tokenizer, "a", look(pair(1))))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
-from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt import BadRequest, EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.config import PARITIES, STRATEGIES, strategies_of
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.models.tokenizer import EncodedPrompt
@@ -102,10 +102,61 @@ def test_an_end_token_is_generated_where_the_turn_ends_with_it(
     def text(*token_ids: int) -> EncodedPrompt:
         return EncodedPrompt([*token_ids], (), np.zeros(len(token_ids), np.uint8))
 
-    first = Transcript.of_round(text(1, 2), said(text(1, 2), 5, 6, 9), None)
+    first = Transcript.of_round(text(1, 2), said(text(1, 2), 5, 6, 9), "release", None)
     assert first.generated.tolist() == [False, False, True, True, True]
     prompt = text(1, 2, 5, 6, follows, 3)
-    second = Transcript.of_round(prompt, said(prompt, 7), first)
+    second = Transcript.of_round(prompt, said(prompt, 7), "release", first)
     assert second.generated[:-1].sum() == num_generated and second.generated[-1]
     assert second.logprobs[2:4].tolist() == [-5.0, -6.0] and second.logprobs[-1] == -7.0
     assert np.isnan(second.logprobs[4]) == (follows != 9)
+
+
+@pytest.mark.parametrize("strategy", ["official", "append"])
+def test_a_transcript_is_scored_by_the_current_weights(
+    runtime: Runtime, clips: list[Path], strategy: str
+) -> None:
+    name = "model.language_model.norm.weight"
+    norm = runtime.engine.model.export()[name]
+    for parity in PARITIES:
+        config = PerceptionConfig(strategy=strategy, parity=parity, **LOOK)  # type: ignore[arg-type]
+        answer = runtime.ask(**request([*clips], perception=config, sampling=RAW))
+        for result in answer.rounds:
+            told = result.transcript.logprobs[result.transcript.generated]
+            assert runtime.score(result.transcript) == pytest.approx(told, abs=1e-4)
+        # Nothing is cached: everything is decoded and encoded again.
+        runtime.clear_caches()
+        assert runtime.score(result.transcript, videos=clips) == pytest.approx(told, abs=1e-4)
+        runtime.update_weights({name: -norm})
+        changed = runtime.score(result.transcript)
+        assert len(changed) == len(told) and np.abs(np.array(changed) - told).max() > 0.1
+        runtime.update_weights({name: norm})
+
+
+def test_features_of_a_transcript(runtime: Runtime, clips: list[Path]) -> None:
+    answer = runtime.ask(**request([*clips], sampling=RAW))
+    transcript = answer.rounds[-1].transcript
+    assert len(transcript.spans) > 4
+    found = runtime.features(transcript)
+    assert found.shape == (
+        sum(s.length for s in transcript.spans),
+        runtime.engine.model.feature_dim,
+    )
+    engine = runtime.engine
+    expected = [
+        engine.vision_cache.get(engine._encoder.pair_key(span.segment, pair))
+        for span in transcript.spans
+        for pair in span.segment.pairs
+    ]
+    assert torch.equal(found, torch.cat(expected))
+    found.requires_grad_().square().sum().backward()  # part of a trainer's graph
+    runtime.clear_caches()
+    for function in (runtime.features, runtime.score):
+        with pytest.raises(BadRequest, match="^Engine: videos must be given, as features"):
+            function(transcript)
+        with pytest.raises(BadRequest, match=f"^{function.__name__}: videos must be those of the"):
+            function(transcript, videos=clips[::-1])
+    with runtime.open(clips[0]) as video:
+        torch.testing.assert_close(runtime.features(transcript, videos=[video, clips[1]]), found)
+    text = runtime.chat([{"role": "user", "content": "hello"}], sampling=RAW)
+    assert runtime.features(text.transcript).shape == (0, engine.model.feature_dim)
+    assert runtime.score(text.transcript) == pytest.approx(text.logprobs, abs=1e-4)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vtts_rt.engine.sequence import Chunk, PairPlace, Sequence
 from vtts_rt.engine.vision_cache import VisionCache
+from vtts_rt.errors import BadRequest
 from vtts_rt.models.base import VideoLM
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify
 from vtts_rt.types import Frame, PairRef, Segment
@@ -203,8 +204,8 @@ def _frames(sequence: Sequence, places: list[PairPlace]) -> dict[tuple[int, int,
     """(request, video, frame index) -> frame, of all pairs; waits for them."""
     provider = sequence.request.provider
     if provider is None:
-        raise ValueError(
-            "generate: provider must be given for a prompt that holds vision, got None"
+        raise BadRequest(
+            "Engine: videos must be given, as features of the prompt are not cached, got None"
         )
     return {
         (sequence.request_id, video, index): frame

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.encoder import Features, VisionEncoder
@@ -40,7 +41,7 @@ from vtts_rt.models.base import PARTS, VideoLM
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.ops.logits import LogitsRules
 from vtts_rt.sampling import resolve
-from vtts_rt.types import PairRef, Parity, SamplingParams, Segment
+from vtts_rt.types import FrameProvider, PairRef, Parity, SamplingParams, Segment
 
 Event = TokenEvent | FinishedEvent | FailedEvent
 
@@ -76,12 +77,14 @@ class Engine:
         # The pool cannot hold more pairs than tokens.
         self._content_ids = ContentIds(self.pool.num_pages * config.page_size)
         # Triton launches on the current device, whatever its tensors are on.
-        is_cuda = model.device.type == "cuda"
+        self._home = model.device
+        is_cuda = self._home.type == "cuda"
         self._device = torch.cuda.device(model.device) if is_cuda else nullcontext()
         self._sequences: dict[int, Sequence] = {}
         self._next_id = 0
         self._drafted = self._accepted = 0
         self.weights_version = 0
+        self.is_asleep = False
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -108,6 +111,22 @@ class Engine:
         """
         request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), parity=parity)
         return self.prefix_tree.pin(self._sequence(request).keys)
+
+    def features(self, prompt: EncodedPrompt, provider: FrameProvider | None) -> Tensor:
+        """(tokens of all vision segments in order, feature_dim) of the current tower, in the
+        model's dtype; from the cache, else from `provider`'s frames."""
+        one = SamplingParams(max_tokens=1)
+        sequence = self._sequence(GenerationRequest(prompt, provider, sampling=one))
+        with self._device:
+            chunk = Chunk(sequence, 0, sequence.num_prompt)
+            found, failed = self._encoder.features([chunk])
+        for _, error in failed:
+            raise error
+        places = sequence.pairs_between(0, sequence.num_prompt)
+        model = self.model
+        none = torch.empty(0, model.feature_dim, dtype=model.dtype, device=model.device)
+        # Outside inference mode: a trainer's graph may hold the result.
+        return torch.cat([none, *(found[place.key] for place in places)])
 
     def has_features(self, segment: Segment, pair: PairRef) -> bool:
         """Whether a pair could be shown without its pixels."""
@@ -211,6 +230,8 @@ class Engine:
     # -- beginnings and ends ----------------------------------------------------------------
 
     def _sequence(self, request: GenerationRequest) -> Sequence:
+        if self.is_asleep:
+            raise RuntimeError("Runtime: it is asleep; call wake() before asking it")
         prompt, forced = request.prompt, len(request.forced_ids)
         if not prompt.token_ids:
             raise BadRequest("generate: prompt must be non-empty, got 0 tokens")
@@ -308,17 +329,42 @@ class Engine:
         (files keep them under the old weights' hash). `weights_version` goes up by one, whatever
         was changed. RuntimeError while requests are in work: finish or abort them first.
         """
-        if self._sequences:
-            raise RuntimeError(
-                f"update_weights: {len(self._sequences)} requests are in work; finish or abort "
-                f"them first"
-            )
+        self._require_idle("update_weights")
         changed: Collection[str] | None = None
         try:
             changed = write(self.model)
         finally:
             self.weights_version += 1
             self._forget(PARTS if changed is None else changed)
+
+    def sleep(self) -> None:
+        """Drop KV, features and graphs, free their memory, and move the weights to host memory.
+
+        Until `wake` every request is refused with RuntimeError. Weights may be updated.
+        """
+        self._require_idle("sleep")
+        self.is_asleep = True
+        self.clear_caches()
+        self.pool.free_memory()
+        self._move(torch.device("cpu"))
+
+    def wake(self) -> None:
+        """Move the weights back and take memory for KV again."""
+        if self.is_asleep:
+            self._move(self._home)
+            self.pool.take_memory()
+            self.is_asleep = False
+
+    def _move(self, device: torch.device) -> None:
+        self.model.to(device)
+        self._passes.weights_changed()  # graphs read weights where they were
+        if self._home.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _require_idle(self, what: str) -> None:
+        if self._sequences:
+            num = len(self._sequences)
+            raise RuntimeError(f"{what}: {num} requests are in work; finish or abort them first")
 
     def _forget(self, parts: Collection[str]) -> None:
         """Drop what was computed with earlier weights of these parts."""

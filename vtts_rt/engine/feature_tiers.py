@@ -37,13 +37,18 @@ _READS_PER_BUDGET = 16
 
 
 class MemoryTier:
-    """Features in the memory of one device. Exclusive: what moves up leaves this tier."""
+    """Features in the memory of one device. Exclusive: what moves up leaves this tier.
+
+    pinned: ids of videos (`key[0]`) whose features are not evicted, one entry a pin; where they
+    fill the budget, others go to the tier below.
+    """
 
     def __init__(
         self, byte_budget: int, device: torch.device, below: MemoryTier | DiskTier | None
     ) -> None:
         self.byte_budget = byte_budget
         self.num_bytes = self.hits = self.evictions = 0
+        self.pinned: list[str] = []
         self._device = device
         self._below = below
         self._features: OrderedDict[Hashable, Tensor] = OrderedDict()
@@ -77,13 +82,21 @@ class MemoryTier:
                 self._below.put(key, features)
             return
         while self.num_bytes + size > self.byte_budget:
-            oldest, evicted = self._features.popitem(last=False)
+            oldest = next((k for k in self._features if not self._is_pinned(k)), None)
+            if oldest is None:
+                if self._below is not None:
+                    self._below.put(key, features)
+                return
+            evicted = self._features.pop(oldest)
             self.num_bytes -= evicted.nbytes
             self.evictions += 1
             if self._below is not None:
                 self._below.put(oldest, evicted)
         self._features[key] = features.to(self._device)
         self.num_bytes += size
+
+    def _is_pinned(self, key: Any) -> bool:
+        return bool(self.pinned) and key[0] in self.pinned
 
     def clear(self) -> None:
         self._features.clear()

@@ -7,9 +7,11 @@ references; a page is free again when the last one is released.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from vtts_rt.models.base import KVShape
 
@@ -49,12 +51,22 @@ class PagedKVPool:
                 f"got {byte_budget}"
             )
         shape = (kv.num_layers, 2, self.num_pages, page_size, kv.num_heads, kv.head_dim)
-        self.pages = torch.empty(shape, dtype=kv.dtype, device=device)
+        self._empty = partial(torch.empty, shape, dtype=kv.dtype, device=device)
+        self.pages: Tensor = self._empty()
         self.on_share: Callable[[int, bool], None] | None = None
         self.num_free = self.num_pages
         self.peak_used = self.allocations = 0
         self._references = [0] * self.num_pages
         self._states = bytearray([_FREE] * self.num_pages + [_USED])  # an end for every run
+
+    def free_memory(self) -> None:
+        """Give the memory of all pages back, none of which may be in use."""
+        assert self.num_free == self.num_pages, "pages are in use"
+        self.pages = self.pages.new_empty(0)
+
+    def take_memory(self) -> None:
+        """Undo `free_memory`."""
+        self.pages = self._empty()
 
     def pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)

@@ -27,7 +27,8 @@ class VisionCache:
 
     byte_budget, host_bytes, disk_bytes: of the tiers; 0 is none. device: where features are
     wanted. disk_path: folder of the files; several processes may share it. With files, keys are
-    nested tuples of str and int. Files are written and read by the caller's thread.
+    nested tuples of str and int. Files are written and read by the caller's thread. pinned: see
+    MemoryTier; of the first tier.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class VisionCache:
         self._disk = DiskTier(disk_bytes, disk_path) if disk_bytes else None
         self._host = MemoryTier(host_bytes, _CPU, self._disk) if host_bytes else None
         self._device = MemoryTier(byte_budget, device, self._host or self._disk)
+        self.byte_budget, self.pinned = byte_budget, self._device.pinned
         tiers = {"": self._device, "host_": self._host, "disk_": self._disk}
         self._tiers = {prefix: tier for prefix, tier in tiers.items() if tier is not None}
         self._to = device

@@ -39,6 +39,7 @@ _MAX_SECONDS = 1e9
 # takes: the arguments of `ask` by name.
 AskInput: TypeAlias = "Ask | VideoInput | Sequence[VideoInput]"
 AskRequest: TypeAlias = "Ask | Mapping[str, object]"
+Videos: TypeAlias = "VideoInput | Sequence[VideoInput] | None"
 
 
 class OpeningOptions(TypedDict, total=False):

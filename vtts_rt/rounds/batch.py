@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from vtts_rt.rounds.ask import Ask, Listener
 from vtts_rt.rounds.driver import Driver, Ticket
-from vtts_rt.rounds.prepare import RoundRequest
+from vtts_rt.rounds.prepare import Resources, RoundRequest, open_request
 from vtts_rt.rounds.results import Answer, AnswerReady
 from vtts_rt.rounds.scheduler import Output
 from vtts_rt.rounds.streams import seconds_left, timed_out, told
@@ -29,23 +30,23 @@ class _Member:
 
 
 class Batch:
-    """Requests to one driver, at most `most` of them open at a time.
+    """Requests to one driver, at most `EngineConfig.max_sequences` of them open at a time.
 
-    open_request: opens the videos of an Ask into the stack. requests: each an Ask and what sees its
-    events, or why it cannot be asked.
+    called: `time.monotonic()` of the call. requests: each an Ask and what sees its events, or why
+    it cannot be asked.
     """
 
     def __init__(
         self,
         driver: Driver,
-        open_request: Callable[[Ask, ExitStack], RoundRequest],
+        resources: Resources,
+        called: float,
         requests: Sequence[tuple[Ask, Listener | None] | Exception],
-        most: int,
     ) -> None:
         self._driver = driver
-        self._open_request = open_request
+        self._resources, self._called = resources, called
         self._requests = requests
-        self._most = most
+        self._most = resources.engine.config.max_sequences
         self._next = 0
         self._members: dict[int, _Member] = {}
         self._outcomes: dict[int, Answer | Exception] = {
@@ -100,7 +101,8 @@ class Batch:
             return
         try:
             member.ticket = self._driver.admit()
-            self._arrivals.put((index, self._open_request(ask, member.stack)))
+            request = open_request(self._resources, self._called, ask, member.stack)
+            self._arrivals.put((index, request))
         except Exception as error:
             self._arrivals.put((index, error))
         if self._left:
@@ -155,3 +157,24 @@ class Batch:
         if member.ticket is not None:
             self._driver.abort(member.ticket)
         member.stack.close()
+
+
+def ask_members(
+    driver: Driver,
+    resources: Resources,
+    called: float,
+    ask: Ask,
+    on_event: Listener | None,
+    num_answers: int,
+    return_exceptions: bool,
+) -> list[Answer | Exception]:
+    """Answers of the members of a group, whose videos are opened once (Runtime.ask_group)."""
+    with ExitStack() as stack:
+        try:
+            ask = resources.opened(stack, ask, called)
+        except Exception as error:
+            if not return_exceptions:
+                raise
+            return [error.with_traceback(None)] * num_answers
+        members = [(replace(ask, member=member), on_event) for member in range(num_answers)]
+        return Batch(driver, resources, called, members).run(return_exceptions)

@@ -170,14 +170,20 @@ class Driver:
         self._queue(run)
         return future.result()
 
-    def drain(self, *, abort: bool = False) -> None:
-        """On the driver's thread: finish what is in work, or end it with an error."""
-        if abort:
-            self._fail_all(Aborted("Runtime: aborted for an update of the weights"))
-        self._serve_aborts()
-        while self._scheduler.has_work:
-            self._check_open()
-            self._step()
+    def call_idle(self, function: Callable[[], T], abort: str = "") -> T:
+        """As `call`, once what is in work has been finished, or ended as aborted for what `abort`
+        says."""
+
+        def run() -> T:
+            if abort:
+                self._fail_all(Aborted(f"Runtime: aborted for {abort}"))
+            self._serve_aborts()
+            while self._scheduler.has_work:
+                self._check_open()
+                self._step()
+            return function()
+
+        return self.call(run)
 
     def close(self) -> bool:
         """Fail what is pending and wait for the thread to end; may be called again, anywhere.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from vtts_rt import process
-from vtts_rt.checks import check
+from vtts_rt.checks import check, check_names
 from vtts_rt.config import PerceptionConfig, ResolvedPerception, RuntimeConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.errors import BadRequest
@@ -18,11 +19,11 @@ from vtts_rt.perception.clue import option_letter
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates, resolve_prompts
 from vtts_rt.perception.strategy import build_prompt, find_strategy, first_pairs, plan_round
-from vtts_rt.rounds.ask import CALL_RULES, Ask, Perception
+from vtts_rt.rounds.ask import CALL_RULES, Ask, OpeningOptions, Perception
 from vtts_rt.rounds.results import Answer, RoundResult
 from vtts_rt.sampling import rollout_sampling
 from vtts_rt.types import Prompt, SamplingParams, StopReason, VideoMetadata, require
-from vtts_rt.video import FrameStore, Video, open_video
+from vtts_rt.video import FrameStore, Video, VideoInput, open_video
 from vtts_rt.video.store import StoreProvider
 
 
@@ -41,6 +42,8 @@ class Resources:
     model: str
     device: int | None
     load_ms: float = 0.0
+    _pins: list[tuple[str, int, int]] = field(default_factory=list)  # video id, bytes
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def perception(self, perception: Perception | None) -> ResolvedPerception:
         """With the model's own settings where it leaves them to the model."""
@@ -51,6 +54,29 @@ class Resources:
             require("perception", "geometry", given, given == model.geometry, "the model's")
             return perception
         return (perception or PerceptionConfig()).resolve(model.geometry, model.config.perception)
+
+    def pin(self, video: Video, perception: Perception | None) -> ExitStack:
+        """See `Runtime.pin`."""
+        require("pin", "video", video, isinstance(video, Video), "an open Video")
+        config, meta = self.perception(perception), video.metadata
+        plan = plan_round(config.strategy, config, [meta], [], 0)
+        shown = {f for s in plan.segments for p in s.pairs for f in (p.frame_a, p.frame_b)}
+        model, tokens = self.engine.model, sum(s.num_tokens for s in plan.segments)
+        frames = len(shown) * 3 * meta.height * meta.width
+        features = tokens * model.feature_dim * model.dtype.itemsize
+        cache, release = self.engine.vision_cache, ExitStack()
+        with self._lock:
+            left_frames = self.store.budget_for(video) - sum(pin[1] for pin in self._pins)
+            left = cache.byte_budget - sum(pin[2] for pin in self._pins)
+            ok = frames <= left_frames and features <= left
+            rule = f"of a first look that fits: {left_frames} bytes of frames, {left} of features"
+            require("pin", "video", (frames, features), ok, rule)
+            self._pins.append(pin := (meta.video_id, frames, features))
+            release.callback(self._pins.remove, pin)
+            for pinned in (self.store.pinned, cache.pinned):
+                pinned.append(meta.video_id)
+                release.callback(pinned.remove, meta.video_id)
+        return release
 
     def prompts(self, config: ResolvedPerception) -> PromptTemplates:
         return resolve_prompts(config, self.templates, self.engine.model.chat)
@@ -89,6 +115,15 @@ class Resources:
                 f"ask: timeout_seconds ({ask.timeout_seconds}) passed before the video was open"
             ) from error
         return videos
+
+    def open_one(self, video: VideoInput, opening: OpeningOptions) -> Video:
+        """See `Runtime.open`."""
+        check_names("open", opening, OpeningOptions.__annotations__)
+        require("open", "video", video, not isinstance(video, list | tuple), "one video or image")
+        with ExitStack() as stack:
+            (source,) = self.open(stack, Ask(video, "open", what="open", **opening))
+            stack.pop_all()
+            return source
 
     def opened(self, stack: ExitStack, ask: Ask, called: float) -> Ask:
         """The Ask with its videos open, for several members to share."""

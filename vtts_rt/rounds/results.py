@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 
 import vtts_rt
-from vtts_rt.engine.sequence import FinishReason
+from vtts_rt.engine.sequence import Completion, FinishReason
 from vtts_rt.perception.clue import Clue, clue_to_json
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.rounds.transcript import Transcript
@@ -23,33 +24,26 @@ from vtts_rt.types import (
     VideoMetadata,
     VideoWrapper,
 )
+from vtts_rt.video.store import StoreProvider
 
 SCHEMA_VERSION = 1
 
 
-@dataclass(slots=True)
-class RoundResult:
-    """One look and what the model said about it.
+@dataclass(slots=True, kw_only=True)
+class Reply:
+    """What the model said after one look: of `Runtime.chat`, and in each round.
 
-    prompt: the exact text tokenised in this round (`append`: the part this round added).
-    finish_reason: "stop": the model, a stop text or a stop id ended the round; "length": max_tokens
-    did; "timeout". logprobs: natural log, as SamplingParams.logprobs says.
-    answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off;
-    a text that was cut but is the letter of an option, and nothing else, is whole.
-    clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
-    forced by `assume_clues`. regions: the clue as geometry
-    on the whole frame. plan: frames, boxes and sizes shown. transcript: the sequence as tokens.
+    prompt: the exact text tokenised (of a round of `append`: the part that it added).
+    finish_reason: "stop": the model, a stop text or a stop id ended it; "length": max_tokens
+    did; "timeout". logprobs: natural log, as SamplingParams.logprobs says. plan: frames, boxes and
+    sizes shown. transcript: the sequence as tokens.
     """
 
-    index: int
     prompt: str
     text: str
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
-    answer: str | None
-    clue: Clue
-    regions: tuple[Region, ...]
     plan: FramePlan
     prompt_tokens: int
     reuse: ReuseStats
@@ -58,8 +52,39 @@ class RoundResult:
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """Frame indices shown in this round, in prompt order."""
+        """Frame indices shown, in prompt order."""
         return tuple(self.plan.frame_indices)
+
+
+R = TypeVar("R", bound=Reply)
+
+
+def reply_of(
+    kind: type[R], completion: Completion, provider: StoreProvider, began: float, **own: object
+) -> R:
+    """A Reply with what `provider` counted since the last one. began: `time.perf_counter()`."""
+    for name, count in provider.take_counts()._asdict().items():
+        setattr(completion.reuse, name, count)
+    completion.timings.total = 1e3 * (time.perf_counter() - began)
+    same = ("text", "token_ids", "logprobs", "finish_reason", "reuse", "timings")
+    said = {name: getattr(completion, name) for name in same}
+    return kind(**said, prompt_tokens=completion.num_prompt_tokens, **own)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundResult(Reply):
+    """One look and what the model said about it.
+
+    answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off;
+    a text that was cut but is the letter of an option, and nothing else, is whole.
+    clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
+    forced by `assume_clues`. regions: the clue as geometry on the whole frame.
+    """
+
+    index: int
+    answer: str | None
+    clue: Clue
+    regions: tuple[Region, ...]
 
     @property
     def answered(self) -> str:
@@ -73,13 +98,9 @@ class RoundResult:
     def as_dict(self) -> dict[str, Any]:
         """One element of "rounds" in the JSON contract."""
         plan = self.plan
+        same = ("index", "prompt", "text", "token_ids", "logprobs", "finish_reason")
         return {
-            "index": self.index,
-            "prompt": self.prompt,
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "logprobs": self.logprobs,
-            "finish_reason": self.finish_reason,
+            **{name: getattr(self, name) for name in same},
             "clue": clue_to_json(self.clue, self.regions),
             "frame_indices": list(plan.frame_indices),
             "timestamps_seconds": list(plan.timestamps_seconds),
@@ -167,30 +188,14 @@ class Answer:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON contract of `vtts-rt ask --json`."""
+        same = ("option", "stop_reason", "model", "strategy", "parity", "video_wrapper", "dialect")
+        video = ("num_frames", "source_fps", "duration_seconds", "height", "width", "decoder")
         return {
             "schema_version": SCHEMA_VERSION,
             "answer": self.text,
-            "option": self.option,
-            "stop_reason": self.stop_reason,
-            "model": self.model,
-            "strategy": self.strategy,
-            "parity": self.parity,
-            "video_wrapper": self.video_wrapper,
-            "dialect": self.dialect,
-            "seed": self.seed,
-            "weights_version": self.weights_version,
+            **{name: getattr(self, name) for name in (*same, "seed", "weights_version")},
             "versions": versions(),
-            "videos": [
-                {
-                    "num_frames": video.num_frames,
-                    "source_fps": video.source_fps,
-                    "duration_seconds": video.duration_seconds,
-                    "height": video.height,
-                    "width": video.width,
-                    "decoder": video.decoder,
-                }
-                for video in self.videos
-            ],
+            "videos": [{name: getattr(v, name) for name in video} for v in self.videos],
             "rounds": [result.as_dict() for result in self.rounds],
             "timings_ms": {"load": self.load_ms, "total": self.total_ms},
         }

@@ -40,6 +40,7 @@ from vtts_rt.rounds.results import (
     RoundResult,
     RoundStarted,
     TokenGenerated,
+    reply_of,
 )
 from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.sampling import resolve
@@ -222,27 +223,21 @@ class RoundScheduler:
             look = RoundHistory(plan, forced or said, forced is not None, chat.box_unit)
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
             answer = _letter(completion.text, request.ask.options) if is_cut else said.answer
-            for name, count in provider.take_counts()._asdict().items():
-                setattr(completion.reuse, name, count)
-            completion.timings.total = 1e3 * (time.perf_counter() - ready.began)
             request.history.append(look)
             before = None if conversation is None else results[-1].transcript
             results.append(
-                RoundResult(
+                reply_of(
+                    RoundResult,
+                    completion,
+                    provider,
+                    ready.began,
                     index=index,
                     prompt=chat.text(ready.prompt),
-                    text=completion.text,
-                    token_ids=completion.token_ids,
-                    logprobs=completion.logprobs,
-                    finish_reason=completion.finish_reason,
                     answer=answer,
                     clue=look.clue,
                     regions=clue_regions(config, request.videos, request.history),
                     plan=plan,
-                    prompt_tokens=completion.num_prompt_tokens,
-                    reuse=completion.reuse,
-                    timings=completion.timings,
-                    transcript=Transcript.of_round(encoded, completion, before),
+                    transcript=Transcript.of_round(encoded, completion, config.parity, before),
                 )
             )
             yield RoundFinished(results[-1])

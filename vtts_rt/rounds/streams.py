@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, closing
 
 from vtts_rt import process
-from vtts_rt.engine.sequence import Completion
+from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.rounds.ask import Listener
 from vtts_rt.rounds.driver import Driver, Ticket
 from vtts_rt.rounds.prepare import RoundRequest
@@ -76,6 +76,14 @@ def answered(events: Generator[RoundEvent, None, None], on_event: Listener | Non
     raise AssertionError("a stream ends with its answer")
 
 
+async def answered_async(events: AsyncGenerator[RoundEvent, None]) -> Answer:
+    """The answer at the end of an asynchronous stream."""
+    async for event in events:
+        if isinstance(event, AnswerReady):
+            return event.answer
+    raise AssertionError("a stream ends with its answer")
+
+
 def _next(outputs: queue.SimpleQueue[Output], request: RoundRequest, ticket: Ticket) -> Output:
     try:
         return outputs.get(timeout=seconds_left(request, ticket))
@@ -92,7 +100,7 @@ async def _next_async(
         return timed_out(request)
 
 
-def seconds_left(request: RoundRequest, ticket: Ticket) -> float | None:
+def seconds_left(request: RoundRequest | GenerationRequest, ticket: Ticket) -> float | None:
     """How long to wait for the next output before the request has `timed_out`. None: until it
     comes, as the driver ends in time what it has begun."""
     if request.deadline_seconds is None or ticket.request_id is not None:

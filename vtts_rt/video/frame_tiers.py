@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import KeysView
+from collections.abc import Collection, KeysView
 
 import numpy as np
 
@@ -23,13 +23,15 @@ class FrameTier:
     """Frames under a budget. Not thread-safe: callers hold a lock.
 
     byte_budget: bytes of frames kept, >= 0; a frame larger than that is not kept. An evicted
-    frame is forgotten, not copied elsewhere.
+    frame is forgotten, not copied elsewhere. pinned: ids of videos whose frames are not evicted;
+    where they fill the budget, others are not kept.
     """
 
     def __init__(self, name: str, byte_budget: int) -> None:
         ok = is_whole(byte_budget) and byte_budget >= 0
         require("FrameStore", name, byte_budget, ok, "a whole number of bytes >= 0")
         self.byte_budget = int(byte_budget)
+        self.pinned: Collection[str] = ()
         self.bytes = 0
         self.evictions = 0
         self._frames: OrderedDict[FrameKey, Frame] = OrderedDict()
@@ -61,8 +63,8 @@ class FrameTier:
         self._frames.move_to_end(key, last=not beside)
         self.bytes += frame.nbytes
         while self.bytes > self.byte_budget:
-            _, evicted = self._frames.popitem(last=False)
-            self.bytes -= evicted.nbytes
+            victim = next((k for k in self._frames if k[0] not in self.pinned), key)
+            self.bytes -= self._frames.pop(victim).nbytes
             self.evictions += 1
         return True
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from vtts_rt import process
 from vtts_rt.checks import Rule, check, is_flag, is_number, is_whole
 from vtts_rt.config import MediaLimits
 from vtts_rt.errors import BadMedia, BadRequest
@@ -195,12 +196,17 @@ def _fetch(url: str, scheme: str, opening: Opening) -> Path | bytes:
     data = bytearray()
     try:
         seconds = min(URL_TIMEOUT_SECONDS, opening.seconds_left())
-        with urllib.request.urlopen(url, timeout=seconds) as response:
-            while part := response.read1(URL_READ_BYTES):
+        with process.outside_calls():
+            response = urllib.request.urlopen(url, timeout=seconds)
+        with response:
+            while True:
+                with process.outside_calls():
+                    part = response.read1(URL_READ_BYTES)
+                if not part:
+                    return bytes(data)
                 data += part
                 opening.check_held(len(data), repr(url))
                 opening.check_time()
-        return bytes(data)
     except BadMedia:
         raise
     except (OSError, ValueError, http.client.HTTPException) as error:

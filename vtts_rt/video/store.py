@@ -62,6 +62,7 @@ class FrameStore:
     empty and can be used.
     By-products (`passing`: frames that a decoder passes on its way to those asked for) are kept
     while there is room: they evict nothing, and are the first to go.
+    pinned: ids of videos whose frames are not evicted, one entry a pin.
     Counters: queries, frames_decoded (frames asked for), frames_passing (by-products),
     frames_reused; evictions and bytes are those of `host` and `device`, what is fetched ahead is
     counted by `PrefetchQueue`.
@@ -77,6 +78,8 @@ class FrameStore:
         byte_budget, device_byte_budget = self._budgets
         self.host = FrameTier("byte_budget", byte_budget)
         self.device = FrameTier("device_byte_budget", device_byte_budget)
+        self.pinned: list[str] = []
+        self.host.pinned = self.device.pinned = self.pinned
         self.queries = 0
         self.frames_decoded = 0
         self.frames_passing = 0
@@ -114,6 +117,11 @@ class FrameStore:
         with self._lock:
             room = self._decoder(source).tier.byte_budget // (meta.height * meta.width * 3)
             return [i for i in indices[:room] if not self._holds((*_video(source), i))]
+
+    def budget_for(self, source: FrameSource) -> int:
+        """Bytes kept of frames like a source's, where its decoder leaves them."""
+        with self._lock:
+            return self._decoder(source).tier.byte_budget
 
     def provider(self, sources: Sequence[FrameSource]) -> StoreProvider:
         """A FrameProvider over a request's videos, in their order, with counters of its own."""
