@@ -119,12 +119,8 @@ class VideoLM(nn.Module, ABC):
     @property
     def kv(self) -> KVShape:
         language = self.config.language
-        return KVShape(
-            language.num_hidden_layers,
-            language.num_key_value_heads,
-            language.head_dim,
-            self.dtype,
-        )
+        heads, layers = language.num_key_value_heads, language.num_hidden_layers
+        return KVShape(layers, heads, language.head_dim, self.dtype)
 
     @property
     def feature_dim(self) -> int:
