@@ -8,7 +8,7 @@ VENV    ?= .venv
 THREADS ?= 2
 
 BIN    := $(VENV)/bin
-# Without bytecode for files that nobody will import.
+# Without bytecode of files that are never imported.
 PIP    := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
           -c constraints.txt
 # Stamps live in the checkout, one per environment, so that a fresh clone installs itself into
@@ -71,8 +71,8 @@ export ASK
 ask: $(STAMP).base
 	@$(BIN)/python -c "$$ASK" $(BIN)/vtts-rt
 
-# Every stage runs even if an earlier one failed, so that one run tells everything. Native stages run
-# beside the others, which leave a core to them, and are told at the end.
+# Every stage runs even if an earlier one failed, so that one run reports everything. Native stages run
+# beside the others, which leave a core to them, and are reported at the end.
 define RUN
 for stage in $(1); do \
     echo "== $$stage"; began=$$(date +%s); \
@@ -145,7 +145,7 @@ test-slow: $(STAMP).dev build/triton-3.6/triton
 	$(PYTEST) -m slow
 
 # dashscope is a package that carries the ranks of Qwen's tokenizer; nothing of it is imported.
-# decord and OpenCV are peers of the decoders; torchcodec joins where somebody made it load.
+# decord and OpenCV are peers of the decoders; torchcodec joins where it loads.
 bench: FILED := --result-dir bench/results
 bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope decord opencv-python-headless

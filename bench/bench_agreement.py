@@ -25,7 +25,7 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import RuntimeConfig
 from vtts_rt.data.needle import Scene, make_question, make_scene, needle_row
 from vtts_rt.perception.clue import option_letter
 from vtts_rt.rounds.results import Answer
@@ -156,8 +156,8 @@ def main() -> int:
     def progress(done: int, same: int) -> None:
         print(f"\r{done}/{args.num} clips, {same} answered the same", end="", file=sys.stderr)
 
-    engine = EngineConfig(threads=args.threads)
-    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
+    config = RuntimeConfig(threads=args.threads)
+    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, config=config) as runtime:
         found = [
             agreement(runtime, codec=codec, seed=args.seed, num=args.num, on_clip=progress)
             for codec in codecs

@@ -24,7 +24,7 @@ from vtts_rt.bench import script
 from vtts_rt.bench.frames import ArrayReader
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
-from vtts_rt.bench.rounds import PEERS, SAME_WORK, Run, samples
+from vtts_rt.bench.rounds import PEERS, Run, samples
 from vtts_rt.bench.setting import (
     OPTIONS,
     QUESTIONS,
@@ -109,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "contenders": {name: summary(found) for name, found in runs.items()},
         "comparisons": comparisons(
             runs,
-            [(s, PEERS["hf"], s == SAME_WORK["hf"]) for s in args.strategy.split(",")],
+            [(s, PEERS["hf"].label, PEERS["hf"].same_work(s)) for s in args.strategy.split(",")],
         ),
     }
 
@@ -205,7 +205,7 @@ def _rounds(twins: Twins, args: argparse.Namespace) -> dict[str, list[Run]]:
 
             return ask
 
-        sides = {PEERS["hf"]: published}
+        sides = {PEERS["hf"].label: published}
         sides |= {strategy: ours(strategy) for strategy in args.strategy.split(",")}
         for side in sides.values():
             side(replace(setting, rounds=1, max_tokens=4, clues=[]))

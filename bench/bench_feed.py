@@ -149,7 +149,7 @@ def _clips(args: argparse.Namespace) -> list[Path]:
 def _contenders(
     args: argparse.Namespace, paths: list[Path]
 ) -> tuple[dict[str, Callable[[], Iterable[Any]]], dict[str, str]]:
-    """Who takes part, ours first: name -> samples of an epoch; and of the others, why not."""
+    """The readers compared, ours first: name -> samples of an epoch; and of the others, why not."""
     rows = paths[0].parent / f"rows-{len(paths)}.jsonl"
     write_rows(
         rows, [Row(path.name, "What moves?", duration_seconds=args.seconds) for path in paths]

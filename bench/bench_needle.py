@@ -17,7 +17,7 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import RuntimeConfig
 from vtts_rt.evaluation.needle import evaluate
 from vtts_rt.runtime import Runtime
 
@@ -32,8 +32,8 @@ def main() -> int:
     args = parser.parse_args()
     check_compute(args)
     dtype = dtype_of(args, "tiny")
-    engine = EngineConfig(threads=args.threads)
-    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, engine=engine) as runtime:
+    config = RuntimeConfig(threads=args.threads)
+    with Runtime.from_pretrained("tiny", dtype=dtype, device=args.device, config=config) as runtime:
         result = {
             **origin(args.threads),
             "dtype": dtype,

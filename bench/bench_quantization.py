@@ -27,7 +27,7 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import RuntimeConfig
 from vtts_rt.evaluation.needle import evaluate
 from vtts_rt.models.quantize import quantize_language
 from vtts_rt.runtime import Runtime
@@ -79,7 +79,7 @@ def decode(runs: int, keys: int) -> list[dict[str, Any]]:
 def accuracy(name: str, num: int) -> dict[str, Any]:
     """`vtts-rt eval needle --together` of the embedded model, without its times."""
     with Runtime.from_pretrained(
-        "tiny", device="cpu", quantization=CONTENDERS[name], engine=EngineConfig(threads=1)
+        "tiny", device="cpu", quantization=CONTENDERS[name], config=RuntimeConfig(threads=1)
     ) as runtime:
         result = evaluate(runtime, seed=0, num=num, together=True)
     for entry in result["rounds"]:

@@ -31,7 +31,7 @@ from vtts_rt.bench.setting import (
     dtype_of,
     heading,
 )
-from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig
+from vtts_rt.config import STRATEGIES, EngineConfig, PerceptionConfig, RuntimeConfig
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
 
@@ -99,16 +99,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = args.model or "tiny"
     dtype = dtype_of(args, model)
     engine = EngineConfig(
-        frame_store_bytes=args.frame_store_mib * MIB,
-        vision_cache_bytes=args.vision_cache_mib * MIB,
-        kv_bytes=args.kv_mib * MIB,
-        threads=args.threads,
+        vision_cache_bytes=args.vision_cache_mib * MIB, kv_bytes=args.kv_mib * MIB
     )
+    config = RuntimeConfig(frame_store_bytes=args.frame_store_mib * MIB, threads=args.threads)
     with (
         tempfile.TemporaryDirectory() as files,
-        Runtime.from_pretrained(model, dtype=dtype, device=args.device, engine=engine) as runtime,
+        Runtime.from_pretrained(
+            model, dtype=dtype, device=args.device, engine=engine, config=config
+        ) as runtime,
     ):
-        soak = _Soak(runtime, _videos(Path(files)), engine, args.sample_every)
+        soak = _Soak(runtime, _videos(Path(files)), args.sample_every)
         loaded = resident_mb()
         began = time.perf_counter()
         rngs = [random.Random(args.seed + number) for number in range(args.concurrency)]
@@ -199,7 +199,6 @@ class _Soak:
         self,
         runtime: Runtime,
         videos: list[dict[str, Any]],
-        engine: EngineConfig,
         sample_every: int,
     ) -> None:
         self._runtime = runtime
@@ -212,9 +211,9 @@ class _Soak:
         self.strategies: Counter[str] = Counter()
         self.samples: list[tuple[int, float]] = []
         self.budgets = {
-            "frame_store": [0, engine.frame_store_bytes],
-            "vision_cache": [0, engine.vision_cache_bytes],
-            "kv": [0, engine.kv_bytes],
+            "frame_store": [0, runtime.config.frame_store_bytes],
+            "vision_cache": [0, runtime.engine.config.vision_cache_bytes],
+            "kv": [0, runtime.engine.config.kv_bytes],
         }
 
     def ask_until(self, num_prompts: int, rng: random.Random) -> None:

@@ -72,7 +72,7 @@ def decode_seconds(
         for event in events:
             if isinstance(event, FailedEvent):
                 raise event.error
-        # The steps that bring a token for everybody and end nobody.
+        # The steps in which every request gets a token and none ends.
         if len(events) == num_sequences:
             times.append(time.perf_counter() - began)
     return {

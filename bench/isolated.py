@@ -1,8 +1,8 @@
 """Ops in processes of their own: a crash or a hang in one does not lose what the others say.
 
 A child works through a list of ops and prints a JSON object a line, {"row": ...} or {"done": op};
-when it dies or is silent for too long, the op it was at has failed and another child goes on with
-the ones behind it.
+when it ends early or is silent for too long, that op has failed and another child goes on with the
+ones behind it.
 """
 
 from __future__ import annotations

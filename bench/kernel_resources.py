@@ -2,9 +2,10 @@
 
     python bench/kernel_resources.py [--triton DIR] [--only NAME] [--output FILE]
 
-Compiles all `variants()` of kernels/*.py with the installed Triton, and with the one in DIR, and
-all of csrc/cuda/*.cu with nvcc, for sm_80, sm_90 and sm_100. A variant that spills without a
-sentence that explains it makes the exit status 1; so does one that does not compile.
+Compiles the variants of kernels/*.py that kernel_variants.py lists with the installed Triton, and
+with the one in DIR, and all of csrc/cuda/*.cu with nvcc, for sm_80, sm_90 and sm_100. A variant
+that spills without a sentence that explains it makes the exit status 1; so does one that does not
+compile.
 
 Triton's interpreter must not be on: it shares no process with compilation.
 """
@@ -12,7 +13,6 @@ Triton's interpreter must not be on: it shares no process with compilation.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import re
@@ -47,12 +47,13 @@ def compile_variants(names: Sequence[str], first: bool = False) -> Iterator[Row]
     """The worker: every variant of these kernels for every architecture, with this Triton; of each
     function only the first one if `first`."""
     import triton
+    from kernel_variants import OPTIONS, variants
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     for name in names:
         seen = set()
-        for variant in importlib.import_module(f"vtts_rt.kernels.{name}").variants():
+        for variant in variants(name):
             kernel = variant["kernel"]
             if first and kernel.__name__ in seen:
                 continue
@@ -63,16 +64,16 @@ def compile_variants(names: Sequence[str], first: bool = False) -> Iterator[Row]
                 argument
                 for argument, kind in variant["signature"].items()
                 if (kind.startswith("*") or kind in ("i32", "i64"))
-                and argument not in variant.get("unaligned", ())
+                and argument not in variant["unaligned"]
             ]
             places = {(kernel.arg_names.index(a),): [["tt.divisibility", 16]] for a in aligned}
-            options = {k: variant[k] for k in ("num_warps", "num_stages") if k in variant}
+            options = {k: variant[k] for k in OPTIONS if k in variant}
             row = {
                 "tool": f"triton {triton.__version__}",
                 "kernel": name,
                 "function": kernel.__name__,
                 "variant": variant["name"],
-                "explained": variant.get("spills", ""),
+                "explained": variant["spills"],
             }
             for arch in ARCHES:
                 source = ASTSource(kernel, signature, constexprs=constexprs, attrs=places)

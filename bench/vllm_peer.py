@@ -26,14 +26,13 @@ from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
-from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata, require
+from vtts_rt.types import ReuseStats, RoundTimings, VideoMetadata
 
 # What makes vLLM's environment.
 ENVIRONMENT = (
     "vLLM runs in an environment of its own: sh bench/vllm_env.sh DIR, then --vllm-python "
     "DIR/bin/python"
 )
-LAYOUTS = ("official", "append")
 WORKER = Path(__file__).with_name("vllm_worker.py")
 FRAMES = Path(frames.__file__)  # which the worker loads as a file
 # Run as a file that is not in sys.path[0]: modules beside it would hide others.
@@ -137,12 +136,10 @@ class VllmPeer:
     ) -> list[RoundSample]:
         """All rounds of a question; `clues` replace what the model says after each round.
 
-        metadata: of the file, as our source tells it. perception.strategy: "official" is the
-        published loop, "append" puts every round after the ones before.
+        metadata: of the file, as our source tells it. perception.strategy: where it continues,
+        every round goes behind the ones before; otherwise each is asked afresh.
         """
         strategy = find_strategy(perception.strategy)
-        known = strategy.name in LAYOUTS
-        require("bench", "strategy of vLLM", strategy.name, known, " or ".join(LAYOUTS))
         plans, texts = _script(
             metadata, question, perception, clues, options, templates or PromptTemplates()
         )

@@ -48,7 +48,7 @@ class Peer:
         self._llm.apply_model(self._watch)
 
     def _watch(self, model: Any) -> None:
-        """Count pairs and seconds of the vision tower; the engine lives in this process."""
+        """Count pairs and seconds of the vision tower; the engine runs in this process."""
 
         def began(_module: Any, _inputs: Any) -> None:
             self._vision_began = time.perf_counter()
@@ -156,7 +156,7 @@ class Peer:
             cut = frames[done : done + num, top:bottom, left:right]
             done += num
             pixels = self._frames.resized(cut, item["resized_hw"])
-            # The processor tells M-RoPE 2 / sampled rate, which is the rate of these numbers.
+            # The processor gives M-RoPE 2 / sampled rate, which is the rate of these numbers.
             rate = 2.0 / item["seconds_per_grid"]
             metadata = {
                 "fps": rate,

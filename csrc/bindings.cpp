@@ -185,7 +185,7 @@ void linear_int8(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scal
   vtts::linear_int8(args, chosen, num_threads);
 }
 
-using DecodeLayerAddresses = std::array<uintptr_t, 9>;
+using DecodeLayerAddresses = std::array<uintptr_t, 11>;
 
 void decode_step(const std::vector<DecodeLayerAddresses>& layers, uintptr_t final_norm,
                  const std::tuple<int64_t, int64_t, int, int, int>& sizes, float eps, float scale,
@@ -195,10 +195,11 @@ void decode_step(const std::vector<DecodeLayerAddresses>& layers, uintptr_t fina
                  const std::tuple<int64_t, int64_t>& pool_shape, uintptr_t out, int num_threads,
                  const std::string& isa) {
   std::vector<vtts::DecodeLayer> native;
-  for (const auto& [input_norm, qkv, qkv_bias, output, post_norm, gate_up, down, keys, values] :
-       layers) {
+  for (const auto& [input_norm, qkv, qkv_bias, q_norm, k_norm, output, post_norm, gate_up, down,
+                    keys, values] : layers) {
     native.push_back({pointer<const float>(input_norm), pointer<const float>(qkv),
-                      pointer<const float>(qkv_bias), pointer<const float>(output),
+                      pointer<const float>(qkv_bias), pointer<const float>(q_norm),
+                      pointer<const float>(k_norm), pointer<const float>(output),
                       pointer<const float>(post_norm), pointer<const float>(gate_up),
                       pointer<const float>(down), pointer<float>(keys), pointer<float>(values)});
   }

@@ -56,8 +56,3 @@ def cascade_attention(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     merge_parts(parts, lse, out)
     return out
-
-
-def variants() -> list[dict]:
-    """None of its own: the kernels are those of paged_attention."""
-    return []

@@ -1,6 +1,4 @@
-"""Rows times a matrix of 8-bit floats (e4m3) with a scale for each output.
-
-    out[n, o] = scale[o] * sum_c x[n, c] * weight[o, c] + bias[o]
+"""The product of vtts_rt/ops/linear_fp8.py: rows times e4m3 floats with a scale for each output.
 
 Weights are read as bytes and decoded by bit arithmetic, which is exact and works on every GPU: the
 byte's exponent and mantissa, moved into those of a float32, are the value times 2^-120.
@@ -104,15 +102,16 @@ def tile_kernel(
     tl.store(place, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _tile(num_rows: int) -> tuple[dict[str, int], int, int]:
-    """Tiles for a number of rows: constants of the kernel, warps, stages.
+def tile(num_rows: int) -> dict[str, int]:
+    """Tiles for a number of rows: constants of the kernel and Triton's options.
 
     Up to 16 rows bytes count: small tiles for many programs, 4 KB of weights a step and 4 steps
     under way. With more arithmetic does, too: the larger a tile, the fewer reads of the same rows.
     """
     if num_rows <= 16:
-        return {"ROWS": 8 if num_rows <= 8 else 16, "OUTPUTS": 32, "CHANNELS": 128}, 2, 4
-    return {"ROWS": 64, "OUTPUTS": 128, "CHANNELS": 64}, 4, 3
+        sizes = {"ROWS": 8 if num_rows <= 8 else 16, "OUTPUTS": 32, "CHANNELS": 128}
+        return {**sizes, "num_warps": 2, "num_stages": 4}
+    return {"ROWS": 64, "OUTPUTS": 128, "CHANNELS": 64, "num_warps": 4, "num_stages": 3}
 
 
 def linear_fp8(
@@ -124,72 +123,15 @@ def linear_fp8(
     num_outputs = weight.shape[0]
     out = torch.empty((num_rows, num_outputs), dtype=x.dtype, device=x.device)
     pointers = (x, weight, scale, scale if bias is None else bias, out)
-    if out.numel() == 0:
-        return out
-    if num_rows == 1:
+    has_bias = bias is not None
+    if num_rows == 1 and num_outputs > 0:
+        blocks = {"OUTPUTS": ROW_OUTPUTS, "CHANNELS": ROW_CHANNELS, "num_warps": ROW_WARPS}
         row_kernel[(triton.cdiv(num_outputs, ROW_OUTPUTS),)](
-            *pointers,
-            num_channels,
-            num_outputs,
-            HAS_BIAS=bias is not None,
-            OUTPUTS=ROW_OUTPUTS,
-            CHANNELS=ROW_CHANNELS,
-            num_warps=ROW_WARPS,
+            *pointers, num_channels, num_outputs, HAS_BIAS=has_bias, **blocks
         )
-        return out
-    tile, num_warps, num_stages = _tile(num_rows)
-    grid = (triton.cdiv(num_rows, tile["ROWS"]), triton.cdiv(num_outputs, tile["OUTPUTS"]))
-    tile_kernel[grid](
-        *pointers,
-        x.stride(0),
-        num_rows,
-        num_channels,
-        num_outputs,
-        HAS_BIAS=bias is not None,
-        WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
-        **tile,
-        num_warps=num_warps,
-        num_stages=num_stages,
-    )
+    elif out.numel() > 0:
+        blocks, sizes = tile(num_rows), (x.stride(0), num_rows, num_channels, num_outputs)
+        grid = (triton.cdiv(num_rows, blocks["ROWS"]), triton.cdiv(num_outputs, blocks["OUTPUTS"]))
+        wide = triton.knobs.runtime.interpret  # it would multiply the bits of bfloat16
+        tile_kernel[grid](*pointers, *sizes, HAS_BIAS=has_bias, WIDE=wide, **blocks)
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: bfloat16 and float16 rows of any 16-aligned width."""
-    found = []
-    for dtype in ("bf16", "fp16"):
-        pointers = {
-            "x_ptr": f"*{dtype}",
-            "weight_ptr": "*u8",
-            "scale_ptr": "*fp32",
-            "bias_ptr": f"*{dtype}",
-            "out_ptr": f"*{dtype}",
-        }
-        found.append(
-            {
-                "name": f"{dtype}, 1 row",
-                "kernel": row_kernel,
-                "signature": {**pointers, **dict.fromkeys(("num_channels", "num_outputs"), "i32")},
-                "constexprs": {
-                    "HAS_BIAS": False,
-                    "OUTPUTS": ROW_OUTPUTS,
-                    "CHANNELS": ROW_CHANNELS,
-                },
-                "num_warps": ROW_WARPS,
-            }
-        )
-        integers = ("x_stride", "num_rows", "num_channels", "num_outputs")
-        for num_rows in (8, 16, 64):
-            tile, num_warps, num_stages = _tile(num_rows)
-            found.append(
-                {
-                    "name": f"{dtype}, {num_rows} rows",
-                    "kernel": tile_kernel,
-                    "signature": {**pointers, **dict.fromkeys(integers, "i32")},
-                    "constexprs": {"HAS_BIAS": False, "WIDE": False, **tile},
-                    "num_warps": num_warps,
-                    "num_stages": num_stages,
-                    "unaligned": ("num_rows",),
-                }
-            )
-    return found

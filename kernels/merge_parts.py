@@ -45,41 +45,14 @@ def merge_parts(parts: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor) 
     num_parts, num_rows, num_heads, head_dim = parts.shape
     if num_rows == 0:
         return
-    num_parts_block, block_d = (triton.next_power_of_2(n) for n in (num_parts, head_dim))
-    merge_parts_kernel[(num_rows * num_heads,)](
-        parts,
-        part_lse,
-        out,
-        num_parts,
-        num_rows * num_heads,
-        HEAD_DIM=head_dim,
-        PARTS=num_parts_block,
-        BLOCK_D=block_d,
-        num_warps=num_warps(num_parts_block * block_d),
+    most, block_d = (triton.next_power_of_2(n) for n in (num_parts, head_dim))
+    sizes = {"HEAD_DIM": head_dim, "PARTS": most, "BLOCK_D": block_d}
+    num_places = num_rows * num_heads
+    merge_parts_kernel[(num_places,)](
+        parts, part_lse, out, num_parts, num_places, **sizes, num_warps=num_warps(most * block_d)
     )
 
 
 def num_warps(num_values: int) -> int:
     """Of merge_parts_kernel: 32 lanes with at most 64 values each, 4 to 16 warps."""
     return min(16, max(4, num_values // 2048))
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: heads of Qwen2.5-VL."""
-    names = ("parts_ptr", "part_lse_ptr")
-    return [
-        {
-            "name": f"bf16, D 128, {parts} parts",
-            "kernel": merge_parts_kernel,
-            "signature": {
-                **dict.fromkeys(names, "*fp32"),
-                "out_ptr": "*bf16",
-                "num_parts": "i32",
-                "num_places": "i32",
-            },
-            "constexprs": {"HEAD_DIM": 128, "PARTS": parts, "BLOCK_D": 128},
-            "num_warps": num_warps(parts * 128),
-            "unaligned": ("num_parts", "num_places"),
-        }
-        for parts in (4, 64, 128)
-    ]

@@ -248,23 +248,12 @@ def launch(
     grid = (page_table.shape[0] * num_kv_heads * plan.num_tiles, plan.num_splits)
     if 0 in grid or num_rows == 0:
         return
+    bounds = seqlens_k if cu_seqlens_q is None else cu_seqlens_q
     paged_attention_kernel[grid](
-        q,
-        keys,
-        values,
-        page_table,
-        seqlens_k if cu_seqlens_q is None else cu_seqlens_q,
-        seqlens_k,
-        out,
-        out if lse is None else lse,
-        q.stride(0),
-        q.stride(1),
-        *keys.stride()[:3],
-        page_table.stride(0),
+        *(q, keys, values, page_table, bounds, seqlens_k, out, out if lse is None else lse),
+        *(*q.stride()[:2], *keys.stride()[:3], page_table.stride(0)),
         scale * LOG2_E,
-        plan.num_tiles,
-        plan.num_splits,
-        num_rows,
+        *(plan.num_tiles, plan.num_splits, num_rows),
         KV_HEADS=num_kv_heads,
         GROUP=num_heads // num_kv_heads,
         HEAD_DIM=head_dim,
@@ -304,66 +293,3 @@ def paged_attention(
     launch(chosen, *inputs, parts, lse, scale, causal=True)
     merge_parts(parts, lse, out)
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: Qwen2.5-VL 7B (28 heads over 4) and 3B (16 over 2), pages of
-    16: decoding, few rows and drafts, prefill, shared prefixes; float32 and the largest D."""
-    found = [_variant("7B, prefill", 7, 4, 1024), _variant("3B, prefill", 8, 2, 1024)]
-    found.append(_variant("7B, 1 row", 7, 4, 1))
-    for rows in (1, 4, 8, 16):
-        found.append(_variant(f"7B, {rows} rows, split", 7, 4, rows, PARTIAL=True))
-    shared = {"CAUSAL": False, "PARTIAL": True}
-    for rows in (8, 16):
-        found.append(_variant(f"7B, prefix shared by {rows} rows", 7, 4, rows, **shared))
-    found.append(_variant("7B, keys of one row", 7, 4, 1, HAS_BOUNDS=False, **shared))
-    found.append(_variant("7B, prefill", 7, 4, 1024, dtype="fp32"))
-    for rows in (1, 1024):
-        found.append(_variant(f"7 heads over 1, {rows} rows", 7, 1, rows, head_dim=256))
-    return found
-
-
-SPILLS = "sm_80 only, up to 72 bytes: places of rows that wait for the store, none in a loop's code"
-
-
-def _variant(
-    name: str,
-    group: int,
-    kv_heads: int,
-    rows: int,
-    dtype: str = "bf16",
-    head_dim: int = 128,
-    **flags: bool,
-) -> dict:
-    flags = {"HAS_BOUNDS": True, "CAUSAL": True, "PARTIAL": False} | flags
-    partial = flags["PARTIAL"]
-    chosen = tiles(rows * group, head_dim, 4 if dtype == "fp32" else 2)
-    strides = ("q_row_stride", "q_head_stride", "page_stride", "slot_stride", "head_stride")
-    counts = ("table_stride", "num_tiles", "num_splits", "num_rows")
-    return {
-        "name": f"{dtype}, D {head_dim}, pages of 16, {name}",
-        "kernel": paged_attention_kernel,
-        "signature": {
-            **dict.fromkeys(("q_ptr", "keys_ptr", "values_ptr"), f"*{dtype}"),
-            **dict.fromkeys(("table_ptr", "bounds_ptr", "lengths_ptr"), "*i32"),
-            "out_ptr": "*fp32" if partial else f"*{dtype}",
-            "lse_ptr": "*fp32",
-            **dict.fromkeys((*strides, *counts), "i32"),
-            "scale": "fp32",
-        },
-        "constexprs": {
-            **flags,
-            "WIDE": False,
-            "KV_HEADS": kv_heads,
-            "GROUP": group,
-            "HEAD_DIM": head_dim,
-            "PAGE_SIZE": 16,
-            "BLOCK_M": chosen.block_m,
-            "BLOCK_N": chosen.block_n,
-            "BLOCK_D": head_dim,
-        },
-        "num_warps": chosen.num_warps,
-        "num_stages": chosen.num_stages,
-        "unaligned": counts,
-        **({"spills": SPILLS} if partial else {}),
-    }

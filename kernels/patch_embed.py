@@ -1,6 +1,5 @@
-"""patch_embed's product: pixels of patch rows times a weight that holds the normalisation.
-
-    out[p, o] = sum_k pixels[p, k] folded[o, k] + bias[o]
+"""patch_embed's product: pixels of patch rows times a weight that holds the normalisation (the
+folded one of vtts_rt/ops/patch_embed.py).
 
 Pixels are bytes, as kernels/patchify.py makes them: exact in every type, and converted in
 registers, so that no normalised row is ever in memory. At O = 1280 the product is 2 x 1176 x 1280
@@ -72,43 +71,9 @@ def patch_embed(pixels: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
 
     blocks = LARGE if num_blocks(LARGE) >= MANY_BLOCKS else SMALL
     if out.numel() > 0:
+        wide = triton.knobs.runtime.interpret  # it would multiply the bits of bfloat16
+        sizes = {"PATCH_ROW": weight.shape[1], "WIDE": wide}
         patch_embed_kernel[(num_blocks(blocks),)](
-            pixels,
-            weight,
-            bias,
-            out,
-            num_rows,
-            num_outputs,
-            PATCH_ROW=weight.shape[1],
-            WIDE=triton.knobs.runtime.interpret,  # it would multiply the bits of bfloat16
-            **blocks,
+            pixels, weight, bias, out, num_rows, num_outputs, **sizes, **blocks
         )
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: both sizes of blocks in both types, of both sizes of rows."""
-    return [
-        {
-            "name": f"{kind}, {size}{', 1536 values' * (row == 1536)}",
-            "kernel": patch_embed_kernel,
-            "signature": {
-                "pixel_ptr": "*u8",
-                "weight_ptr": f"*{kind}",
-                "bias_ptr": "*fp32",
-                "out_ptr": f"*{kind}",
-                "num_rows": "i32",
-                "num_outputs": "i32",
-            },
-            "constexprs": {
-                "PATCH_ROW": row,
-                **{key: blocks[key] for key in ("ROWS", "OUTPUTS", "COLUMNS")},
-                "WIDE": False,
-            },
-            "num_warps": blocks["num_warps"],
-            "num_stages": blocks["num_stages"],
-            "unaligned": ("num_rows",),
-        }
-        for size, blocks in (("many rows", LARGE), ("few rows", SMALL))
-        for kind, row in (("bf16", 1176), ("fp16", 1176), ("bf16", 1536))
-    ]

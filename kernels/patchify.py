@@ -48,7 +48,6 @@ FIELDS = tl.constexpr(16)
     ROW_PRECISION,
 ) = map(tl.constexpr, range(FIELDS.value))
 
-PATCH_SIZES = (14, 16)  # px a side of a patch
 LANES = tl.constexpr(32)  # px a side of a token, as a power of two
 SOURCE_ROWS = tl.constexpr(16)  # resized along x at once: 4 values a thread and channel
 STAGE_ROW = tl.constexpr(96)  # 3 channels x LANES
@@ -219,26 +218,16 @@ def patchify(
 ) -> None:
     """jobs: (J, 16) int64; job_of_unit: (units,) int32; places: (T,) int32 or int64, where a
     token goes; normalisation: float32, three means and three deviations in 0..255 units;
-    patch_px: one of PATCH_SIZES; stage_rows: most source rows of a token; fixed: whether the jobs
+    patch_px: 14 or 16; stage_rows: most source rows of a token; fixed: whether the jobs
     are FIXED; out: contiguous (4 T, 6 patch_px^2) of float32, float16, bfloat16, or uint8 for the
     pixels as they are. All on one device."""
-    if patch_px not in PATCH_SIZES:
-        raise ValueError(f"patchify: patch_px must be 14 or 16, got {patch_px}")
-    num_units = len(job_of_unit)
-    row_bytes = STAGE_ROW.value * (1 if fixed else 4)
+    num_units, kind = len(job_of_unit), torch.uint8 if fixed else torch.float32
+    row_bytes = STAGE_ROW.value * kind.itemsize
     programs = max(1, min(num_units, _num_programs(out), STAGE_BYTES // (stage_rows * row_bytes)))
-    stage = torch.empty(
-        (programs, stage_rows, STAGE_ROW.value),
-        dtype=torch.uint8 if fixed else torch.float32,
-        device=out.device,
-    )
+    shape = (programs, stage_rows, STAGE_ROW.value)
+    stage = torch.empty(shape, dtype=kind, device=out.device)
     patchify_kernel[(programs,)](
-        jobs,
-        job_of_unit,
-        job_of_unit if places is None else places,
-        normalisation,
-        stage,
-        out,
+        *(jobs, job_of_unit, job_of_unit if places is None else places, normalisation, stage, out),
         num_units,
         stage_rows,
         PATCH_PX=patch_px,
@@ -252,29 +241,3 @@ def _num_programs(out: torch.Tensor) -> int:
     if not out.is_cuda:
         return 2
     return torch.cuda.get_device_properties(out.device).multi_processor_count * PROGRAMS_PER_SM
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: every type of rows of both sums, and 16-bit rows with patches
-    of 16 px."""
-    return [
-        {
-            "name": f"{kind}, {'integer' if fixed else 'float'} sums{', 16 px' * (px == 16)}",
-            "kernel": patchify_kernel,
-            "signature": {
-                "job_ptr": "*i64",
-                "job_of_unit_ptr": "*i32",
-                "places_ptr": "*i64",
-                "normalisation_ptr": "*fp32",
-                "stage_ptr": "*u8" if fixed else "*fp32",
-                "out_ptr": f"*{kind}",
-                "num_units": "i32",
-                "stage_rows": "i32",
-            },
-            "constexprs": {"PATCH_PX": px, "FIXED": fixed, "HAS_PLACES": kind != "fp32"},
-            "num_warps": NUM_WARPS,
-            "unaligned": ("num_units", "stage_rows"),
-        }
-        for kind, px in (*((kind, 14) for kind in ("fp32", "fp16", "bf16", "u8")), ("bf16", 16))
-        for fixed in (True, False)
-    ]

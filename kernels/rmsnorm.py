@@ -1,6 +1,4 @@
-"""RMSNorm with an optional residual add, one program a row.
-
-    h = x + residual;  y = h / sqrt(mean(h^2) + eps) * weight
+"""RMSNorm with an optional residual add (vtts_rt/ops/rmsnorm.py), one program a row.
 
 Legend: R rows, D features. Sums in float32 whatever the storage type.
 """
@@ -59,43 +57,11 @@ def rmsnorm(
     y = torch.empty((num_rows, num_features), dtype=x.dtype, device=x.device)
     total = x if residual is None else torch.empty_like(y)
     if num_rows > 0:
-        block = triton.next_power_of_2(num_features)
+        block, added = triton.next_power_of_2(num_features), x if residual is None else residual
         rmsnorm_kernel[(num_rows,)](
-            x,
-            x if residual is None else residual,
-            weight,
-            y,
-            total,
-            x.stride(0),
-            0 if residual is None else residual.stride(0),
-            num_features,
-            eps,
+            *(x, added, weight, y, total, x.stride(0), added.stride(0), num_features, eps),
             HAS_RESIDUAL=residual is not None,
             BLOCK=block,
             num_warps=num_warps(block),
         )
     return y, total
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: rows of Qwen2.5-VL 3B and 7B, language model and tower."""
-    found = []
-    for num_features in (1280, 2048, 3584):
-        for has_residual in (False, True):
-            block = triton.next_power_of_2(num_features)
-            pointers = ("x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "sum_ptr")
-            integers = ("x_stride", "residual_stride", "num_features")
-            found.append(
-                {
-                    "name": f"bf16, {num_features}{', residual' if has_residual else ''}",
-                    "kernel": rmsnorm_kernel,
-                    "signature": {
-                        **dict.fromkeys(pointers, "*bf16"),
-                        **dict.fromkeys(integers, "i32"),
-                        "eps": "fp32",
-                    },
-                    "constexprs": {"HAS_RESIDUAL": has_residual, "BLOCK": block},
-                    "num_warps": num_warps(block),
-                }
-            )
-    return found

@@ -65,26 +65,3 @@ def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
             num_warps=NUM_WARPS,
         )
     return x
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: heads of the language model and of the vision tower."""
-    kinds = (("bf16", "bf16", 64), ("bf16", "fp32", 40), ("fp16", "fp32", 40))
-    return [
-        {
-            "name": f"{dtype}, angles {angles}, head dim {2 * half}",
-            "kernel": rotary_kernel,
-            "signature": {
-                "x_ptr": f"*{dtype}",
-                **dict.fromkeys(("cos_ptr", "sin_ptr"), f"*{angles}"),
-                **dict.fromkeys(("row_stride", "head_stride", "num_heads"), "i32"),
-            },
-            "constexprs": {
-                "HALF": half,
-                "HEADS": HEADS,
-                "BLOCK": triton.next_power_of_2(half),
-            },
-            "num_warps": NUM_WARPS,
-        }
-        for dtype, angles, half in kinds
-    ]

@@ -101,25 +101,3 @@ def rotary_kv(
             num_warps=NUM_WARPS,
         )
     return q
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: heads of 128, as Qwen2.5-VL's language models have."""
-    return [
-        {
-            "name": f"{dtype}, head dim 128",
-            "kernel": rotary_kv_kernel,
-            "signature": {
-                **dict.fromkeys(
-                    ("qkv_ptr", "cos_ptr", "sin_ptr", "q_ptr", "keys_ptr", "values_ptr"),
-                    f"*{dtype}",
-                ),
-                "slot_ptr": "*i64",
-                **dict.fromkeys(("qkv_stride", "num_heads", "num_kv_heads"), "i32"),
-            },
-            "constexprs": {"HALF": 64, "HEADS": HEADS, "BLOCK": 64},
-            "num_warps": NUM_WARPS,
-            "unaligned": ("num_heads", "num_kv_heads"),
-        }
-        for dtype in ("bf16", "fp16")
-    ]

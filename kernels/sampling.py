@@ -1,9 +1,5 @@
-"""Choosing a token for each row of logits: Gumbel-max with the counter-based noise of numpy's
-Philox, and the log-probability of what was chosen.
-
-    score = logits / temperature                     (temperature 0: the logits themselves)
-    token = first maximum of score + gumbel(seed, member, round, position)[token]
-    logprob = score[token] - logsumexp(score)
+"""The tokens and log-probabilities of vtts_rt/ops/sampling.py, with the counter-based noise of
+numpy's Philox and a softmax of logits / temperature (temperature 0: of the logits themselves).
 
 A first kernel does a chunk of a row, a second one merges a row's chunks.
 
@@ -152,94 +148,30 @@ def sample(
     logits: torch.Tensor,
     temperatures: torch.Tensor,
     seeds: torch.Tensor,
-    members: torch.Tensor,
-    rounds: torch.Tensor,
-    positions: torch.Tensor,
+    coordinates: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     divide: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits: (N, V), V adjacent and at least 1; temperatures: (N,) float32; the rest (N,) int64,
-    contiguous. divide: False where the logits have been divided by their temperature.
+    """logits: (N, V), V adjacent and at least 1; temperatures: (N,) float32; seeds and coordinates
+    (members, rounds, positions): (N,) int64, contiguous. divide: False where the logits have been
+    divided by their temperature.
     Returns tokens (N,) int64 and log-probabilities (N,) float32."""
     num_rows, size = logits.shape
     num_chunks = triton.cdiv(size, BLOCK)
-    device = logits.device
-    best = torch.empty((num_rows, num_chunks), dtype=torch.int64, device=device)
-    largest = torch.empty((num_rows, num_chunks), dtype=torch.float32, device=device)
-    total = torch.empty_like(largest)
-    tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
-    logprobs = torch.empty(num_rows, dtype=torch.float32, device=device)
+
+    def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty((num_rows, *shape), dtype=dtype, device=logits.device)
+
+    chosen = empty(torch.int64), empty(torch.float32)
     if num_rows > 0:
+        scores, stride = (logits, temperatures), logits.stride(0)
+        types = (torch.int64, torch.float32, torch.float32)  # best, largest, sums
+        left = [empty(dtype, num_chunks) for dtype in types]
+        flags = {"DIVIDE": divide, "num_warps": NUM_WARPS}
         chunk_kernel[(num_rows * num_chunks,)](
-            logits,
-            temperatures,
-            seeds,
-            members,
-            rounds,
-            positions,
-            best,
-            largest,
-            total,
-            logits.stride(0),
-            size,
-            num_chunks,
-            DIVIDE=divide,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
+            *scores, seeds, *coordinates, *left, stride, size, num_chunks, BLOCK=BLOCK, **flags
         )
+        chunks = triton.next_power_of_2(num_chunks)
         merge_kernel[(num_rows,)](
-            logits,
-            temperatures,
-            best,
-            largest,
-            total,
-            tokens,
-            logprobs,
-            logits.stride(0),
-            num_chunks,
-            DIVIDE=divide,
-            CHUNKS=triton.next_power_of_2(num_chunks),
-            num_warps=NUM_WARPS,
+            *scores, *left, *chosen, stride, num_chunks, CHUNKS=chunks, **flags
         )
-    return tokens, logprobs
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: 151,936 logits in the types that models and filters give."""
-    found = []
-    partial = {"best_ptr": "*i64", "max_ptr": "*fp32", "sum_ptr": "*fp32"}
-    for dtype, divide in (("bf16", True), ("fp16", True), ("fp32", True), ("fp32", False)):
-        inputs = {"logits_ptr": f"*{dtype}", "temperature_ptr": "*fp32"}
-        coordinates = ("seed_ptr", "member_ptr", "round_ptr", "position_ptr")
-        name = f"{dtype}{'' if divide else ', divided'}"
-        found.append(
-            {
-                "name": f"chunks of {name}",
-                "kernel": chunk_kernel,
-                "signature": {
-                    **inputs,
-                    **dict.fromkeys(coordinates, "*i64"),
-                    **partial,
-                    **dict.fromkeys(("row_stride", "size", "num_chunks"), "i32"),
-                },
-                "constexprs": {"DIVIDE": divide, "BLOCK": BLOCK},
-                "num_warps": NUM_WARPS,
-                "unaligned": ("num_chunks",),
-            }
-        )
-        found.append(
-            {
-                "name": f"merge of {name}",
-                "kernel": merge_kernel,
-                "signature": {
-                    **inputs,
-                    **partial,
-                    "token_ptr": "*i64",
-                    "logprob_ptr": "*fp32",
-                    **dict.fromkeys(("row_stride", "num_chunks"), "i32"),
-                },
-                "constexprs": {"DIVIDE": divide, "CHUNKS": 256},
-                "num_warps": NUM_WARPS,
-                "unaligned": ("num_chunks",),
-            }
-        )
-    return found
+    return chosen

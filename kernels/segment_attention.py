@@ -1,6 +1,5 @@
-"""Attention inside segments of rows: a program takes a block of one segment's queries and a head.
-
-    out[i, h] = softmax_j(q[i, h] . k[j, h] / sqrt(D)) v[j, h],   j over the rows of i's segment
+"""Attention inside segments of rows (vtts_rt/ops/segment_attention.py): a program takes a block of
+one segment's queries and a head.
 
 Segments of all lengths go in one launch: a table says where each block of queries and its segment
 are. Softmax is online, in float32; weights are rounded to v's type for the tensor cores.
@@ -123,16 +122,10 @@ def segment_attention(
     out = torch.empty((num_rows, num_heads * dim), dtype=q.dtype, device=q.device)
     low, high = split_features(dim)
     if out.numel() > 0:
+        strides = (stride for x in (q, k, v) for stride in x.stride()[:2])
         segment_attention_kernel[(len(table), num_heads)](
-            q,
-            k,
-            v,
-            table,
-            out,
-            *q.stride()[:2],
-            *k.stride()[:2],
-            *v.stride()[:2],
-            out.stride(0),
+            *(q, k, v, table, out),
+            *(*strides, out.stride(0)),
             dim**-0.5 * LOG2_E,
             DIM=dim,
             LOW=low,
@@ -141,45 +134,3 @@ def segment_attention(
             **blocks(q.dtype, longest),
         )
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: Qwen2.5-VL's heads of 80 in windows and whole pairs, the 64
-    of the bench model, and the largest."""
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    found = []
-    for kind, dim, longest in (
-        ("bf16", 80, WINDOW),
-        ("bf16", 80, 4096),
-        ("fp16", 80, 4096),
-        ("bf16", 64, 4096),
-        ("bf16", 128, 4096),
-        ("fp32", 80, 4096),
-    ):
-        choice = blocks(kinds[kind], longest)
-        low, high = split_features(dim)
-        strides = ("q_row", "q_head", "k_row", "k_head", "v_row", "v_head", "out_row")
-        found.append(
-            {
-                "name": f"{kind}, head dim {dim}, {'windows' if longest == WINDOW else 'pairs'}",
-                "kernel": segment_attention_kernel,
-                "signature": {
-                    **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{kind}"),
-                    "table_ptr": "*i32",
-                    "out_ptr": f"*{kind}",
-                    **dict.fromkeys(strides, "i32"),
-                    "scale": "fp32",
-                },
-                "constexprs": {
-                    "DIM": dim,
-                    "LOW": low,
-                    "HIGH": high,
-                    "QUERIES": choice["QUERIES"],
-                    "KEYS": choice["KEYS"],
-                    "WIDE": False,
-                },
-                "num_warps": choice["num_warps"],
-                "num_stages": choice["num_stages"],
-            }
-        )
-    return found

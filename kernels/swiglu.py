@@ -1,6 +1,4 @@
-"""The gate of a gated MLP: a program does a block of one row.
-
-    out[n, i] = silu(x[n, i]) * x[n, I + i],   silu(a) = a / (1 + exp(-a))
+"""The gate of a gated MLP (vtts_rt/ops/swiglu.py): a program does a block of one row.
 
 Legend: N rows, I hidden channels. Arithmetic in float32, rounded once when stored.
 """
@@ -40,18 +38,3 @@ def swiglu(x: torch.Tensor) -> torch.Tensor:
             x, out, NUM_HIDDEN=num_hidden, BLOCK=BLOCK, num_warps=NUM_WARPS
         )
     return out
-
-
-def variants() -> list[dict]:
-    """What is compiled ahead of time: the MLPs of 3B, of 7B and of the vision tower."""
-    return [
-        {
-            "name": f"{dtype}, {num_hidden}",
-            "kernel": swiglu_kernel,
-            "signature": {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"},
-            "constexprs": {"NUM_HIDDEN": num_hidden, "BLOCK": BLOCK},
-            "num_warps": NUM_WARPS,
-        }
-        for dtype in ("bf16", "fp16")
-        for num_hidden in (11008, 18944, 3420)
-    ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vtts_rt.engine import decode_step, graphs, runner
+from vtts_rt.engine import graphs, runner
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
 from vtts_rt.models import attention
@@ -123,8 +123,7 @@ def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(attention, "cascade_attention", cascade)
     for module in (attention, graphs):  # groups of two that share two pages are enough
         patch.setattr(module, "find_groups", partial(find_groups, min_group=2, min_shared=8))
-    for module in (runner, decode_step):
-        patch.setattr(module, "sample", draw)
+    patch.setattr(runner, "sample", draw)
 
 
 def draw(logits: Tensor, *args: Any, **more: Any) -> tuple[Tensor, ...]:

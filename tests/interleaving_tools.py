@@ -19,7 +19,7 @@ PAGE_BYTES = 2 * 2 * 4 * 2 * 8 * 8  # k and v, layers, tokens, heads, head dim, 
 
 
 class SlowFrames(Frames):
-    """Frames that are not there for the first few times somebody asks."""
+    """Frames that are not ready the first few times they are asked for."""
 
     def __init__(self, patience: int) -> None:
         super().__init__()
@@ -157,15 +157,11 @@ class Interleaving:
             elif len(self.pins) < 2:
                 keys = np.concatenate([s.keys for s in engine._sequences.values()] or [[]])
                 if len(keys):
-                    self.pins.append(engine.prefix_tree.pin(keys[:12], self.namespace))
+                    self.pins.append(engine.prefix_tree.pin(keys[:12]))
         elif action == "forget":
             engine.vision_cache.clear()
         elif action == "update":
             self.update_weights()
-
-    @property
-    def namespace(self) -> int:
-        return self.engine._scheduler.namespace
 
     def run(self) -> None:
         for _ in range(60):

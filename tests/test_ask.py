@@ -23,6 +23,7 @@ from vtts_rt import (
     EngineConfig,
     Overloaded,
     Runtime,
+    RuntimeConfig,
     SamplingParams,
     Video,
     open_video,
@@ -34,8 +35,9 @@ ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
 
 @pytest.fixture(scope="module")
 def runtime(checkpoint: Path) -> Iterator[Runtime]:
-    config = EngineConfig(kv_bytes=1 << 26, max_sequences=2, max_queued_requests=1)
-    with Runtime.from_pretrained(checkpoint, engine=config) as runtime:
+    engine = EngineConfig(kv_bytes=1 << 26, max_sequences=2)
+    config = RuntimeConfig(max_queued_requests=1)
+    with Runtime.from_pretrained(checkpoint, engine=engine, config=config) as runtime:
         yield runtime
 
 
@@ -102,6 +104,28 @@ def test_an_ask_checks_itself_and_holds_all(runtime: Runtime, clips: list[Path])
 
 
 # -- open videos ----------------------------------------------------------------------------------
+
+
+def test_a_group_opens_its_videos_once(
+    runtime: Runtime, clips: list[Path], opened: list[Any]
+) -> None:
+    videos = [clips[0], str(clips[0]), clips[1]]
+    runtime.clear_caches()
+    expected = [runtime.ask(**request(videos, member=i, start_seconds=1.0)) for i in range(3)]
+    opened.clear()
+    runtime.clear_caches()
+    group = runtime.ask_group(num_answers=3, **request(videos, start_seconds=1.0))
+    assert opened == [clips[0], clips[1]]
+    assert [tokens(answer) for answer in group] == [tokens(answer) for answer in expected]
+    spent = [[sum(r.reuse.frames_decoded for r in a.rounds) for a in x] for x in (expected, group)]
+    assert sum(spent[1]) == spent[0][0] > 0  # as one alone
+    missing = request("/nowhere.mp4")
+    failed = runtime.ask_group(num_answers=2, return_exceptions=True, **missing)
+    assert [type(error) for error in failed] == [BadMedia] * 2
+    with pytest.raises(BadMedia):
+        runtime.ask_group(num_answers=2, **missing)
+    with pytest.raises(TimeoutError, match="passed before the video was open"):
+        runtime.ask_group(num_answers=2, **request(clips[0], timeout_seconds=1e-9))
 
 
 def test_an_open_video_is_opened_once(

@@ -34,7 +34,7 @@ from vtts_rt.video.writer import write_video
 
 torchvision_shim.install()
 
-LOOP = PEERS["hf"]
+LOOP = PEERS["hf"].label
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_two_comparisons_are_made_and_both_sides_get_the_recipe(
     assert len(tokens) == 1
 
 
-def test_work_that_differs_is_told() -> None:
+def test_work_that_differs_is_reported() -> None:
     def side(*rounds: tuple[list[int], tuple[int, int], int]) -> list[bench_rounds.Run]:
         found = [
             RoundSample([7, 8], frames, [size], tokens, RoundTimings())

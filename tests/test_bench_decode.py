@@ -30,6 +30,7 @@ def small() -> ModelConfig:
         config.language,
         **{"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 48},
         **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        head_dim=8,
         mrope_section=(2, 1, 1),
     )
     vision = replace(config.vision, depth=1, hidden_size=32, num_heads=2, out_hidden_size=32)

@@ -49,7 +49,7 @@ def test_a_level_has_the_fields_of_vllm_bench_serve(serve: dict[str, Any]) -> No
         assert len(level["round_ttft_ms"]) == 2
 
 
-def test_gaps_between_tokens_are_told_only_without_drafts(
+def test_gaps_between_tokens_are_reported_only_without_drafts(
     serve: dict[str, Any], tmp_path: Path
 ) -> None:
     assert serve["setting"]["draft_tokens"] == 0

@@ -16,7 +16,7 @@ import torch
 from isolated import Outcome, outcomes
 from op_cases import cases
 
-from vtts_rt import checkout, report
+from vtts_rt import checkout, cli
 from vtts_rt.bench import main, ops, script
 from vtts_rt.ops.dispatch import backends
 
@@ -161,12 +161,14 @@ def test_every_backend_of_a_case_is_timed_and_a_failure_costs_no_other_op(
 
 
 def test_an_installed_wheel_says_what_it_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(checkout, "FOLDER", tmp_path)
     with pytest.raises(RuntimeError, match="micro-benchmarks are in bench/ of the source checkout"):
         main(["ops", "--op", "swiglu", "--device", "cpu"])
     with pytest.raises(RuntimeError, match="peers on vLLM are in bench/ of the source checkout"):
         main(["rounds", "--peer", "vllm"])
-    with pytest.raises(RuntimeError, match="tables are in bench/ of the source checkout"):
-        report.main([])
+    for command in ("report", "train"):
+        assert cli.main([command]) == 1
+        said = capsys.readouterr().err
+        assert f"the parts of `vtts-rt {command}` are in bench/ of the source checkout" in said

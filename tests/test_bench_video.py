@@ -56,7 +56,7 @@ def test_times_fit_together(result: dict[str, Any]) -> None:
         assert row["again_speedup"] == pytest.approx(row["decoding_ms"] / row["again_ms"])
 
 
-def test_who_takes_no_part_is_told_why(result: dict[str, Any]) -> None:
+def test_a_reader_left_out_has_a_reason(result: dict[str, Any]) -> None:
     able, absent = readers.contenders(Path("unused"))
     assert result["absent"] == absent
     there = {contender.name for contender in able} | set(absent)

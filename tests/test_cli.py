@@ -61,7 +61,8 @@ def test_json_is_the_contract(
     assert out.count("\n") == 1 and err == ""
     assert set(answer) == {
         "schema_version", "answer", "option", "stop_reason", "model", "strategy", "parity",
-        "dialect", "seed", "weights_version", "versions", "videos", "rounds", "timings_ms",
+        "video_wrapper", "dialect", "seed", "weights_version", "versions", "videos", "rounds",
+        "timings_ms",
     }  # fmt: skip
     assert (answer["strategy"], answer["parity"], answer["seed"]) == ("append", "release", 7)
     assert answer["stop_reason"] == "max_rounds" and len(answer["rounds"]) == 3

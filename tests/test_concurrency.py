@@ -15,10 +15,13 @@ import torch
 from clip_writer import write_video
 from utils import LOOK, request, tokens
 
-from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
+from vtts_rt.rounds.prepare import open_request
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
+
+ENGINE = EngineConfig(kv_bytes=1 << 26)
 
 
 @pytest.fixture()
@@ -85,12 +88,12 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
     alone = runtime.ask(**arguments, member=3)
     assert tokens(alone) == tokens(group[3])
     videos = iter([clips[0], "/nowhere.mp4", clips[0]])
-    opened = runtime._request
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            runtime,
-            "_request",
-            lambda called, ask, stack: opened(called, replace(ask, videos=[next(videos)]), stack),
+            "vtts_rt.runtime.open_request",
+            lambda resources, called, ask, stack: open_request(
+                resources, called, replace(ask, videos=[next(videos)]), stack
+            ),
         )
         some = runtime.ask_group(num_answers=3, return_exceptions=True, **arguments)
     assert sorted(isinstance(one, ValueError) for one in some) == [False, False, True]
@@ -117,7 +120,7 @@ def test_one_bad_request_loses_no_other(runtime: Runtime, clips: list[Path]) -> 
     assert runtime.ask_batch([]) == []
 
 
-def test_a_decoder_that_dies_in_mid_round(
+def test_a_decoder_that_fails_within_a_round(
     runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = PyavSource.read
@@ -209,16 +212,35 @@ def test_closing_fails_what_is_in_work(checkpoint: Path, clips: list[Path]) -> N
         runtime.ask(**request(clips[0]))
 
 
-def test_a_fault_of_the_engine_reaches_everybody_and_passes(
-    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+class Unlike(Exception):
+    """An error that `copy.copy` cannot make again of its args."""
+
+    def __init__(self, what: str, more: str) -> None:
+        super().__init__(f"{what} {more}")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AssertionError("books do not balance"), "books do not balance"),
+        (Unlike("books", "do not balance"), "Unlike: books do not balance"),
+    ],
+)
+def test_an_engine_fault_fails_each_request_with_an_error_of_its_own(
+    runtime: Runtime,
+    clips: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
 ) -> None:
     def broken() -> Any:
-        raise AssertionError("books do not balance")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(runtime.engine._scheduler, "schedule", broken)
         outcomes = runtime.ask_batch([request(c) for c in clips], return_exceptions=True)
-    assert [str(error) for error in outcomes] == ["books do not balance"] * 2
+    assert [str(outcome) for outcome in outcomes] == [told] * 2
+    assert outcomes[0] is not outcomes[1] and error not in outcomes
     assert len(runtime.ask(**request(clips[0])).rounds) == 3
 
 
@@ -286,10 +308,10 @@ def test_an_update_can_abort_and_refuses_what_does_not_fit(
 def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
     checkpoint: Path, clips: list[Path], monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
-    config = EngineConfig(kv_bytes=1 << 26, speculative_fetch=ahead)
+    config = RuntimeConfig(speculative_fetch=ahead)
     # By-products of the first round would leave nothing to fetch.
     monkeypatch.setattr("vtts_rt.rounds.scheduler.finer_frames", lambda *_: {})
-    with Runtime.from_pretrained(checkpoint, engine=config) as runtime:
+    with Runtime.from_pretrained(checkpoint, engine=ENGINE, config=config) as runtime:
         tokenizer = runtime.engine.tokenizer
         text = "<answer>B</answer><glue>[(2, 5)]</glue> and so on and on and on"
         script = [[*tokenizer.encode(t), max(tokenizer.eos_token_ids)] for t in (text, "B")]
@@ -298,7 +320,7 @@ def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
         def choose(logits: Any, params: Any, *, round_index: int, position: int, **_: Any) -> Any:
             if round_index == 0 and position == len(script[0]) - 1:
                 deadline = time.monotonic() + 10
-                store = runtime._store
+                store = runtime._resources.store
                 while ahead and store.frames_decoded == first and time.monotonic() < deadline:
                     time.sleep(0.01)
                 decoded_at.append(store.frames_decoded)
@@ -326,8 +348,8 @@ def test_finer_frames_are_kept_as_the_decoder_passes_them(checkpoint: Path, tmp_
     write_video(path, frames, source_fps=16.0, gop=250, b_frames=2)
     answers = {}
     for ahead in (True, False):
-        config = EngineConfig(kv_bytes=1 << 26, speculative_fetch=ahead)
-        with Runtime.from_pretrained(checkpoint, engine=config) as runtime:
+        config = RuntimeConfig(speculative_fetch=ahead)
+        with Runtime.from_pretrained(checkpoint, engine=ENGINE, config=config) as runtime:
             answers[ahead] = runtime.ask(**request(path, "append")).rounds
             assert (runtime.stats()["frame_store"]["frames_passing"] > 0) == ahead
     decoded: set[int] = set()

@@ -106,6 +106,19 @@ def test_dotted_names_exist(page: Path) -> None:
                 pkgutil.resolve_name(name)
 
 
+def test_each_change_has_code_tests_and_a_page() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    _, section = page.split("## Where do I change what\n")
+    rows = [
+        line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| a")
+    ]
+    subjects = [subject.split()[1] for subject, *_ in rows]
+    assert subjects == ["family", "dialect", "strategy", "op", "decoder", "metric"]
+    for _, code, tests, reference in rows:
+        assert re.search("`(vtts_rt|kernels|csrc)/", code) and "`tests/" in tests
+        assert re.fullmatch(r"\[[\w.]+\]\([\w.#-]+\)", reference)
+
+
 def test_make_targets_exist() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -14,7 +14,15 @@ import pytest
 import torch
 from utils import LOOK
 
-from vtts_rt import EngineConfig, FrameStore, PerceptionConfig, Runtime, SamplingParams, open_video
+from vtts_rt import (
+    EngineConfig,
+    FrameStore,
+    PerceptionConfig,
+    Runtime,
+    RuntimeConfig,
+    SamplingParams,
+    open_video,
+)
 from vtts_rt.errors import BadRequest
 from vtts_rt.rounds.ask import ASK_RULES, Ask, AskOptions, OpeningOptions
 from vtts_rt.types import Prompt
@@ -74,7 +82,7 @@ def named(function: str) -> str:
 
 
 @pytest.mark.parametrize("function", CALLS)
-def test_an_unknown_name_is_told_by_the_function(
+def test_an_unknown_name_is_reported_by_the_function(
     runtime: Runtime, opened: list[Any], function: str
 ) -> None:
     near = "option", "options"
@@ -209,7 +217,7 @@ def test_rules_take_a_value_or_refuse_it_in_one_sentence(
     runtime: Runtime, opened: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the value is: nothing else is raised, and nothing begins."""
-    monkeypatch.setattr(runtime, "_request", print)
+    monkeypatch.setattr("vtts_rt.runtime.open_request", print)
     values = (*NOTHING, np.zeros(3), torch.zeros(2), [np.zeros(2)], {"spans": object()}, "\ud800")
     refused = 0
     arguments = ["video", "question", *OPTIONS]
@@ -282,6 +290,7 @@ def test_a_wrong_request_of_a_batch(runtime: Runtime, clips: list[Path], opened:
         ("from_pretrained", {"device": 3}, "Runtime: device must be auto, cpu or cuda"),
         ("from_pretrained", {"quantization": "int3"}, "Runtime: quantization must be None or"),
         ("from_pretrained", {"engine": {}}, "Runtime: engine must be an EngineConfig or None"),
+        ("from_pretrained", {"config": {}}, "Runtime: config must be a RuntimeConfig or None"),
         ("from_pretrained", {"frame_store": 3}, "Runtime: frame_store must be a FrameStore or"),
     ],
 )
@@ -303,16 +312,28 @@ def test_the_constructor_checks_its_engine(runtime: Runtime) -> None:
     ("name", "value"),
     [
         *((name, value) for name in ("kv_bytes", "page_size") for value in ("1", True, 1.5, None)),
-        *((name, -1) for name in ("kv_bytes", "threads", "draft_tokens", "frame_store_bytes")),
+        *((name, -1) for name in ("kv_bytes", "draft_tokens")),
         *((name, 0) for name in ("page_size", "max_sequences", "max_wait_steps")),
-        *((name, value) for name in ("prefix_cache", "speculative_fetch") for value in (1, "no")),
+        *(("prefix_cache", value) for value in (1, "no")),
         *(("max_batch_tokens", 64), ("max_sequences", 10**30), ("cuda_graphs", "yes")),
-        *(("decoder", 3), ("decoder", []), ("media_limits", {}), ("vision_disk_path", 3)),
+        ("vision_disk_path", 3),
     ],
 )
 def test_engine_settings(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^EngineConfig: {name} must be .*, got "):
         EngineConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("threads", -1), ("frame_store_bytes", -1), ("max_queued_requests", 1.5)),
+        *(("speculative_fetch", 1), ("decoder", 3), ("decoder", []), ("media_limits", {})),
+    ],
+)
+def test_runtime_settings(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^RuntimeConfig: {name} must be .*, got "):
+        RuntimeConfig(**{name: value})
 
 
 def test_budgets_of_a_frame_store() -> None:

@@ -61,9 +61,7 @@ def test_a_request_during_close_fails(checkpoint: Path, clips: list[Path]) -> No
     assert "closed" in str(errors[0])
 
 
-def test_cancelling_before_the_driver_has_heard_of_a_question(
-    runtime: Runtime, clips: list[Path]
-) -> None:
+def test_cancelling_before_the_driver_takes_a_question(runtime: Runtime, clips: list[Path]) -> None:
     async def main() -> None:
         task = asyncio.create_task(runtime.ask_async(**request(clips[0])))
         while runtime._driver._calls.empty():
@@ -74,7 +72,7 @@ def test_cancelling_before_the_driver_has_heard_of_a_question(
 
     with Busy(runtime):
         asyncio.run(main())
-    assert runtime._driver.call(lambda: runtime._rounds.has_work) is False
+    assert runtime._driver.call(lambda: runtime._driver._scheduler.has_work) is False
 
 
 def test_a_stream_that_is_closed_does_not_hold_up_new_weights(
@@ -92,7 +90,9 @@ def test_a_stream_that_is_closed_does_not_hold_up_new_weights(
     assert len(runtime.ask(**request(clips[0])).rounds) == 3
 
 
-def test_an_update_that_does_not_fit_disturbs_nobody(runtime: Runtime, clips: list[Path]) -> None:
+def test_an_update_that_does_not_fit_disturbs_no_request(
+    runtime: Runtime, clips: list[Path]
+) -> None:
     runtime.ask(**request(clips[0]))
     stream = runtime.stream(**request(clips[1]))
     while next(stream).type != "token":

@@ -36,7 +36,7 @@ def test_every_op_has_a_line_with_backend_and_reason_for_each_device() -> None:
             assert reason.endswith(")") and len(reason) > 3, said
 
 
-def test_choices_inside_and_above_ops_are_told() -> None:
+def test_choices_inside_and_above_ops_are_reported() -> None:
     ops = environment()["ops"]
     assert ops["instruction set of native kernels"].split()[0] in (
         *("neon", "avx512", "avx2", "scalar", "none"),
@@ -46,11 +46,11 @@ def test_choices_inside_and_above_ops_are_told() -> None:
     assert ops["triton kernels"]
 
 
-def test_prefill_and_decoding_are_told_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_and_decoding_are_reported_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> dict[str, str]:
         ops = environment()["ops"]
-        uses = [f"{use} attention on cpu in" for use in ("prefill", "decoding")]
-        kinds = [f"{use} {dtype}" for use in uses for dtype in ("float32", "bfloat16")]
+        uses = [f"{use} attention in" for use in ("prefill", "decoding")]
+        kinds = [f"{use} {dtype} on cpu" for use in uses for dtype in ("float32", "bfloat16")]
         return {kind: ops[kind].partition(" ")[0] for kind in kinds}
 
     ours = "cpu" if native.supports("cpu") is None else "torch"
@@ -63,7 +63,7 @@ def test_prefill_and_decoding_are_told_by_dtype(monkeypatch: pytest.MonkeyPatch)
     assert environment()["ops"][one_call].startswith("no")
 
 
-def test_a_wish_is_told_and_one_that_cannot_be_met_says_why(
+def test_a_requested_backend_is_reported_or_why_it_cannot_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VTTS_RT_BACKEND", "rmsnorm=reference,swiglu=triton,rotary=abacus")
@@ -74,7 +74,7 @@ def test_a_wish_is_told_and_one_that_cannot_be_met_says_why(
     assert ops["rotary on cpu"].startswith("none (rotary: backend must be ")
 
 
-def test_decoders_and_the_index_cache_are_told(
+def test_decoders_and_the_index_cache_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("VTTS_RT_CACHE_DIR", str(tmp_path))

@@ -101,7 +101,7 @@ def test_the_logging_of_an_application_is_left_alone(tmp_path: Path) -> None:
     assert said == "app opened\n"
 
 
-def test_a_source_tree_before_the_installed_package_is_told_once(tmp_path: Path) -> None:
+def test_a_source_tree_before_the_installed_package_warns_once(tmp_path: Path) -> None:
     sources, site = tmp_path / "sources", tmp_path / "site"
     for folder in (sources, site):
         shutil.copytree(ROOT / "vtts_rt", folder / "vtts_rt", ignore=lambda *_: ["_build_info.py"])

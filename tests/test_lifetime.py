@@ -113,8 +113,8 @@ def kinds_of_garbage(
     try:
         ask()
         runtime._driver.call(lambda: None)  # aborts are served
-        with runtime._store.ahead._lock:
-            busy = {id(wanted.source) for wanted in runtime._store.ahead._busy.values()}
+        with runtime._resources.store.ahead._lock:
+            busy = {id(wanted.source) for wanted in runtime._resources.store.ahead._busy.values()}
         left = [source() for source in sources]
         assert sources and all(source is None or id(source) in busy for source in left)
         del left
@@ -145,7 +145,7 @@ def test_open_files_stay_few(runtime: Runtime, clips: list[Path]) -> None:
     assert max(counts[4:]) <= max(counts[:4])
 
 
-def test_a_runtime_that_nobody_has_ends_its_thread(checkpoint: Path, clips: list[Path]) -> None:
+def test_an_unreferenced_runtime_ends_its_thread(checkpoint: Path, clips: list[Path]) -> None:
     runtime = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26))
     runtime.ask(**request(clips[0]))
     thread, engine = runtime._driver._thread, weakref.ref(runtime.engine)
@@ -221,7 +221,7 @@ def test_closing_on_the_drivers_own_thread(checkpoint: Path, clips: list[Path]) 
         list(stream)
     assert runtime._driver._thread is not None
     runtime._driver._thread.join(60)
-    assert not runtime._rounds.has_work
+    assert not runtime._driver._scheduler.has_work
 
 
 # -- time -------------------------------------------------------------------------------------

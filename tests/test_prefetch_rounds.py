@@ -17,7 +17,7 @@ import pytest
 from utils import tokens
 
 import vtts_rt
-from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video.prefetch import PREFETCH_BATCH
 from vtts_rt.video.pyav import PyavSource
@@ -48,9 +48,14 @@ def runtime(tiny: Runtime) -> Iterator[Runtime]:
 
 
 def another(tiny: Runtime, *, ahead: bool = True) -> Runtime:
-    config = EngineConfig(kv_bytes=KV_BYTES, speculative_fetch=ahead)
     engine = tiny.engine
-    return Runtime(engine.model, engine.tokenizer, templates=tiny._templates, engine=config)
+    return Runtime(
+        engine.model,
+        engine.tokenizer,
+        templates=tiny._resources.templates,
+        engine=EngineConfig(kv_bytes=KV_BYTES),
+        config=RuntimeConfig(speculative_fetch=ahead),
+    )
 
 
 def question(strategy: Any = "append", rounds: int = 2, **more: Any) -> dict[str, Any]:
@@ -183,7 +188,7 @@ def test_frames_that_came_in_time_are_read_once(
 ) -> None:
     slow.open.set()
     num_tokens = len(expected.rounds[0].token_ids)
-    ahead = runtime._store.ahead
+    ahead = runtime._resources.store.ahead
     at_token(monkeypatch, num_tokens - 1, lambda: wait_for(lambda: not ahead._working))
     answer = runtime.ask(**question())
     assert tokens(answer) == tokens(expected)
@@ -225,7 +230,7 @@ def test_answers_do_not_depend_on_it(tiny: Runtime, strategy: str) -> None:
         assert [r.frames for r in with_it.rounds] == [r.frames for r in without.rounds]
         counts = plain.stats()["frame_store"]
         assert counts["frames_guessed"] == counts["frames_passing"] == 0
-        ahead._store.check_integrity()
+        ahead._resources.store.check_integrity()
 
 
 def test_a_guess_that_fails_is_only_a_guess(
@@ -270,7 +275,7 @@ def test_a_second_clue_cancels_what_only_the_first_would_have_shown(
     used = {*first, *second}.intersection(last.answer.rounds[1].frames)
     assert reuse.frames_guessed_used == len(used) < reuse.frames_guessed
     assert gone.isdisjoint(i for _, i in slow.read) and gone.isdisjoint(used)
-    runtime._store.check_integrity()
+    runtime._resources.store.check_integrity()
 
 
 # -- ends -------------------------------------------------------------------------------------
@@ -299,7 +304,7 @@ def test_however_a_question_ends_what_waits_is_cancelled(
     )
     monkeypatch.setattr("vtts_rt.engine.engine.time", clock)
     runtime = another(tiny)
-    ahead = runtime._store.ahead
+    ahead = runtime._resources.store.ahead
     stream = runtime.stream(**question(timeout_seconds=1e5))
     while next(stream).type != "clue":
         pass
@@ -327,5 +332,5 @@ def test_however_a_question_ends_what_waits_is_cancelled(
         return
     late = False
     assert tokens(runtime.ask(**question())) == tokens(expected)  # whatever was begun
-    runtime._store.check_integrity()
+    runtime._resources.store.check_integrity()
     runtime.close()

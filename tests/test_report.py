@@ -149,7 +149,7 @@ def test_concurrency_has_a_line_for_each_level(checkout: Path) -> None:
     assert f"| `append` | {SERVED}" in text and "real video, float32, no drafts." in text
 
 
-def test_times_of_a_token_are_told_only_without_drafts(checkout: Path) -> None:
+def test_times_of_a_token_are_reported_only_without_drafts(checkout: Path) -> None:
     setting = {**SETTING, "num_videos": 4, "draft_tokens": 15}
     text = file(checkout, "serve", {"setting": setting, "dtype": "float32", "sweep": [LEVEL]})
     assert f"| `append` | {SERVED.replace('| 40 |', '|  |')}" in text
@@ -320,7 +320,7 @@ def test_writing_twice_changes_nothing(checkout: Path) -> None:
     assert (checkout / "README.md").read_text() == once
 
 
-def test_check_changes_nothing_and_tells(
+def test_check_changes_nothing_and_reports(
     checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(checkout, "needle_cpu_202611.json")

@@ -19,7 +19,6 @@ from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.tokenizer import encode_prompt
 from vtts_rt.ops.patchify import PatchifyJob
-from vtts_rt.rounds.prepare import open_videos
 from vtts_rt.rounds.results import Answer, AnswerReady
 from vtts_rt.types import Prompt
 from vtts_rt.video import open_video
@@ -273,11 +272,11 @@ def test_token_budget(checkpoint: Path, clip: Path) -> None:
 def test_timeout_and_closing_leave_the_runtime_usable(
     runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slowly(stack: Any, ask: Any, config: Any, device: Any, deadline_seconds: Any) -> Any:
-        return open_videos(stack, ask, config, device)
+    def slowly(video: Any, *, deadline_seconds: Any, **more: Any) -> Any:
+        return open_video(video, **more)
 
     with monkeypatch.context() as patch:  # as if it passed right after the opening
-        patch.setattr("vtts_rt.rounds.prepare.open_videos", slowly)
+        patch.setattr("vtts_rt.rounds.prepare.open_video", slowly)
         late = ask(runtime, clip, "append", timeout_seconds=1e-9)
     assert (late.stop_reason, late.rounds, late.text) == ("timeout", [], "")
     stream = runtime.stream(clip, "which?", perception=PerceptionConfig(**LOOK), sampling=FORCED)

@@ -12,7 +12,7 @@ import pytest
 from feed_tools import make_manifest, rows_of, write_clip
 from utils import request
 
-from vtts_rt import EngineConfig, MediaLimits, RolloutDataFeed, Runtime
+from vtts_rt import EngineConfig, MediaLimits, RolloutDataFeed, Runtime, RuntimeConfig
 from vtts_rt.rounds.results import Answer
 
 SIZE = (96, 128)
@@ -43,19 +43,21 @@ def test_arrays_with_times(runtime: Runtime) -> None:
     answer = ask(runtime, frames, "append", timestamps_seconds=times)
     assert answer.videos[0].duration_seconds == pytest.approx(times[-1] * 12 / 11)
     plan = runtime.plan([frames, frames[0]], "which?", timestamps_seconds=[times, None])
-    assert plan["rounds"][0]["frames"] > 1
+    alone = runtime.plan(frames, "which?", timestamps_seconds=times)
+    assert plan["rounds"][0]["frames"] == alone["rounds"][0]["frames"] + 1 > 2  # the image
     with pytest.raises(ValueError, match="timestamps_seconds must be a list of 2, one entry"):
         runtime.plan([frames, frames], "which?", timestamps_seconds=[times])
 
 
 def test_media_limits_of_a_runtime_and_of_a_question(checkpoint: Path, clip: Path) -> None:
-    engine = EngineConfig(kv_bytes=1 << 26, media_limits=MediaLimits(max_frames=79))
-    with Runtime.from_pretrained(checkpoint, engine=engine) as runtime:
+    config = RuntimeConfig(media_limits=MediaLimits(max_frames=79))
+    engine = EngineConfig(kv_bytes=1 << 26)
+    with Runtime.from_pretrained(checkpoint, engine=engine, config=config) as runtime:
         with pytest.raises(ValueError, match="MediaLimits.max_frames"):
             ask(runtime, clip, "append")
         assert len(ask(runtime, clip, "append", limits=MediaLimits()).rounds) == 3
-    with pytest.raises(ValueError, match="^EngineConfig: media_limits must be"):
-        EngineConfig(media_limits=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="^RuntimeConfig: media_limits must be"):
+        RuntimeConfig(media_limits=3)  # type: ignore[arg-type]
 
 
 def test_media_limits_of_a_feed(tmp_path: Path) -> None:

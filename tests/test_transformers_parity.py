@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from transformers_tools import Clip, Generation, Image, TransformersPeer
-from utils import resolved, tiny_checkpoint, tiny_qwen2_vl
+from utils import resolved, tiny_checkpoint, tiny_qwen2_vl, tiny_qwen3_vl
 
+from vtts_rt import PerceptionConfig
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import load_model
@@ -64,14 +65,20 @@ SPANS: dict[float, list[Any]] = {
 def test_official_is_transformers_generate(
     peer: TransformersPeer, runtime: Runtime, seconds: float
 ) -> None:
+    official(peer, runtime, seconds)
+
+
+def official(peer: TransformersPeer, runtime: Runtime, seconds: float, **more: Any) -> None:
     num_frames, clues = 300, SPANS[seconds]
     video = pixels(np.random.default_rng(int(seconds)), num_frames, 40, 60)
-    config = resolved(
+    looks = PerceptionConfig(
         parity="transformers",
         max_frames=32,
         min_pixels=4 * PIXEL,
         total_pixels=96 * PIXEL,
+        **more,
     )
+    config = runtime.perception(looks)
     answer = runtime.ask(
         video,
         "Which pattern is on the red card?",
@@ -96,21 +103,22 @@ def test_official_is_transformers_generate(
     assert len(answer.rounds[0].frames) == 32
 
 
-def mix(peer: TransformersPeer, runtime: Runtime, seed: int) -> None:
-    """One question about one to four random images and videos."""
+def mix(peer: TransformersPeer, runtime: Runtime, seed: int, least_px: int = 20) -> None:
+    """One question about one to four random images and videos, of sides of least_px at least."""
     rng, dice = np.random.default_rng(seed), random.Random(seed)
-    config = resolved(
+    looks = PerceptionConfig(
         parity="transformers",
         max_rounds=1,
         sample_fps=dice.choice([0.02, 0.1, 0.5, 2.0]),
         max_frames=dice.choice([8, 16]),
-        min_pixels=2 * PIXEL,
-        total_pixels=768 * PIXEL * 32,  # every frame and image may have 768 tokens
+        min_pixels=2 * PIXEL if least_px == 20 else 1,
+        total_pixels=768 * 32 * 32 * 32,  # every frame and image may have 768 tokens
     )
+    config = runtime.perception(looks)
     source_fps = dice.choice([0.05, 0.5, 10.0, 29.97])
     videos: list[np.ndarray] = []
     for _ in range(dice.randint(1, 4)):
-        height, width = dice.randint(20, 120), dice.randint(20, 120)
+        height, width = dice.randint(least_px, 120), dice.randint(least_px, 120)
         if dice.random() < 0.4:
             videos.append(pixels(rng, height, width))
         else:
@@ -123,7 +131,7 @@ def mix(peer: TransformersPeer, runtime: Runtime, seed: int) -> None:
         sampling=SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True),
     )
     (result,) = answer.rounds
-    size = (config.min_pixels, 768 * PIXEL)
+    size = (config.min_pixels, 768 * config.geometry.token_px**2)
     media: list[Clip | Image] = []
     for video, segment in zip(videos, result.plan.segments, strict=True):
         if segment.is_image:
@@ -153,9 +161,21 @@ def test_qwen2_vl_is_transformers_generate(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, tiny_qwen2_vl)
     peer = TransformersPeer(folder)
     with Runtime.from_pretrained(folder, device="cpu") as runtime:
-        test_official_is_transformers_generate(peer, runtime, 600.0)
+        official(peer, runtime, 600.0)
         for seed in range(3):
             mix(peer, runtime, seed)
+
+
+def test_qwen3_vl_is_transformers_generate(tmp_path: Path) -> None:
+    """Its processor writes every pair behind its time, in one of two ways."""
+    folder = tiny_checkpoint(tmp_path, tiny_qwen3_vl)
+    peer = TransformersPeer(folder)
+    with Runtime.from_pretrained(folder, device="cpu") as runtime:
+        official(peer, runtime, 600.0)
+        official(peer, runtime, 100.0, video_wrapper="legacy")
+        for seed in range(3):
+            # Smaller ones keep their aspect there; one lower bound cannot fit clips of all lengths.
+            mix(peer, runtime, seed, least_px=32)
 
 
 def test_a_conversation_goes_on_as_one_sequence(checkpoint: Path, peer: TransformersPeer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision_shim
+
+_PAIRS = re.compile(r"(<\d+\.\d seconds><\|vision_start\|><\|video_pad\|><\|vision_end\|>)+")
 
 
 @dataclass
@@ -58,6 +61,8 @@ class TransformersPeer:
             Qwen2VLImageProcessor,
             Qwen2VLProcessor,
             Qwen2VLVideoProcessor,
+            Qwen3VLProcessor,
+            Qwen3VLVideoProcessor,
         )
 
         loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
@@ -65,16 +70,25 @@ class TransformersPeer:
         self.model.generation_config.eos_token_id = None  # always the full number of tokens
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model.generation_config.pad_token_id = tokenizer.pad_token_id
-        processors = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor}
-        self.processor = processors[self.model.config.model_type](
-            image_processor=Qwen2VLImageProcessor(),
+        processors = {
+            "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor),
+            "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor),
+            "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor),
+        }
+        whole, of_videos = processors[self.model.config.model_type]
+        self._by_pair = of_videos is Qwen3VLVideoProcessor
+        names = ("patch_size", "image_mean", "image_std")
+        self.processor = whole(
+            image_processor=Qwen2VLImageProcessor(**{n: getattr(of_videos, n) for n in names}),
             tokenizer=tokenizer,
-            video_processor=Qwen2VLVideoProcessor(cap_pixels_per_frame=False),
+            video_processor=of_videos(cap_pixels_per_frame=False),
         )
 
     def inputs(self, text: str, media: Sequence[Clip | Image]) -> Any:
-        """What the processor makes of a text with one pad an item; all images share one size
-        rule, all clips another."""
+        """What the processor makes of a text with one pad an item, or of pairs behind their times
+        where it writes those itself; all images share one size rule, all clips another."""
+        if self._by_pair:
+            text = _PAIRS.sub("<|video_pad|>", text)
         clips = [item for item in media if isinstance(item, Clip)]
         images = [item for item in media if isinstance(item, Image)]
         more: dict[str, Any] = {}
@@ -135,9 +149,11 @@ class TransformersPeer:
         logprobs = [float(row[token]) for row, token in zip(rows, token_ids, strict=True)]
         return Generation(token_ids, logprobs, num_prompt, seconds)
 
-    @staticmethod
-    def _resize(items: Sequence[Clip | Image]) -> dict[str, Any]:
+    def _resize(self, items: Sequence[Clip | Image]) -> dict[str, Any]:
         (size,) = {item.size for item in items}
         if size is None:
             return {"do_resize": False}
-        return {"size": {"shortest_edge": size[0], "longest_edge": size[1]}}
+        nums = [1]  # bounds are a frame's, or of all frames of a clip
+        if self._by_pair:
+            nums = [len(item.frames) if isinstance(item, Clip) else 1 for item in items]
+        return {"size": {"shortest_edge": min(nums) * size[0], "longest_edge": max(nums) * size[1]}}

@@ -104,11 +104,32 @@ def tiny_qwen2_vl(
     return _tiny("Qwen2VL", vision, "hidden_size", **more)
 
 
+def tiny_qwen3_vl(
+    *,
+    vision_heads: int = 2,
+    vision_depth: int = 3,
+    levels: tuple[int, ...] = (0, 1),
+    side: int = 5,
+    **more: Any,
+) -> Any:
+    """transformers' Qwen3VLForConditionalGeneration with large random weights."""
+    vision = {
+        "depth": vision_depth,
+        "hidden_size": 32 * vision_heads,
+        "num_heads": vision_heads,
+        "intermediate_size": 72,
+        "num_position_embeddings": side * side,
+        "deepstack_visual_indexes": list(levels),
+    }
+    return _tiny("Qwen3VL", vision, "out_hidden_size", **more)
+
+
 def _tiny(
     name: str,
     vision: dict[str, Any],
     vision_out: str,
     *,
+    hidden: int = 0,
     tie_word_embeddings: bool = True,
     heads: int = 4,
     kv_heads: int = 2,
@@ -117,7 +138,8 @@ def _tiny(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """A model of transformers; vision_out: what its `vision_config` calls the width of features.
+    """A model of transformers; vision_out: what its `vision_config` calls the width of features;
+    hidden: where it is not heads * head_dim.
 
     Weights are drawn wider than usual (std 0.1) and norms and biases are not trivial, so that a
     tensor put in the wrong place shows.
@@ -126,7 +148,7 @@ def _tiny(
     import transformers
 
     vocab = tiny_tokenizer().get_vocab()
-    hidden = heads * head_dim
+    hidden = hidden or heads * head_dim
     half = head_dim // 2
     config = getattr(transformers, f"{name}Config")(
         vision_config={vision_out: hidden, **vision},
@@ -137,6 +159,7 @@ def _tiny(
             "num_hidden_layers": layers,
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
+            **({"head_dim": head_dim} if name == "Qwen3VL" else {}),
             "rms_norm_eps": 1e-6,
             "rope_parameters": {
                 "rope_type": "default",
@@ -181,9 +204,9 @@ def copy_config(
     (target / "config.json").write_text(json.dumps(config))
 
 
-def random_rows(grids: list[tuple[int, int, int]]) -> torch.Tensor:
+def random_rows(grids: list[tuple[int, int, int]], geometry: Geometry = GEOMETRY) -> torch.Tensor:
     """Patch rows of random pixels for `grids`, about the range of normalised images."""
-    return torch.randn(sum(t * h * w for t, h, w in grids), GEOMETRY.row_size)
+    return torch.randn(sum(t * h * w for t, h, w in grids), geometry.row_size)
 
 
 LOOK: dict[str, Any] = {"sample_fps": 1.0, "min_pixels": 3136, "total_pixels": 60_000}

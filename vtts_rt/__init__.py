@@ -21,6 +21,7 @@ _HOMES = {
     "PerceptionConfig": "vtts_rt.config",
     "EngineConfig": "vtts_rt.config",
     "MediaLimits": "vtts_rt.config",
+    "RuntimeConfig": "vtts_rt.config",
     "SamplingParams": "vtts_rt.types",
     "Aborted": "vtts_rt.errors",
     "BadMedia": "vtts_rt.errors",
@@ -57,6 +58,7 @@ __all__ = [
     "Region",
     "RolloutDataFeed",
     "Runtime",
+    "RuntimeConfig",
     "SamplingParams",
     "TimeSpan",
     "Video",
@@ -70,7 +72,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig
+    from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig, RuntimeConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue

@@ -22,8 +22,9 @@ def source_file(what: str, name: str) -> Path:
 
 
 def source_module(what: str, name: str) -> Any:
-    """A module of bench/, imported; name: with its suffix, or of a package's `__init__.py`."""
+    """A module of bench/, imported; name: its file, of a package `__init__.py`."""
     path = source_file(what, name)
     if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))  # last: its names hide nobody's
-    return importlib.import_module(path.parent.name if path.stem == "__init__" else path.stem)
+        sys.path.append(str(FOLDER))  # last: its names hide no other module
+    parts = path.relative_to(FOLDER).with_suffix("").parts
+    return importlib.import_module(".".join(part for part in parts if part != "__init__"))

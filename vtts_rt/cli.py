@@ -18,8 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtts_rt import LOG_LEVELS, __version__
+from vtts_rt.checkout import source_module
 from vtts_rt.checks import CommandParser
-from vtts_rt.config import DIALECTS, PARITIES, QUANTIZATIONS, STRATEGIES, MediaLimits
+from vtts_rt.config import (
+    DIALECTS,
+    PARITIES,
+    QUANTIZATIONS,
+    STRATEGIES,
+    VIDEO_WRAPPERS,
+    MediaLimits,
+)
 from vtts_rt.types import DECODERS, require
 
 if TYPE_CHECKING:
@@ -27,12 +35,13 @@ if TYPE_CHECKING:
     from vtts_rt.runtime import Runtime
 
 
-# command -> (module with a `main(argv)`, help). They bring their own flags.
+# command -> (module with a `main(argv)`, or its file in the checkout's bench/; help). They bring
+# their own flags.
 _DELEGATES = {
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
-    "train": ("vtts_rt.train.sft", "train; `vtts-rt train sft --help`"),
-    "eval": ("vtts_rt.evaluation.commands", "evaluate; `vtts-rt eval --help` lists what"),
-    "report": ("vtts_rt.report", "write the tables of README and docs from results"),
+    "train": ("tiny/sft.py", "train the embedded model; `vtts-rt train sft --help`"),
+    "eval": ("vtts_rt.evaluation.needle", "accuracy by round; `vtts-rt eval needle --help`"),
+    "report": ("report/__init__.py", "write the tables of README and docs from results"),
 }
 
 
@@ -92,20 +101,9 @@ def _parser() -> argparse.ArgumentParser:
 def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="file of a video, an image or a .npy array")
     parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument(
-        "--and-video",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a further video or image of the same question",
-    )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="an answer to choose from (repeat)",
-    )
+    more: dict[str, Any] = {"action": "append", "default": []}
+    parser.add_argument("--and-video", **more, metavar="FILE", help="a further video or image")
+    parser.add_argument("--option", **more, metavar="TEXT", help="an answer to choose from")
     parser.add_argument("--context", metavar="FILE", help="subtitles or other text to read first")
     parser.add_argument("--model", default="tiny", help="tiny, a directory, or a hub id")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
@@ -132,6 +130,11 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
         help="official: a round without a clue looks where the last clue pointed",
     )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
+    parser.add_argument(
+        "--video-wrapper",
+        choices=VIDEO_WRAPPERS,
+        help="vision markers around the pairs of a video, in families that write one pair by pair",
+    )
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument(
         "--source-fps", type=float, metavar="F", help="rate of a .npy array or a raw stream"
@@ -200,7 +203,11 @@ def _fail(error: object, status: int) -> int:
 
 def _delegate(command: str, arguments: list[str]) -> int:
     """Hand the rest of the line to the module that implements the command."""
-    module = import_module(_DELEGATES[command][0])
+    name = _DELEGATES[command][0]
+    if name.endswith(".py"):
+        module = source_module(f"the parts of `vtts-rt {command}`", name)
+    else:
+        module = import_module(name)
     return int(module.main(arguments) or 0)
 
 
@@ -208,20 +215,17 @@ def _delegate(command: str, arguments: list[str]) -> int:
 
 
 def _runtime(args: argparse.Namespace) -> Runtime:
-    from vtts_rt.config import EngineConfig
+    from vtts_rt.config import EngineConfig, RuntimeConfig
     from vtts_rt.runtime import Runtime
 
-    settings = {
-        "threads": args.threads,
-        "decoder": args.decoder,
-        "draft_tokens": getattr(args, "draft_tokens", None),
-    }
+    drafts = getattr(args, "draft_tokens", None)
     return Runtime.from_pretrained(
         args.model,
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
-        engine=EngineConfig(**{k: v for k, v in settings.items() if v is not None}),
+        engine=EngineConfig() if drafts is None else EngineConfig(draft_tokens=drafts),
+        config=RuntimeConfig(threads=args.threads, decoder=args.decoder or "auto"),
     )
 
 
@@ -238,6 +242,7 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         total_pixels=args.total_pixels,
         min_pixels=args.min_pixels,
         parity=args.parity,
+        video_wrapper=args.video_wrapper,
         sticky_clues=args.sticky_clues or None,
         prompts=args.prompts,
         text_first=False if args.video_first else None,

@@ -1,7 +1,8 @@
 """Frozen configuration objects and the package's environment variables.
 
 `PerceptionConfig` says how a video is looked at (`ResolvedPerception`: with a model's own settings
-filled in), `EngineConfig` how the engine spends memory.
+filled in), `EngineConfig` how the engine spends memory, `RuntimeConfig` how videos are opened and
+requests admitted.
 Every default names its source.
 """
 
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, require
+from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, VideoWrapper, require
 
 QUANTIZATIONS = ("int8", "fp8")
 STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
+VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = get_args(VideoWrapper)
 # VideoChat-R1.5: tokens that a frame gets at least, and how many such frames a round may hold.
 _MIN_TOKENS, _TOTAL_SHARE = 128, 12
 # Dialects whose rounds run, of the table in perception/dialect.py, and with which strategies: the
@@ -83,6 +85,7 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "focus_frames": (lambda v: _is_int(v) and v >= 0 and v % 2 == 0, "an even integer >= 0"),
     "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
     "parity": (PARITIES.__contains__, f"one of {', '.join(PARITIES)}"),
+    "video_wrapper": (VIDEO_WRAPPERS.__contains__, f"one of {', '.join(VIDEO_WRAPPERS)}"),
     "text_first": (_is_bool, "True or False"),
     "time_labels": (_is_bool, "True or False"),
     "sticky_clues": (_is_bool, "True or False"),
@@ -121,6 +124,7 @@ class ResolvedPerception:
     focus_frames: int = 0
     focus_margin_cells: float = 0.0
     parity: Parity = "release"
+    video_wrapper: VideoWrapper = "outer"
     text_first: bool = True
     time_labels: bool = True
     sticky_clues: bool = False
@@ -142,6 +146,11 @@ class ResolvedPerception:
             ok = not getattr(self, name) or chosen in values
             rule = f"left out with {other} {chosen} (it is for {', '.join(values)})"
             require("PerceptionConfig", name, getattr(self, name), ok, rule)
+
+    @property
+    def numerics(self) -> Parity:
+        """Whose arithmetic prepares pixels: transformers' where there was no release."""
+        return self.parity if self.geometry.released else "transformers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -165,9 +174,13 @@ class PerceptionConfig:
         the look that the clue is about.
     parity: whose numbers are reproduced on the same frames and prompt (docs/strategies.md):
         "release", the published code's, or "transformers", those of the installed version 5.
+    video_wrapper: of families that write a video pair by pair, each behind its time: whether vision
+        markers stand around all pairs ("outer", transformers' processor from 5.10 on) or not
+        ("legacy", before). Others have no use for it.
     text_first: in `refresh` and `append` the question stands before the video; False puts it
         behind the first look, whose KV then serves every question about the video.
-    time_labels: write `<12.0s>` before each pair in `refresh` and `append`.
+    time_labels: write `<12.0s>` before each pair in `refresh` and `append`; families that write a
+        video pair by pair always do, in their own form.
     sticky_clues: in `official`, a round without a clue looks where the last clue pointed, as the
         evaluation scripts of VideoChat-R1.5 do; False samples uniformly, as its README does.
     stop_when_stable: end early when two successive rounds gave the same non-empty answer; not
@@ -189,6 +202,7 @@ class PerceptionConfig:
     focus_frames: int | None = None
     focus_margin_cells: float | None = None
     parity: Parity | None = None
+    video_wrapper: VideoWrapper | None = None
     text_first: bool | None = None
     time_labels: bool | None = None
     sticky_clues: bool | None = None
@@ -271,32 +285,22 @@ class MediaLimits:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Memory, batching and threads of one engine.
+    """Memory and batching of one engine.
 
     page_size: tokens in a KV page. kv_bytes: budget of KV pages, 0 for a share of the memory
         that is free once the model is loaded (`engine/memory.py`).
     vision_cache_bytes, vision_host_bytes, vision_disk_bytes: budgets of the tiers of the vision
         cache: where the model runs, in host memory behind an accelerator, in files under
-        `vision_disk_path`. frame_store_bytes: budget of decoded frames in host memory.
-    device_frame_store_bytes: budget of those that a decoder leaves on an accelerator; the default
-        holds 97 frames of 1280x720.
+        `vision_disk_path`.
     max_batch_tokens: most tokens in one forward pass; longer prompts are prefilled in chunks,
         between which others decode. max_sequences: most requests in work at once.
-    max_queued_requests: most that wait beside them, their videos open; one more is refused as
-        `errors.Overloaded`.
     max_wait_steps: forward passes after which the oldest waiting request gets the place of the
         newest running one, which goes on later from where it was.
     draft_tokens: most tokens drafted from earlier rounds and verified in one forward pass, 0
         for none; never changes what is generated. With the one that is certain 15 are the rows
         that the CPU's decoding kernels take at once. prefix_cache: reuse KV between requests.
-    speculative_fetch: fetch the frames of a clue while the answer that holds it goes on, and keep
-        those that lie beside frames decoded anyway.
     cuda_graphs: decode as CUDA graphs, the next step launched before the tokens of the last are
         seen; None where the model runs on CUDA. Never changes what is generated.
-    threads: CPU threads for torch and patchify (0: leave as they are).
-    decoder: of video files, as `open_video`: "auto" is DALI where the model's GPU has NVDEC and
-        DALI is installed, else PyAV; "pyav"; "dali".
-    media_limits: bounds on every video and image; `limits=` of a question takes their place.
     """
 
     page_size: int = 16
@@ -305,29 +309,15 @@ class EngineConfig:
     vision_host_bytes: int = 0
     vision_disk_bytes: int = 0
     vision_disk_path: str = ""
-    frame_store_bytes: int = 1 << 30
-    device_frame_store_bytes: int = 256 << 20
     max_batch_tokens: int = 4096
     max_sequences: int = 64
-    max_queued_requests: int = 4096
     max_wait_steps: int = 256
     draft_tokens: int = 15
     prefix_cache: bool = True
-    speculative_fetch: bool = True
     cuda_graphs: bool | None = None
-    threads: int = 0
-    decoder: Decoder = "auto"
-    media_limits: MediaLimits = field(default_factory=MediaLimits)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type == "int":
-                low = int(f.name in ("page_size", "max_sequences", "max_wait_steps"))
-                ok = _is_int(value) and low <= value < 2**63
-                require("EngineConfig", f.name, value, ok, f"an integer >= {low}")
-            elif f.type == "bool":
-                require("EngineConfig", f.name, value, _is_bool(value), "True or False")
+        _check_numbers(self, least_1=("page_size", "max_sequences", "max_wait_steps"))
         # Every running request decodes in every pass, and one more token must move a prefill.
         low = self.max_sequences + 1
         tokens = self.max_batch_tokens
@@ -335,14 +325,51 @@ class EngineConfig:
         graphs = self.cuda_graphs
         known = graphs is None or isinstance(graphs, bool)
         require("EngineConfig", "cuda_graphs", graphs, known, "True, False or None")
-        names = ", ".join(DECODERS)
-        require(
-            "EngineConfig", "decoder", self.decoder, self.decoder in DECODERS, f"one of {names}"
-        )
-        limits = self.media_limits
-        require(
-            "EngineConfig", "media_limits", limits, isinstance(limits, MediaLimits), "a MediaLimits"
-        )
         path, disk = self.vision_disk_path, self.vision_disk_bytes
         ok = isinstance(path, str | Path) and (bool(path) or not disk)
         require("EngineConfig", "vision_disk_path", path, ok, "the path of a folder")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """How a runtime opens videos, keeps frames and admits requests.
+
+    decoder: of video files, as `open_video`: "auto" is DALI where the model's GPU has NVDEC and
+        DALI is installed, else PyAV; "pyav"; "dali".
+    media_limits: bounds on every video and image; `limits=` of a question takes their place.
+    frame_store_bytes: budget of decoded frames in host memory. device_frame_store_bytes: budget
+        of those that a decoder leaves on an accelerator; the default holds 97 frames of 1280x720.
+    speculative_fetch: fetch the frames of a clue while the answer that holds it goes on, and keep
+        those that lie beside frames decoded anyway.
+    max_queued_requests: most that wait beside those in work (`EngineConfig.max_sequences`), their
+        videos open; one more is refused as `errors.Overloaded`.
+    threads: CPU threads for torch and patchify (0: leave as they are).
+    """
+
+    decoder: Decoder = "auto"
+    media_limits: MediaLimits = field(default_factory=MediaLimits)
+    frame_store_bytes: int = 1 << 30
+    device_frame_store_bytes: int = 256 << 20
+    speculative_fetch: bool = True
+    max_queued_requests: int = 4096
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        known, limits = self.decoder in DECODERS, self.media_limits
+        require("RuntimeConfig", "decoder", self.decoder, known, f"one of {', '.join(DECODERS)}")
+        ok = isinstance(limits, MediaLimits)
+        require("RuntimeConfig", "media_limits", limits, ok, "a MediaLimits")
+
+
+def _check_numbers(config: EngineConfig | RuntimeConfig, least_1: tuple[str, ...] = ()) -> None:
+    """ValueError for a whole number that is negative (0 where it must be 1), or no flag."""
+    name = type(config).__name__
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if f.type == "int":
+            low = int(f.name in least_1)
+            ok = _is_int(value) and low <= value < 2**63
+            require(name, f.name, value, ok, f"an integer >= {low}")
+        elif f.type == "bool":
+            require(name, f.name, value, _is_bool(value), "True or False")

@@ -10,7 +10,6 @@ import torch
 
 import vtts_rt
 from vtts_rt.config import ENVIRONMENT_VARIABLES, index_cache_folder
-from vtts_rt.engine.graphs import graphs_refusal
 from vtts_rt.ops import native
 from vtts_rt.ops.decode_step import usable
 from vtts_rt.ops.dispatch import explain, interpreted
@@ -23,7 +22,6 @@ _OPTIONAL = {
     "nvidia-dali-cuda130": "DALI decoding; pip install 'vtts_rt[dali]'",
     "llguidance": "--constrain-clues; pip install 'vtts_rt[grammar]'",
     "peft": "adapters in checkpoint folders; pip install 'vtts_rt[adapters]'",
-    "flash-attn": "flash attention on a GPU; pip install 'vtts_rt[flash-attn]'",
 }
 
 
@@ -32,8 +30,8 @@ def environment() -> dict[str, dict[str, str]]:
     environment.
 
     "video" has a line for each decoder and device, and what "auto" comes to.
-    "ops" has a line for each op and device there is, `<backend> (<reason>)`, "none" where a wish
-    (VTTS_RT_BACKEND) cannot be met, and lines about choices inside and above ops.
+    "ops" has a line for each op and device there is, `<backend> (<reason>)`, "none" where the
+    one asked for (VTTS_RT_BACKEND) cannot run, and lines about choices inside and above ops.
     """
     cuda = torch.cuda.is_available()
     return {
@@ -55,7 +53,7 @@ def environment() -> dict[str, dict[str, str]]:
             **{choice.op: f"{choice.backend} ({choice.reason})" for choice in explain() + by_use()},
             **_native(),
             "triton kernels": _triton(cuda),
-            "decoding as CUDA graphs": "yes" if cuda else f"no ({graphs_refusal('cpu')})",
+            "decoding as CUDA graphs": "yes" if cuda else "no (the model runs on cpu)",
         },
         "video": _video(),
         "environment": {

@@ -1,6 +1,6 @@
 """The end and the forks of this process, for objects that own threads or are used by them.
 
-When the interpreter is finalised, a daemon thread dies where it next wants the GIL. Inside torch,
+When the interpreter is finalised, a daemon thread ends where it next takes the GIL. Inside torch,
 tokenizers or our own extension that is a C++ or Rust frame that must not be unwound, and the
 process aborts. So before that our own threads are ended, and threads of the program are kept out of
 such code: a daemon thread that asks for more then waits forever.
@@ -50,7 +50,7 @@ def after_fork(owner: Owner, function: Callable[[Owner], object]) -> None:
 
 
 def never_free(*objects: object) -> None:
-    """Keep objects whatever else lets go of them: freeing them would wait for another process."""
+    """Keep objects whatever other references go: freeing them would wait for another process."""
     for item in objects:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(item))
 

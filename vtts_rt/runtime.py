@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vtts_rt import process
 from vtts_rt.checks import check, check_names
-from vtts_rt.config import EngineConfig, PerceptionConfig, ResolvedPerception
+from vtts_rt.config import EngineConfig, ResolvedPerception, RuntimeConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.staging import StagedWeights
@@ -25,7 +25,7 @@ from vtts_rt.models.base import VideoLM
 from vtts_rt.models.quantize import quantize
 from vtts_rt.models.registry import load_extras, load_model, resolve_device, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict, resolve_prompts
+from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict
 from vtts_rt.rounds.ask import (
     CALL_RULES,
     Ask,
@@ -41,18 +41,11 @@ from vtts_rt.rounds.ask import (
 from vtts_rt.rounds.batch import Batch
 from vtts_rt.rounds.cost import Cost, plan_cost
 from vtts_rt.rounds.driver import Driver, set_threads
-from vtts_rt.rounds.prepare import RoundRequest, open_request, open_videos
+from vtts_rt.rounds.prepare import Resources, open_request
 from vtts_rt.rounds.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds.scheduler import RoundScheduler
-from vtts_rt.rounds.streams import (
-    Opener,
-    answered,
-    complete,
-    generation,
-    scoring,
-    stream,
-    stream_async,
-)
+from vtts_rt.rounds.streams import Opener, answered, stream, stream_async
+from vtts_rt.rounds.tokens import complete, generation, scoring
 from vtts_rt.types import Prompt, SamplingParams, require
 from vtts_rt.video import FrameStore, Video, VideoInput
 
@@ -81,32 +74,32 @@ class Runtime:
         name: str = "model",
         templates: PromptTemplates | None = None,
         engine: EngineConfig | None = None,
+        config: RuntimeConfig | None = None,
         frame_store: FrameStore | None = None,
     ) -> None:
         began = time.perf_counter()
-        check("Runtime", CALL_RULES, {"engine": engine, "frame_store": frame_store})
+        given = {"engine": engine, "config": config, "frame_store": frame_store}
+        check("Runtime", CALL_RULES, given)
         self.name = name
-        self.config = engine or EngineConfig()
-        set_threads(self.config.threads)
-        self._templates = (templates or PromptTemplates()).fit_for(model.chat)
-        self._engine = Engine(model, tokenizer, self.config)
-        self._rounds = RoundScheduler(self._engine)
+        self.config = config = config or RuntimeConfig()
+        set_threads(config.threads)
+        templates = (templates or PromptTemplates()).fit_for(model.chat)
+        core = Engine(model, tokenizer, engine or EngineConfig())
         self._driver = Driver(
-            self._rounds,
-            finish=self._engine.close,
-            threads=self.config.threads or None,
-            max_requests=self.config.max_sequences + self.config.max_queued_requests,
+            RoundScheduler(core, speculative_fetch=config.speculative_fetch),
+            finish=core.close,
+            threads=config.threads or None,
+            max_requests=core.config.max_sequences + config.max_queued_requests,
         )
         weakref.finalize(self, self._driver.begin_closing).atexit = False
         self._own_store = frame_store is None
         if frame_store is None:
-            settings = self.config
-            frame_store = FrameStore(settings.frame_store_bytes, settings.device_frame_store_bytes)
-        self._store = frame_store
+            frame_store = FrameStore(config.frame_store_bytes, config.device_frame_store_bytes)
         place = model.device
-        self._decoding_device = place.index or 0 if place.type == "cuda" else None
+        device = place.index or 0 if place.type == "cuda" else None
+        self._resources = Resources(core, frame_store, config, templates, name, device)
         self._staged = StagedWeights(model)
-        self.load_ms = 1e3 * (time.perf_counter() - began)
+        self._resources.load_ms = 1e3 * (time.perf_counter() - began)
 
     @classmethod
     @process.native_calls()
@@ -118,6 +111,7 @@ class Runtime:
         device: str = "auto",
         quantization: str | None = None,
         engine: EngineConfig | None = None,
+        config: RuntimeConfig | None = None,
         frame_store: FrameStore | None = None,
     ) -> Runtime:
         """Load a checkpoint of a known family (models/registry.py).
@@ -134,7 +128,8 @@ class Runtime:
         """
         began = time.perf_counter()
         given = {"model": model, "dtype": dtype, "device": device, "quantization": quantization}
-        check("Runtime", CALL_RULES, {**given, "engine": engine, "frame_store": frame_store})
+        configs = {"engine": engine, "config": config, "frame_store": frame_store}
+        check("Runtime", CALL_RULES, {**given, **configs})
         set_threads()
         place = resolve_device(device)
         path = resolve_model(model)
@@ -151,10 +146,11 @@ class Runtime:
             name=str(model),
             templates=prompts_from_dict(extras.get("prompts", {})),
             engine=engine,
+            config=config,
             frame_store=frame_store,
         )
-        runtime.load_ms = 1e3 * (time.perf_counter() - began)
-        logger.info("loaded %s on %s in %.0f ms", model, place, runtime.load_ms)
+        runtime._resources.load_ms = load_ms = 1e3 * (time.perf_counter() - began)
+        logger.info("loaded %s on %s in %.0f ms", model, place, load_ms)
         return runtime
 
     # -- questions --------------------------------------------------------------------------
@@ -169,10 +165,10 @@ class Runtime:
         check_names("open", opening, OpeningOptions.__annotations__)
         require("open", "video", video, not isinstance(video, list | tuple), "one video or image")
         ask = Ask(video, "open", what="open", **opening)
-        with process.native_calls(), ExitStack() as stack:
-            (source,) = open_videos(stack, ask, self.config, self._decoding_device)
+        with ExitStack() as stack:
+            (source,) = self._resources.open(stack, ask)
             stack.pop_all()
-            return source if isinstance(source, Video) else Video(source)
+            return source
 
     def ask(
         self,
@@ -206,8 +202,7 @@ class Runtime:
         """
         self._driver.check_process()
         called, read = time.monotonic(), read_requests(requests, return_exceptions)
-        opener, most = partial(self._request, called), self.config.max_sequences
-        return Batch(self._driver, opener, read, most).run(return_exceptions)
+        return self._batch(called, read, return_exceptions)
 
     def ask_group(
         self,
@@ -221,8 +216,9 @@ class Runtime:
     ) -> list[Answer | Exception]:
         """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
-        They share every page of the prompt and branch where their tokens differ; what several
-        of them look at in later rounds is decoded and encoded once. Arguments as `stream`, but
+        Their videos are opened once. They share every page of the prompt and branch where their
+        tokens differ; what several of them look at in later rounds is decoded and encoded once.
+        Arguments as `stream`, but
         what `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`);
         return_exceptions as in `ask_batch`: a member that fails does not lose the others.
         """
@@ -231,9 +227,25 @@ class Runtime:
         ask = read_ask("ask_group", video, question, options, without="member")
         given = {"num_answers": num_answers, "return_exceptions": return_exceptions}
         check("ask_group", CALL_RULES, {**given, "on_event": on_event})
-        members = [(replace(ask, member=member), on_event) for member in range(num_answers)]
-        opener, most = partial(self._request, called), self.config.max_sequences
-        return Batch(self._driver, opener, members, most).run(return_exceptions)
+        with ExitStack() as stack:
+            try:
+                ask = self._resources.opened(stack, ask, called)
+            except Exception as error:
+                if not return_exceptions:
+                    raise
+                return [error.with_traceback(None)] * num_answers
+            members = [(replace(ask, member=member), on_event) for member in range(num_answers)]
+            return self._batch(called, members, return_exceptions)
+
+    def _batch(
+        self,
+        called: float,
+        requests: Sequence[tuple[Ask, Listener | None] | Exception],
+        return_exceptions: bool,
+    ) -> list[Answer | Exception]:
+        opener = partial(open_request, self._resources, called)
+        most = self.engine.config.max_sequences
+        return Batch(self._driver, opener, requests, most).run(return_exceptions)
 
     def stream(
         self, video: AskInput, question: str = "", **options: Unpack[AskOptions]
@@ -268,26 +280,8 @@ class Runtime:
         """A call's question, its arguments checked; its time counts from here on."""
         self._driver.check_process()
         called = time.monotonic()
-        return partial(self._request, called, read_ask(function, video, question, options))
-
-    @process.native_calls()
-    def _request(self, called: float, ask: Ask, stack: ExitStack) -> RoundRequest:
-        config = self.perception(ask.perception)
-        return open_request(
-            stack,
-            ask,
-            self._engine,
-            self._store,
-            called=called,
-            device=self._decoding_device,
-            perception=config,
-            templates=self._prompts(config),
-            model=self.name,
-            load_ms=self.load_ms,
-        )
-
-    def _prompts(self, config: ResolvedPerception) -> PromptTemplates:
-        return resolve_prompts(config, self._templates, self._engine.model.chat)
+        ask = read_ask(function, video, question, options)
+        return partial(open_request, self._resources, called, ask)
 
     def plan(
         self,
@@ -304,41 +298,24 @@ class Runtime:
         self._driver.check_process()
         ask = read_ask("plan", video, question, options)
         check("plan", CALL_RULES, {"max_tokens": max_tokens})
-        config = self.perception(ask.perception)
-        with process.native_calls(), ExitStack() as stack:
-            sources = open_videos(stack, ask, self.config, self._decoding_device)
-            return plan_cost(
-                self._engine,
-                self._prompts(config),
-                config,
-                [source.metadata for source in sources],
-                ask,
-                max_tokens=max_tokens,
-                model=self.name,
-            )
+        return plan_cost(self._resources, ask, max_tokens)
 
     def perception(self, perception: Perception | None = None) -> ResolvedPerception:
         """`perception` with the model's own settings where it leaves them to the model."""
         self._driver.check_process()
-        check("perception", CALL_RULES, {"perception": perception})
-        model = self._engine.model
-        if isinstance(perception, ResolvedPerception):
-            given = perception.geometry
-            require("perception", "geometry", given, given == model.geometry, "the model's")
-            return perception
-        return (perception or PerceptionConfig()).resolve(model.geometry, model.config.perception)
+        return self._resources.perception(perception)
 
     # -- tokens -----------------------------------------------------------------------------
 
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
         self._driver.check_process()
-        return complete(self._driver, generation(self._engine, prompt, sampling))
+        return complete(self._driver, generation(self.engine, prompt, sampling))
 
     def score(self, prompt: str | Prompt, token_ids: Sequence[int]) -> list[float]:
         """Log-probability (natural log) of each token id after a text prompt."""
         self._driver.check_process()
-        request = scoring(self._engine, prompt, token_ids)
+        request = scoring(self.engine, prompt, token_ids)
         return complete(self._driver, request).logprobs if request.forced_ids else []
 
     # -- upkeep -----------------------------------------------------------------------------
@@ -346,7 +323,7 @@ class Runtime:
     @property
     def engine(self) -> Engine:
         self._driver.check_process()
-        return self._engine
+        return self._resources.engine
 
     def update_weights(
         self,
@@ -369,7 +346,7 @@ class Runtime:
         def update(whole: dict[str, Tensor]) -> None:
             self._driver.drain(abort=in_flight == "abort")
             if whole:
-                self._engine.update_weights(lambda model: model.write(whole))
+                self.engine.update_weights(lambda model: model.write(whole))
 
         last = (lambda whole: self._driver.call(lambda: update(whole))) if finish else None
         self._driver.check_process()
@@ -383,19 +360,22 @@ class Runtime:
     @property
     def weights_version(self) -> int:
         """How many updates were applied since the model was loaded; answers carry it."""
-        return self._engine.weights_version
+        return self._resources.engine.weights_version
 
     def stats(self) -> Mapping[str, Mapping[str, int]]:
         """Counters of the scheduler, of every cache and of weights kept for an update."""
         self._driver.check_process()
-        kept = {"frame_store": self._store.stats(), "staged_weights": self._staged.stats()}
-        return self._engine.stats() | kept
+        kept = {
+            "frame_store": self._resources.store.stats(),
+            "staged_weights": self._staged.stats(),
+        }
+        return self.engine.stats() | kept
 
     def clear_caches(self) -> None:
         """Forget decoded frames, features and KV (for cold measurements)."""
         self._driver.check_process()
-        self._store.clear()
-        self._driver.call(self._engine.clear_caches)
+        self._resources.store.clear()
+        self._driver.call(self.engine.clear_caches)
 
     def close(self) -> None:
         """Fail what is pending or in work, also where its event loop has ended; free memory.
@@ -405,7 +385,7 @@ class Runtime:
         if self._driver.close():
             self._staged.discard()
             if self._own_store:
-                self._store.close()
+                self._resources.store.close()
 
     def __enter__(self) -> Runtime:
         return self

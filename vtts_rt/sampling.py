@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vtts_rt.types import SamplingParams, require
 
-# Tokens of a round if nobody says otherwise (VideoChat-R1.5's max_new_tokens).
+# Tokens of a round unless set (VideoChat-R1.5's max_new_tokens).
 MAX_TOKENS = 2048
 # What transformers' generate takes for a checkpoint that samples and does not say.
 _TOP_K, _TEMPERATURE = 50, 1.0

@@ -30,6 +30,9 @@ Parity = Literal["release", "transformers"]
 # "fixed" as torchvision v2 and transformers 5 on a CPU, "float" as torchvision v1, "pil" as PIL.
 ResizeKernel = Literal["fixed", "float", "pil"]
 RESIZE_KERNELS: tuple[ResizeKernel, ...] = ("fixed", "float", "pil")
+# How a family that writes a video pair by pair brackets the pairs: with vision markers around all
+# of them (transformers from 5.10 on), or not (before).
+VideoWrapper = Literal["outer", "legacy"]
 # What they do: perception/strategy.py.
 StrategyName = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
@@ -48,6 +51,8 @@ class Geometry:
     patch_px: px a side of a patch, one of PATCH_SIZES. mean, std: of the values 0..1 of a channel
         (red, green, blue); a pixel becomes (value / 255 - mean) / std. merge: patches a side that
         become one LM token. frames_per_pair: frames of a temporal cell (`temporal_patch_size`).
+    released: whether VideoChat-R1.5 was released for the family. Where not, parity `release` is
+        its sampler and its sizes under transformers' numerics.
     Raises ValueError for a patch size that nothing is compiled for, for a merge or frames_per_pair
     other than 2, and for a mean or std that is not three numbers whose quotients float32 holds.
     """
@@ -57,6 +62,7 @@ class Geometry:
     std: tuple[float, float, float]
     merge: int = MERGE_SIZE
     frames_per_pair: int = FRAMES_PER_PAIR
+    released: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -173,7 +179,8 @@ class PairRef:
 
     video: index into the request's list of videos; video_id: its content hash.
     frame_a, frame_b: frame indices (equal for an image, or where the grid is finer than
-        the source). time_seconds: nominal time of the pair, what a time label prints.
+        the source). time_seconds: nominal time of the pair; mean_seconds: of its two frames, None
+        where that is the same. Time labels print the one or the other (`ChatFormat.per_pair`).
     """
 
     video: int
@@ -181,6 +188,7 @@ class PairRef:
     frame_a: int
     frame_b: int
     time_seconds: float
+    mean_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,7 @@ class Segment:
 
     pairs: frame pairs in order, all seen through the same `box` and resized to `resized_hw`
         (px, multiples of the geometry's token_px). geometry: of the model that is shown them.
-        seconds_per_grid: seconds between two pairs as told to M-RoPE
+        seconds_per_grid: seconds between two pairs, for M-RoPE
         (ignored for a single pair). is_image: pads are the image's, not the video's. resize: the
         kernel that makes the pixels of the view.
     """
@@ -230,12 +238,19 @@ class TimeLabel:
     text: str
 
 
-PromptPart = str | TimeLabel | Segment
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """A vision marker of the chat format that stands by itself."""
+
+    text: str
+
+
+PromptPart = str | TimeLabel | Marker | Segment
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Text runs, time labels and vision segments in prompt order, markers of turns included.
+    """Text runs, time labels and vision in prompt order, markers of turns included.
 
     Markers of segments are not part of the text runs (`perception.chat.ChatFormat.text` has both).
     """

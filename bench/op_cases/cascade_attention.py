@@ -44,7 +44,7 @@ BENCHES = {
 
 def cases(device: str, scale: Scale) -> Iterator[Build]:
     """At "check" scale queries inside wider rows, indices of both types and NaN in slots that
-    nobody may read."""
+    must not be read."""
     check = scale == "check"
     for shape in CHECKS if check else BENCHES[device]:
         for dtype in DTYPES if check else (bench_dtype(device),):

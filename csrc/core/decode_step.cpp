@@ -76,6 +76,17 @@ void decode_step(const DecodeStepArgs& args, Isa isa, int num_threads) {
     call.h = h;
     rmsnorm(call, isa, rows * channels > kRowTaskFloats ? num_threads : 1);
   };
+  const auto norm_heads = [&](float* heads, const float* weight, int64_t num_heads) {
+    RmsnormArgs call;
+    call.x = heads;
+    call.x_stride = head_dim;
+    call.weight = weight;
+    call.eps = args.eps;
+    call.num_rows = num_heads;
+    call.num_channels = head_dim;
+    call.y = heads;
+    rmsnorm(call, isa, 1);
+  };
   const auto multiply = [&](const float* from, int64_t from_floats, const float* weight,
                             const float* bias, int64_t outputs, float* to) {
     LinearArgs call;
@@ -111,6 +122,13 @@ void decode_step(const DecodeStepArgs& args, Isa isa, int num_threads) {
     const DecodeLayer& layer = args.layers[i];
     norm(x, nullptr, layer.input_norm, normed, nullptr);
     multiply(normed, channels, layer.qkv, layer.qkv_bias, qkv_floats, qkv);
+    if (layer.q_norm != nullptr) {
+      for (int64_t n = 0; n < rows; ++n) {
+        float* queries = qkv + n * qkv_floats;
+        norm_heads(queries, layer.q_norm, args.num_heads);
+        norm_heads(queries + query_floats, layer.k_norm, args.num_kv_heads);
+      }
+    }
     rotary(qkv, qkv_floats, rows, args.num_heads + args.num_kv_heads, head_dim, args.cos, args.sin,
            isa, 1);
     for (int64_t n = 0; n < rows; ++n) {

@@ -14,7 +14,9 @@ namespace vtts {
 struct DecodeLayer {
   const float* input_norm = nullptr;
   const float* qkv = nullptr;
-  const float* qkv_bias = nullptr;
+  const float* qkv_bias = nullptr;  // or null
+  const float* q_norm = nullptr;    // (head_dim), of every query head and
+  const float* k_norm = nullptr;    // key head before they are turned; or null both
   const float* output = nullptr;
   const float* post_norm = nullptr;
   const float* gate_up = nullptr;

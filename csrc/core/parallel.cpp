@@ -45,7 +45,7 @@ bool spin_until(const Condition& condition) {
 }
 
 // A thread that waits for jobs. A job is offered; the thread takes it (then the caller waits for
-// its end) or the caller takes it back (a core that is busy elsewhere delays nobody).
+// its end) or the caller takes it back (a core that is busy elsewhere delays no caller).
 class Worker {
  public:
   Worker() : thread_([this] { loop(); }) { thread_.detach(); }

@@ -20,7 +20,7 @@ constexpr int64_t kBlockKeys = 168;
 // Heads are packed together up to so many floats, 64 MiB: then one head a time.
 constexpr int64_t kMostPackedFloats = 16 << 20;
 
-// What one head attends to, and who does.
+// One head's keys, values and queries.
 struct Problem {
   const float* queries;  // of the first row; rows query_stride apart, heads head_dim
   int64_t query_stride;

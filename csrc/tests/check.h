@@ -1,4 +1,4 @@
-// What the test programs share: a failed check is told and counted, and the others go on.
+// What the test programs share: a failed check is reported and counted, and the others go on.
 #pragma once
 
 #include <cstdio>

@@ -190,7 +190,7 @@ inline void run_block(Block& of, int num_threads, size_t shared_bytes) {
   }
   for (const Fiber& fiber : of.fibers) {
     for (const auto& group : fiber.groups) {
-      if (!group.empty()) fail("copies that nobody waited for");
+      if (!group.empty()) fail("copies that were not waited for");
     }
   }
 }

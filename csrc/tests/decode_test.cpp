@@ -282,6 +282,8 @@ struct StepCase {
     const int64_t sizes[] = {kChannels,
                              kQkv * kChannels,
                              kQkv,
+                             kHeadDim,
+                             kHeadDim,
                              kChannels * kHeads * kHeadDim,
                              kChannels,
                              2 * kHidden * kChannels,
@@ -303,7 +305,7 @@ struct StepCase {
     std::vector<vtts::DecodeLayer> layers(kLayers);
     const int64_t half = kPages * kPageSize * kKvHeads * kHeadDim;
     for (int i = 0; i < kLayers; ++i) {
-      const auto* m = &matrices[7 * i];
+      const auto* m = &matrices[9 * i];
       layers[i] = {m[0].data(),
                    m[1].data(),
                    m[2].data(),
@@ -311,6 +313,8 @@ struct StepCase {
                    m[4].data(),
                    m[5].data(),
                    m[6].data(),
+                   m[7].data(),
+                   m[8].data(),
                    pages.data() + 2 * i * half,
                    pages.data() + (2 * i + 1) * half};
     }

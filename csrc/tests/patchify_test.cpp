@@ -29,7 +29,7 @@ struct Image {
   std::vector<uint8_t> bytes;
   vtts::FrameView view;
 
-  // Rows end in a few bytes that belong to nobody.
+  // Rows end in a few bytes of padding.
   Image(int height, int width, std::mt19937& random) {
     const int stride = width * vtts::kChannels + static_cast<int>(random() % 9);
     bytes.resize(static_cast<size_t>(stride) * height);

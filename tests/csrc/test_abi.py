@@ -35,7 +35,7 @@ def built() -> None:
 
 
 def frames(num: int, height: int, width: int) -> list[np.ndarray]:
-    """Frames whose rows end in bytes that belong to nobody."""
+    """Frames whose rows end in bytes of padding."""
     generator = np.random.default_rng(num)
     wide = generator.integers(0, 256, (num, height, width + 3, 3), dtype=np.uint8)
     return [frame[:, :width] for frame in wide]
@@ -354,5 +354,5 @@ def test_rows_come_out_as_a_tensor_of_the_library() -> None:
     make = c.pythonapi.PyCapsule_New
     make.restype, make.argtypes = c.py_object, [c.c_void_p, c.c_char_p, c.c_void_p]
     capsule = make(c.cast(found, c.c_void_p), b"dltensor_versioned", None)
-    rows = torch.utils.dlpack.from_dlpack(capsule)  # torch calls the deleter when it lets go
+    rows = torch.utils.dlpack.from_dlpack(capsule)  # torch calls the deleter when it is freed
     assert rows.dtype == torch.float32 and torch.equal(rows, expected)

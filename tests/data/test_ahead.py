@@ -13,24 +13,27 @@ from vtts_rt.data.ahead import Ahead, Stopped, Ticket
 
 @settings(deadline=None, max_examples=30)
 @given(
-    sizes=st.lists(st.integers(0, 30), max_size=30),
+    sizes=st.lists(st.none() | st.integers(0, 30), max_size=30),
     num_threads=st.integers(1, 4),
     max_jobs=st.integers(1, 6),
     max_bytes=st.integers(1, 50),
 )
 def test_results_come_in_order_within_bounds(
-    sizes: list[int], num_threads: int, max_jobs: int, max_bytes: int
+    sizes: list[int | None], num_threads: int, max_jobs: int, max_bytes: int
 ) -> None:
+    """A job without a size fails before it asks for room."""
     made = threading.Event()
 
     def work(job: int, ticket: Ticket) -> int:
         made.wait()
-        ticket.reserve(sizes[job])
+        if (num_bytes := sizes[job]) is None:
+            raise KeyError(job)
+        ticket.reserve(num_bytes)
         with ahead._changed:
-            assert ahead._held[job] == sizes[job]
+            assert ahead._held[job] == num_bytes
             filled = [size for size in ahead._held.values() if size]
             assert sum(filled) <= max_bytes or len(filled) == 1
-            assert ahead._num_begun - ahead._num_taken <= max_jobs
+            assert len(ahead._queue) <= max_jobs
         return job
 
     ahead = Ahead(
@@ -38,7 +41,13 @@ def test_results_come_in_order_within_bounds(
         max_bytes=max_bytes,
     )  # fmt: skip
     made.set()
-    assert list(ahead) == [(job, job) for job in range(len(sizes))]
+    for job, num_bytes in enumerate(sizes):
+        if num_bytes is None:
+            with pytest.raises(KeyError, match=str(job)):
+                next(ahead)
+        else:
+            assert next(ahead) == (job, job)
+    assert next(ahead, None) is None
     assert ahead.close() == [] and not ahead._held
 
 
@@ -99,3 +108,21 @@ def test_closing_ends_threads_that_wait_for_room() -> None:
     assert ahead.close() == [0]
     assert sorted(stopped) == [1, 2, 3]
     assert threading.active_count() == before
+
+
+def test_a_job_that_fails_before_it_reserves_blocks_no_other() -> None:
+    failed = threading.Event()
+
+    def work(job: int, ticket: Ticket) -> int:
+        if job == 0:
+            failed.set()
+            raise KeyError("zero")
+        assert failed.wait(timeout=30)
+        ticket.reserve(1)
+        return job
+
+    ahead = Ahead(iter(range(3)), work, num_threads=2, max_jobs=3, max_bytes=1)
+    with pytest.raises(KeyError, match="zero"):
+        next(ahead)
+    assert [result for _, result in ahead] == [1, 2]
+    ahead.close()

@@ -7,6 +7,7 @@ import logging
 import pickle
 import shutil
 import threading
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -240,11 +241,10 @@ def test_decoding_stops_at_the_bounds(manifest: Path) -> None:
     items = iter(feed)
     next(items)
     ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["looks"].gi_frame.f_locals["ahead"]
-    with ahead._changed:
-        full = ahead._changed.wait_for(lambda: len(ahead._done) == 2, timeout=30)
-        assert full and sum(ahead._held.values()) == 2 * one_video
-        # The third is opened, and waits for room before it decodes.
-        assert not ahead._changed.wait_for(lambda: len(ahead._done) > 2, timeout=0.2)
+    *held, fourth = [future for *_, future in ahead._queue][:3]
+    assert not wait(held, timeout=30).not_done
+    assert sum(ahead._held.values()) == 2 * one_video
+    assert not wait([fourth], timeout=0.2).done  # opened, and waits for room to decode
     items.close()
     assert feed.stats()["videos_opened"] == 3 and feed.stats()["frames_decoded"] == 9
 
@@ -386,7 +386,7 @@ def test_a_runtime_that_shares_the_store_decodes_nothing_again(
         ({"frames": True}, "frames must be an integer >= 1"),
         ({"frames": PerceptionConfig(strategy="append")}, "frames must be .*Runtime.perception"),
         ({"group_size": 0}, "group_size must be an integer >= 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, or None, got 0"),
         ({"num_workers": 0}, "num_workers must be an integer >= 1"),
         ({"prefetch": 1.5}, "prefetch must be an integer >= 1, got 1.5"),
         ({"prefetch_bytes": 0}, "prefetch_bytes must be an integer >= 1"),

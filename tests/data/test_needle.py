@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny.views import view_pixels
 
 from vtts_rt.data.backgrounds import FOOTAGE, footage_available, load_footage, resize
 from vtts_rt.data.needle import (
@@ -21,7 +22,6 @@ from vtts_rt.data.needle import (
     write_needle,
 )
 from vtts_rt.data.rows import read_rows
-from vtts_rt.data.views import view_pixels
 from vtts_rt.types import PixelBox
 from vtts_rt.video import open_video
 

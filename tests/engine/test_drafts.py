@@ -32,20 +32,20 @@ def test_what_followed_the_last_tokens_follows_again() -> None:
     assert written([11], [ANSWER]).propose(4) == []  # one token says too little
 
 
-def test_a_text_without_precedents_is_calm() -> None:
+def test_drafts_are_unlikely_after_a_text_without_precedents() -> None:
     drafter = written([], [])
-    assert drafter.is_calm
+    assert drafter.draft_unlikely
     for token in (1, 2, 1, 2):
         drafter.append(token)
-    assert drafter.propose(1) == [1] and not drafter.is_calm
+    assert drafter.propose(1) == [1] and not drafter.draft_unlikely
     for token in range(3, 18):
         drafter.append(token)
-        assert drafter.propose(4) == [] and not drafter.is_calm
+        assert drafter.propose(4) == [] and not drafter.draft_unlikely
     drafter.append(18)
-    assert drafter.is_calm
+    assert drafter.draft_unlikely
     # An answer like an earlier one may be drafted from its first token on.
-    assert not written([], [ANSWER]).is_calm
-    assert written([], [ANSWER], most=0).is_calm
+    assert not written([], [ANSWER]).draft_unlikely
+    assert written([], [ANSWER], most=0).draft_unlikely
 
 
 def test_a_draft_ends_with_the_answer_it_is_taken_from() -> None:

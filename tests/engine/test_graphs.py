@@ -16,7 +16,7 @@ from utils import seeds
 
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine import graphs
-from vtts_rt.engine.decode_step import Shape, round_groups, round_pages, round_rows
+from vtts_rt.engine.decode_step import Shape
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.tokenizer import Tokenizer
@@ -48,13 +48,13 @@ class Graphed(Interleaving):
         """Keys of the prefix tree, in order, and the KV that it claims of their pages."""
         keys: list[Any] = []
         kv = []
-        nodes = list(self.engine.prefix_tree._roots.items())
+        nodes = [self.engine.prefix_tree._root]
         while nodes:
-            name, node = nodes.pop()
-            keys.append((name, node.keys))
+            node = nodes.pop()
+            keys.append(node.keys)
             claimed = self.engine.pool.pages[:, :, node.page, : len(node.keys) // 32]
             kv.append(claimed.flatten())
-            nodes += [(name, child) for child in node.children]
+            nodes += node.children
         return keys, torch.cat([torch.empty(0, dtype=torch.float64), *kv])
 
 
@@ -161,7 +161,9 @@ def test_a_group_reads_what_it_shares_once(model: Any, tokenizer: Tokenizer) -> 
     assert engine.stats()["passes"]["steps_ahead"] >= 17
 
 
-def test_a_page_that_somebody_else_got_is_not_believed_in(model: Any, tokenizer: Tokenizer) -> None:
+def test_a_run_ahead_is_dropped_where_its_page_went_to_another(
+    model: Any, tokenizer: Tokenizer
+) -> None:
     """A run ahead wrote into a free page; the sequence got another one."""
     engine = make_engine(model, tokenizer, draft_tokens=0)
     passes = give_graphs(engine)
@@ -282,7 +284,7 @@ def test_the_graph_that_was_used_least_recently_goes(
     assert passes.stats()["graphs_captured"] == 4
 
 
-def test_a_capture_that_fails_is_told_and_decoding_goes_on(
+def test_a_failed_capture_is_reported_and_decoding_goes_on(
     model: Any, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(function: Any) -> Any:
@@ -335,10 +337,14 @@ def test_graphs_are_asked_for_and_refused_with_a_reason(model: Any, tokenizer: T
 
 
 def test_buckets() -> None:
-    rows = {n: round_rows(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65)}
-    assert list(rows.values()) == [1, 2, 4, 4, 8, 8, 16, 16, 24, 64, 72]
-    assert [round_groups(n) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
-    assert [round_pages(n) for n in (1, 64, 65, 128, 2049)] == [64, 64, 128, 128, 4096]
+    rows = [Shape(n, 1, 0, 0).rounded().num_rows for n in (1, 2, 3, 4, 5, 8, 9, 16, 17, 64, 65)]
+    assert rows == [1, 2, 4, 4, 8, 8, 16, 16, 24, 64, 72]
+    groups = [Shape(8, 1, n, 1).rounded().num_groups for n in (1, 2, 3, 5, 8)]
+    assert groups == [1, 2, 4, 8, 8]
+    pages = [Shape(1, n, 0, n).rounded()[1:4] for n in (1, 64, 65, 128, 2049)]
+    assert pages == [(n, 0, 0) for n in (64, 64, 128, 128, 4096)]
+    assert Shape(1, 1, 1, 65, False, 1023, 3).rounded()[3:] == (128, False, 1024, 4, False)
+    assert Shape(1, 1, 0, 0, False, 1024, 4).rounded()[5:7] == (2048, 4)
 
 
 def test_the_fake_finds_what_a_graph_would_not_do() -> None:

@@ -115,7 +115,7 @@ def test_room_is_kept_for_the_sequence_before_it_while_others_find_place() -> No
     assert pool.allocate(2) == [8, 9]
     assert pool.allocate(1, after=1) == [2]
     assert pool.allocate(1, after=5) == [6]
-    assert pool.allocate(2) == [3, 7]  # room is a wish: nothing else is left
+    assert pool.allocate(2) == [3, 7]  # room is not reserved: nothing else is left
     pool.check_integrity([range(10)])
 
 
@@ -127,7 +127,7 @@ def test_room_lapses_with_a_reference_to_the_page_before_it() -> None:
     assert pool.allocate(4) == [0, 1, 2, 3]
 
 
-def test_sharing_is_told_when_it_begins_and_when_it_ends() -> None:
+def test_sharing_is_reported_when_it_begins_and_when_it_ends() -> None:
     pool = make_pool(2)
     told: list[tuple[int, bool]] = []
     pool.on_share = lambda page, shared: told.append((page, shared))

@@ -101,7 +101,7 @@ def test_eviction_takes_the_oldest_leaves_and_spares_pages_in_use() -> None:
     pool.check_integrity([])
 
 
-def test_a_partial_page_is_continued_in_place_only_when_nobody_else_uses_it() -> None:
+def test_a_partial_page_is_continued_in_place_only_without_other_references() -> None:
     pool, tree = make_tree()
     (page,) = remember(pool, tree, keys_of([1, 2]))
     assert tree.match_prefix(keys_of([1, 2, 3])).partial_is_free
@@ -126,36 +126,10 @@ def held_by_a_sequence(pool: PagedKVPool, tree: PrefixTree, keys: np.ndarray) ->
     return pages
 
 
-def test_a_namespace_sees_only_its_own() -> None:
-    pool, tree = make_tree()
-    keys = keys_of([1, 2, 3, 4, 5])
-    pages = pool.allocate(2)
-    tree.insert_prefix(keys, pages, namespace="old")
-    pool.release(pages)
-    assert tree.match_prefix(keys, "new").pages == []
-    assert tree.match_prefix(keys).pages == []
-    assert tree.match_prefix(keys, "old").pages == pages[:1]
-    remember(pool, tree, keys)
-    assert tree.stats()["namespaces"] == 2
-    assert tree.drop_namespaces(keep=[None]) == 2
-    assert tree.stats()["namespaces"] == 1 and tree.match_prefix(keys, "old").pages == []
-    tree.check_integrity()
-    pool.check_integrity([tree.held_pages()])
-
-
-def test_an_empty_namespace_disappears() -> None:
-    pool, tree = make_tree()
-    remember(pool, tree, keys_of([1, 2, 3, 4, 5]))
-    tree.insert_prefix(keys_of([]), [], "nothing")
-    assert tree.stats()["namespaces"] == 1
-    assert tree.evict(5) == 2
-    assert tree.stats()["namespaces"] == 0
-
-
-def test_dropping_spares_the_pages_of_sequences() -> None:
+def test_clearing_spares_the_pages_of_sequences() -> None:
     pool, tree = make_tree()
     pages = held_by_a_sequence(pool, tree, keys_of([1, 2, 3, 4, 5]))
-    assert tree.drop_namespaces(keep=()) == 0
+    assert tree.clear() == 0
     pool.check_integrity([pages])
     assert pool.release(pages) == 2
     assert tree.num_evictable == 0
@@ -318,7 +292,6 @@ def test_stats_count_tokens_and_pages() -> None:
         "pages": 1,
         "evictable": 0,
         "pinned": 1,
-        "namespaces": 1,
     }
 
 

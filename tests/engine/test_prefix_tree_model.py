@@ -22,7 +22,6 @@ from vtts_rt.models.base import KVShape
 PAGE, NUM_PAGES = 3, 14
 KV = KVShape(num_layers=1, num_heads=1, head_dim=1, dtype=torch.float32)
 Tokens = tuple[int, ...]
-NAMESPACES = st.sampled_from(["old", "new"])
 TAIL = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple)
 PICK = st.integers(0, 100)
 
@@ -41,7 +40,6 @@ def common(a: Tokens, b: Tokens) -> int:
 
 @dataclass(eq=False)
 class Running:
-    namespace: str
     tokens: Tokens
     pages: list[int]
     computed: int
@@ -49,7 +47,7 @@ class Running:
 
 @dataclass(eq=False)
 class Entry:
-    """What the model knows of a node: its name in the dict is (namespace, tokens up to its end)."""
+    """What the model knows of a node: its name in the dict is its tokens up to its end."""
 
     page: int
     last_use: int
@@ -67,21 +65,21 @@ class PrefixTreeMachine(RuleBasedStateMachine):
         )
         self.tree = PrefixTree(self.pool)
         self.running: list[Running] = []
-        self.model: dict[tuple[str, Tokens], Entry] = {}
-        self.kv: dict[tuple[str, Tokens], int] = {}
+        self.model: dict[Tokens, Entry] = {}
+        self.kv: dict[Tokens, int] = {}
         self.clock = 0
         self.evictions = 0
 
     # -- what a sequence does ---------------------------------------------------------------
 
-    @rule(namespace=NAMESPACES, pick=PICK, cut=st.integers(0, 2), tail=TAIL)
-    def start(self, namespace: str, pick: int, cut: int, tail: Tokens) -> None:
-        self.admit(namespace, self.like_a_known_one(pick, cut) + tail)
+    @rule(pick=PICK, cut=st.integers(0, 2), tail=TAIL)
+    def start(self, pick: int, cut: int, tail: Tokens) -> None:
+        self.admit(self.like_a_known_one(pick, cut) + tail)
 
-    @rule(namespace=NAMESPACES, pick=PICK, cut=st.integers(0, 2), tail=TAIL)
-    def run(self, namespace: str, pick: int, cut: int, tail: Tokens) -> None:
+    @rule(pick=PICK, cut=st.integers(0, 2), tail=TAIL)
+    def run(self, pick: int, cut: int, tail: Tokens) -> None:
         """A whole request while others are in work."""
-        sequence = self.admit(namespace, self.like_a_known_one(pick, cut) + tail)
+        sequence = self.admit(self.like_a_known_one(pick, cut) + tail)
         if sequence is not None:
             self.advance(sequence, len(sequence.tokens))
             self.running.remove(sequence)
@@ -111,8 +109,8 @@ class PrefixTreeMachine(RuleBasedStateMachine):
             self.remember(sequence)
         self.pool.release(sequence.pages)
 
-    def admit(self, namespace: str, tokens: Tokens) -> Running | None:
-        match = self.match(namespace, tokens[:-1])
+    def admit(self, tokens: Tokens) -> Running | None:
+        match = self.match(tokens[:-1])
         partial = [] if match.partial is None else [match.partial]
         self.pool.retain(match.pages + partial)
         pages = list(match.pages)
@@ -123,22 +121,20 @@ class PrefixTreeMachine(RuleBasedStateMachine):
             if partial:
                 self.pool.copy_tokens(partial[0], pages[len(match.pages)], match.num_partial)
             computed = len(match.pages) * PAGE + match.num_partial
-            sequence = Running(namespace, tokens, pages, computed)
+            sequence = Running(tokens, pages, computed)
             self.running.append(sequence)
         else:
             self.pool.release(pages)
         self.pool.release(partial)
         return sequence
 
-    def match(self, namespace: str, tokens: Tokens) -> PrefixMatch:
-        match = self.tree.match_prefix(keys_of(tokens), namespace)
+    def match(self, tokens: Tokens) -> PrefixMatch:
+        match = self.tree.match_prefix(keys_of(tokens))
         found = len(match.pages) * PAGE + match.num_partial
-        assert found == max(
-            (common(tokens, name) for space, name in self.model if space == namespace), default=0
-        )
+        assert found == max((common(tokens, name) for name in self.model), default=0)
         assert (match.partial is not None) == (match.num_partial > 0)
         pages = [*match.pages, *([] if match.partial is None else [match.partial])]
-        assert self.contents(pages, found) == self.numbers(namespace, tokens[:found])
+        assert self.contents(pages, found) == self.numbers(tokens[:found])
         self.clock += 1
         for entry in self.model.values():
             if entry.page in pages:
@@ -157,7 +153,7 @@ class PrefixTreeMachine(RuleBasedStateMachine):
 
     def advance(self, sequence: Running, chunk: int) -> None:
         end = min(sequence.computed + chunk, len(sequence.tokens))
-        numbers = self.numbers(sequence.namespace, sequence.tokens[:end])
+        numbers = self.numbers(sequence.tokens[:end])
         for at in range(sequence.computed, end):
             self.pool.pages[0, :, sequence.pages[at // PAGE], at % PAGE] = numbers[at]
         sequence.computed = end
@@ -165,25 +161,25 @@ class PrefixTreeMachine(RuleBasedStateMachine):
     def remember(self, sequence: Running) -> None:
         tokens = sequence.tokens[: sequence.computed]
         pages = sequence.pages[: self.pool.pages_for(len(tokens))]
-        self.tree.insert_prefix(keys_of(tokens), pages, sequence.namespace)
+        self.tree.insert_prefix(keys_of(tokens), pages)
         self.clock += 1
         for index, page in enumerate(pages):
-            self.insert(sequence.namespace, tokens[: (index + 1) * PAGE], index * PAGE, page)
+            self.insert(tokens[: (index + 1) * PAGE], index * PAGE, page)
 
-    def insert(self, namespace: str, name: Tokens, start: int, page: int) -> None:
+    def insert(self, name: Tokens, start: int, page: int) -> None:
         """One page in the model; `start` tokens of its name stand in pages before."""
-        served = [n for s, n in self.model if s == namespace and n[: len(name)] == name]
+        served = [n for n in self.model if n[: len(name)] == name]
         served = [n for n in served if len(n) <= start + PAGE]
         if served:
             first = min(served, key=lambda n: keys_of(n[start:]).tobytes())
-            self.model[namespace, first].last_use = self.clock
+            self.model[first].last_use = self.clock
             return
         entry = Entry(page, self.clock)
         for length in range(start + 1, len(name)):
-            shorter = self.model.pop((namespace, name[:length]), None)
+            shorter = self.model.pop(name[:length], None)
             if shorter is not None:
                 entry.pins += shorter.pins
-        self.model[namespace, name] = entry
+        self.model[name] = entry
 
     # -- what the engine and its owner do ---------------------------------------------------
 
@@ -196,12 +192,12 @@ class PrefixTreeMachine(RuleBasedStateMachine):
             leaves = [n for n in self.model if not self.is_held(n) and not self.behind(n)]
             del self.model[min(leaves, key=lambda n: self.model[n].last_use)]
 
-    @rule(namespace=NAMESPACES, pick=PICK, cut=st.integers(0, 2))
-    def pin(self, namespace: str, pick: int, cut: int) -> None:
+    @rule(pick=PICK, cut=st.integers(0, 2))
+    def pin(self, pick: int, cut: int) -> None:
         tokens = self.like_a_known_one(pick, cut)
-        match = self.match(namespace, tokens)
+        match = self.match(tokens)
         last = match.pages[-1] if match.partial is None and match.pages else match.partial
-        pin = self.tree.pin(keys_of(tokens), namespace)
+        pin = self.tree.pin(keys_of(tokens))
         assert pin.num_tokens == len(match.pages) * PAGE + match.num_partial
         assert pin.num_pages == len(match.pages) + (match.partial is not None)
         for entry in self.model.values():
@@ -217,13 +213,14 @@ class PrefixTreeMachine(RuleBasedStateMachine):
         pin.release()
 
     @precondition(lambda self: len(self.model) > 7)
-    @rule(keep=st.sampled_from([(), ("new",)]))
-    def drop(self, keep: tuple[str, ...]) -> None:
+    @rule()
+    def clear(self) -> None:
         free = self.pool.num_free
-        assert self.tree.drop_namespaces(keep) == self.pool.num_free - free
-        for name in [n for n in self.model if n[0] not in keep]:
-            for pin in self.model.pop(name).pins:
+        assert self.tree.clear() == self.pool.num_free - free
+        for entry in self.model.values():
+            for pin in entry.pins:
                 pin.release()
+        self.model.clear()
 
     # -- what must hold at all times --------------------------------------------------------
 
@@ -237,47 +234,39 @@ class PrefixTreeMachine(RuleBasedStateMachine):
         pinned = [n for n in self.model if any(self.model[m].pins for m in [n, *self.behind(n)])]
         stats = tree.stats()
         assert stats["pinned"] == len(pinned)
-        assert stats["namespaces"] == len({namespace for namespace, _ in self.model})
         assert stats["evictions"] == self.evictions
 
     @invariant()
     def what_is_remembered_was_never_overwritten(self) -> None:
-        for (namespace, name), entry in self.model.items():
+        for name, entry in self.model.items():
             start = (len(name) - 1) // PAGE * PAGE
-            expected = self.numbers(namespace, name)[start:]
+            expected = self.numbers(name)[start:]
             assert self.contents([entry.page], len(expected)) == expected
         for sequence in self.running:
-            expected = self.numbers(sequence.namespace, sequence.tokens[: sequence.computed])
+            expected = self.numbers(sequence.tokens[: sequence.computed])
             assert self.contents(sequence.pages, sequence.computed) == expected
 
     def like_a_known_one(self, pick: int, cut: int) -> Tokens:
-        """An entry's tokens less the last `cut`, from either namespace."""
+        """An entry's tokens less the last `cut`."""
         names: list[Tokens] = [
             (),
-            *(tokens for _, tokens in self.model),
+            *self.model,
             *(s.tokens for s in self.running),
         ]
         tokens = names[pick % len(names)]
         return tokens[: max(0, len(tokens) - cut)]
 
-    def behind(self, name: tuple[str, Tokens]) -> list[tuple[str, Tokens]]:
+    def behind(self, name: Tokens) -> list[Tokens]:
         """All entries that continue one: those a partial page has are none."""
-        space, tokens = name
-        return [
-            other
-            for other in self.model
-            if other[0] == space
-            and len(other[1]) > len(tokens)
-            and other[1][: len(tokens)] == tokens
-        ]
+        return [n for n in self.model if len(n) > len(name) and n[: len(name)] == name]
 
-    def is_held(self, name: tuple[str, Tokens]) -> bool:
+    def is_held(self, name: Tokens) -> bool:
         entries = [self.model[n] for n in [name, *self.behind(name)]]
         return any(self.pool.references(e.page) > 1 or e.pins for e in entries)
 
-    def numbers(self, namespace: str, tokens: Tokens) -> list[int]:
-        """The "KV" of each token: one number for each prefix of each namespace."""
-        prefixes = [(namespace, tokens[: at + 1]) for at in range(len(tokens))]
+    def numbers(self, tokens: Tokens) -> list[int]:
+        """The "KV" of each token: one number for each prefix."""
+        prefixes = [tokens[: at + 1] for at in range(len(tokens))]
         return [self.kv.setdefault(prefix, len(self.kv) + 1) for prefix in prefixes]
 
     def contents(self, pages: list[int], num_tokens: int) -> list[int]:

@@ -80,7 +80,7 @@ def test_no_request_waits_for_ever(model: Any, tokenizer: Tokenizer, max_sequenc
     for place, request_id in enumerate(late):
         assert first_token[request_id] <= (place + max_sequences + 1) * (limit + 1)
     done = completions(events)
-    assert set(done) == {*hogs, *late}  # who gave its place up goes on where it was
+    assert set(done) == {*hogs, *late}  # a preempted one goes on where it was
     for request_id, text in zip(late, ("late 0", "late 1", "late 2"), strict=True):
         alone = run(make_engine(model, tokenizer), encode(tokenizer, text), sampling=LONG)
         assert done[request_id].token_ids == alone.token_ids
@@ -190,7 +190,7 @@ def failures(events: list[Event]) -> dict[int, str]:
     return {e.request_id: str(e.error) for e in events if isinstance(e, FailedEvent)}
 
 
-def test_a_decoder_that_dies_fails_its_request_alone(model: Any, tokenizer: Tokenizer) -> None:
+def test_a_failed_decoder_fails_its_request_alone(model: Any, tokenizer: Tokenizer) -> None:
     engine, dying = make_engine(model, tokenizer), Frames()
     dying.error = RuntimeError("disk gone")
     bad = add(engine, tokenizer, "one ", look(pair(1)), " say", provider=dying)
@@ -207,7 +207,7 @@ def test_a_decoder_that_dies_fails_its_request_alone(model: Any, tokenizer: Toke
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_a_decoder_that_dies_has_failed_nobody_who_wanted_the_same_from_it(
+def test_a_failed_decoder_spares_requests_for_the_same_pairs(
     model: Any, tokenizer: Tokenizer, both: bool
 ) -> None:
     engine, dying = make_engine(model, tokenizer), Frames()

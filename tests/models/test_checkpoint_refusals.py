@@ -63,10 +63,13 @@ def test_tensors_that_do_not_fit_are_named(
     ("change", "message"),
     [
         (
-            {"model_type": "qwen3_vl"},
-            "model_type must be one of qwen2_5_vl, qwen2_vl, got 'qwen3_vl'",
+            {"model_type": "qwen3_5"},
+            "model_type must be one of qwen2_5_vl, qwen2_vl, qwen3_vl, got 'qwen3_5'",
         ),
-        ({"model_type": None}, "model_type must be one of qwen2_5_vl, qwen2_vl, got None"),
+        (
+            {"model_type": None},
+            "model_type must be one of qwen2_5_vl, qwen2_vl, qwen3_vl, got None",
+        ),
         ({"text_config.hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
         ({"vision_config.patch_size": 16}, r"temporal size must be \(14, 2, 2\), got \(16, 2, 2\)"),
         ({"text_config.layer_types": ["sliding_attention"] * 3}, "layer_types must be all full"),

@@ -25,6 +25,7 @@ CONFIG = LanguageConfig(
     num_key_value_heads=1,
     rope_theta=1e4,
     mrope_section=(2, 1, 1),
+    head_dim=8,
 )
 PAGE = 4
 
@@ -93,6 +94,7 @@ def run(
     ],
 )
 @pytest.mark.parametrize("heads", [(5, 1), (3, 3), (6, 2)])
+@pytest.mark.parametrize("qk_norm", [False, True])
 @torch.inference_mode()
 def test_the_bits_are_those_of_the_layers(
     threads: int,
@@ -100,14 +102,14 @@ def test_the_bits_are_those_of_the_layers(
     keys: list[int],
     rows: list[int] | None,
     heads: tuple[int, int],
+    qk_norm: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         sizes = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1]}
-        config = replace(CONFIG, hidden_size=8 * heads[0], mrope_section=(2, 1, 1), **sizes)
-        model = make(config)
+        model = make(replace(CONFIG, qk_norm=qk_norm, qkv_bias=not qk_norm, **sizes))
         calls = Calls(monkeypatch)
         together, written = run(model, news, keys, rows)
         assert calls.count == 1
@@ -122,7 +124,7 @@ def test_the_bits_are_those_of_the_layers(
 @torch.inference_mode()
 def test_what_it_cannot_do_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch)
-    model = make(replace(CONFIG, hidden_size=40))
+    model = make(CONFIG)
     run(model, [17], [17], None)  # more rows
     monkeypatch.setenv("VTTS_RT_BACKEND", "rmsnorm=reference")
     run(model, [1], [9], None)
@@ -145,7 +147,7 @@ def test_what_does_not_fit_is_left_to_the_ops_which_check(
 ) -> None:
     """Addresses alone would read and write past the ends."""
     calls = Calls(monkeypatch)
-    model = make(replace(CONFIG, hidden_size=40))
+    model = make(CONFIG)
     pages, slots = torch.zeros(3, 2, 6, PAGE, 1, 8), torch.tensor([4, 12])
     if mistake == "weights":
         model = model.bfloat16()
@@ -174,7 +176,7 @@ def test_what_does_not_fit_is_left_to_the_ops_which_check(
 
 
 def test_replaced_weights_count_at_once() -> None:
-    model = make(replace(CONFIG, hidden_size=40))
+    model = make(CONFIG)
     with torch.inference_mode():
         before, _ = run(model, [1], [9], None)
     with torch.no_grad():

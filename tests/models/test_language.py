@@ -84,7 +84,7 @@ def test_paged_batch_of_prefill_chunk_and_decode(
     up to `few_rows` float32 rows go to the native kernel, none, some or all of them.
     """
     monkeypatch.setattr(attention, "FEW_ROWS", few_rows)
-    monkeypatch.setattr(native, "most_rows", lambda op: few_rows)
+    monkeypatch.setattr(native, "slow_tiles", lambda num: "many rows" if num > few_rows else None)
     torch.manual_seed(2)
     model = LanguageModel(CONFIG).to(dtype)
     monkeypatch.setattr(paged_sdpa, "QUERY_BLOCK", 4)  # several mask blocks for one chunk

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from utils import VOCAB_SIZE, random_rows, tiny_qwen2_5_vl, tiny_qwen2_vl
+from utils import VOCAB_SIZE, random_rows, tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 from vtts_rt.models.attention import PagedKV, plan_calls
 from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
@@ -62,9 +62,31 @@ QWEN2_VL: dict[str, dict[str, Any]] = {
     "three vision heads": {"heads": 2, "kv_heads": 1, "vision_heads": 3, "layers": 1, "seed": 4},
     "seven heads over one": {"heads": 7, "kv_heads": 1, "mlp_ratio": 1, "layers": 2, "seed": 5},
 }
+QWEN3_VL: dict[str, dict[str, Any]] = {
+    "grouped, tied": {"heads": 4, "kv_heads": 2},
+    "one kv head, untied": {"heads": 4, "kv_heads": 1, "tie_word_embeddings": False, "seed": 1},
+    "narrow, heads wider": {"heads": 4, "kv_heads": 2, "head_dim": 24, "hidden": 40, "seed": 2},
+    "wide, one level": {
+        "heads": 2,
+        "kv_heads": 2,
+        "hidden": 80,
+        "levels": (1,),
+        "tie_word_embeddings": False,
+        "seed": 3,
+    },
+    "no levels": {"levels": (), "side": 9, "layers": 1, "seed": 4},
+    "five layers, three levels": {
+        "vision_depth": 4,
+        "levels": (0, 2, 3),
+        "layers": 5,
+        "vision_heads": 3,
+        "seed": 5,
+    },
+}
 FAMILIES = [
     *(pytest.param((tiny_qwen2_5_vl, options), id=name) for name, options in MODELS.items()),
     *(pytest.param((tiny_qwen2_vl, options), id=f"2, {n}") for n, options in QWEN2_VL.items()),
+    *(pytest.param((tiny_qwen3_vl, options), id=f"3, {n}") for n, options in QWEN3_VL.items()),
 ]
 
 
@@ -77,7 +99,8 @@ class Inputs:
 
 
 def make_inputs(model: VideoLM, parts: list[int | Vision]) -> Inputs:
-    """Random text with pads, random rows for each item in prompt order, transformers' positions."""
+    """Random text with pads, random rows for each item in prompt order, transformers' positions.
+    Where the family writes a video pair by pair, text stands before each pair."""
     config, positions = model.config, model.positions("transformers")
     ids, places, items = [], [], []
     for part in parts:
@@ -87,10 +110,16 @@ def make_inputs(model: VideoLM, parts: list[int | Vision]) -> Inputs:
         else:
             t, h, w = part.grid
             pad = config.image_token_id if part.is_image else config.video_token_id
-            ids.append(torch.full((t * h * w // 4,), pad))
-            places.append(positions.vision(part.grid, part.seconds_per_grid, part.is_image))
+            pairs = t if model.chat.per_pair else 1
+            for _ in range(pairs):
+                if pairs > 1:
+                    ids.append(torch.randint(0, 300, (2,)))
+                    places.append(positions.text(2))
+                grid = (t // pairs, h, w)
+                ids.append(torch.full((grid[0] * h * w // 4,), pad))
+                places.append(positions.vision(grid, part.seconds_per_grid, part.is_image))
             items.append(part)
-    rows = random_rows([item.grid for item in items])
+    rows = random_rows([item.grid for item in items], model.geometry)
     return Inputs(torch.cat(ids), rows, items, torch.cat(places, dim=1))
 
 

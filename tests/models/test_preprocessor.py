@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torchvision_shim
+from utils import QWEN3_VL
 
 from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
@@ -138,7 +139,20 @@ def test_what_transformers_writes_is_taken(tmp_path: Path) -> None:
         geometry_of(tmp_path)
 
 
-def test_bounds_on_sizes_are_told_where_no_recipe_decides(
+def test_bounds_may_be_of_whole_clips(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torchvision_shim.install()
+    from transformers import Qwen3VLVideoProcessor
+
+    for longest, told in ((768 * 1024, True), (24576 * 1024, False)):
+        size = {"shortest_edge": 4096, "longest_edge": longest}
+        Qwen3VLVideoProcessor(size=size).save_pretrained(tmp_path)
+        caplog.clear()
+        read = read_geometry(tmp_path, QWEN3_VL, bounds_clips=True)
+        assert read == QWEN3_VL
+        assert ("all frames of a video together" in caplog.text) == told
+
+
+def test_bounds_on_sizes_are_reported_where_no_recipe_decides(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)

@@ -13,7 +13,7 @@ from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.tokenizer import LABEL, TEXT, VISION, Tokenizer, encode_prompt, least_tokens
-from vtts_rt.types import PairRef, PixelBox, Prompt, Segment, TimeLabel
+from vtts_rt.types import Marker, PairRef, PixelBox, Prompt, Segment, TimeLabel
 
 TEXTS = [
     "Which pattern is on the red card?",
@@ -82,8 +82,10 @@ def test_prompt_ids_equal_transformers_with_pads_expanded(
             "<|im_start|>user\nLook:\n",
             TimeLabel("<12.0s>"),
             segment(2, 56, 84),
+            Marker("<|vision_start|>"),
             TimeLabel("<3.5s>"),
             segment(1, 28, 28, is_image=True),
+            Marker("<|vision_end|>"),
             "Which ",
             "pattern?<|im_end|>\n",
         )
@@ -98,8 +100,8 @@ def test_prompt_ids_equal_transformers_with_pads_expanded(
     pads = {tokenizer.image_token_id, tokenizer.video_token_id}
     places = [i for i, token in enumerate(encoded.token_ids) if token in pads]
     assert places == [i for s in encoded.spans for i in range(s.start, s.start + s.length)]
-    # 13 pads and 2 x 2 markers are vision; labels are exactly their characters.
-    assert (encoded.kinds == VISION).sum() == 17
+    # 13 pads and 3 x 2 markers are vision; labels are exactly their characters.
+    assert (encoded.kinds == VISION).sum() == 19
     labels = [t for t, k in zip(encoded.token_ids, encoded.kinds, strict=True) if k == LABEL]
     assert tokenizer.decode(labels) == "<12.0s><3.5s>"
     texts = [t for t, k in zip(encoded.token_ids, encoded.kinds, strict=True) if k == TEXT]

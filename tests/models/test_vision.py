@@ -9,7 +9,7 @@ import torch
 from triton_tools import run_triton
 from utils import random_rows
 
-from vtts_rt.models import qwen2_vl, vision
+from vtts_rt.models import qwen2_vl, qwen3_vl, vision
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig
 from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer
 from vtts_rt.models.vision import group_pairs, window_classes
@@ -27,11 +27,14 @@ CONFIG = VisionConfig(
 GRIDS = [(2, 10, 6), (1, 8, 8), (3, 16, 12), (1, 2, 2), (2, 8, 8), (1, 6, 20)]
 
 
-@pytest.fixture(scope="module", params=["windows", "whole pairs"])
+@pytest.fixture(scope="module", params=["windows", "whole pairs", "levels"])
 def tower(request: pytest.FixtureRequest) -> vision.VisionTransformer:
     torch.manual_seed(1)
     if request.param == "windows":
         return VisionTransformer(CONFIG, GEOMETRY)
+    if request.param == "levels":
+        config = qwen3_vl.VisionConfig(3, 64, 2, 72, 48, 25, (0, 2))
+        return qwen3_vl.VisionTransformer(config, GEOMETRY)
     return qwen2_vl.VisionTransformer(qwen2_vl.VisionConfig(3, 64, 2, 128, 48), GEOMETRY)
 
 
@@ -43,7 +46,7 @@ def test_a_pair_does_not_depend_on_its_company(tower: vision.VisionTransformer) 
         parts = rows.split([t * h * w for t, h, w in GRIDS])
         for (_, h, w), part in zip(GRIDS, parts, strict=True):
             alone += [tower(pair, [(1, h, w)]) for pair in part.split(h * w)]
-    assert together.shape == (len(rows) // 4, CONFIG.out_hidden_size)
+    assert together.shape == (len(rows) // 4, tower.config.feature_dim)
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
 
 
@@ -105,7 +108,7 @@ def test_gradients_flow_even_after_inference_mode_filled_the_cache() -> None:
 
 
 def test_no_items_give_no_features(tower: vision.VisionTransformer) -> None:
-    assert tower(torch.empty(0, GEOMETRY.row_size), []).shape == (0, CONFIG.out_hidden_size)
+    assert tower(torch.empty(0, GEOMETRY.row_size), []).shape == (0, tower.config.feature_dim)
 
 
 @pytest.mark.parametrize("grid", [(1, 5, 4), (0, 4, 4), (1, 4, 0)])
@@ -138,7 +141,7 @@ def test_jobs_have_the_features_of_their_rows(
     with torch.no_grad():
         expected = tower(patchify(jobs, GEOMETRY), GRIDS)
         torch.testing.assert_close(tower.encode_jobs(jobs), expected, rtol=0, atol=1e-6)
-        assert tower.encode_jobs([]).shape == (0, CONFIG.out_hidden_size)
+        assert tower.encode_jobs([]).shape == (0, tower.config.feature_dim)
     with pytest.raises(ValueError, match="resized_hw must be positive multiples of 28 px"):
         tower.encode_jobs([replace(jobs[0], resized_hw=(0, 28))])
 

@@ -153,7 +153,9 @@ def test_what_the_kernel_cannot_take_goes_to_torch_or_is_refused() -> None:
     for rows in (x.double(), x.bfloat16(), x.clone().requires_grad_()):
         expected = F.linear(rows, dequantize(weight, scale, rows.dtype))
         assert torch.equal(linear_int8(rows, weight, scale), expected)
-        with pytest.raises(ValueError, match="linear_int8: x must be what backend 'cpu' takes"):
+        with pytest.raises(
+            ValueError, match="linear_int8: arguments must be what backend 'cpu' takes"
+        ):
             linear_int8(rows, weight, scale, backend="cpu")
     wanted = x.clone().requires_grad_()
     linear_int8(wanted, weight, scale).sum().backward()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.paged_attention import Call, _flash, paged_attention, paged_attention_ref
+from vtts_rt.ops.paged_attention import paged_attention, paged_attention_ref
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(isa)]
@@ -162,27 +160,6 @@ def test_the_public_function_equals_the_reference_on_any_backend() -> None:
     scaled = paged_attention(*case.arguments, scale=0.5, backend="cpu")
     again = paged_attention_ref(*case.arguments, scale=0.5)
     torch.testing.assert_close(scaled, again, rtol=1e-5, atol=1e-6)
-
-
-def test_flash_attn_is_told_the_same_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own kernels need a GPU: a stand-in with its interface answers."""
-
-    def stand_in(q: Tensor, keys: Tensor, values: Tensor, **options: object) -> Tensor:
-        assert options["causal"] and options["max_seqlen_q"] == 2
-        names = ("page_table", "cu_seqlens_q", "cache_seqlens")
-        indices = [options[name] for name in names]
-        assert all(x.dtype is torch.int32 for x in indices)
-        scale = options["softmax_scale"]
-        return paged_attention_ref(q, keys, values, *indices, scale=scale)
-
-    module = ModuleType("flash_attn_interface")
-    module.flash_attn_with_kvcache = stand_in
-    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
-    case = make([2, 1], [30, 21], (4, 2, 16), 4)
-    found = _flash(Call(*case.arguments, 0.5))
-    torch.testing.assert_close(found, paged_attention_ref(*case.arguments, scale=0.5))
-    with pytest.raises(RuntimeError, match="'flash-attn' unavailable: tensors are on cpu"):
-        paged_attention(*case.arguments, backend="flash-attn")
 
 
 def test_indices_of_both_types_and_rows_of_a_wider_table() -> None:

@@ -156,8 +156,8 @@ def test_what_wants_a_gradient_or_another_type_goes_to_torch() -> None:
 
 def test_many_rows_are_native_where_linear_is(monkeypatch: pytest.MonkeyPatch) -> None:
     embed = PatchEmbedWeight(some_weight(8), GEOMETRY)
-    for most, backend in ((31, "torch"), (32, "cpu")):
-        monkeypatch.setattr(native, "most_rows", lambda op, most=most: most)
+    for reason, backend in (("an Intel processor", "torch"), (None, "cpu")):
+        monkeypatch.setattr(native, "tiles_refusal", lambda reason=reason: reason)
         expected = linear(patchify(JOBS, GEOMETRY), embed.weight, backend=backend)
         assert torch.equal(patch_embed(JOBS, embed), expected)
 

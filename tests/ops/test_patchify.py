@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,9 @@ from triton_tools import check_interpreted, run_triton
 from utils import QWEN3_VL, UNEVEN
 
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.ops import dispatch
+from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed
+from vtts_rt.ops.patch_jobs import MAX_EXTENT
 from vtts_rt.ops.patchify import PatchBuffer, PatchifyJob, patchify, patchify_ref
 from vtts_rt.types import RESIZE_KERNELS, Geometry, PixelBox, ResizeKernel
 
@@ -262,6 +268,26 @@ def test_bad_options_are_refused() -> None:
         patchify([job], GEOMETRY, backend="triton")
     with pytest.raises(ValueError, match="auto, triton, cuda, cpu, reference, got 'gpu'"):
         patchify([job], GEOMETRY, backend="gpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("op", ["patchify", "patch_embed"])
+def test_too_many_tokens_for_triton_are_refused_before_memory_is_asked_for(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """26 TB of rows, which no machine has."""
+    module = importlib.import_module(f"vtts_rt.ops.{op}")
+    monkeypatch.setattr(module._OP, "_resolved", {})
+    monkeypatch.setattr(dispatch, "interpreted", lambda: True)
+    side = MAX_EXTENT // 28 * 28
+    job = PatchifyJob(FRAME, FRAME.copy(), WHOLE, (side, side))
+    rule = f"{op}: arguments must be what backend 'triton' takes, got '2804855202 tokens"
+    with pytest.raises(ValueError, match=rule):
+        if op == "patchify":
+            patchify([job], GEOMETRY, backend="triton")
+        else:
+            weight = PatchEmbedWeight(torch.zeros(8, 1176, dtype=torch.bfloat16), GEOMETRY)
+            patch_embed([job], weight, backend="triton")
 
 
 def test_the_native_core_checks_for_itself() -> None:

@@ -1,8 +1,6 @@
-"""rmsnorm: eager against the equation, Triton under the interpreter and compiled ahead of time."""
+"""rmsnorm: eager against the equation, Triton under the interpreter."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
@@ -10,53 +8,6 @@ import torchvision_shim
 from triton_tools import check_interpreted, run_triton
 
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
-
-COMPILED = """
-import json
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from vtts_rt.kernels.rmsnorm import num_warps, rmsnorm_kernel
-
-report = []
-for arch in (80, 90, 100):
-    for features in (2048, 3584):
-        for has_residual in (False, True):
-            block = triton.next_power_of_2(features)
-            pointers = ["x_ptr", "residual_ptr", "weight_ptr", "y_ptr", "sum_ptr"]
-            integers = ["x_stride", "residual_stride", "num_features"]
-            signature = {name: "*bf16" for name in pointers}
-            signature |= {name: "i32" for name in integers}
-            signature |= {"eps": "fp32", "HAS_RESIDUAL": "constexpr", "BLOCK": "constexpr"}
-            names = rmsnorm_kernel.arg_names
-            divisible = {
-                (names.index(name),): [["tt.divisibility", 16]] for name in pointers + integers
-            }
-            source = ASTSource(
-                rmsnorm_kernel,
-                signature,
-                constexprs={"HAS_RESIDUAL": has_residual, "BLOCK": block},
-                attrs=divisible,
-            )
-            compiled = triton.compile(
-                source,
-                target=GPUTarget("cuda", arch, 32),
-                options={"num_warps": num_warps(block)},
-            )
-            ptx = compiled.asm["ptx"]
-            report.append(
-                {
-                    "arch": arch,
-                    "target": next(
-                        line.split()[1] for line in ptx.splitlines() if line.startswith(".target")
-                    ),
-                    "vector_loads": ptx.count("ld.global.v4"),
-                    "scalar_loads": ptx.count("ld.global.b16"),
-                    "cubin_bytes": len(compiled.asm["cubin"]),
-                }
-            )
-print(json.dumps(report))
-"""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -165,13 +116,3 @@ with torch.no_grad():
 def test_triton_under_the_interpreter() -> None:
     assert check_interpreted("rmsnorm") == 36
     assert run_triton(GRADIENTS, interpret=True).split() == ["False"]
-
-
-@pytest.mark.slow
-def test_triton_compiles_ahead_of_time_with_vector_loads() -> None:
-    report = json.loads(run_triton(COMPILED, interpret=False).splitlines()[-1])
-    assert [entry["arch"] for entry in report] == [80] * 4 + [90] * 4 + [100] * 4
-    for entry in report:
-        assert entry["target"].startswith(f"sm_{entry['arch']}")
-        assert entry["vector_loads"] > 0 and entry["scalar_loads"] == 0, entry
-        assert entry["cubin_bytes"] > 0

@@ -10,7 +10,7 @@ from triton_tools import check_interpreted
 from vtts_rt.ops.segment_attention import (
     Run,
     _table,
-    _triton_refusal,
+    _triton_refuses,
     segment_attention,
     segment_attention_ref,
 )
@@ -114,10 +114,10 @@ def test_heads_are_split_where_that_leaves_less_empty() -> None:
 def test_what_triton_cannot_take_is_named() -> None:
     pytest.importorskip("triton")
     q, k, v = some([Run(0, 2, 4)], 2, 8)
-    assert _triton_refusal(q, k, v) is None
-    assert "float32, float16 or bfloat16" in str(_triton_refusal(q, k.half(), v))
-    assert _triton_refusal(*some([Run(0, 1, 4)], 1, 136)) == "head dim 136, not 1 to 128"
-    assert "needs a gradient" in str(_triton_refusal(q.clone().requires_grad_(), k, v))
+    assert _triton_refuses(q, k, v, []) is None
+    assert "float32, float16 or bfloat16" in str(_triton_refuses(q, k.half(), v, []))
+    assert _triton_refuses(*some([Run(0, 1, 4)], 1, 136), []) == "head dim 136, not 1 to 128"
+    assert "needs a gradient" in str(_triton_refuses(q.clone().requires_grad_(), k, v, []))
     with pytest.raises(RuntimeError, match="backend 'triton' unavailable: tensors are on cpu"):
         segment_attention(q, k, v, [Run(0, 2, 4)], backend="triton")
 

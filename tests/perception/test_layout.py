@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from utils import resolved
 
 from vtts_rt.config import STRATEGIES
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.qwen3_vl.model import CHAT as BY_PAIR
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
@@ -49,14 +51,16 @@ class Built:
         return self.prompt.segments
 
 
-def prompts(strategy, glues=("(0.5, 1)",), videos=(VIDEO,), templates=SHORT, config=None, **extra):  # type: ignore[no-untyped-def]
+def prompts(  # type: ignore[no-untyped-def]
+    strategy, glues=("(0.5, 1)",), videos=(VIDEO,), templates=SHORT, config=None, chat=CHAT, **extra
+):
     history: list[RoundHistory] = []
     built: list[Built] = []
     arguments = {"question": "why", "options": ["x", "y"], "context": "", **extra}
     for index in range(len(glues) + 1):
         plan = plan_round(strategy, config or resolved(), list(videos), history, index)
         built.append(
-            Built(build_prompt(strategy, CHAT, templates, round_index=index, plan=plan,
+            Built(build_prompt(strategy, chat, templates, round_index=index, plan=plan,
                                max_rounds=len(glues) + 1, history=history, **arguments))
         )  # fmt: skip
         if index < len(glues):
@@ -131,6 +135,33 @@ def test_control_tokens_of_the_user_are_harmless(strategy: str) -> None:
     ):
         assert a.text.count("<|") == b.text.count("<|")
         assert len(a.segments) == len(b.segments)
+
+
+IN, OUT = "<|vision_start|>", "<|vision_end|>"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "first"),
+    [
+        # Frames 0, 20, 39, 59 of 30 a second; and those that cells of a second begin and halve at.
+        ("official", f"<0.3 seconds>{VIS}<1.6 seconds>{VIS}"),
+        ("grid", f"<0.2 seconds>{VIS}<1.2 seconds>{VIS}"),
+        ("append", f"<0.2 seconds>{VIS}<1.2 seconds>{VIS}"),
+    ],
+)
+def test_a_family_may_write_a_video_pair_by_pair(strategy: str, first: str) -> None:
+    one, two = prompts(strategy, chat=BY_PAIR)
+    assert IN + first + OUT in one.text and IN + IN not in one.text
+    pairs = rf"(<\d\.\d seconds>{re.escape(VIS)})+"
+    assert re.search(rf"user\n{re.escape(IN)}{pairs}{re.escape(OUT)}\w", two.text)
+    legacy = prompts(strategy, chat=BY_PAIR, video_wrapper="legacy")[0]
+    assert legacy.text == one.text.replace(IN + first + OUT, first)
+    assert [len(s.pairs) for s in one.segments] == [1, 1]
+    assert sum(isinstance(p, TimeLabel) for p in one.parts) == 2
+    both = prompts(strategy, [], videos=(VIDEO, IMAGE), chat=BY_PAIR)[0]
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    heading = "V2:" if strategy == "append" else ""
+    assert IN + first + OUT + heading + image in both.text
 
 
 def test_an_empty_system_leaves_the_turn_out() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny.tokenizer import build_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from vtts_rt.bench.model import qwen_tokenizer
@@ -27,7 +28,6 @@ from vtts_rt.rounds.grammar import (
     ClueGrammar,
     GrammarState,
 )
-from vtts_rt.train.tokenizer import build_tokenizer
 
 PADDING = 40  # logits of Qwen's models are wider than their tokenizer
 LONGEST = 1 + 2 + MAX_SPANS * 33 + 3 + MAX_BOXES * 65 + 1 + len("</glue>")  # characters, at most

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl
+from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.config import PARITIES, STRATEGIES
@@ -21,7 +21,7 @@ from vtts_rt.types import ReuseStats, RoundTimings
 RAW = SamplingParams(temperature=1.0, seed=3, max_tokens=6, ignore_eos=True, logprobs="raw")
 
 
-@pytest.fixture(scope="module", params=[tiny_qwen2_5_vl, tiny_qwen2_vl])
+@pytest.fixture(scope="module", params=[tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl])
 def checkpoint(request: Any, tmp_path_factory: Any) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("model"), request.param)
 
@@ -48,12 +48,18 @@ def logprobs_of(peer: Any, runtime: Runtime, transcript: Transcript) -> np.ndarr
     """Of the generated tokens, from ids, positions and the features of the vision cache."""
     engine, ids = runtime.engine, torch.from_numpy(transcript.token_ids)
     embeddings = peer.get_input_embeddings()(ids)
+    shown, found = torch.zeros(len(ids), dtype=torch.bool), []
     for span in transcript.spans:
         keys = [engine._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
-        features = torch.cat([engine.vision_cache.get(key) for key in keys])
-        embeddings[span.start : span.start + span.length] = features
+        found += [engine.vision_cache.get(key) for key in keys]
+        shown[span.start : span.start + span.length] = True
+    embeddings[shown], *levels = torch.cat(found).split(embeddings.shape[1], dim=1)
     positions = torch.from_numpy(transcript.position_ids.copy())
-    logits = peer(inputs_embeds=embeddings[None], position_ids=positions[:, None]).logits[0]
+    stacked = {"visual_pos_masks": shown[None], "deepstack_visual_embeds": levels} if levels else {}
+    out = peer.model.language_model(
+        inputs_embeds=embeddings[None], position_ids=positions[:, None], **stacked
+    )
+    logits = peer.lm_head(out.last_hidden_state)[0]
     told = torch.log_softmax(logits[:-1].double(), -1).gather(1, ids[1:, None])[:, 0]
     return told.numpy()[transcript.generated[1:]]
 

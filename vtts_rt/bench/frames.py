@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 class FileReader:
     """Random access to the frames of one video file, as decord's VideoReader: opened, indexed
-    and decoded from scratch by everyone who wants to look.
+    and decoded anew for each look.
 
     num_frames, source_fps (average rate), height, width (px): of the file.
     frames_codec_decoded: frames the codec decoded so far, those on the way included.

@@ -76,7 +76,7 @@ def patch_rows(
 class RoundSample:
     """One measured round of any side. sizes: (height, width) px of each vision segment.
     prompt_tokens: the whole context, what was reused included. reuse: our counters, or as many of
-    them as a peer tells; None for the loop on transformers, which keeps nothing."""
+    them as a peer counts; None for the loop on transformers, which keeps nothing."""
 
     token_ids: list[int]
     frame_indices: list[int]

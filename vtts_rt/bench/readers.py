@@ -62,7 +62,7 @@ class Contender:
 
 
 def contenders(index_cache: Path, device: str = "cuda") -> tuple[list[Contender], dict[str, str]]:
-    """Who takes part on this machine, ours first; and of the others, why not.
+    """The readers of this machine, ours first; and of the others, why they are left out.
 
     index_cache: folder for the index cache of the contender that uses it. device: "cpu" leaves out
     what decodes on a GPU.

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vtts_rt.bench.peer import PublishedLoop, RoundSample
 from vtts_rt.bench.setting import (
@@ -33,27 +33,41 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.bench.summary import PHASES, Run, comparisons, print_table, summary
 from vtts_rt.checkout import source_module
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import EngineConfig, RuntimeConfig
 from vtts_rt.models.checkpoint import load_extras
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
+from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import StrategyName, VideoMetadata, require
 
 __all__ = ["PHASES", "Run", "add_flags", "measure", "print_table", "theme"]
 
-PEERS = {"hf": "transformers loop", "vllm": "vllm loop", "vllm-append": "vllm append"}
-# The peers that show what a strategy of ours shows: equal frames, sizes and prompts.
-SAME_WORK: dict[str, StrategyName] = {"hf": "official", "vllm": "official", "vllm-append": "append"}
+
+class Peer(NamedTuple):
+    """label: in results. strategy: shows what the peer shows: equal frames, sizes and prompts."""
+
+    label: str
+    strategy: StrategyName
+
+    def same_work(self, strategy: StrategyName) -> bool:
+        return find_strategy(strategy) is find_strategy(self.strategy)
+
+
+PEERS = {
+    "hf": Peer("transformers loop", "official"),
+    "vllm": Peer("vllm loop", "official"),
+    "vllm-append": Peer("vllm append", "append"),
+}
 SAME = ", same question again"
 OTHER = ", another question"
 # Random weights soon repeat one token, which every draft guesses; real text is not like that. So
 # no comparison rests on drafts: what they save has rows of its own.
 DRAFTS = "with drafts"
-# What is measured with --ablations -> settings of the engine.
+# What is measured with --ablations -> settings of the engine or of the runtime.
 SWITCHES: dict[str, dict[str, Any]] = {
     "without prefix cache": {"prefix_cache": False},
     "without vision cache": {"vision_cache_bytes": 0},
@@ -159,7 +173,7 @@ class _Bench:
             follow_up = OTHER if args.ablations else SAME
             runs = _alternate(sides, self._video, self._setting, args.repeats, follow_up)
         compared = [
-            (strategy, PEERS[peer], SAME_WORK[peer] == strategy)
+            (strategy, PEERS[peer].label, PEERS[peer].same_work(strategy))
             for peer in peers
             for strategy in self._strategies
         ]
@@ -174,15 +188,13 @@ class _Bench:
         model = load_model(self._folder, dtype=dtype, device=args.device)
         tokenizer = Tokenizer.from_pretrained(self._folder, model.chat)
         drafts = {DRAFTS: {"draft_tokens": args.draft_tokens}} if args.draft_tokens else {}
-        engine = EngineConfig(threads=args.threads, draft_tokens=0)
+        configs: Any = EngineConfig(draft_tokens=0), RuntimeConfig(threads=args.threads)
         for name, changed in {"": {}, **(ABLATIONS if args.ablations else {}), **drafts}.items():
+            engine, config = (
+                replace(c, **{k: v for k, v in changed.items() if hasattr(c, k)}) for c in configs
+            )
             runtime = stack.enter_context(
-                Runtime(
-                    model,
-                    tokenizer,
-                    templates=self._words,
-                    engine=replace(engine, **changed),
-                )
+                Runtime(model, tokenizer, templates=self._words, engine=engine, config=config)
             )
             for strategy in self._strategies:
                 yield _our_side(runtime, strategy, f"{strategy} {name}".strip())
@@ -219,7 +231,8 @@ class _Bench:
         runtime: Runtime,
     ) -> _Contender:
         def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
-            perception, words = runtime.perception(setting.perception(SAME_WORK[name])), self._words
+            config, words = setting.perception(PEERS[name].strategy), self._words
+            perception = runtime.perception(config)
             if perception.prompts:
                 words = load_prompts(perception.prompts, base=words)
             return asked(
@@ -232,7 +245,7 @@ class _Bench:
                 templates=words,
             )
 
-        return _Contender(PEERS[name], ask, forget)
+        return _Contender(PEERS[name].label, ask, forget)
 
 
 # -- the sides --------------------------------------------------------------------------------

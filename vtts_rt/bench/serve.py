@@ -34,7 +34,7 @@ from vtts_rt.bench.setting import (
     strategies_of,
     video_name,
 )
-from vtts_rt.config import EngineConfig
+from vtts_rt.config import EngineConfig, RuntimeConfig
 from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
@@ -86,11 +86,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
-    engine = EngineConfig(threads=args.threads, draft_tokens=args.draft_tokens)
     with (
         tempfile.TemporaryDirectory() as files,
         Runtime.from_pretrained(
-            folder, dtype=dtype_of(args, folder), device=args.device, engine=engine
+            folder,
+            dtype=dtype_of(args, folder),
+            device=args.device,
+            engine=EngineConfig(draft_tokens=args.draft_tokens),
+            config=RuntimeConfig(threads=args.threads),
         ) as runtime,
     ):
         resolved = runtime.perception(setting.perception(strategies[0]))

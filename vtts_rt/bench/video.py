@@ -1,6 +1,6 @@
 """`vtts-rt bench decode`: what getting frames out of video files costs, ours and its peers.
 
-Every run opens a fresh copy of a file, so that nobody has seen it, and asks for frames: some evenly
+Every run opens a fresh copy of a file, which no cache has seen, and asks for frames: some evenly
 over all of it, spans here and there, and the same frames again. Runs alternate between contenders.
 Before anything is timed, every contender's frames are compared with PyAV's.
 """
@@ -151,8 +151,8 @@ def _cases(args: argparse.Namespace, codecs: Sequence[str]) -> list[_Case]:
 def _checked(
     case: _Case, able: Sequence[Contender]
 ) -> tuple[list[Contender], dict[str, str], dict[str, str]]:
-    """Who gives the frames that PyAV (the first) gives; who does not decode the file, and who
-    gives others."""
+    """The decoders that give the frames of PyAV (the first); why others do not decode the file;
+    and those that give other frames."""
     here: list[Contender] = []
     why_not: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -197,7 +197,7 @@ def _measured(
 ) -> list[dict[str, Any]]:
     runs: dict[str, list[_Run]] = {contender.name: [] for contender in here}
     for number in range(repeats):
-        first = number % len(here)  # nobody is always the one after somebody
+        first = number % len(here)  # the order rotates: no decoder always runs first
         for contender in (*here[first:], *here[:first]):
             path = case.path
             if not contender.index_cache:

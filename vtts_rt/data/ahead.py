@@ -1,11 +1,12 @@
-"""Ahead: threads that work ahead of their consumer, in order, within a number and in bytes."""
+"""Ahead: results of jobs in their order, made ahead by threads, within a number and in bytes."""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Generic, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Generic, TypeVar
 
 from vtts_rt import process
 
@@ -14,28 +15,34 @@ Result = TypeVar("Result")
 
 
 class Stopped(Exception):
-    """The consumer has gone: give up what is in work."""
+    """The consumer has left: give up the job."""
 
 
 class Ticket:
-    """What a job in work asks of its `Ahead`."""
+    """What a running job asks of its `Ahead`."""
 
-    def __init__(self, reserve: Callable[[int], None], check: Callable[[], None]) -> None:
-        self.reserve = reserve
-        self.check = check
+    def __init__(self, ahead: Ahead[Any, Any], number: int) -> None:
+        self._ahead, self._number = ahead, number
+
+    def reserve(self, num_bytes: int) -> None:
+        """Wait for room for the result, once and before it is made. Raises Stopped."""
+        self._ahead._reserve(self._number, num_bytes)
+
+    def check(self) -> None:
+        """Raises Stopped once the consumer has left."""
+        if self._ahead._stopped:
+            raise Stopped
 
 
 class Ahead(Generic[Job, Result]):
-    """The results of `work` for every job, in the order of the jobs.
+    """The results of `work` for every job, in the order of the jobs; one consumer.
 
-    jobs: taken one by one, under a lock. work: called with a job and a Ticket on one of
-    `num_threads` threads. It says how many bytes the result will hold (`ticket.reserve`, once)
-    before it makes them, and may ask whether to go on (`ticket.check`); both raise Stopped. An
-    exception of `work` is raised to the consumer when it is that job's turn.
-    max_jobs: most jobs in work or waiting for the consumer. max_bytes: most bytes reserved by
-    them; a job that alone needs more waits until nothing else is held. Room is given in the
-    order of the jobs, so the one that the consumer waits for is never behind a later one.
-    A result belongs to the consumer, and no longer counts, once it is handed over.
+    work: called with a job and its Ticket on one of `num_threads` threads. Its exception is raised
+    to the consumer when it is that job's turn.
+    max_jobs: most jobs running or waiting for the consumer. max_bytes: most bytes reserved by them;
+    a job that alone needs more waits until no other holds any. Room is given in the order of the
+    jobs, so the one that the consumer waits for is never behind a later one; a job that has ended
+    waits for none. A result no longer counts once the consumer has it.
     """
 
     def __init__(
@@ -47,111 +54,70 @@ class Ahead(Generic[Job, Result]):
         max_jobs: int,
         max_bytes: int,
     ) -> None:
-        self._jobs = jobs
+        self._jobs = enumerate(jobs)
         self._work = work
-        self._max_jobs = max_jobs
         self._max_bytes = max_bytes
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="ahead")
+        self._queue: deque[tuple[int, Job, Future[Result]]] = deque()
         self._changed = threading.Condition()
-        self._num_begun = 0
-        self._num_admitted = 0  # jobs 0 .. this-1 have their room
-        self._num_taken = 0
-        self._ended = False  # no job is left
         self._stopped = False
+        self._unsized: set[int] = set()  # jobs that may still reserve
         self._held: dict[int, int] = {}  # job -> bytes
-        self._done: dict[int, tuple[Job, Result | None, BaseException | None]] = {}
-        self._threads = [
-            threading.Thread(target=self._run, name=f"ahead-{n}", daemon=True)
-            for n in range(min(num_threads, max_jobs))
-        ]
-        for thread in self._threads:
-            thread.start()
-        process.at_exit(self, Ahead.close)
+        process.before_exit(self, Ahead.close)
+        for _ in range(max_jobs):
+            self._submit()
 
     def __iter__(self) -> Iterator[tuple[Job, Result]]:
         return self
 
     def __next__(self) -> tuple[Job, Result]:
+        if not self._queue:
+            raise StopIteration
+        wait([self._queue[0][2]])
+        number, job, future = self._queue.popleft()
         with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._num_taken in self._done
-                    or (self._ended and self._num_taken == self._num_begun)
-                )
-            )
-            if self._num_taken not in self._done:
-                raise StopIteration
-            job, result, error = self._done.pop(self._num_taken)
-            self._held.pop(self._num_taken, None)
-            self._num_taken += 1
+            self._held.pop(number, None)
             self._changed.notify_all()
-        if error is not None:
-            raise error
-        assert result is not None
-        return job, result
+        self._submit()
+        return job, future.result()
 
     def close(self) -> list[Result]:
-        """Ends the threads, at once or after the step they are in; results nobody has taken."""
+        """Ends the threads, at once or after the step they are in; the results not taken."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        left = [result for _, result, _ in self._done.values() if result is not None]
-        self._done.clear()
+        self._pool.shutdown(cancel_futures=True)
+        done = [future for *_, future in self._queue if not future.cancelled()]
+        self._queue.clear()
         self._held.clear()
-        return left
+        return [future.result() for future in done if future.exception() is None]
 
-    def _run(self) -> None:
-        while (begun := self._begin()) is not None:
-            number, job = begun
-            result: Result | None = None
-            failure: BaseException | None = None
-            try:
-                result = self._work(job, Ticket(partial(self._reserve, number), self._check))
-                self._reserve(number, 0)  # for a job that has not asked
-            except Stopped:
-                return
-            except BaseException as error:
-                failure = error
+    def _submit(self) -> None:
+        for number, job in self._jobs:
             with self._changed:
-                self._done[number] = (job, result, failure)
-                self._changed.notify_all()
-            del begun, job, result, failure  # the consumer's, while this thread waits
+                self._unsized.add(number)
+            self._queue.append((number, job, self._pool.submit(self._run, number, job)))
+            return
 
-    def _begin(self) -> tuple[int, Job] | None:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._stopped
-                    or self._ended
-                    or self._num_begun - self._num_taken < self._max_jobs
-                )
-            )
-            if self._stopped or self._ended:
-                return None
-            for job in self._jobs:
-                self._num_begun += 1
-                return self._num_begun - 1, job
-            self._ended = True
-            self._changed.notify_all()
-            return None
+    def _run(self, number: int, job: Job) -> Result:
+        try:
+            return self._work(job, Ticket(self, number))
+        finally:
+            with self._changed:
+                self._unsized.discard(number)
+                self._changed.notify_all()
 
     def _reserve(self, number: int, num_bytes: int) -> None:
         def has_room() -> bool:
             held = sum(self._held.values())
-            return number == self._num_admitted and (
+            return number == min(self._unsized) and (
                 held == 0 or held + num_bytes <= self._max_bytes
             )
 
         with self._changed:
-            if number < self._num_admitted:
-                return
             self._changed.wait_for(lambda: self._stopped or has_room())
-            self._check()
+            if self._stopped:
+                raise Stopped
+            self._unsized.remove(number)
             self._held[number] = num_bytes
-            self._num_admitted += 1
             self._changed.notify_all()
-
-    def _check(self) -> None:
-        if self._stopped:
-            raise Stopped

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from vtts_rt.checks import Rule, check
 from vtts_rt.config import MediaLimits, ResolvedPerception
 from vtts_rt.data.ahead import Ahead
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
@@ -24,6 +25,25 @@ __all__ = ["RolloutDataFeed", "RolloutItem"]
 
 logger = logging.getLogger(__name__)
 
+_WHAT = "RolloutDataFeed"
+_COUNT: Rule = (lambda n: _is_int(n) and n >= 1, "an integer >= 1")
+_RULES: dict[str, Rule] = {
+    "frames": (
+        # A feed has no model that would know the settings that a PerceptionConfig leaves to it.
+        lambda f: isinstance(f, ResolvedPerception) or _COUNT[0](f),
+        "an integer >= 1 or a ResolvedPerception (`Runtime.perception` makes one)",
+    ),
+    **dict.fromkeys(("group_size", "num_workers", "prefetch", "prefetch_bytes"), _COUNT),
+    "batch_size": (lambda n: n is None or _COUNT[0](n), "an integer >= 1, or None"),
+    "shuffle_seed": (lambda n: n is None or _is_int(n), "an integer or None"),
+    "shard": (
+        lambda s: len(s) == 2 and all(map(_is_int, s)) and 0 <= s[0] < s[1],
+        "(rank, world size) with 0 <= rank < world size",
+    ),
+    "remainder": (REMAINDERS.__contains__, f"one of {', '.join(REMAINDERS)}"),
+    "frame_store": (lambda s: s is None or isinstance(s, FrameStore), "a FrameStore or None"),
+    "decoder": (DECODERS.__contains__, f"one of {', '.join(DECODERS)}"),
+}
 STATE_VERSION = 1
 POSITION = ("epoch", "rows_gone", "delivered")
 # One white pixel: whatever fails to open this is no fault of a file.
@@ -81,24 +101,8 @@ class RolloutDataFeed(IterableDataset[Any]):
         device: int | None = None,
         limits: MediaLimits | None = None,
     ) -> None:
-        _check_frames(frames)
-        counts = {"group_size": group_size, "num_workers": num_workers, "prefetch": prefetch}
-        counts |= {
-            "prefetch_bytes": prefetch_bytes,
-            "batch_size": 1 if batch_size is None else batch_size,
-        }
-        for name, count in counts.items():
-            _require(name, count, _is_int(count) and count >= 1, "an integer >= 1")
-        ok = shuffle_seed is None or _is_int(shuffle_seed)
-        _require("shuffle_seed", shuffle_seed, ok, "an integer or None")
-        ok = isinstance(shard, (tuple, list)) and len(shard) == 2 and all(map(_is_int, shard))
-        ok = ok and 0 <= shard[0] < shard[1]
-        _require("shard", shard, ok, "(rank, world size) with 0 <= rank < world size")
-        _require("remainder", remainder, remainder in REMAINDERS, f"one of {', '.join(REMAINDERS)}")
-        ok = frame_store is None or isinstance(frame_store, FrameStore)
-        _require("frame_store", frame_store, ok, "a FrameStore or None")
-        names = ", ".join(DECODERS)
-        _require("decoder", decoder, decoder in DECODERS, f"one of {names}")
+        given = locals()
+        check(_WHAT, _RULES, {name: given[name] for name in _RULES})
         self.group_size = group_size
         self.batch_size = batch_size
         self.epoch = 0
@@ -215,12 +219,12 @@ class RolloutDataFeed(IterableDataset[Any]):
                 if entry is None:
                     return
                 visit, look = entry
-                self._count(look)
+                self._counts.update(look.counts)
                 yield from ((number, look) for number in visit.rows)
                 del entry, look  # not held while the next one is waited for
         finally:
             for look in ahead.close():
-                self._count(look)
+                self._counts.update(look.counts)
 
     def _item(self, number: int, look: Look, index: int) -> RolloutItem:
         data_set, media, row = self._rows[number]
@@ -337,10 +341,6 @@ class RolloutDataFeed(IterableDataset[Any]):
             "wait_ms": 1e3 * self._wait_seconds,
         }
 
-    def _count(self, look: Look) -> None:
-        for name in COUNTED:
-            self._counts[name] += getattr(look, name)
-
     def _skip(self, number: int, reason: str, sentence: str) -> None:
         media = self._rows[number].media
         if reason == "mislabelled":
@@ -358,19 +358,11 @@ class RolloutDataFeed(IterableDataset[Any]):
 
 
 def _require(argument: str, got: object, ok: bool, rule: str) -> None:
-    require("RolloutDataFeed", argument, got, ok, rule)
+    require(_WHAT, argument, got, ok, rule)
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_frames(frames: object) -> None:
-    # A feed has no model that would know the settings that a PerceptionConfig leaves to it.
-    ok = isinstance(frames, ResolvedPerception) or (isinstance(frames, int) and frames >= 1)
-    ok = ok and not isinstance(frames, bool)
-    rule = "an integer >= 1 or a ResolvedPerception (`Runtime.perception` makes one)"
-    _require("frames", frames, ok, rule)
+    return type(value) is int  # a state goes into JSON
 
 
 def _rows(manifest: str | Path | Sequence[DataSet]) -> list[PlacedRow]:

@@ -49,7 +49,8 @@ DURATION_SECONDS = (15.0, 23.9)
 SOURCE_FPS = (12.0, 30.0)
 MARK_SIDE = 10  # px of a 448 px frame: under 2 px of an 84 px coarse view
 MARK_RIM = 2  # px of black around a mark
-_CRF = {"libx264": 20, "libvpx-vp9": 24}  # about equal in looks; 1 to 4 MB for 20 s
+# codec -> suffix of its files, crf: about equal in looks; 1 to 4 MB for 20 s
+CODECS = {"libx264": (".mp4", 20), "libvpx-vp9": (".webm", 24)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,7 @@ def write_clip(
     """
     frames = (scene.frame(index) for index in range(scene.num_frames))
     gop = max(1, round(2 * scene.source_fps))  # a keyframe every two seconds
-    crf = _CRF[codec] if crf is None else crf
+    crf = CODECS[codec][1] if crf is None else crf
     # Twice as fast as veryfast, and the clips of an evaluation live for seconds.
     preset = "ultrafast" if codec == "libx264" else None
     write_video(
@@ -296,11 +297,10 @@ def write_needle(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    suffix = ".mp4" if codec == "libx264" else ".webm"
     rows = []
     for index in range(seed, seed + num):
         scene = make_scene(index, split)
-        name = f"needle_{split}_{index}{suffix}"
+        name = f"needle_{split}_{index}{CODECS[codec][0]}"
         write_clip(folder / name, scene, codec)
         rows += [needle_row(scene, make_question(scene, c), name) for c in range(len(scene.cards))]
     write_rows(folder / "rows.json", rows)

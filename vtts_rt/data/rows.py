@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vtts_rt.checks import UNICODE, Rule, check
 from vtts_rt.types import Box, TimeSpan, require
 
 MEDIA_TYPES = ("video", "image")
@@ -24,6 +25,22 @@ MAX_OPTIONS = 26
 # `A. text`, `(A) text`, `A) text`, `(A):text`; alone, `A` and `(A)`.
 _LABEL = re.compile(r"\s*\(?([A-Z])(?:\)[.:]?|[.:])\s*")
 _LETTER = re.compile(r"\s*\(?([A-Z])\)?[.:]?\s*")
+
+_MEDIA_TYPE: Rule = (MEDIA_TYPES.__contains__, f"one of {', '.join(MEDIA_TYPES)}")
+_RULES: dict[str, Rule] = {
+    "media": (lambda text: text and "\0" not in text, "a path"),
+    "media_type": _MEDIA_TYPE,
+    "question": (str.strip, "a non-empty text"),
+    "options": (
+        lambda texts: len(texts) <= MAX_OPTIONS and all(map(str.strip, texts)),
+        f"at most {MAX_OPTIONS} non-empty texts",
+    ),
+    "duration_seconds": (lambda n: n is None or 0 < n < math.inf, "> 0"),
+}
+_ENTRY_RULES: dict[str, Rule] = {
+    "media_type": _MEDIA_TYPE,
+    "task_type": (TASK_TYPES.__contains__, f"one of {', '.join(TASK_TYPES)}"),
+}
 
 PixelCorners = tuple[float, float, float, float]
 
@@ -50,22 +67,13 @@ class Row:
     pixel_boxes: tuple[PixelCorners, ...] = ()
 
     def __post_init__(self) -> None:
-        def check(argument: str, ok: bool, rule: str) -> None:
-            require("Row", argument, getattr(self, argument), ok, rule)
-
-        check("media", bool(self.media) and "\0" not in self.media, "a path")
-        check("media_type", self.media_type in MEDIA_TYPES, f"one of {', '.join(MEDIA_TYPES)}")
-        check("question", bool(self.question.strip()), "a non-empty text")
-        options_ok = len(self.options) <= MAX_OPTIONS and all(o.strip() for o in self.options)
-        check("options", options_ok, f"at most {MAX_OPTIONS} non-empty texts")
+        check("Row", _RULES, {name: getattr(self, name) for name in _RULES})
         for text in (self.media, self.question, *self.options, self.answer or ""):
-            require("Row", "text", text, _is_unicode(text), "valid Unicode")
+            check("Row", {"text": UNICODE}, {"text": text})
         if self.options and self.answer is not None:
             letters = [chr(65 + i) for i in range(len(self.options))]
-            check("answer", self.answer in letters, f"one of {', '.join(letters)}")
-        if self.duration_seconds is not None:
-            duration_ok = math.isfinite(self.duration_seconds) and self.duration_seconds > 0
-            check("duration_seconds", duration_ok, "> 0")
+            rule = f"one of {', '.join(letters)}"
+            require("Row", "answer", self.answer, self.answer in letters, rule)
         for span in self.spans:
             ok = 0 <= span.start_seconds <= span.end_seconds < math.inf
             require("Row", "span", span, ok, "0 <= start <= end")
@@ -134,15 +142,6 @@ def row_from_dict(data: Any) -> Row:
         pixel_boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes if not max(b) <= 1),
         duration_seconds=None if duration is None else _numbers("duration", [duration], 1)[0],
     )
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold it: half of a surrogate pair cannot be written, or tokenised."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _options(options: Any) -> tuple[str, ...]:
@@ -261,13 +260,8 @@ class DataSet:
     def rows(self) -> Iterator[tuple[Path, Row]]:
         """(media file, row) of every row; ValueError where a row's media type is another."""
         for row in read_rows(self.json_path):
-            require(
-                f"data set {self.name}",
-                "media",
-                row.media_type,
-                row.media_type == self.media_type,
-                f"of type {self.media_type}",
-            )
+            what, same = f"data set {self.name}", row.media_type == self.media_type
+            require(what, "media", row.media_type, same, f"of type {self.media_type}")
             yield self.visual_base / row.media, row
 
 
@@ -282,11 +276,7 @@ def read_manifest(path: str | Path) -> list[DataSet]:
         require(what, "entry", entry, isinstance(entry, dict), "a JSON object")
         for key in ("media_type", "task_type", "visual_base", "json_path"):
             require(what, key, entry.get(key), isinstance(entry.get(key), str), "a text")
-        media_ok, task_ok = entry["media_type"] in MEDIA_TYPES, entry["task_type"] in TASK_TYPES
-        require(
-            what, "media_type", entry["media_type"], media_ok, f"one of {', '.join(MEDIA_TYPES)}"
-        )
-        require(what, "task_type", entry["task_type"], task_ok, f"one of {', '.join(TASK_TYPES)}")
+        check(what, _ENTRY_RULES, {key: entry[key] for key in _ENTRY_RULES})
         base, rows = path.parent / entry["visual_base"], path.parent / entry["json_path"]
         sets.append(DataSet(name, entry["media_type"], entry["task_type"], base, rows))
     return sets

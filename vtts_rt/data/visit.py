@@ -6,6 +6,7 @@ Shape letters: H height, W width (px).
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,8 @@ from vtts_rt.video import FrameSource, FrameStore, open_video
 # Why a file is skipped: it is not there, it cannot be opened, it cannot be decoded, it was
 # replaced or removed between the two; or a row's label lies outside of what the file shows.
 SKIP_REASONS = ("missing", "unreadable", "undecodable", "changed", "mislabelled")
-# The counts of a Look.
+# What a Look counts: frames_decoded were delivered by the decoder, frames_codec_decoded had to be
+# decoded for that, frames_reused came from the store, frames_substituted are copies of a neighbour.
 COUNTED = (
     "videos_opened",
     "frames_decoded",
@@ -41,9 +43,7 @@ class Look:
     """What came of a visit: frames, or the failure (reason, sentence) that left none.
 
     frame_indices: distinct and ascending; frames: as many, (H, W, 3) uint8 RGB, read-only.
-    The rest are counts: frames_decoded were delivered by the decoder, frames_codec_decoded had
-    to be decoded for that, frames_reused came from the store, frames_substituted are copies of a
-    neighbour.
+    counts: by the names of COUNTED.
     """
 
     metadata: VideoMetadata | None = None
@@ -51,11 +51,7 @@ class Look:
     timestamps_seconds: tuple[float, ...] = ()
     frames: tuple[Frame, ...] = ()
     failure: tuple[str, str] | None = None
-    videos_opened: int = 0
-    frames_decoded: int = 0
-    frames_codec_decoded: int = 0
-    frames_reused: int = 0
-    frames_substituted: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +72,7 @@ class Looker:
         before = _identity(visit.media)
         try:
             with open_video(visit.media, **self.opening) as source:
-                look.videos_opened = 1
+                look.counts["videos_opened"] = 1
                 self._read(source, visit.media_type, look, ticket)
         except Stopped:
             raise
@@ -107,13 +103,13 @@ class Looker:
                     if isinstance(frame, np.ndarray):
                         frame.flags.writeable = False  # rows of one file share it
                     found[index] = frame
-                    look.frames_decoded += 1
+                    look.counts["frames_decoded"] += 1
                 frames = [found[index] for index in indices]
             else:
                 frames = self._stored(self.store, source, indices, look)
         finally:
-            look.frames_codec_decoded = source.frames_codec_decoded
-            look.frames_substituted = source.frames_substituted
+            look.counts["frames_codec_decoded"] = source.frames_codec_decoded
+            look.counts["frames_substituted"] = source.frames_substituted
         look.metadata = metadata
         look.frame_indices = tuple(indices)
         look.timestamps_seconds = tuple(frame_times(metadata)[indices].tolist())
@@ -124,10 +120,10 @@ class Looker:
         store: FrameStore, source: FrameSource, indices: Sequence[int], look: Look
     ) -> list[Frame]:
         def observe(delivered: Sequence[int], _: int) -> None:
-            look.frames_decoded += len(delivered)
+            look.counts["frames_decoded"] += len(delivered)
 
         frames = store.frames(source, indices, observe)
-        look.frames_reused = len(indices) - look.frames_decoded
+        look.counts["frames_reused"] = len(indices) - look.counts["frames_decoded"]
         return frames
 
 
@@ -194,4 +190,4 @@ def _reason(media: Path, before: object, look: Look) -> str:
         return "missing"
     if _identity(media) != before:
         return "changed"
-    return "undecodable" if look.videos_opened else "unreadable"
+    return "undecodable" if look.counts["videos_opened"] else "unreadable"

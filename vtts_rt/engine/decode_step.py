@@ -2,7 +2,7 @@
 
 It runs from the embedding to the choice of tokens without asking the host anything, on memory that
 stays where it is, so it can be captured as a CUDA graph. The tokens that it chooses are the input
-of the next step: that can be launched before anybody has seen them.
+of the next step, which can be launched before the host has seen them.
 
 Rows of padding have no keys: nothing of theirs is written to a page.
 """
@@ -10,17 +10,18 @@ Rows of padding have no keys: nothing of theirs is written to a page.
 from __future__ import annotations
 
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vtts_rt.engine.kv_pool import PagedKVPool
-from vtts_rt.engine.runner import packed
+from vtts_rt.engine.runner import drawn, packed
 from vtts_rt.models.attention import Attend, Call, Cascade, PagedKV
 from vtts_rt.models.base import ForwardBatch, VideoLM
-from vtts_rt.ops.logits import Penalties, penalised
-from vtts_rt.ops.sampling import SampleParams, chosen_logprobs, sample
+from vtts_rt.ops.cascade_attention import Groups
+from vtts_rt.ops.logits import Penalties
+from vtts_rt.ops.sampling import SampleParams
 
 # One int64 a row of a step each. keys: behind the shared ones, with the new token's; 0 in rows of
 # padding. position: on all axes of M-RoPE. choice: index of the token to be chosen
@@ -37,10 +38,11 @@ _LEAST_HISTORY = 1024
 
 
 class Shape(NamedTuple):
-    """What a graph is captured for: rows; pages of a row, less those that it shares; groups of rows
-    (0: no cascade) and pages that a group shares; all rounded up. Whether any row has a top-k
-    or top-p, for which logits are sorted. Tokens that a row's penalties remember, and tokens biased
-    (0: none in any row), rounded up. Whether any row wants log-probabilities of the model's own."""
+    """What a step computes, or at most. num_rows: rows; num_pages: pages of a row, less those that
+    it shares; num_groups, num_shared: groups of rows (0: no cascade) and pages that a group shares.
+    has_filters: whether any row has a top-k or top-p, for which logits are sorted. num_history,
+    num_biased: tokens that a row's penalties remember, and that are biased (0: none in any row).
+    has_raw: whether any row's log-probabilities are the model's own."""
 
     num_rows: int
     num_pages: int
@@ -51,31 +53,23 @@ class Shape(NamedTuple):
     num_biased: int = 0
     has_raw: bool = False
 
-
-def round_rows(num_rows: int) -> int:
-    """Rows of the graph for a step: 1, 2, 4, 8, then multiples of 8."""
-    return 1 << (num_rows - 1).bit_length() if num_rows <= 8 else -(-num_rows // 8) * 8
-
-
-def round_groups(num_groups: int) -> int:
-    """Groups of the graph for a step: powers of two. Attention to what is shared is split among the
-    more programs the fewer groups there may be."""
-    return 1 << (num_groups - 1).bit_length()
-
-
-def round_pages(num_pages: int) -> int:
-    """Width of a page table of the graph for a step: powers of two."""
-    return max(_LEAST_PAGES, 1 << (num_pages - 1).bit_length())
+    def rounded(self) -> Shape:
+        """The shape of the graph for such a step: rows 1, 2, 4, 8, then multiples of 8, all else
+        powers of two. (Attention to what is shared is split among the more programs the fewer
+        groups there may be.) History has a place for the token that the step adds."""
+        rows, groups, history = self.num_rows, self.num_groups, self.num_history
+        return self._replace(
+            num_rows=_power(rows) if rows <= 8 else -(-rows // 8) * 8,
+            num_pages=_power(self.num_pages, _LEAST_PAGES),
+            num_groups=_power(groups) if groups else 0,
+            num_shared=_power(self.num_shared, _LEAST_PAGES) if groups else 0,
+            num_history=_power(history + 1, _LEAST_HISTORY) if history else 0,
+            num_biased=_power(self.num_biased) if self.num_biased else 0,
+        )
 
 
-def round_history(num_tokens: int) -> int:
-    """Tokens that penalties remember in the graph for a step, which adds one: powers of two."""
-    return max(_LEAST_HISTORY, 1 << num_tokens.bit_length()) if num_tokens else 0
-
-
-def round_biased(num_biased: int) -> int:
-    """Biased tokens of a row of the graph for a step: powers of two."""
-    return 1 << (num_biased - 1).bit_length() if num_biased else 0
+def _power(number: int, least: int = 1) -> int:
+    return max(least, 1 << (number - 1).bit_length())
 
 
 class Buffers:
@@ -112,6 +106,37 @@ class Buffers:
         for name in ("top_p", "repetition"):
             self.state[FIELDS.index(name)] = torch.ones((), dtype=torch.float64).view(torch.int64)
 
+    def fill(
+        self,
+        penalties: Penalties | None,
+        params: SampleParams,
+        groups: Groups | None,
+        **columns: Any,
+    ) -> None:
+        """Write the first rows, on the CPU: all but the table. columns: by the names of FIELDS."""
+        columns |= {"seed": params.seed, "top_k": params.top_k}
+        columns |= {"temperature": params.temperature.double(), "top_p": params.top_p}
+        if penalties is not None:
+            history, biased, bias, until = penalties[5:]
+            self.history[: len(history), : history.shape[1]] = history
+            places = slice(len(biased)), slice(biased.shape[1])
+            self.biased[places], self.until[places] = biased, until
+            self.bias[places] = bias.double().view(torch.int64)
+            columns |= {"num_seen": penalties.num_seen, "num_history": penalties.num_history}
+            for name in ("repetition", "presence", "frequency"):
+                columns[name] = getattr(penalties, name).double()
+        for name, column in columns.items():
+            values = torch.as_tensor(column)
+            if values.is_floating_point():
+                values = values.contiguous().view(torch.int64)
+            self.state[FIELDS.index(name), : len(values)] = values
+        if groups is not None:
+            num_groups, width = groups.shared_table.shape
+            self.shared_table[:num_groups, :width] = groups.shared_table
+            self.shared_keys[:num_groups] = groups.shared_seqlens
+            self.groups[:] = len(values)
+            self.groups[: num_groups + 1] = groups.cu_groups
+
 
 class DecodeStep:
     """The step of one shape and its buffers."""
@@ -140,9 +165,9 @@ class DecodeStep:
                 kv=PagedKV(self._pool.pages, slots, [self._attend(keys.clamp(min=1))]),
             )
         )
-        logits = self._model.logits(hidden)
-        tokens, logprobs = sample(
-            self._penalised(logits, state),
+        tokens, logprobs = drawn(
+            self._model.logits(hidden),
+            self._penalties(state),
             SampleParams(
                 state["temperature"].view(torch.float64).float(),
                 state["top_k"],
@@ -153,10 +178,8 @@ class DecodeStep:
             members=state["member"],
             rounds=state["round"],
             positions=state["choice"],
+            is_raw=state["raw"] > 0 if self.shape.has_raw else None,
         )
-        if self.shape.has_raw:
-            own = chosen_logprobs(logits, tokens)
-            logprobs = torch.where(state["raw"] > 0, own, logprobs)
         # What a row of padding chose, perhaps from NaN, is no token to embed.
         token.copy_(torch.where(is_real, tokens, 0))
         if self.shape.num_history:
@@ -166,12 +189,12 @@ class DecodeStep:
             state[name].add_(is_real)
         return packed(tokens, logprobs)
 
-    def _penalised(self, logits: Tensor, state: dict[str, Tensor]) -> Tensor:
-        """Rows without penalties keep their logits; a step without any pays nothing for them."""
+    def _penalties(self, state: dict[str, Tensor]) -> Penalties | None:
+        """Those of rows without any change nothing; a step without any pays nothing for them."""
         if not self.shape.num_history and not self.shape.num_biased:
-            return logits
+            return None
         buffers = self.buffers
-        penalties = Penalties(
+        return Penalties(
             state["repetition"].view(torch.float64).float(),
             state["presence"].view(torch.float64).float(),
             state["frequency"].view(torch.float64).float(),
@@ -182,7 +205,6 @@ class DecodeStep:
             buffers.bias.view(torch.float64).float(),
             buffers.until,
         )
-        return penalised(logits, penalties, state["choice"])
 
     def _attend(self, num_keys: Tensor) -> Call:
         rows, table, page_size = self.shape.num_rows, self.buffers.table, self._pool.page_size

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 _START = -1  # stands before every answer, so that an answer's beginning can be drafted too
 _FIRST = 8
 _SIZES = (3, 2)  # tokens that must agree, longest first; one token says too little
-_CALM = 16  # tokens without a precedent after which none is expected for the next
+_UNLIKELY_AFTER = 16  # tokens without a precedent; none is expected for the next
 
 
 class NgramDrafter:
@@ -27,21 +27,21 @@ class NgramDrafter:
         self._max_tokens = max_tokens
         self._length = min(max_tokens, _FIRST)
         self._tokens: list[int] = []
-        self._quiet = 0
+        self._since_draft = 0
         self._follows: dict[tuple[int, ...], int] = {}
         if max_tokens:
             for answer in (*earlier, ()):
                 self._tokens += [_START] * max(_SIZES)
                 for token in answer:
                     self.append(token)
-        self._quiet = 0 if earlier else _CALM  # tokens since one was drafted
+        self._since_draft = 0 if earlier else _UNLIKELY_AFTER  # tokens since one was drafted
 
     def append(self, token_id: int) -> None:
         """The answer goes on with `token_id`."""
         if not self._max_tokens:
             return
         end = len(self._tokens)
-        self._quiet += 1
+        self._since_draft += 1
         for size in _SIZES:
             self._follows[tuple(self._tokens[end - size :])] = end
         self._tokens.append(token_id)
@@ -51,14 +51,14 @@ class NgramDrafter:
         for size in _SIZES if self._max_tokens else ():
             start = self._follows.get(tuple(self._tokens[-size:]))
             if start is not None:
-                self._quiet = 0
+                self._since_draft = 0
                 return self._copy(start, min(limit, self._length))
         return []
 
     @property
-    def is_calm(self) -> bool:
-        """Whether the next token will hardly be drafted: others were not, lately."""
-        return self._quiet >= _CALM or not self._max_tokens
+    def draft_unlikely(self) -> bool:
+        """Whether the next token will hardly be drafted, as the last ones were not."""
+        return self._since_draft >= _UNLIKELY_AFTER or not self._max_tokens
 
     def _copy(self, start: int, count: int) -> list[int]:
         """Tokens from `start` on; past the end a period repeats. An answer's end ends it."""

@@ -1,7 +1,7 @@
 """VisionEncoder: pixels to features, only for frame pairs that no cache has.
 
 Pairs wanted by all sequences of a pass are encoded together, each once. Pixels are asked for on
-a miss only, and said to be wanted long before.
+a miss only, and announced (`prefetch`) long before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 # Most patch rows of a ViT pass (a pair of more goes alone): the first frames are encoded while the
 # last are still being decoded. A CPU's is what the tower takes at once anyway, two pairs of 480
 # rows: a first look takes 2.89 s, 3.11 in passes of eight pairs, which wait 0.35 s for the decoder
-# before they encode anything (118 M model, 2 cores). An accelerator wants to be filled.
+# before they encode anything (118 M model, 2 cores). An accelerator needs large ones.
 _ROWS_PER_CPU_PASS, _ROWS_PER_PASS = 1024, 3600
 
 Features = dict[Hashable, Tensor]
@@ -76,7 +76,7 @@ class VisionEncoder:
                 pair = place.pair
                 if provider and not provider.ready(pair.video, (pair.frame_a, pair.frame_b)):
                     return max(start, place.start)
-        except Exception as error:  # the provider is broken: asking for its frames will tell
+        except Exception as error:  # the provider is broken: asking for its frames will raise
             logger.debug("readiness of frames is unknown: %s", error)
         return end
 
@@ -101,7 +101,7 @@ class VisionEncoder:
         except Exception as error:
             if len(chunks) == 1:
                 return features, [(chunks[0].sequence, error)]
-        # Whose fault it is: each for itself, what one wanted for another too.
+        # Each sequence alone, to find the one that fails.
         failures = []
         for chunk in chunks:
             try:
@@ -151,17 +151,19 @@ class VisionEncoder:
         clock = time.perf_counter
         began = clock()
         jobs = []
-        by_sequence: dict[int, list[PairPlace]] = {}
-        owners = {id(sequence): sequence for sequence, _ in batch}
-        for sequence, place in batch:
-            by_sequence.setdefault(id(sequence), []).append(place)
-        frames = {owner: _frames(owners[owner], places) for owner, places in by_sequence.items()}
+        owners = {sequence.request_id: sequence for sequence, _ in batch}
+        frames: dict[tuple[int, int, int], Frame] = {}
+        for sequence in owners.values():
+            frames |= _frames(sequence, [place for own, place in batch if own is sequence])
         decoded = clock()
         if self._from_frames:
             frames = _uploaded(frames, self._model.device)
         for sequence, place in batch:
-            pair, segment, own = place.pair, place.segment, frames[id(sequence)]
-            frame_a, frame_b = (own[pair.video, index] for index in (pair.frame_a, pair.frame_b))
+            pair, segment = place.pair, place.segment
+            frame_a, frame_b = (
+                frames[sequence.request_id, pair.video, index]
+                for index in (pair.frame_a, pair.frame_b)
+            )
             view = (segment.box, segment.resized_hw, segment.resize)
             jobs.append(PatchifyJob(frame_a, frame_b, *view))
         rows = None
@@ -178,20 +180,16 @@ class VisionEncoder:
 
 
 def _uploaded(
-    frames: dict[int, dict[tuple[int, int], Frame]], device: torch.device
-) -> dict[int, dict[tuple[int, int], Frame]]:
-    """The same on `device`, where nothing waits for it: each object once, as requests for one
-    video share frames; what is on a GPU already stays."""
+    frames: dict[tuple[int, int, int], Frame], device: torch.device
+) -> dict[tuple[int, int, int], Frame]:
+    """The same on `device`, without waiting for it: each object once, as requests for one video
+    share frames; what is on a GPU already stays."""
     found: dict[int, Tensor] = {}
-    for own in frames.values():
-        for frame in own.values():
-            if id(frame) not in found:
-                there = frame if isinstance(frame, Tensor) else _pinned(frame, device)
-                found[id(frame)] = there.to(device, non_blocking=True)
-    return {
-        owner: {index: found[id(frame)] for index, frame in own.items()}
-        for owner, own in frames.items()
-    }
+    for frame in frames.values():
+        if id(frame) not in found:
+            there = frame if isinstance(frame, Tensor) else _pinned(frame, device)
+            found[id(frame)] = there.to(device, non_blocking=True)
+    return {place: found[id(frame)] for place, frame in frames.items()}
 
 
 def _pinned(frame: np.ndarray, device: torch.device) -> Tensor:
@@ -201,15 +199,15 @@ def _pinned(frame: np.ndarray, device: torch.device) -> Tensor:
     return copy
 
 
-def _frames(sequence: Sequence, places: list[PairPlace]) -> dict[tuple[int, int], Frame]:
-    """(video, frame index) -> frame, of all pairs; waits for them."""
+def _frames(sequence: Sequence, places: list[PairPlace]) -> dict[tuple[int, int, int], Frame]:
+    """(request, video, frame index) -> frame, of all pairs; waits for them."""
     provider = sequence.request.provider
     if provider is None:
         raise ValueError(
             "generate: provider must be given for a prompt that holds vision, got None"
         )
     return {
-        (video, index): frame
+        (sequence.request_id, video, index): frame
         for video, wanted in _frames_by_video(places).items()
         for index, frame in zip(wanted, provider.frames(video, wanted), strict=True)
     }

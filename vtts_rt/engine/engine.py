@@ -107,7 +107,7 @@ class Engine:
         Other requests cannot use pinned pages; `clear_caches` and new weights drop them too.
         """
         request = GenerationRequest(prompt, sampling=SamplingParams(max_tokens=1), parity=parity)
-        return self.prefix_tree.pin(self._sequence(request).keys, self._scheduler.namespace)
+        return self.prefix_tree.pin(self._sequence(request).keys)
 
     def has_features(self, segment: Segment, pair: PairRef) -> bool:
         """Whether a pair could be shown without its pixels."""
@@ -160,11 +160,8 @@ class Engine:
         """Take the tokens that a computed chunk yields: one, one more for every draft that was
         right, or none."""
         sequence, request = chunk.sequence, chunk.sequence.request
-        sequence.held = {
-            place.key: features[place.key]
-            for place in sequence.pairs_between(chunk.end - 1, chunk.end)
-            if place.end > chunk.end
-        }
+        begun = sequence.pairs_between(chunk.end, chunk.end)
+        sequence.held = {place.key: features[place.key] for place in begun}
         events: list[Event] = []
         accepted = 0
         for row, (token_id, logprob) in enumerate(choices):
@@ -246,10 +243,7 @@ class Engine:
             self._next_id,
             request,
             positions=self.model.positions(request.parity),
-            pair_keys=[
-                [self._encoder.pair_key(span.segment, pair) for pair in span.segment.pairs]
-                for span in prompt.spans
-            ],
+            pair_key=self._encoder.pair_key,
             content_ids=self._content_ids,
             text=TextStream(self.tokenizer, () if endless else sampling.stop),
             draft_tokens=self.config.draft_tokens,
@@ -284,7 +278,7 @@ class Engine:
         return FinishedEvent(
             sequence.request_id,
             Completion(
-                token_ids=sequence.output_ids,
+                token_ids=sequence.token_ids[sequence.num_prompt :],
                 logprobs=sequence.logprobs,
                 text=sequence.text.text,
                 finish_reason=reason,
@@ -332,8 +326,7 @@ class Engine:
             return
         self.model.forget_versions(parts)
         self._passes.weights_changed()
-        self._scheduler.namespace += 1
-        self.prefix_tree.drop_namespaces(keep={self._scheduler.namespace})
+        self.prefix_tree.clear()
         if "visual" in parts:
             self.vision_cache.clear()
 

@@ -30,10 +30,10 @@ _FORMAT = "vtts_rt features 1"
 # Only files of these names are ever read, counted or deleted: others may lie in the folder.
 _FILE = re.compile(r"[0-9a-f]{64}\.features\.safetensors")
 _TEMPORARY = re.compile(r"[0-9a-f]{64}\.features\.safetensors\.[0-9a-f]{32}\.tmp")
-_TEMPORARY_SECONDS = 3600.0  # older ones were left by a process that died
-# The folder is read anew after writing this part of the budget, so that processes that share it
+_TEMPORARY_SECONDS = 3600.0  # older ones were left by a process that ended
+# The folder is read again after writing this part of the budget, so that processes that share it
 # exceed it together by no more than this much each.
-_SCANS_PER_BUDGET = 16
+_READS_PER_BUDGET = 16
 
 
 class MemoryTier:
@@ -113,14 +113,13 @@ class DiskTier:
 
     def __init__(self, byte_budget: int, path: str) -> None:
         self.byte_budget = byte_budget
-        self.num_bytes = self.hits = self.evictions = self.damaged = 0
+        self.hits = self.evictions = self.damaged = 0
         self._folder = Path(path).expanduser()
-        self._sizes: OrderedDict[str, int] = OrderedDict()  # file name -> bytes, oldest first
-        self._unscanned = 0  # bytes written since the folder was read
+        self._num_bytes = self._unread = 0  # in the folder, and written since it was read
         self._writable = True
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._scan()
+            self._trim(byte_budget)
         except OSError as error:
             self._give_up(error)
 
@@ -137,17 +136,15 @@ class DiskTier:
         try:
             data = path.read_bytes() if path.stat().st_size <= self.byte_budget else b""
         except FileNotFoundError:
-            self._forget(path.name)
             return None
         except OSError:
             data = b""
         features = _decoded(data, text)
         if features is None:
             self.damaged += 1
-            self._delete(path.name)
+            _delete(path)
             return None
         self.hits += 1
-        self._count(path.name, len(data))
         _touch(path)
         return features
 
@@ -157,97 +154,85 @@ class DiskTier:
         path = self._path(text)
         if not self._writable:
             return
+        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             if path.exists():
                 _touch(path)
                 return
             data = _encoded(features, text)
-            if len(data) > self.byte_budget:
+            size = len(data)
+            if size > self.byte_budget:
                 return
             self._folder.mkdir(parents=True, exist_ok=True)
-            if (self._unscanned + len(data)) * _SCANS_PER_BUDGET > self.byte_budget:
-                self._scan()
-            self._make_room(len(data))
-            self._write(path, data)
+            spare = self.byte_budget // _READS_PER_BUDGET
+            if self._unread + size > spare or self._num_bytes + size > self.byte_budget:
+                self._trim(self.byte_budget - max(size, spare))
+            temporary.write_bytes(data)
+            temporary.replace(path)
+            self._num_bytes += size
+            self._unread += size
         except OSError as error:
+            _delete(temporary)
             self._give_up(error)
 
     def clear(self) -> None:
         """Delete the files, those of other processes too."""
-        with suppress(OSError):
-            self._scan()
-        for name in list(self._sizes):
-            self._delete(name)
+        for _, path, _ in self._files():
+            _delete(path)
 
     def stats(self) -> dict[str, int]:
+        """Reads the folder: pairs and bytes are those of all processes."""
+        sizes = [size for _, _, size in self._files()]
         return {
             "hits": self.hits,
             "evictions": self.evictions,
             "damaged": self.damaged,
-            "pairs": len(self._sizes),
-            "bytes": self.num_bytes,
+            "pairs": len(sizes),
+            "bytes": sum(sizes),
         }
 
     def check_integrity(self) -> None:
-        assert self.num_bytes == sum(self._sizes.values())
-        assert self.num_bytes <= self.byte_budget
+        assert self._num_bytes <= self.byte_budget
 
     def _path(self, text: str) -> Path:
         return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()}.features.safetensors"
 
-    def _write(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        self._count(path.name, len(data))
-        self._unscanned += len(data)
-
-    def _scan(self) -> None:
-        """Read the folder: what is there, oldest first, down to the budget."""
+    def _files(self) -> list[tuple[int, Path, int]]:
+        """(last use, path, bytes) of the folder's files, oldest first. Deletes what a process that
+        ended while writing has left."""
         found = []
-        for file in self._folder.iterdir():
-            with suppress(OSError):  # gone meanwhile
-                if _FILE.fullmatch(file.name):
-                    status = file.stat()
-                    found.append((status.st_mtime_ns, file.name, status.st_size))
-                elif (
-                    _TEMPORARY.fullmatch(file.name)
-                    and time.time() - file.stat().st_mtime > _TEMPORARY_SECONDS
-                ):
-                    file.unlink()
-        self._sizes = OrderedDict((name, size) for _, name, size in sorted(found))
-        self.num_bytes = sum(self._sizes.values())
-        self._unscanned = 0
-        self._make_room(0)
-
-    def _count(self, name: str, size: int) -> None:
-        """Note a file as the newest; it may be another process's."""
-        self._forget(name)
-        self._make_room(size)
-        self._sizes[name] = size
-        self.num_bytes += size
-
-    def _make_room(self, size: int) -> None:
-        while self.num_bytes + size > self.byte_budget:
-            self._delete(next(iter(self._sizes)))
-            self.evictions += 1
-
-    def _forget(self, name: str) -> None:
-        self.num_bytes -= self._sizes.pop(name, 0)
-
-    def _delete(self, name: str) -> None:
-        self._forget(name)
         with suppress(OSError):
-            (self._folder / name).unlink()
+            for path in self._folder.iterdir():
+                with suppress(OSError):  # deleted meanwhile
+                    status = path.stat()
+                    if _FILE.fullmatch(path.name):
+                        found.append((status.st_mtime_ns, path, status.st_size))
+                    elif (
+                        _TEMPORARY.fullmatch(path.name)
+                        and time.time() - status.st_mtime > _TEMPORARY_SECONDS
+                    ):
+                        path.unlink()
+        return sorted(found)
+
+    def _trim(self, most_bytes: int) -> None:
+        """Read the folder and delete the oldest files beyond `most_bytes`."""
+        files = self._files()
+        self._num_bytes, self._unread = sum(size for _, _, size in files), 0
+        for _, path, size in files:
+            if self._num_bytes <= most_bytes:
+                break
+            _delete(path)
+            self._num_bytes -= size
+            self.evictions += 1
 
     def _give_up(self, error: OSError) -> None:
         self._writable = False
         logger.warning("vision cache: %s is not written to any more: %s", self._folder, error)
+
+
+def _delete(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def _touch(path: Path) -> None:

@@ -1,6 +1,6 @@
 """DecodeGraphs: decoding steps as CUDA graphs, one launch instead of hundreds.
 
-A graph is captured for a shape, rounded up, when a step first wants it.
+A graph is captured for a shape, rounded up, when a step first needs it.
 """
 
 from __future__ import annotations
@@ -9,28 +9,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vtts_rt.engine.decode_step import (
-    Buffers,
-    DecodeStep,
-    Shape,
-    round_biased,
-    round_groups,
-    round_history,
-    round_pages,
-    round_rows,
-)
+from vtts_rt.engine.decode_step import Buffers, DecodeStep, Shape
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.runner import as_choices, fetch
 from vtts_rt.engine.sequence import Chunk, Sequence
 from vtts_rt.models.attention import upload
 from vtts_rt.models.base import VideoLM
-from vtts_rt.ops.cascade_attention import Groups, find_groups
+from vtts_rt.ops.cascade_attention import find_groups
+from vtts_rt.ops.logits import Penalties
 from vtts_rt.ops.sampling import SampleParams
 
 logger = logging.getLogger(__name__)
@@ -44,13 +35,9 @@ class CaptureFailed(RuntimeError):
     """A step cannot be captured; nothing of it was computed."""
 
 
-class Capture(Protocol):
-    """How a function becomes something that is repeated without running its Python."""
-
-    def __call__(self, function: Step) -> Step:
-        """Run `function` at least once; returns what repeats its work on the same memory and
-        overwrites, and returns, the same output. Who calls that keeps the memory alive."""
-        ...
+# Runs a function at least once and returns what repeats its work, without its Python, on the same
+# memory, and overwrites, and returns, the same output. The caller keeps the memory alive.
+Capture = Callable[[Step], Step]
 
 
 class CudaCapture:
@@ -60,7 +47,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, function: Step) -> Step:
-        # Libraries set themselves up and Triton compiles in a first run: no capture may see that.
+        # Libraries initialise and Triton compiles in a first run: outside the capture.
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -76,11 +63,6 @@ class CudaCapture:
             return output
 
         return replay
-
-
-def graphs_refusal(device: str) -> str | None:
-    """Why steps of a model on `device` ("cpu", "cuda") cannot be CUDA graphs, or None."""
-    return None if device == "cuda" else f"the model runs on {device}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +133,13 @@ class DecodeGraphs:
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Start a step of chunks of one row each, whose token is text and known. CaptureFailed
         where there is no graph for it and can be none."""
-        chunks = sorted(chunks, key=lambda chunk: chunk.sequence.pages)  # who shares, side by side
+        chunks = sorted(
+            chunks, key=lambda chunk: chunk.sequence.pages
+        )  # those that share are neighbours
         tables = [chunk.sequence.pages for chunk in chunks]
-        wishes = [chunk.sequence.sampling for chunk in chunks]
-        params = SampleParams.of(wishes, torch.device("cpu"))
-        known = [c.sequence.rules for c in chunks if c.sequence.rules is not None]
+        sampling = [chunk.sequence.sampling for chunk in chunks]
+        params = SampleParams.of(sampling, torch.device("cpu"))
+        penalties = Penalties.of([(c.sequence.rules, ()) for c in chunks], torch.device("cpu"))
         num_keys, num_shared = np.array([chunk.end for chunk in chunks]), [0] * len(chunks)
         groups = find_groups(tables, num_keys.tolist(), self._pool.page_size)
         if groups is not None:
@@ -164,25 +148,35 @@ class DecodeGraphs:
         most = max(len(pages) - num for pages, num in zip(tables, num_shared, strict=True))
         num_groups, width = (0, 0) if groups is None else groups.shared_table.shape
         shape = Shape(
-            round_rows(len(chunks)),
-            round_pages(most),
-            round_groups(num_groups) if num_groups else 0,
-            round_pages(width) if num_groups else 0,
+            len(chunks),
+            most,
+            num_groups,
+            width,
             params.has_filters,
-            round_history(max(rules.num_history for rules in known)) if known else 0,
-            round_biased(max(rules.num_biased for rules in known)) if known else 0,
-            any(wish.logprobs == "raw" for wish in wishes),
-        )
+            0 if penalties is None else penalties.history.shape[1],
+            0 if penalties is None else penalties.biased.shape[1],
+            any(own.logprobs == "raw" for own in sampling),
+        ).rounded()
         graph = self._graph(shape)
         target = graph.step.buffers.whole
         buffers = Buffers(shape, torch.device("cpu"), pinned=target.is_cuda)
-        _fill(buffers, chunks, num_keys, params, groups)
+        buffers.fill(
+            penalties,
+            params,
+            groups,
+            token=[chunk.sequence.token_ids[chunk.start] for chunk in chunks],
+            keys=num_keys,
+            position=[chunk.sequence.keys[chunk.start, 1] for chunk in chunks],
+            choice=[len(chunk.sequence.logprobs) for chunk in chunks],
+            member=[chunk.sequence.request.member for chunk in chunks],
+            round=[chunk.sequence.request.round_index for chunk in chunks],
+            raw=[own.logprobs == "raw" for own in sampling],
+        )
         rows = []
         for place, (chunk, num) in enumerate(zip(chunks, num_shared, strict=True)):
             pages, index = chunk.sequence.pages, chunk.start // self._pool.page_size
             buffers.table[place, : len(pages) - num] = torch.tensor(pages[num:])
-            rules = chunk.sequence.rules
-            remembered = 0 if rules is None else rules.num_history
+            remembered = 0 if penalties is None else int(penalties.num_history[place])
             page = pages[index]
             rows.append(_Row(chunk.sequence, chunk.start, pages, index, page, num, remembered))
         target.copy_(buffers.whole, non_blocking=True)
@@ -194,8 +188,8 @@ class DecodeGraphs:
         the tokens that it chooses. None where no page is free for one of them, or no place in the
         history of its penalties.
 
-        Such a page stays free: its next owner writes to it after this step. The sequence is
-        told (`page_ahead`) which to ask for.
+        Such a page stays free: its next owner writes to it after this step. `page_ahead` of the
+        sequence says which to allocate.
         """
         graph, step = launched.graph, launched.graph.step
         rows: list[_Row] = []
@@ -248,48 +242,3 @@ class DecodeGraphs:
     def _replay(self, graph: _Graph, rows: list[_Row]) -> Launched:
         self.replays += 1
         return Launched(graph, rows, fetch(graph.replay()))
-
-
-def _fill(
-    buffers: Buffers,
-    chunks: list[Chunk],
-    num_keys: np.ndarray,
-    params: SampleParams,
-    groups: Groups | None,
-) -> None:
-    """All but the table; num_keys: of each row behind those that it shares."""
-    requests = [chunk.sequence.request for chunk in chunks]
-    remembered = np.zeros((2, len(chunks)), np.int64)
-    factors = np.tile((1.0, 0.0, 0.0), (len(chunks), 1))
-    for place, chunk in enumerate(chunks):
-        rules = chunk.sequence.rules
-        if rules is not None:
-            factors[place] = rules.factors
-            remembered[:, place] = rules.fill(buffers.history[place].numpy())
-            bias = buffers.bias[place].view(torch.float64)
-            rules.fill_bias(
-                *(x.numpy() for x in (buffers.biased[place], bias, buffers.until[place]))
-            )
-    columns = (
-        [chunk.sequence.token_ids[chunk.start] for chunk in chunks],
-        num_keys,
-        [chunk.sequence.keys[chunk.start, 1] for chunk in chunks],
-        [len(chunk.sequence.logprobs) for chunk in chunks],
-        [request.member for request in requests],
-        [request.round_index for request in requests],
-        params.seed,
-        params.top_k,
-        *remembered,
-        [chunk.sequence.sampling.logprobs == "raw" for chunk in chunks],
-        params.temperature.double().view(torch.int64),
-        params.top_p.contiguous().view(torch.int64),
-        *torch.from_numpy(factors.T.copy()).view(torch.int64),
-    )
-    for field, column in zip(buffers.state, columns, strict=True):
-        field[: len(chunks)] = torch.as_tensor(column)
-    if groups is not None:
-        num_groups, width = groups.shared_table.shape
-        buffers.shared_table[:num_groups, :width] = groups.shared_table
-        buffers.shared_keys[:num_groups] = groups.shared_seqlens
-        buffers.groups[:] = len(chunks)
-        buffers.groups[: num_groups + 1] = groups.cu_groups

@@ -1,12 +1,13 @@
 """PagedKVPool: fixed-size pages of keys and values, reference counted.
 
 A page holds `page_size` tokens of all layers. Sequences and the prefix tree each hold
-references; a page is free again when the last one lets go.
+references; a page is free again when the last one is released.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 
@@ -64,8 +65,8 @@ class PagedKVPool:
         They are neighbours where that is possible, because attention reads neighbours without
         a copy: next to the page `after` (the last one of a sequence that grows), else in the
         first run that also leaves `room` pages for growth, else in the first run, else the
-        lowest numbers. Room is a wish: it counts as free, and is taken when nothing else is
-        left or when a reference to the page before it is dropped.
+        lowest numbers. Room is not reserved: it counts as free, is taken when nothing else is
+        left, and ends when a reference to the page before it is dropped.
         """
         if count > self.num_free:
             raise PoolExhausted(f"{count} KV pages wanted, {self.num_free} free")
@@ -75,27 +76,26 @@ class PagedKVPool:
             start = states.find(bytes([_FREE]) * (count + room))
         if start < 0:
             start = states.find(bytes([_FREE]) * count)
-        taken = list(range(start, start + count)) if start >= 0 else self._scattered(count)
+        is_run = start >= 0
+        taken = range(start, start + count) if is_run else sorted(islice(self._free(), count))
         for page in taken:
             states[page] = _USED
             self._references[page] = 1
-        self._leave_room(start + count, room if start >= 0 else 0)
+        for page in range(start + count, min(start + count + room, self.num_pages)):
+            if not is_run or states[page] != _FREE:
+                break
+            states[page] = _ROOM
         self.num_free -= count
         self.allocations += count
         self.peak_used = max(self.peak_used, self.num_pages - self.num_free)
-        return taken
+        return list(taken)
 
     def peek(self, after: int, but: Collection[int]) -> int | None:
         """A free page, best the one next to `after`, and none of `but`; None if there is none.
         Nothing is taken: `allocate(1, after=page - 1)` does that while it stays free."""
         if self._states[after + 1] != _USED and after + 1 not in but:
             return after + 1
-        for state in (_FREE, _ROOM):
-            page = -1
-            while (page := self._states.find(state, page + 1)) >= 0:
-                if page not in but:
-                    return page
-        return None
+        return next((page for page in self._free() if page not in but), None)
 
     def retain(self, pages: Iterable[int]) -> None:
         for page in pages:
@@ -150,16 +150,9 @@ class PagedKVPool:
         assert self._states[-1] == _USED
         assert self.num_free == counted.count(0)
 
-    def _scattered(self, count: int) -> list[int]:
-        taken: list[int] = []
+    def _free(self) -> Iterator[int]:
+        """Free pages, lowest first, those that are room last."""
         for state in (_FREE, _ROOM):
             page = -1
-            while len(taken) < count and (page := self._states.find(state, page + 1)) >= 0:
-                taken.append(page)
-        return sorted(taken)
-
-    def _leave_room(self, start: int, room: int) -> None:
-        for page in range(start, min(start + room, self.num_pages)):
-            if self._states[page] != _FREE:
-                break
-            self._states[page] = _ROOM
+            while (page := self._states.find(state, page + 1)) >= 0:
+                yield page

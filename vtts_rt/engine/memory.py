@@ -14,7 +14,10 @@ from vtts_rt.config import EngineConfig
 _CUDA_SHARE = 0.8
 # Host memory is shared with frames, features, the page cache and other programs.
 _CPU_SHARE = 1 / 8
-_UNKNOWN_BYTES = 8 << 30  # taken as available where nothing tells: KV then gets 1 GiB
+_UNKNOWN_BYTES = 8 << 30  # assumed where the system does not say: KV then gets 1 GiB
+# Of control groups: file of the limit, file of the use, field of memory.stat that is file cache.
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def kv_budget(config: EngineConfig, page_bytes: int, device: torch.device) -> int:
@@ -48,43 +51,30 @@ def _machine_bytes(proc: Path) -> int:
 
 
 def _group_bytes(proc: Path, cgroup: Path) -> list[int]:
-    """Limit less use of each control group this process is in; its file cache is not use."""
-    left = []
-    for folder, limit, used, cache in _groups(proc, cgroup):
-        try:
-            most, now = (int((folder / name).read_text()) for name in (limit, used))
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            left.append(max(0, most - now + int(stat.get(cache, 0))))
-        except (OSError, ValueError):
-            continue  # no such group, or its limit is "max"
-    return left
-
-
-def _groups(proc: Path, cgroup: Path) -> list[tuple[Path, str, str, str]]:
-    """(folder, file of the limit, file of the use, reclaimable field of memory.stat), for
-    version 2 and version 1 of control groups, up to the root: every ancestor limits too."""
+    """Limit less use of each control group this process is in, up to the root, as every ancestor
+    limits too; the file cache of a group is not use."""
     try:
         lines = (proc / "self/cgroup").read_text().splitlines()
     except OSError:
         return []
-    found = []
+    left = []
     for line in lines:
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            root, files = cgroup, ("memory.max", "memory.current", "inactive_file")
+            root, (limit, used, cache) = cgroup, _VERSION_2
         elif "memory" in controllers.split(","):
-            root = cgroup / "memory"
-            files = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
+            root, (limit, used, cache) = cgroup / "memory", _VERSION_1
         else:
             continue
         group = root / path.lstrip("/")
-        found += [
-            (folder, *files)
-            for folder in (group, *group.parents)
-            if root in (folder, *folder.parents)
-        ]
-    return found
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                stat = (folder / "memory.stat").read_text().splitlines()
+                spare = int(dict(line.split() for line in stat).get(cache, 0))
+                most, now = (int((folder / name).read_text()) for name in (limit, used))
+                left.append(max(0, most - now + spare))
+            except (OSError, ValueError):
+                continue  # no such group, or its limit is "max"
+    return left

@@ -6,8 +6,8 @@ tokens are on their way while the engine looks at those before: a run ahead.
 
 A run ahead decides nothing. The scheduler plans every step as if there were none, and what one has
 computed is taken for a chunk that is just the same, or not at all. So outputs, caches and counters
-are those of an engine that never runs ahead. It may write KV of a token that nobody wants behind
-the end of a sequence, or into a free page: whatever is written there later, is written later.
+are those of an engine that never runs ahead. It may write KV of a token that is not used behind
+the end of a sequence, or into a free page: later writes there come after it on the same stream.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from vtts_rt.engine.graphs import (
     CudaCapture,
     DecodeGraphs,
     Launched,
-    graphs_refusal,
 )
 from vtts_rt.engine.kv_pool import PagedKVPool
 from vtts_rt.engine.runner import Choices, Runner, needs_host
@@ -65,7 +64,8 @@ class Passes:
     @classmethod
     def of_config(cls, model: VideoLM, pool: PagedKVPool, config: EngineConfig) -> Passes:
         """RuntimeError if graphs are asked for where there are none."""
-        refusal = graphs_refusal(model.device.type)
+        device = model.device.type
+        refusal = None if device == "cuda" else f"the model runs on {device}"
         if config.cuda_graphs is False:
             refusal = "EngineConfig.cuda_graphs is False"
         elif config.cuda_graphs and refusal is not None:
@@ -76,7 +76,7 @@ class Passes:
         return cls(
             model,
             pool,
-            on_device=model.device.type == "cuda" or interpreted(),
+            on_device=device == "cuda" or interpreted(),
             capture=CudaCapture() if refusal is None else None,
             refusal=refusal or "",
         )
@@ -172,7 +172,7 @@ class Passes:
         self, chunks: list[Chunk], features: Features
     ) -> list[tuple[Chunk, Tensor | Exception]]:
         """Every chunk with the hidden states of its last rows. A pass that fails is repeated for
-        each sequence alone (nothing was noted yet), to find whose fault it is."""
+        each sequence alone (nothing was noted yet), to find the one that fails."""
         if not chunks:
             return []
         try:
@@ -206,7 +206,7 @@ class Passes:
 def _goes_on(chunk: Chunk) -> bool:
     """Whether its sequence will want a token after the next, and likely just one."""
     sequence = chunk.sequence
-    return len(sequence.logprobs) + 1 < sequence.num_new and sequence.is_calm
+    return len(sequence.logprobs) + 1 < sequence.num_new and sequence.drafter.draft_unlikely
 
 
 def _one(launched: Launched, chunk: Chunk) -> Choices:

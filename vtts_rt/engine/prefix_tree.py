@@ -5,9 +5,7 @@ and an index inside it), together with its three M-RoPE positions; children are 
 bytes of a whole page of keys, so a hit is an equality, not a hash. The last page of a match
 may be shared in part: its first tokens are copied into a page of the sequence's own.
 
-A namespace is one version of the language model's weights: its KV serves no other.
-
-Who keeps what is remembered intact: a node claims the first len(keys) slots of its page and
+What is remembered stays intact: a node claims the first len(keys) slots of its page and
 the tree holds a reference, so the page is never handed out again. Sequences write only behind
 the tokens they have computed, and only into pages they allocated or got as `partial_is_free`;
 others that match a partial page copy it first. So claimed slots are never written again.
@@ -20,7 +18,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_left
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -36,7 +34,7 @@ _keys_of = attrgetter("keys")
 class PrefixMatch:
     """pages: full pages that hold the first len(pages) * P tokens; partial: a page whose first
     `num_partial` tokens continue them, or None. partial_is_free: the rest of that page holds
-    nothing and nobody else uses it, so it may be continued in place; otherwise copy it first.
+    nothing and no other reference to it exists, so it may be continued in place; else copy it.
     """
 
     pages: list[int]
@@ -47,7 +45,7 @@ class PrefixMatch:
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A page and the keys of its first tokens; a namespace's root has neither.
+    """A page and the keys of its first tokens; the root has neither.
 
     children: sorted by keys, none of which begins with another's: so the longest common prefix
         with any query is one of the two neighbours of the query's place.
@@ -76,7 +74,7 @@ class Pin:
     _node: _Node | None = field(repr=False)  # the last page; those before it cannot go first
 
     def release(self) -> None:
-        """Let go; a second time, or after the tree forgot the prefix, does nothing."""
+        """End the pin; a second call, or one after the tree forgot the prefix, does nothing."""
         if self._node is not None and self in self._node.pins:
             self._node.pins.remove(self)
             self._tree._hold(self._node, -1)
@@ -92,9 +90,9 @@ class PrefixTree:
 
     def __init__(self, pool: PagedKVPool) -> None:
         self._pool = pool
-        self._roots: dict[Hashable, _Node] = {}
+        self._root = _Node(b"", page=-1, parent=None)
         self._by_page: dict[int, _Node] = {}
-        # Leaves nobody holds, least recently used first. Lazy: an entry may be older than its
+        # Leaves without holds, least recently used first. Lazy: an entry may be older than its
         # node's last use, or of a node that is held, gone or no leaf by now.
         self._leaves: list[tuple[int, int, _Node]] = []
         self._clock = itertools.count(1)
@@ -102,13 +100,13 @@ class PrefixTree:
         self.queries = self.hits = self.evictions = 0
         pool.on_share = self._on_share
 
-    def match_prefix(self, keys: np.ndarray, namespace: Hashable = None) -> PrefixMatch:
+    def match_prefix(self, keys: np.ndarray) -> PrefixMatch:
         """The longest cached prefix.
 
         keys: (N, 4) int64: token or content id, then M-RoPE t, h, w. Nothing is locked: the
         caller retains the pages before anything else can evict.
         """
-        path, partial, num_partial = self._longest(keys.tobytes(), namespace)
+        path, partial, num_partial = self._longest(keys.tobytes())
         found, now = PrefixMatch([node.page for node in path]), next(self._clock)
         for node in path:
             node.last_use = now
@@ -123,7 +121,7 @@ class PrefixTree:
         self.hits += len(path) * self._pool.page_size + num_partial
         return found
 
-    def insert_prefix(self, keys: np.ndarray, pages: list[int], namespace: Hashable = None) -> None:
+    def insert_prefix(self, keys: np.ndarray, pages: list[int]) -> None:
         """Remember that `pages` hold the KV of `keys`.
 
         keys: (N, 4) int64 as in `match_prefix`; pages: ceil(N / P) pages in order, held by the
@@ -132,10 +130,8 @@ class PrefixTree:
         it begins with, pins included.
         """
         assert len(pages) == self._pool.pages_for(len(keys))
-        if not pages:
-            return
         data, stride, now = keys.tobytes(), self._stride, next(self._clock)
-        node = self._roots.setdefault(namespace, _Node(b"", page=-1, parent=None))
+        node = self._root
         for index, page in enumerate(pages):
             part = data[index * stride : (index + 1) * stride]
             at = bisect_left(node.children, part, key=_keys_of)
@@ -148,8 +144,8 @@ class PrefixTree:
             node = child
 
     def evict(self, num_pages: int) -> int:
-        """Let go of least recently used leaves until `num_pages` became free or none is left
-        that nobody holds; returns how many became free. O(log pages) each, amortised."""
+        """Forget least recently used leaves without holds until `num_pages` became free or none is
+        left; returns how many became free. O(log pages) each, amortised."""
         freed = 0
         while freed < num_pages and self._leaves:
             last_use, _, node = heapq.heappop(self._leaves)
@@ -163,12 +159,12 @@ class PrefixTree:
                 self.evictions += 1
         return freed
 
-    def pin(self, keys: np.ndarray, namespace: Hashable = None) -> Pin:
+    def pin(self, keys: np.ndarray) -> Pin:
         """Keep the longest cached prefix of `keys` until the Pin is released.
 
         The page that it ends in counts whole. Pins of one prefix are independent.
         """
-        path, partial, num_partial = self._longest(keys.tobytes(), namespace)
+        path, partial, num_partial = self._longest(keys.tobytes())
         num_tokens = len(path) * self._pool.page_size + num_partial
         if partial is not None:
             path.append(partial)
@@ -178,26 +174,21 @@ class PrefixTree:
             self._hold(path[-1], 1)
         return pin
 
-    def drop_namespaces(self, keep: Collection[Hashable]) -> int:
-        """Forget all other namespaces, pins included; returns how many pages became free."""
-        freed = 0
-        for namespace in [name for name in self._roots if name not in keep]:
-            for node in _below(self._roots.pop(namespace)):
-                del self._by_page[node.page]
-                node.pins.clear()
-                self.num_evictable -= node.holds == 0
-                freed += self._pool.release([node.page])
-        return freed
-
-    def clear(self) -> None:
-        """Forget everything, pins included; pages that sequences hold stay theirs."""
-        self.drop_namespaces(keep=())
+    def clear(self) -> int:
+        """Forget everything, pins included; pages that sequences hold stay theirs. Returns how
+        many became free."""
+        nodes, self._by_page = self._by_page, {}
+        self._root.children, self._leaves, self.num_evictable = [], [], 0
+        for node in nodes.values():  # no reference cycles for the collector
+            node.parent, node.children = None, []
+            node.pins.clear()
+        return self._pool.release(nodes)
 
     def held_pages(self) -> list[int]:
         return list(self._by_page)
 
     def stats(self) -> dict[str, int]:
-        """Tokens: queries, hits. Pages: evictions, pages, evictable, pinned. And namespaces."""
+        """Tokens: queries, hits. Pages: evictions, pages, evictable, pinned."""
         pinned: set[_Node] = set()
         for node in list(self._by_page.values()):  # whole, though another thread may change it
             step: _Node | None = node if node.pins else None
@@ -211,17 +202,15 @@ class PrefixTree:
             "pages": len(self._by_page),
             "evictable": self.num_evictable,
             "pinned": len(pinned),
-            "namespaces": len(self._roots),
         }
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a node breaks the tree's rules or a count is wrong."""
         queued = {id(node): last_use for last_use, _, node in self._leaves}
-        nodes = [node for root in self._roots.values() for node in _below(root)]
+        nodes = list(_below(self._root))
         assert {node.page: node for node in nodes} == self._by_page
         assert len(nodes) == len(self._by_page), "a page is in two nodes"
-        assert all(root.children for root in self._roots.values())
-        for node in [*nodes, *self._roots.values()]:
+        for node in [*nodes, self._root]:
             names = [child.keys for child in node.children]
             assert all(
                 a < b and not b.startswith(a) for a, b in zip(names, names[1:], strict=False)
@@ -245,12 +234,10 @@ class PrefixTree:
     def _stride(self) -> int:
         return self._pool.page_size * _TOKEN_BYTES
 
-    def _longest(self, data: bytes, namespace: Hashable) -> tuple[list[_Node], _Node | None, int]:
+    def _longest(self, data: bytes) -> tuple[list[_Node], _Node | None, int]:
         """Nodes of whole pages, then the node that shares most with the rest, and how much."""
         path: list[_Node] = []
-        node, stride = self._roots.get(namespace), self._stride
-        if node is None:
-            return [], None, 0
+        node, stride = self._root, self._stride
         while True:
             part = data[len(path) * stride : (len(path) + 1) * stride]
             at = bisect_left(node.children, part, key=_keys_of)
@@ -260,7 +247,7 @@ class PrefixTree:
             path.append(node)
         best, most = None, 0
         for child in node.children[max(at - 1, 0) : at + 1]:
-            common = _common_tokens(child.keys, part)
+            common = num_common(_rows(child.keys), _rows(part))
             if common > most:
                 best, most = child, common
         return path, best, most
@@ -298,9 +285,7 @@ class PrefixTree:
             self._hold(parent, -1)
         else:
             self.num_evictable -= 1
-        if parent.parent is None and not parent.children:
-            self._roots = {name: root for name, root in self._roots.items() if root.children}
-        elif not parent.children and not parent.holds:
+        if parent.parent is not None and not parent.children and not parent.holds:
             self._queue(parent)
         return self._pool.release([node.page])
 
@@ -343,10 +328,12 @@ def _below(root: _Node) -> Iterator[_Node]:
         stack.extend(node.children)
 
 
-def _common_tokens(a: bytes, b: bytes) -> int:
-    """How many leading tokens two runs of keys share."""
+def _rows(keys: bytes) -> np.ndarray:
+    return np.frombuffer(keys, np.int64).reshape(-1, 4)
+
+
+def num_common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many leading rows of keys, (n, 4) and (m, 4) int64, are equal."""
     n = min(len(a), len(b))
-    for start in range(0, n, _TOKEN_BYTES):
-        if a[start : start + _TOKEN_BYTES] != b[start : start + _TOKEN_BYTES]:
-            return start // _TOKEN_BYTES
-    return n // _TOKEN_BYTES
+    different = np.flatnonzero((a[:n] != b[:n]).any(axis=1))
+    return int(different[0]) if len(different) else n

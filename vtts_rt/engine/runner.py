@@ -3,7 +3,7 @@ choice of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -12,12 +12,19 @@ from torch import Tensor
 
 from vtts_rt.engine.encoder import Features
 from vtts_rt.engine.kv_pool import PagedKVPool
-from vtts_rt.engine.sequence import Chunk, TokenConstraint
+from vtts_rt.engine.sequence import Chunk
 from vtts_rt.errors import BadRequest
 from vtts_rt.models.attention import Call, PagedKV, plan_calls, tensors_of, upload, with_tensors
 from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.ops.logits import Penalties, penalised
-from vtts_rt.ops.sampling import chosen_logprobs, processed_logits, sample, sample_token
+from vtts_rt.ops.sampling import (
+    SampleParams,
+    chosen_logprobs,
+    processed_logits,
+    sample,
+    sample_token,
+)
+from vtts_rt.sampling import ResolvedSampling
 
 # Logits of about so many rows are made at once: 128 rows of 151,936 float32 are 78 MB.
 _ROWS_OF_LOGITS = 128
@@ -99,22 +106,22 @@ class Runner:
         positions = places.to(logits.device, non_blocking=True)
         penalties = Penalties.of([(s.rules, more) for s, more in rows], logits.device)
         sampling = [sequence.sampling for sequence, _ in rows]
-        tokens, logprobs = sample(
-            logits if penalties is None else penalised(logits, penalties, positions),
+        is_raw = torch.tensor([params.logprobs == "raw" for params in sampling])
+        chosen = drawn(
+            logits,
+            penalties,
             sampling,
             members=[sequence.request.member for sequence, _ in rows],
             rounds=[sequence.request.round_index for sequence, _ in rows],
             positions=positions,
+            is_raw=is_raw.to(logits.device, non_blocking=True) if is_raw.any() else None,
         )
-        is_raw = torch.tensor([params.logprobs == "raw" for params in sampling])
-        if is_raw.any():
-            own = chosen_logprobs(logits, tokens)
-            logprobs = torch.where(is_raw.to(own.device, non_blocking=True), own, logprobs)
-        found = iter(as_choices(fetch(packed(tokens, logprobs))()))
-        drawn = [[next(found) for _ in range(size)] for size in sizes]
+        found = iter(as_choices(fetch(packed(*chosen))()))
         return (
             self._choose_each(chunk, own) if needs_host(chunk) else iter(row)
-            for chunk, own, row in zip(chunks, logits_of, drawn, strict=True)
+            for chunk, own, row in zip(
+                chunks, logits_of, [list(islice(found, size)) for size in sizes], strict=True
+            )
         )
 
     def _choose_each(self, chunk: Chunk, logits: Tensor) -> Choices:
@@ -131,7 +138,13 @@ class Runner:
                 if constraint is not None:
                     row = constraint.mask(row)
                 if rules is not None and bool(row.max() == -torch.inf):
-                    row = self._without_rules(own, constraint)
+                    # A grammar counts alone then, or a clue could not end.
+                    if constraint is None:
+                        raise BadRequest(
+                            "generate: sampling must leave a token to choose, got none after "
+                            "no_repeat_ngram_size, bad_words_ids and suppress_tokens"
+                        )
+                    row = constraint.mask(own)
                 token_id, logprob = sample_token(
                     row,
                     sampling,
@@ -142,16 +155,6 @@ class Runner:
             if sampling.logprobs == "raw":
                 logprob = float(own.float().log_softmax(-1)[token_id])
             yield token_id, logprob
-
-    @staticmethod
-    def _without_rules(logits: Tensor, constraint: TokenConstraint | None) -> Tensor:
-        """(V,) logits where rules leave no token: a grammar's alone, or a clue could not end."""
-        if constraint is None:
-            raise BadRequest(
-                "generate: sampling must leave a token to choose, got none after "
-                "no_repeat_ngram_size, bad_words_ids and suppress_tokens"
-            )
-        return constraint.mask(logits)
 
     def _calls(self, chunks: list[Chunk], num_rows: list[int]) -> list[Call]:
         """How the last `num_rows` rows of each chunk attend; tensors on the CPU."""
@@ -191,8 +194,32 @@ def needs_host(chunk: Chunk) -> bool:
     return request.constraint is not None or bool(request.forced_ids) or has_runs
 
 
+def drawn(
+    logits: Tensor,
+    penalties: Penalties | None,
+    params: SampleParams | Sequence[ResolvedSampling],
+    *,
+    members: Tensor | Sequence[int],
+    rounds: Tensor | Sequence[int],
+    positions: Tensor,
+    is_raw: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`sample` after penalties. is_raw: (N,) bool, whose log-probabilities are the model's own;
+    None: no row's."""
+    tokens, logprobs = sample(
+        logits if penalties is None else penalised(logits, penalties, positions),
+        params,
+        members=members,
+        rounds=rounds,
+        positions=positions,
+    )
+    if is_raw is not None:
+        logprobs = torch.where(is_raw, chosen_logprobs(logits, tokens), logprobs)
+    return tokens, logprobs
+
+
 def packed(tokens: Tensor, logprobs: Tensor) -> Tensor:
-    """(N,) each -> (2, N) float64, which holds ids exactly: one thing to copy."""
+    """(N,) each -> (2, N) float64, which holds ids exactly: one tensor to copy."""
     return torch.stack((tokens.double(), logprobs.double()))
 
 

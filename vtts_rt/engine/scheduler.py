@@ -2,8 +2,8 @@
 
 Requests are admitted in order of arrival when their known tokens fit the pool; every running one
 that decodes gets its token in every pass, prompts are prefilled in chunks with what is left of
-`max_batch_tokens`. Where pages run out, the newest request gives its own back and is computed
-again later (often from the prefix tree, where they went), its output kept.
+`max_batch_tokens`. Where pages run out, the newest request is preempted: its pages go to the
+prefix tree, and it is computed again later, its output kept.
 
 No request waits for ever: after `max_wait_steps` passes at the head of the queue a request takes
 the place of the newest running one, once that has generated a token, and which queues again. So
@@ -16,12 +16,10 @@ from __future__ import annotations
 import time
 from collections import deque
 
-import numpy as np
-
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.encoder import VisionEncoder
 from vtts_rt.engine.kv_pool import PagedKVPool, PoolExhausted
-from vtts_rt.engine.prefix_tree import PrefixTree
+from vtts_rt.engine.prefix_tree import PrefixTree, num_common
 from vtts_rt.engine.sequence import Chunk, Sequence
 
 # Drafts take at most this share of a pass: they must not starve the prompts beside them.
@@ -29,7 +27,7 @@ _DRAFT_SHARE = 4
 
 
 class Scheduler:
-    """Queues of one engine. namespace: counts language weights; KV is found under its own only."""
+    """Queues of one engine."""
 
     def __init__(
         self,
@@ -42,7 +40,6 @@ class Scheduler:
         self._pool = pool
         self._tree = tree
         self._encoder = encoder
-        self.namespace = 0
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission
         self.steps = self.preemptions = self.tokens_recomputed = 0
@@ -84,7 +81,7 @@ class Scheduler:
         num_tokens = sequence.without_begun_pair(num_tokens)
         if self._config.prefix_cache and num_tokens:
             pages = sequence.pages[: self._pool.pages_for(num_tokens)]
-            self._tree.insert_prefix(sequence.keys[:num_tokens], pages, self.namespace)
+            self._tree.insert_prefix(sequence.keys[:num_tokens], pages)
 
     # -- one pass ---------------------------------------------------------------------------
 
@@ -120,7 +117,7 @@ class Scheduler:
         return chunks
 
     def _draft(self, chunk: Chunk, limit: int) -> None:
-        """Add drafts as far as pages reach without preempting anybody for a guess."""
+        """Add drafts as far as pages reach; no sequence is preempted for a guess."""
         sequence, pool, tree = chunk.sequence, self._pool, self._tree
         pages = len(sequence.pages) + pool.num_free + tree.num_evictable
         chunk.drafts = sequence.drafts(min(limit, pages * pool.page_size - chunk.end))
@@ -132,8 +129,8 @@ class Scheduler:
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
         """Plan the next chunk of a prompt; returns how many tokens it takes.
 
-        Nobody that decodes waits for the frames of another: a chunk ends before a frame that is
-        still on its way. The first chunk of a pass in which nobody decodes does wait: one long pass
+        A chunk ends before a frame that is not decoded yet, so that no sequence that decodes waits
+        for another's frames. The first chunk of a pass without decoding does wait: one long pass
         does more at once, and others that share its prompt wait for all of it anyway.
         """
         start = sequence.num_computed
@@ -178,7 +175,7 @@ class Scheduler:
         held: list[int] = []
         start = 0
         if self._config.prefix_cache:
-            match = tree.match_prefix(sequence.keys[: known - 1], self.namespace)
+            match = tree.match_prefix(sequence.keys[: known - 1])
             pages, start = list(match.pages), len(match.pages) * pool.page_size + match.num_partial
             held = [] if match.partial is None else [match.partial]
             pool.retain(pages + held)  # eviction below must not take them
@@ -227,7 +224,7 @@ class Scheduler:
             if other.num_pending > 1:
                 pair = (other.request_id, sequence.request_id)
                 if pair not in self._common:
-                    self._common[pair] = _common_prefix(other.keys, sequence.keys[:-1])
+                    self._common[pair] = num_common(other.keys, sequence.keys[:-1])
                 spared = self._common[pair] - other.num_computed
                 lacking = len(sequence.token_ids) - other.num_computed
                 if spared >= max(self._pool.page_size, lacking // 2):
@@ -235,7 +232,7 @@ class Scheduler:
         return False
 
     def _take_turn(self) -> None:
-        """Let the head of the queue in if it has waited its time at the cost of the newest."""
+        """Preempt the newest for the head of the queue once that has waited `max_wait_steps`."""
         limit = self._config.max_wait_steps
         if not self.waiting or not self.running:
             return
@@ -244,7 +241,7 @@ class Scheduler:
             return
         fits = len(self.running) < self._config.max_sequences
         while not (fits and self._admit(head)):
-            # Who has not got a token out of its place keeps it: or all would prefill for ever.
+            # One that has not generated a token since stays, or all would prefill for ever.
             if not self.running or not self.running[-1].has_progressed:
                 return
             self._preempt(self.running[-1], at_front=False)
@@ -254,8 +251,8 @@ class Scheduler:
     # -- pages ------------------------------------------------------------------------------
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Pages for `num_tokens`, at the cost of cached ones, then of the newest sequences;
-        False if that was `sequence` itself."""
+        """Pages for `num_tokens`: evict cached ones, then preempt the newest sequences; False
+        if that was `sequence` itself."""
         pool = self._pool
         short = pool.pages_for(num_tokens) - len(sequence.pages)
         while short > pool.num_free:
@@ -264,7 +261,7 @@ class Scheduler:
                 self._preempt(newest, at_front=True)
                 if newest is sequence:
                     return False
-        # A pass that was launched ahead has written into the page that it hoped for.
+        # A pass that was launched ahead has written into the page that it expected.
         after = sequence.pages[-1] if sequence.page_ahead is None else sequence.page_ahead - 1
         sequence.pages += pool.allocate(max(0, short), after=after)
         return True
@@ -292,10 +289,3 @@ class Scheduler:
             f"{pool.num_free} of {pool.num_pages} are free beside pinned ones; unpin prefixes or "
             f"raise kv_bytes"
         )
-
-
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many leading rows of (n, 4) and (m, 4) are equal."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero((a[:n] != b[:n]).any(axis=1))
-    return int(different[0]) if len(different) else n

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -151,6 +153,9 @@ class PairPlace(NamedTuple):
     pair: PairRef
 
 
+_start, _end = attrgetter("start"), attrgetter("end")
+
+
 class TextStream:
     """Detokenises a growing answer and watches for stop texts."""
 
@@ -208,7 +213,7 @@ class Sequence:
         request: GenerationRequest,
         *,
         positions: MropePositions,
-        pair_keys: list[list[Hashable]],
+        pair_key: Callable[[Segment, PairRef], Hashable],
         content_ids: ContentIds,
         text: TextStream,
         draft_tokens: int,
@@ -221,7 +226,6 @@ class Sequence:
         self.num_new = len(request.forced_ids) or sampling.max_tokens
         self.request_id = request_id
         self.request = request
-        self.pair_keys = pair_keys
         self.text = text
         self.token_ids: list[int] = list(prompt.token_ids)
         self.logprobs: list[float] = []
@@ -235,14 +239,17 @@ class Sequence:
         self.added = time.perf_counter()
         self.reuse = ReuseStats()
         self.timings = RoundTimings()
-        self._drafter = NgramDrafter(request.earlier_answers, draft_tokens)
+        self.drafter = NgramDrafter(request.earlier_answers, draft_tokens)
         self._keys = np.empty((len(prompt.token_ids) + self.num_new, 4), np.int64)
         self._keys[: self.num_prompt, 0] = prompt.token_ids
-        for span, keys in zip(prompt.spans, pair_keys, strict=True):
-            per_pair = span.segment.tokens_per_pair
-            for index, key in enumerate(keys):
-                start = span.start + index * per_pair
-                self._keys[start : start + per_pair, 0] = content_ids.token_keys(key, per_pair)
+        self._places: list[PairPlace] = []
+        for span in prompt.spans:
+            start, per_pair = span.start, span.segment.tokens_per_pair
+            for pair in span.segment.pairs:
+                key, end = pair_key(span.segment, pair), start + per_pair
+                self._places.append(PairPlace(key, start, end, span.segment, pair))
+                self._keys[start:end, 0] = content_ids.token_keys(key, per_pair)
+                start = end
         self._keys[: self.num_prompt, 1:] = build_position_ids(prompt, positions).T
         self._next_position = positions.next_position
 
@@ -261,10 +268,6 @@ class Sequence:
         return len(self.token_ids) > self.num_when_admitted
 
     @property
-    def output_ids(self) -> list[int]:
-        return self.token_ids[self.num_prompt :]
-
-    @property
     def keys(self) -> np.ndarray:
         return self._keys[: len(self.token_ids)]
 
@@ -274,7 +277,7 @@ class Sequence:
         self.logprobs.append(logprob)
         self._keys[index] = token_id, *(self._next_position,) * 3
         self._next_position += 1
-        self._drafter.append(token_id)
+        self.drafter.append(token_id)
         if self.rules is not None:
             self.rules.append(token_id)
 
@@ -290,19 +293,14 @@ class Sequence:
             return []
         if self.request.forced_ids:
             return list(self.request.forced_ids[done : done + limit])
-        return self._drafter.propose(limit)
-
-    @property
-    def is_calm(self) -> bool:
-        """Whether the token after the next will hardly be drafted."""
-        return self._drafter.is_calm
+        return self.drafter.propose(limit)
 
     def judge_drafts(self, num_drafted: int, num_accepted: int) -> None:
         """Count how many drafts of one pass were right."""
         if num_drafted and not self.request.forced_ids:
             self.reuse.tokens_drafted += num_drafted
             self.reuse.tokens_accepted += num_accepted
-            self._drafter.judge(num_drafted, num_accepted)
+            self.drafter.judge(num_drafted, num_accepted)
 
     def positions(self, start: int, end: int, num_drafts: int) -> np.ndarray:
         """(end - start + num_drafts, 3) int64 M-RoPE positions of known tokens and drafts."""
@@ -314,31 +312,17 @@ class Sequence:
 
     def pairs_within(self, num_tokens: int) -> int:
         """Frame pairs whose tokens all stand in the first `num_tokens`."""
-        return sum(
-            min(len(span.segment.pairs), (num_tokens - span.start) // span.segment.tokens_per_pair)
-            for span in self.request.prompt.spans
-            if num_tokens > span.start
-        )
+        return bisect_right(self._places, num_tokens, key=_end)
 
     def pairs_between(self, start: int, end: int) -> list[PairPlace]:
         """Frame pairs that have tokens in [start, end), in order."""
-        places = []
-        for span, keys in zip(self.request.prompt.spans, self.pair_keys, strict=True):
-            per_pair = span.segment.tokens_per_pair
-            first = max(0, (start - span.start) // per_pair)
-            last = min(len(keys), -(-(end - span.start) // per_pair))
-            for index in range(first, last):
-                begin = span.start + index * per_pair
-                pair = span.segment.pairs[index]
-                places.append(PairPlace(keys[index], begin, begin + per_pair, span.segment, pair))
-        return places
+        last = bisect_left(self._places, end, key=_start)
+        return self._places[self.pairs_within(start) : last]
 
     def without_begun_pair(self, num_tokens: int) -> int:
         """`num_tokens`, less those of a pair that it ends inside of."""
-        for place in self.pairs_between(num_tokens - 1, num_tokens):
-            if place.start < num_tokens < place.end:
-                return place.start
-        return num_tokens
+        begun = self.pairs_between(num_tokens, num_tokens)
+        return begun[0].start if begun else num_tokens
 
 
 @dataclass(slots=True)

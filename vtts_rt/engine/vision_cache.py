@@ -23,7 +23,7 @@ _CPU = torch.device("cpu")
 
 
 class VisionCache:
-    """LRU from a pair's key to its features (tokens, hidden).
+    """LRU from a pair's key to its features (tokens, feature_dim).
 
     byte_budget, host_bytes, disk_bytes: of the tiers; 0 is none. device: where features are
     wanted. disk_path: folder of the files; several processes may share it. With files, keys are
@@ -42,21 +42,21 @@ class VisionCache:
         require("VisionCache", "disk_path", disk_path, ok, "a folder where disk_bytes is not 0")
         self._disk = DiskTier(disk_bytes, disk_path) if disk_bytes else None
         self._host = MemoryTier(host_bytes, _CPU, self._disk) if host_bytes else None
-        below = self._disk if self._host is None else self._host
-        self._device = MemoryTier(byte_budget, device, below)
+        self._device = MemoryTier(byte_budget, device, self._host or self._disk)
+        tiers = {"": self._device, "host_": self._host, "disk_": self._disk}
+        self._tiers = {prefix: tier for prefix, tier in tiers.items() if tier is not None}
         self._to = device
         self.queries = 0
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether some tier has the pair; counts nothing. A file may yet turn out damaged, and
         what is there now may be evicted before `get`: be ready to encode after all."""
-        return any(key in tier for tier in self._tiers().values())
+        return any(key in tier for tier in self._tiers.values())
 
     def get(self, key: Hashable) -> Tensor | None:
         """The pair's features on the device, or None. Callers must not write to them."""
         self.queries += 1
-        features = self._device.get(key)
-        if features is not None:
+        if (features := self._device.get(key)) is not None:
             return features
         for tier in (self._host, self._disk):
             if tier is not None and (features := tier.take(key)) is not None:
@@ -66,7 +66,7 @@ class VisionCache:
         return None
 
     def put(self, key: Hashable, features: Tensor) -> None:
-        """Keep features (tokens, hidden), evicting the least recently used beyond the budget.
+        """Keep features (tokens, feature_dim), evicting the least recently used beyond the budget.
 
         Features larger than a tier's whole budget go to the next.
         """
@@ -88,19 +88,13 @@ class VisionCache:
     def stats(self) -> dict[str, int]:
         """queries and hits of all tiers; evictions, pairs and bytes of the first, and the same
         of the others under `host_` and `disk_`."""
-        tiers = {name: tier.stats() for name, tier in self._tiers().items()}
-        found = {"queries": self.queries, **tiers[""]}
-        for name, of_tier in tiers.items():
-            if name:
-                found["hits"] += of_tier["hits"]
-                found.update({f"{name}_{counter}": n for counter, n in of_tier.items()})
+        found = {"queries": self.queries}
+        for prefix, tier in self._tiers.items():
+            found |= {f"{prefix}{counter}": n for counter, n in tier.stats().items()}
+        found["hits"] = sum(tier.hits for tier in self._tiers.values())
         return found
 
     def check_integrity(self) -> None:
-        """Raise AssertionError if a byte count is wrong or a pair is in two memory tiers."""
-        for tier in self._tiers().values():
+        """Raise AssertionError if a byte count is wrong or beyond its budget."""
+        for tier in self._tiers.values():
             tier.check_integrity()
-
-    def _tiers(self) -> dict[str, MemoryTier | DiskTier]:
-        tiers = {"": self._device, "host": self._host, "disk": self._disk}
-        return {name: tier for name, tier in tiers.items() if tier is not None}

@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vtts_rt.checks import CommandParser
 from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig
 from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import (
+    CODECS,
     SPLITS,
     Split,
     make_question,
@@ -34,7 +36,6 @@ from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
 
 MAX_TOKENS = 96  # an answer of the embedded model has about 40
-CODECS = {"libx264": ".mp4", "libvpx-vp9": ".webm"}
 
 
 @dataclass
@@ -118,7 +119,7 @@ def evaluate(
         question = make_question(scene, (seed + done) % len(scene.cards))
         row = needle_row(scene, question, "clip")
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"clip{CODECS[codec]}"
+            path = Path(folder) / f"clip{CODECS[codec][0]}"
             write_clip(path, scene, codec)
             answer: Answer | None = None
             for count, tally in sorted(tallies.items(), reverse=True):
@@ -152,8 +153,11 @@ def evaluate(
     }
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of `vtts-rt eval needle`."""
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="vtts-rt eval", description="Accuracy by number of rounds on generated clips."
+    )
+    parser.add_argument("task", choices=["needle"])
     parser.add_argument("--seed", type=int, default=0, help="of the first clip (default 0)")
     parser.add_argument("--num", type=int, default=100, help="clips (default 100)")
     parser.add_argument("--rounds", default="1,2,3", help="numbers of rounds (default 1,2,3)")
@@ -171,6 +175,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="one run of the most rounds gives the result of fewer (exact for `tiny`)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return parser
 
 
 def _rounds(text: str) -> list[int]:
@@ -179,8 +184,9 @@ def _rounds(text: str) -> list[int]:
     return [int(p) for p in parts]
 
 
-def run(args: argparse.Namespace) -> int:
-    """`vtts-rt eval needle`; returns the exit status."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """`vtts-rt eval needle`; argv without the program's name. Returns the exit status."""
+    args = _parser().parse_args(argv)
     rounds = _rounds(args.rounds)
     began = time.monotonic()
 

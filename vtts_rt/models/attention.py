@@ -202,7 +202,7 @@ def plan_calls(
         if groups is not None:
             calls.append(Cascade(start, stop, *groups))
         else:
-            # Filled up with page 0, which nobody reads there.
+            # Filled up with page 0, which is not read there.
             table = np.zeros((len(tables), max(map(len, tables))), np.int64)
             for row, own in zip(table, tables, strict=True):
                 row[: len(own)] = own
@@ -228,7 +228,7 @@ def with_tensors(calls: Sequence[Call], tensors: Iterator[Tensor]) -> list[Call]
 
 
 def upload(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Integers on the CPU as int64 on the device, in one transfer that nobody waits for."""
+    """Integers on the CPU as int64 on the device, in one transfer; the host does not wait."""
     starts = [0]
     for tensor in tensors:
         starts.append(starts[-1] + -(-tensor.numel() // _INTS_PER_PART) * _INTS_PER_PART)

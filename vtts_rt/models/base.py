@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,7 +25,6 @@ from vtts_rt.models.weights import (
     checked_tensors,
     hf_views,
     part_of,
-    to_hf,
 )
 from vtts_rt.ops.patch_jobs import PatchifyJob
 from vtts_rt.perception.chat import ChatFormat
@@ -50,24 +49,31 @@ class KVShape(NamedTuple):
 class VideoLM(nn.Module, ABC):
     """A vision tower and a language model. The parts of a model are "visual" and "language".
 
-    model_type: of the family, as in config.json. geometry: of the family, and of a
-    model its own: a checkpoint may say another mean and std. chat: of all the family's checkpoints.
-    quantization: see models/quantize.py.
+    model_type: of the family, as in config.json. language_fields: what the family fixes of its
+    `LanguageConfig`, and the mrope_section of a config.json that does not say. geometry: of the
+    family, and of a model its own: a checkpoint may say another mean and std. chat: of all the
+    family's checkpoints. bounds_clips: whether the sizes that its video processor allows are of all
+    frames of a clip together. tower: of (config.vision, geometry). quantization: see
+    models/quantize.py.
     """
 
     model_type: ClassVar[str]
     geometry: Geometry
     chat: ClassVar[ChatFormat]
+    # transformers, the default of Qwen2-VL's and Qwen2.5-VL's rotary embeddings.
+    language_fields: ClassVar[Mapping[str, Any]] = {"mrope_section": (16, 24, 24)}
+    bounds_clips: ClassVar[bool] = False
+    tower: ClassVar[Callable[[Any, Geometry], VisionTransformer]]
 
-    def __init__(self, config: ModelConfig, visual: VisionTransformer) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         out, hidden = config.vision.out_hidden_size, config.language.hidden_size
         name = type(self).__name__
         require(name, "out_hidden_size", out, out == hidden, f"hidden_size ({hidden})")
         self.config = config
         self.geometry = config.geometry
-        self.visual = visual
-        self.language = LanguageModel(config.language)
+        self.visual = type(self).tower(config.vision, config.geometry)
+        self.language = LanguageModel(config.language, self.feature_dim)
         self.quantization: str | None = None
         self._versions: dict[str, str] = {}
 
@@ -78,9 +84,10 @@ class VideoLM(nn.Module, ABC):
     def read_vision(cls, hf: Any) -> TowerConfig:
         """The tower's shape, of transformers' config. ValueError for what the family lacks."""
 
-    @abstractmethod
     def positions(self, parity: Parity) -> MropePositions:
-        """What gives the positions of a new sequence."""
+        """What gives the positions of a new sequence: transformers', of pairs counted, where the
+        family does not say."""
+        return MropePositions("transformers", None)
 
     def encode(self, jobs: Sequence[PatchifyJob], rows: Tensor | None = None) -> Tensor:
         """Features of frame pairs, a job each: (tokens of all, feature_dim), in order.
@@ -122,7 +129,7 @@ class VideoLM(nn.Module, ABC):
     @property
     def feature_dim(self) -> int:
         """Values that the tower gives for a token."""
-        return self.config.vision.out_hidden_size
+        return self.config.vision.feature_dim
 
     # -- computing --------------------------------------------------------------------------
 
@@ -179,7 +186,10 @@ class VideoLM(nn.Module, ABC):
         A tied head is left out, as transformers does. ValueError for a quantized model.
         """
         self._require_unquantized("export")
-        return to_hf(self.named_parameters(), self.config, dtype)
+        return {
+            name: view.to("cpu", dtype or view.dtype).clone(memory_format=torch.contiguous_format)
+            for name, view in hf_views(self.named_parameters(), self.config).items()
+        }
 
     def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors under transformers' names as `write` takes them. ValueError for names, shapes,

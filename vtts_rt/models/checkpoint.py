@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib.resources import files
 from pathlib import Path
@@ -24,30 +25,18 @@ ADAPTER_CONFIG = "adapter_config.json"
 Shape = TypeVar("Shape", bound=LanguageConfig | TowerConfig)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _CONNECT_SECONDS = 5.0
-# Mirrors transformers' default for configs that do not say (its rotary embeddings of Qwen).
-_DEFAULT_MROPE_SECTION = (16, 24, 24)
 _MAX_JSON_BYTES = 256 << 20  # an index of a million tensors takes about 100 MB
 # Most of each number in config.json. Those of layers are compared with the files later on; here
 # they only keep transformers from building a list of that length.
 _MAX_SIZE, _MAX_LAYERS = 1 << 24, 1 << 12
-_SIZES = {
-    **dict.fromkeys(("depth", "mlp_ratio", "num_hidden_layers"), _MAX_LAYERS),
-    **dict.fromkeys(
-        (
-            "embed_dim",
-            "hidden_size",
-            "intermediate_size",
-            "max_position_embeddings",
-            "num_attention_heads",
-            "num_heads",
-            "num_key_value_heads",
-            "out_hidden_size",
-            "vocab_size",
-            "window_size",
-        ),
-        _MAX_SIZE,
+_SIZES = dict.fromkeys(("depth", "mlp_ratio", "num_hidden_layers"), _MAX_LAYERS) | dict.fromkeys(
+    (
+        *("embed_dim", "head_dim", "hidden_size", "intermediate_size", "out_hidden_size"),
+        *("max_position_embeddings", "num_position_embeddings", "vocab_size", "window_size"),
+        *("num_attention_heads", "num_heads", "num_key_value_heads"),
     ),
-}
+    _MAX_SIZE,
+)
 
 
 def resolve_model(model: str | Path) -> Path:
@@ -244,22 +233,24 @@ def _check_sizes(raw: dict[str, Any]) -> None:
                 require("load_model", f"config.json {name}", value, fits, f"in 1..{most}")
 
 
-def model_config(folder: Path, hf: Any, geometry: Geometry, vision: TowerConfig) -> ModelConfig:
+def model_config(
+    folder: Path, hf: Any, geometry: Geometry, vision: TowerConfig, fixed: Mapping[str, Any]
+) -> ModelConfig:
     """The ModelConfig of a checkpoint folder; hf: its `read_hf_config`; geometry, vision: what the
-    family makes of it.
+    family makes of it; fixed: `VideoLM.language_fields`.
 
     ValueError for what no family has: another patch geometry, scaled rotary positions, sliding
     windows in the language model; and for numbers that no model has.
     """
     text = hf.text_config
-    language = _language_config(text, bool(hf.tie_word_embeddings))
+    language = _language_config(text, bool(hf.tie_word_embeddings), fixed)
     names = ("patch_size", "spatial_merge_size", "temporal_patch_size")
     sizes = tuple(getattr(hf.vision_config, name) for name in names)
     expected = (geometry.patch_px, geometry.merge, geometry.frames_per_pair)
-    _check("patch, merge and temporal size", sizes, sizes == expected, str(expected))
+    check("patch, merge and temporal size", sizes, sizes == expected, str(expected))
     for name in ("image_token_id", "video_token_id"):
         index = getattr(hf, name)
-        _check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
+        check(name, index, 0 <= index < text.vocab_size, f"in 0..{text.vocab_size - 1}")
     return ModelConfig(
         model_type=hf.model_type,
         geometry=geometry,
@@ -275,41 +266,38 @@ def model_config(folder: Path, hf: Any, geometry: Geometry, vision: TowerConfig)
     )
 
 
-def _language_config(text: Any, tied: bool) -> LanguageConfig:
+def _language_config(text: Any, tied: bool, fixed: Mapping[str, Any]) -> LanguageConfig:
     rope = text.rope_parameters
     kind = rope.get("rope_type", "default")
-    _check("rope_type", kind, kind == "default", "'default'")
-    layers = set(text.layer_types)
-    _check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
-    heads = (text.hidden_size, text.num_attention_heads)
-    _check("hidden_size", heads[0], heads[0] % heads[1] == 0, f"a multiple of {heads[1]} heads")
-    section = rope.get("mrope_section", _DEFAULT_MROPE_SECTION)
+    check("rope_type", kind, kind == "default", "'default'")
+    layers = set(getattr(text, "layer_types", None) or ["full_attention"])
+    check("layer_types", sorted(layers), layers == {"full_attention"}, "all full_attention")
+    hidden, heads = text.hidden_size, text.num_attention_heads
+    said: Any = getattr(text, "head_dim", None)
+    if not hasattr(type(text), "head_dim"):  # else it is free
+        check("hidden_size", hidden, hidden % heads == 0, f"a multiple of {heads} heads")
+        check("head_dim", said, said in (None, hidden // heads), "hidden_size / heads")
+    section = rope.get("mrope_section", fixed["mrope_section"])
     three = isinstance(section, (list, tuple)) and len(section) == 3
     three = three and all(type(n) is int and n >= 0 for n in section)
-    _check("mrope_section", section, three, "three numbers")
+    check("mrope_section", section, three, "three numbers")
     theta, eps = rope.get("rope_theta"), text.rms_norm_eps
-    _check("rope_theta", theta, positive(theta), "a number > 0")
-    _check("rms_norm_eps", eps, positive(eps), "a number > 0")
-    head_dim = getattr(text, "head_dim", None) or heads[0] // heads[1]
-    _check("head_dim", head_dim, head_dim == heads[0] // heads[1], "hidden_size / heads")
-    return from_hf(
-        LanguageConfig,
-        text,
-        rope_theta=float(theta),
-        mrope_section=tuple(section),
-        tie_word_embeddings=tied,
-    )
+    check("rope_theta", theta, positive(theta), "a number > 0")
+    check("rms_norm_eps", eps, positive(eps), "a number > 0")
+    own = {"rope_theta": float(theta), "mrope_section": tuple(section), "head_dim": said or 0}
+    return from_hf(LanguageConfig, text, **{**fixed, **own}, tie_word_embeddings=tied)
 
 
 def from_hf(kind: type[Shape], part: Any, **own: Any) -> Shape:
     """A config of ours: `own` fields, the others those that transformers' has by the same name."""
     names = [field.name for field in fields(kind) if field.name not in own]
-    found = {name: getattr(part, name) for name in names}
+    found = {name: getattr(part, name) for name in names if hasattr(part, name)}
     found = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
     return kind(**found, **own)
 
 
-def _check(argument: str, value: object, ok: bool, rule: str) -> None:
+def check(argument: str, value: object, ok: bool, rule: str) -> None:
+    """`require` of a setting in config.json."""
     require("load_model", argument, value, ok, rule)
 
 
@@ -328,12 +316,15 @@ def write_hf_config(
     """
     from transformers import CONFIG_MAPPING
 
+    theirs = CONFIG_MAPPING[config.model_type]
     eos, text = list(config.eos_token_ids), asdict(config.language)
     rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
     rope["mrope_section"] = list(text.pop("mrope_section"))
     tied = text.pop("tie_word_embeddings")
+    known = theirs.sub_configs["text_config"]  # without what the family fixes
+    text = {name: value for name, value in text.items() if hasattr(known, name)}
     ends = {"bos_token_id": None, "eos_token_id": eos[0] if eos else None}
-    hf = CONFIG_MAPPING[config.model_type](
+    hf = theirs(
         vision_config=config.vision.to_hf(),
         text_config={**text, **ends, "rope_parameters": rope},
         image_token_id=config.image_token_id,

@@ -19,6 +19,11 @@ class TowerConfig:
     intermediate_size: int
     out_hidden_size: int
 
+    @property
+    def feature_dim(self) -> int:
+        """Values of a token's features: more than one hidden size where later layers get some."""
+        return self.out_hidden_size
+
     def to_hf(self) -> dict[str, Any]:
         """The fields as transformers' `vision_config` has them."""
         values = asdict(self).items()
@@ -27,7 +32,14 @@ class TowerConfig:
 
 @dataclass(frozen=True, slots=True)
 class LanguageConfig:
-    """Shape of a language model; names follow transformers' `text_config`."""
+    """Shape of a language model; names follow transformers' `text_config`, which lacks those with a
+    default after `max_position_embeddings` where its family fixes them.
+
+    head_dim: 0 is hidden_size / num_attention_heads. qkv_bias: of the projections. qk_norm: queries
+    and keys of a head are normalised before they are turned. mrope_interleaved: frequencies of the
+    three axes alternate as long as sections last, then all are of time; otherwise the sections
+    follow one another.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -40,10 +52,14 @@ class LanguageConfig:
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32768
+    head_dim: int = 0
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    mrope_interleaved: bool = False
 
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
 
 
 @dataclass(frozen=True, slots=True)

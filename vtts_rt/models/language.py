@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,8 @@ class VisionRows(NamedTuple):
     """Tokens of a batch that show vision.
 
     rows: (V,) int64, distinct rows of the batch, on the model's device. features: (V, feature_dim)
-    of any float dtype, what the tower gave for each; gradients reach them.
+    of any float dtype, what the tower gave for each; gradients reach them. The first C values stand
+    for the token's embedding, the next C are added behind layer 0, and so on (DeepStack).
     """
 
     rows: Tensor
@@ -65,21 +67,32 @@ class ForwardBatch:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; rows of `qkv_proj` are [queries; keys; values]."""
+    """Grouped-query attention; rows of `qkv_proj` are [queries; keys; values].
+
+    q_norm, k_norm: of every head, or None.
+    """
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         num_rows = (self.num_heads + 2 * self.num_kv_heads) * config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, num_rows)
+        self.qkv_proj = Linear(config.hidden_size, num_rows, bias=config.qkv_bias)
         self.o_proj = Linear(self.num_heads * config.head_dim, config.hidden_size, bias=False)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, attend: AttentionPlan, rows: Tensor | None
     ) -> Tensor:
         qkv = self.qkv_proj(x)
         qkv = qkv.view(x.shape[0], self.num_heads + 2 * self.num_kv_heads, -1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k, v = qkv.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=1)
         return self.o_proj(attend(self.layer, qkv, cos, sin, rows))  # type: ignore[no-any-return]
 
 
@@ -105,19 +118,22 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
-def _plain(weight: Tensor, dtype: torch.dtype) -> bool:
+def _plain(weight: Tensor | None, dtype: torch.dtype) -> bool:
     """Whether an address and a shape say all of a weight."""
-    return weight.dtype is dtype and weight.is_cpu and weight.is_contiguous()
+    return weight is None or (weight.dtype is dtype and weight.is_cpu and weight.is_contiguous())
 
 
-def _alike(layer: LayerWeights, first: LayerWeights, dtype: torch.dtype) -> bool:
-    return all(_plain(w, dtype) and w.shape == v.shape for w, v in zip(layer, first, strict=True))
+def _shapes(layer: LayerWeights) -> list[torch.Size | None]:
+    return [None if weight is None else weight.shape for weight in layer]
 
 
 class LanguageModel(nn.Module):
-    """A decoder with multimodal rotary positions; head tied to the embedding or not."""
+    """A decoder with multimodal rotary positions; head tied to the embedding or not.
 
-    def __init__(self, config: LanguageConfig) -> None:
+    feature_dim: of the features it is given, a multiple of hidden_size; None is hidden_size.
+    """
+
+    def __init__(self, config: LanguageConfig, feature_dim: int | None = None) -> None:
         super().__init__()
         what, heads = "LanguageModel", config.num_attention_heads
         kv_heads = config.num_key_value_heads
@@ -128,6 +144,7 @@ class LanguageModel(nn.Module):
         rule = f"three numbers that sum to head_dim / 2 ({half})"
         require(what, "mrope_section", section, fits, rule)
         self.config = config
+        self._feature_dim = feature_dim or config.hidden_size
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
@@ -146,9 +163,9 @@ class LanguageModel(nn.Module):
         if batch.vision is None:
             return x
         rows, features = batch.vision
-        shape, expected = tuple(features.shape), (len(rows), x.shape[1])
+        shape, expected = tuple(features.shape), (len(rows), self._feature_dim)
         require("VisionRows", "features", shape, shape == expected, f"{expected}")
-        return x.index_copy(0, rows, features.to(x.dtype))
+        return x.index_copy(0, rows, features[:, : x.shape[1]].to(x.dtype))
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states (N, C) after the final norm, in the model's dtype, or (M, C)
@@ -169,13 +186,21 @@ class LanguageModel(nn.Module):
             return x
         with torch.set_grad_enabled(torch.is_grad_enabled() and kv is None):
             cos, sin = self._rotary(batch.position_ids, x.dtype)
-            if kv is not None and (out := self._in_one_call(x, cos, sin, kv)) is not None:
-                return out if rows is None else out[rows]
+            vision = batch.vision
+            levels: tuple[Tensor, ...] = ()
+            if vision is not None:
+                levels = torch.split(vision.features.to(x.dtype), x.shape[1], dim=1)[1:]
+            if kv is not None and not levels:
+                out = self._in_one_call(x, cos, sin, kv)
+                if out is not None:
+                    return out if rows is None else out[rows]
             kv_heads = self.config.num_key_value_heads
             attend = PackedAttention(seqlens, kv_heads) if kv is None else kv
             *others, last = self.layers
-            for layer in others:
+            for layer, level in zip_longest(others, levels):
                 x = layer(x, cos, sin, attend)
+                if vision is not None and level is not None:
+                    x = x.index_add(0, vision.rows, level)
             x = last(x, cos, sin, attend, rows)
             return self.norm(x)  # type: ignore[no-any-return]
 
@@ -193,11 +218,17 @@ class LanguageModel(nn.Module):
                 return None  # of 8 bits
             qkv, output, gate_up, down = (matrix.weight for matrix in matrices)
             norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+            q_norm, k_norm = (
+                None if n is None else n.weight for n in (attention.q_norm, attention.k_norm)
+            )
             bias = attention.qkv_proj.bias
-            layers.append(LayerWeights(norms[0], qkv, bias, output, norms[1], gate_up, down))
-        if not all(_alike(layer, layers[0], x.dtype) for layer in layers):
+            layers.append(
+                LayerWeights(norms[0], qkv, bias, q_norm, k_norm, output, norms[1], gate_up, down)
+            )
+        weights = [self.norm.weight, *chain.from_iterable(layers)]
+        if not all(_plain(weight, x.dtype) for weight in weights):
             return None
-        if not _plain(self.norm.weight, x.dtype):
+        if any(_shapes(layer) != _shapes(layers[0]) for layer in layers):
             return None
         return decode_step(
             x.contiguous(),
@@ -238,7 +269,7 @@ class LanguageModel(nn.Module):
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos, sin: (N, D/2). Angles are fp32; frequency i takes the axis of its section."""
+        """cos, sin: (N, D/2). Angles are fp32, each of the axis of its frequency."""
         inv_freq, axis_of = self._frequencies(position_ids.device)
         angles = position_ids.index_select(0, axis_of).T.float().contiguous() * inv_freq
         return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -248,8 +279,13 @@ class LanguageModel(nn.Module):
         if device not in self._on_device:
             config = self.config
             with torch.inference_mode(False):  # training may take them later
-                sections = torch.tensor(config.mrope_section)
-                axis_of = torch.arange(3).repeat_interleave(sections).to(device)
+                section = config.mrope_section
+                axis_of = torch.arange(3).repeat_interleave(torch.tensor(section))
+                if config.mrope_interleaved:
+                    axis_of.zero_()
+                    for axis in (1, 2):
+                        axis_of[axis : 3 * section[axis] : 3] = axis
+                axis_of = axis_of.to(device)
                 inv_freq = inverse_frequencies(config.head_dim, config.rope_theta).to(device)
             self._on_device[device] = inv_freq, axis_of
         return self._on_device[device]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtts_rt.ops.linear import linear
-from vtts_rt.ops.native import most_rows
+from vtts_rt.ops.native import slow_tiles
 from vtts_rt.ops.rmsnorm import rmsnorm
 from vtts_rt.ops.swiglu import swiglu
 
@@ -71,7 +71,7 @@ class GatedMLP(nn.Module):
         self.down_proj = Linear(num_hidden, num_channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        in_one = x.shape[0] <= max(ROWS_AT_ONCE, most_rows("linear"))
+        in_one = x.shape[0] <= ROWS_AT_ONCE or slow_tiles(x.shape[0]) is None
         if in_one or not x.is_cpu or torch.is_grad_enabled():
             return self._forward(x)
         parts = torch.tensor_split(x, -(-x.shape[0] // ROWS_AT_ONCE))

@@ -14,8 +14,9 @@ from vtts_rt.types import Geometry, require
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a frame by default, PerceptionConfig's least, the budget rule's most (VideoChat-R1.5).
-_MIN_TOKENS, _MAX_TOKENS = 128, 768
+# Tokens by default (VideoChat-R1.5): of a frame, PerceptionConfig's least and the budget rule's
+# most; of all frames of a clip, the least of the fewest (4), the most that total_pixels gives.
+_FRAME_TOKENS, _CLIP_TOKENS = (128, 768), (4 * 128, 2 * 12 * 128)
 _NESTED, _KINDS = "processor_config.json", ("video_processor", "image_processor")
 _FILES = ("preprocessor_config.json", "video_preprocessor_config.json", _NESTED)
 _BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -31,8 +32,9 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def read_geometry(folder: Path, own: Geometry) -> Geometry:
+def read_geometry(folder: Path, own: Geometry, *, bounds_clips: bool = False) -> Geometry:
     """`own`, the geometry of a model's config, with the mean and std that its processors say.
+    bounds_clips: see VideoLM.
 
     The files that count are those that transformers 5.24 reads: for videos processor_config.json's
     `video_processor`, else video_preprocessor_config.json, else preprocessor_config.json; for
@@ -69,7 +71,7 @@ def read_geometry(folder: Path, own: Geometry) -> Geometry:
             require("load_model", f"{file} {name}", value, same, str(expected))
         found.append(_normalised(file, settings, own))
         if kind == "video_processor" and not sized:
-            _tell_bounds(file, settings, own.token_px**2)
+            _tell_bounds(file, settings, own.token_px**2, bounds_clips)
     videos, images = found
     rule = f"{list(videos.mean)}, {list(videos.std)} as for videos"
     got = f"{list(images.mean)}, {list(images.std)}"
@@ -108,7 +110,7 @@ def write_geometry(folder: Path, geometry: Geometry, own: Geometry) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _tell_bounds(file: str, settings: dict[str, Any], token_area: int) -> None:
+def _tell_bounds(file: str, settings: dict[str, Any], token_area: int, of_clip: bool) -> None:
     size = settings.get("size")
     size = size if isinstance(size, dict) else {}
     low = settings.get("min_pixels") or size.get("shortest_edge") or 0
@@ -116,11 +118,13 @@ def _tell_bounds(file: str, settings: dict[str, Any], token_area: int) -> None:
     for name, value in (("min_pixels", low), ("max_pixels", high)):
         number = isinstance(value, (int, float)) and value >= 0
         require("load_model", f"{file} {name}", value, number, "a number >= 0")
-    if low > _MIN_TOKENS * token_area or high < _MAX_TOKENS * token_area:
+    least, most = _CLIP_TOKENS if of_clip else _FRAME_TOKENS
+    if low > least * token_area or high < most * token_area:
         logger.warning(
-            "%s bounds frames to %s..%s px, which is not applied: min_pixels and total_pixels of "
+            "%s bounds %s to %s..%s px, which is not applied: min_pixels and total_pixels of "
             "PerceptionConfig decide (a recipe may set them)",
             file,
+            "all frames of a video together" if of_clip else "frames",
             low,
             high,
         )

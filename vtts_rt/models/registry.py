@@ -28,6 +28,7 @@ from vtts_rt.models.config import ModelConfig
 from vtts_rt.models.preprocessor import read_geometry, write_geometry
 from vtts_rt.models.qwen2_5_vl import Qwen2_5_VL
 from vtts_rt.models.qwen2_vl import Qwen2_VL
+from vtts_rt.models.qwen3_vl import Qwen3_VL
 from vtts_rt.models.tensor_files import StoredTensor, open_tensors
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.models.weights import (
@@ -53,7 +54,7 @@ __all__ = [
     "save_hf",
 ]
 
-FAMILIES: dict[str, type[VideoLM]] = {f.model_type: f for f in (Qwen2_5_VL, Qwen2_VL)}
+FAMILIES: dict[str, type[VideoLM]] = {f.model_type: f for f in (Qwen2_5_VL, Qwen2_VL, Qwen3_VL)}
 
 DTYPES = {
     "float32": torch.float32,
@@ -77,7 +78,8 @@ def read_model_config(folder: Path) -> ModelConfig:
     its family does not do."""
     family = family_of(read_model_type(folder))
     hf = read_hf_config(folder)
-    return model_config(folder, hf, family.geometry, family.read_vision(hf))
+    vision = family.read_vision(hf)
+    return model_config(folder, hf, family.geometry, vision, family.language_fields)
 
 
 def load_tokenizer(path_or_id: str | Path) -> Tokenizer:
@@ -111,7 +113,7 @@ def from_config(
 def empty_model(config: ModelConfig) -> VideoLM:
     """Parameters on the meta device."""
     with torch.device("meta"):
-        return family_of(config.model_type)(config)  # type: ignore[call-arg]
+        return family_of(config.model_type)(config)
 
 
 def load_model(
@@ -131,7 +133,9 @@ def load_model(
     base = base_folder(folder)
     adapter = adapter_in(folder)
     config = read_model_config(base)
-    config = replace(config, geometry=read_geometry(base, config.geometry))
+    family = family_of(config.model_type)
+    own = read_geometry(base, config.geometry, bounds_clips=family.bounds_clips)
+    config = replace(config, geometry=own)
     with open_tensors(base) as files:
         wanted = _checkpoint_dtype(base, files) if dtype == "auto" else _as_dtype(dtype)
         stored = checkpoint_tensors(files)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vtts_rt.models.checkpoint import base_folder, read_eos_token_ids
 from vtts_rt.perception.chat import ChatFormat
-from vtts_rt.types import Prompt, Segment, TimeLabel, require
+from vtts_rt.types import Marker, Prompt, Segment, TimeLabel, require
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 
@@ -193,11 +193,16 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
     chat = tokenizer.chat
     pads: list[tuple[int, Segment]] = []  # first character of the pad, its segment
     labels: list[tuple[int, int]] = []
+    markers: list[int] = []
     place = 0
     for part in prompt.parts:
         if isinstance(part, Segment):
             pads.append((place + len(chat.vision_start), part))
             place += len(chat.text(Prompt((part,))))
+            continue
+        if isinstance(part, Marker):
+            markers.append(place)
+            place += len(part.text)
             continue
         text = part.text if isinstance(part, TimeLabel) else part
         for token in chat.vision_tokens:
@@ -209,6 +214,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
     ids, offsets = tokenizer.encode_with_offsets(chat.text(prompt))
     starts = [start for start, _ in offsets]
     kinds = np.full(len(ids), TEXT, np.uint8)
+    kinds[[bisect_left(starts, at) for at in markers]] = VISION
     for start, end in labels:
         for index in range(bisect_left(starts, start), len(ids)):
             if starts[index] >= end:

@@ -47,11 +47,16 @@ MLP = Callable[[int, int], nn.Module]  # of (channels, hidden channels)
 ROWS_AT_ONCE = 1024
 
 
-def check_rope(part: Any) -> None:
-    """ValueError if transformers' `vision_config` asks for other rotary angles than these."""
+def check_tower(hf: Any, activation: str) -> Any:
+    """The `vision_config` of transformers' config. ValueError if it asks for another activation
+    or other rotary angles than these, or the language model for another activation than SiLU."""
+    part = hf.vision_config
+    for act, rule in ((part.hidden_act, activation), (hf.text_config.hidden_act, "silu")):
+        require("load_model", "hidden_act", act, act == rule, f"'{rule}'")
     rope = getattr(part, "rope_parameters", None) or {}
     theta = rope.get("rope_theta", ROPE_THETA)
     require("load_model", "vision rope_theta", theta, theta == ROPE_THETA, str(ROPE_THETA))
+    return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +260,9 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """A ViT with merger. Differentiable; holds no state between calls.
 
-    norm, mlp: of every block. window_tokens: merged tokens along a window's side; full_blocks:
-    blocks whose attention reaches the whole pair anyway.
+    norm, mlp: of every block. merger: (P, C) in layout order -> (P / 4, out). window_tokens: merged
+    tokens along a window's side; full_blocks: blocks whose attention reaches the whole pair anyway.
+    embed_bias: of the product with patch rows.
     """
 
     def __init__(
@@ -265,8 +271,10 @@ class VisionTransformer(nn.Module):
         geometry: Geometry,
         norm: Norm,
         mlp: MLP,
+        merger: nn.Module,
         window_tokens: int = WHOLE_PAIR,
         full_blocks: Collection[int] = (),
+        embed_bias: bool = False,
     ) -> None:
         super().__init__()
         require(
@@ -281,11 +289,11 @@ class VisionTransformer(nn.Module):
         self.geometry = geometry
         self.window_tokens = window_tokens
         # A convolution whose stride is its kernel is a matrix product over patch rows.
-        self.patch_embed = Linear(geometry.row_size, config.hidden_size, bias=False)
+        self.patch_embed = Linear(geometry.row_size, config.hidden_size, bias=embed_bias)
         self.blocks = nn.ModuleList(
             VisionBlock(config, index in full_blocks, norm, mlp) for index in range(config.depth)
         )
-        self.merger = PatchMerger(config, norm)
+        self.merger = merger
         self._embed: PatchEmbedWeight | None = None
 
     def forward(self, rows: Tensor, grid_thw: Sequence[GridTHW]) -> Tensor:
@@ -295,7 +303,7 @@ class VisionTransformer(nn.Module):
             merged token, tokens in raster order, pair after pair), any float dtype; cast to the
             tower's. grid_thw: per item (pairs, patch rows, patch columns), both even;
             P = sum of their products.
-        Returns (P / 4, out_hidden_size) in the tower's dtype, tokens in the order of `rows`.
+        Returns (P / 4, feature_dim) in the tower's dtype, tokens in the order of `rows`.
         """
         grids = [(int(t), int(h), int(w)) for t, h, w in grid_thw]
         for grid in grids:
@@ -306,7 +314,7 @@ class VisionTransformer(nn.Module):
         shape = tuple(rows.shape)
         require("VisionTransformer", "rows", shape, shape == expected, f"of shape {expected}")
         if not grids:
-            return rows.new_empty(0, self.config.out_hidden_size, dtype=self.dtype)
+            return rows.new_empty(0, self.config.feature_dim, dtype=self.dtype)
         if rows.device.type != "cpu":
             return self._encode(rows, grids)
         parts = list(group_pairs(grids, ROWS_AT_ONCE))
@@ -315,13 +323,14 @@ class VisionTransformer(nn.Module):
         return torch.cat([self._encode(chunk, part) for chunk, part in chunks])
 
     def _encode(self, rows: Tensor, grids: Sequence[GridTHW]) -> Tensor:
-        """Everything through one layer before the next: (P, row size) -> (P / 4, out)."""
+        """Everything through one layer before the next: (P, row size) -> (P / 4, feature_dim)."""
         plan = plan_vision(grids, self.window_tokens, self.head_dim, rows.device)
         x = self.patch_embed(rows.to(self.dtype))
         x = x.view(-1, MERGE_UNIT, x.shape[-1]).index_select(0, plan.order).flatten(0, 1)
-        return self._layers(x, plan)
+        return self._layers(x, plan, grids)
 
-    def _layers(self, x: Tensor, plan: VisionPlan) -> Tensor:
+    def _layers(self, x: Tensor, plan: VisionPlan, grids: Sequence[GridTHW]) -> Tensor:
+        """Embedded rows (P, C) of `grids` in layout order -> features in processor order."""
         for block in self.blocks:
             x = block(x, plan)
         return self.merger(x).index_select(0, plan.restore)  # type: ignore[no-any-return]
@@ -334,20 +343,20 @@ class VisionTransformer(nn.Module):
         """
         for job in jobs:
             check_size("VisionTransformer", job.resized_hw, self.geometry)
-        weight = self.patch_embed.weight
+        weight, bias = self.patch_embed.weight, self.patch_embed.bias
         if not jobs:
-            return weight.new_empty(0, self.config.out_hidden_size)
-        if self._embed is None or self._embed.weight is not weight:
-            self._embed = PatchEmbedWeight(weight, self.geometry)
+            return weight.new_empty(0, self.config.feature_dim)
+        embed = self._embed
+        if embed is None or embed.weight is not weight or embed.bias is not bias:
+            self._embed = embed = PatchEmbedWeight(weight, self.geometry, bias)
         grids = [(1, *self.geometry.grid_hw(job.resized_hw)) for job in jobs]
         parts = group_pairs(grids, ROWS_AT_ONCE) if weight.is_cpu else [grids]
         features, done = [], 0
         for part in parts:
             plan = plan_vision(part, self.window_tokens, self.head_dim, weight.device)
             batch, done = jobs[done : done + len(part)], done + len(part)
-            features.append(
-                self._layers(patch_embed(batch, self._embed, places=plan.restore), plan)
-            )
+            x = patch_embed(batch, embed, places=plan.restore)
+            features.append(self._layers(x, plan, part))
         return features[0] if len(features) == 1 else torch.cat(features)
 
     @property

@@ -72,19 +72,6 @@ def hf_views(parameters: Iterable[tuple[str, Tensor]], config: ModelConfig) -> d
     return views
 
 
-def to_hf(
-    parameters: Iterable[tuple[str, Tensor]], config: ModelConfig, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """Our named parameters as Hugging Face has them: new-style names, contiguous, on the CPU.
-
-    dtype: None keeps theirs.
-    """
-    return {
-        name: view.to("cpu", dtype or view.dtype).clone(memory_format=torch.contiguous_format)
-        for name, view in hf_views(parameters, config).items()
-    }
-
-
 def new_style(name: str) -> str:
     """The name that transformers 5 has for a tensor of a checkpoint, old or new."""
     for pattern, replacement in _RENAMES:

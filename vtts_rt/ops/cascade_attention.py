@@ -14,15 +14,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.ops.paged_attention import adjacent_features, triton_refusal
-from vtts_rt.ops.pages import check_indices, check_pool
-from vtts_rt.types import require
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
+from vtts_rt.ops.native import adjacent
+from vtts_rt.ops.pages import check_indices, check_pool, pages_refused
 
 # A group is worth a launch of its own from about 3 x 1,024 keys that are not read again: 6 MB a
 # layer of the 7B model (2,048 bytes a key and layer), 2 microseconds at 3.35 TB/s. Groups that fit
@@ -66,24 +65,16 @@ def cascade_attention_ref(
     return out
 
 
-def _torch(*tensors: Tensor, max_shared: int, max_seqlen_k: int, scale: float) -> Tensor:
-    return cascade_attention_ref(*tensors, scale=scale)
-
-
-def _triton(
-    q: Tensor, *tensors: Tensor, max_shared: int, max_seqlen_k: int, scale: float
-) -> Tensor:
+def _triton(q: Tensor, *call: Any) -> Tensor:
     from vtts_rt.kernels import cascade_attention as kernel
 
-    q = adjacent_features(q)
-    out: Tensor = kernel.cascade_attention(q, *tensors, max_shared, max_seqlen_k, scale)
-    return out
+    return kernel.cascade_attention(adjacent(q), *call)  # type: ignore[no-any-return]
 
 
 _OP = register(
     "cascade_attention",
-    Backend("triton", triton_supports, _triton),
-    Backend("reference", lambda device: None, _torch),
+    Backend("triton", triton_supports, _triton, lambda *call: pages_refused(*call[:3])),
+    Backend("reference", anything, lambda *call: cascade_attention_ref(*call[:8], scale=call[-1])),
 )
 
 
@@ -132,23 +123,10 @@ def cascade_attention(
         page_table=(page_table, (q.shape[0], page_table.shape[-1])),
         seqlens_k=(seqlens_k, (q.shape[0],)),
     )
-    run = _OP.resolve(q.device.type, backend).run
-    if run is _triton and (refusal := triton_refusal(q, keys, values)) is not None:
-        rule = f"what backend {backend!r} takes"
-        require("cascade_attention", "q, keys, values", refusal, backend == "auto", rule)
-        run = _torch
-    out: Tensor = run(
-        q,
-        keys,
-        values,
-        shared_table,
-        shared_seqlens,
-        cu_groups,
-        page_table,
-        seqlens_k,
-        max_shared=max_shared,
-        max_seqlen_k=max_seqlen_k,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+    groups = (shared_table, shared_seqlens, cu_groups, page_table, seqlens_k)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out: Tensor = _OP(
+        q.device.type, backend, q, keys, values, *groups, max_shared, max_seqlen_k, scale
     )
     return out
 

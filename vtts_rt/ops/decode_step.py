@@ -23,12 +23,14 @@ _OPS = ("linear", "paged_attention", "rmsnorm", "rotary", "swiglu")
 
 
 class LayerWeights(NamedTuple):
-    """One layer, all contiguous: (C,); ((H + 2 K) D, C), (H + 2 K) D; (C, H D); (C,); (2 I, C);
-    (C, I)."""
+    """One layer, all contiguous: (C,); ((H + 2 K) D, C), (H + 2 K) D; (D,), (D,); (C, H D); (C,);
+    (2 I, C); (C, I). None: no such bias, heads that are not normalised."""
 
     input_norm: Tensor
     qkv: Tensor
-    qkv_bias: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
     output: Tensor
     post_norm: Tensor
     gate_up: Tensor
@@ -75,8 +77,8 @@ def decode_step(
     base = pages.data_ptr()
     _C.decode_step(
         [
-            (*(w.data_ptr() for w in layer), base + i * step, base + i * step + half)
-            for i, layer in enumerate(layers)
+            (*(0 if w is None else w.data_ptr() for w in layer), at, at + half)
+            for layer, at in zip(layers, range(base, base + len(layers) * step, step), strict=True)
         ],
         final_norm.data_ptr(),
         (x.shape[1], layers[0].down.shape[1], num_heads, num_kv_heads, head_dim),

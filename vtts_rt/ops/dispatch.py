@@ -1,8 +1,10 @@
 """Which implementation of an op runs, and why.
 
 An op registers its backends in order of preference. A backend says with `supports` whether it can
-run a call: None, or the reason why not. `auto` takes the first that can and says so once in the
-log; a backend asked for by name (argument or VTTS_RT_BACKEND) runs or fails with the reason.
+run here, with `refuses` whether it can take a call's tensors, and with `leaves` whether another one
+was measured to be faster: None, or the reason why not. `auto` takes the first that can and says so
+once in the log. A backend asked for by name runs or fails with the reason; one asked for by
+VTTS_RT_BACKEND, which is for all calls of a process, leaves what it refuses to `auto`.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vtts_rt.config import backend_override
 from vtts_rt.types import require
 
 logger = logging.getLogger(__name__)
+
+ASKED = "asked for"  # the reason of a backend that somebody named
 
 
 def interpreted() -> bool:
@@ -37,18 +42,35 @@ def triton_supports(device: str) -> str | None:
     return None
 
 
+def triton_refuses(*tensors: object) -> str | None:
+    """`Backend.refuses` of Triton kernels that compute in float32; what is no tensor is passed."""
+    found = [x for x in tensors if isinstance(x, Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in found):
+        return "a tensor that needs a gradient"
+    if any(x.dtype is torch.float64 for x in found):
+        return "float64, where arithmetic is in float32"
+    return None
+
+
+def anything(*call: object) -> None:
+    """`Backend.supports`, `refuses` and `leaves` of what torch's operators do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One implementation of an op.
 
     supports: called with a device type ("cpu", "cuda"), returns None when the backend can run
         tensors of that device here, else a reason that completes "backend 'x' unavailable: ...".
-    run: the implementation; its signature is the op's own.
+    run: the implementation. refuses, leaves: called with the arguments of `run`; None, or why it
+        cannot take them, and why "auto" had better go on to the next.
     """
 
     name: str
     supports: Callable[[str], str | None]
     run: Callable[..., Any]
+    refuses: Callable[..., str | None] = anything
+    leaves: Callable[..., str | None] = anything
 
 
 class Choice(NamedTuple):
@@ -60,68 +82,84 @@ class Choice(NamedTuple):
 
 
 class Op:
-    """The backends of one op, best first. Resolving is cached per (device, wish)."""
+    """The backends of one op, best first. Called with a device type, the name of a backend or
+    "auto", and the arguments of `Backend.run`."""
 
-    def __init__(self, name: str, backends: tuple[Backend, ...], devices: tuple[str, ...]) -> None:
+    def __init__(self, name: str, *backends: Backend) -> None:
         self.name = name
         self.backends = backends
-        self.devices = devices
-        self._resolved: dict[tuple[str, str], Backend] = {}
+        self._resolved: dict[tuple[str, str], tuple[list[Backend], str]] = {}
 
-    def resolve(self, device: str, backend: str = "auto") -> Backend:
-        """The backend that runs tensors of `device` ("cpu", "cuda").
+    def __call__(self, device: str, backend: str, *call: Any) -> Any:
+        return self.choose(device, backend, *call)[0].run(*call)
+
+    def choose(self, device: str, backend: str, *call: Any) -> tuple[Backend, str]:
+        """The backend that runs a call, and why. Raises as `resolve`, and ValueError where the one
+        that `backend` names cannot take the arguments."""
+        usable, reason = self.resolve(device, backend)
+        for candidate in usable:
+            why = candidate.refuses(*call)
+            if why is None and reason != ASKED:
+                why = candidate.leaves(*call)
+            if why is None:
+                return candidate, reason
+            rule = f"what backend {backend!r} takes"
+            require(self.name, "arguments", why, backend == "auto", rule)
+            reason = f"no {candidate.name}: {why}"
+        raise RuntimeError(f"{self.name}: no backend on {device} takes the arguments: {reason}")
+
+    def resolve(self, device: str, backend: str = "auto") -> tuple[list[Backend], str]:
+        """The backends for tensors of `device` ("cpu", "cuda"), the first one first, and why it is;
+        kept for each device and wish.
 
         backend: "auto" or a backend's name; VTTS_RT_BACKEND stands in for "auto".
         Raises ValueError for an unknown name, RuntimeError (with the reason and what is supported
         here) for one that cannot run.
         """
         wish = (backend_override(self.name) or "auto") if backend == "auto" else backend
-        key = (device, wish)
-        if key not in self._resolved:
-            chosen, reason = self._choose(device, wish)
-            logger.info("%s on %s: backend %s (%s)", self.name, device, chosen.name, reason)
-            self._resolved[key] = chosen
-        return self._resolved[key]
-
-    def explain(self) -> list[Choice]:
-        """What would run now, a row for each device there is; "none" where the wish fails."""
-        rows = []
-        for device in self.devices:
-            if device == "cuda" and not torch.cuda.is_available():
-                continue
-            wish = backend_override(self.name) or "auto"
-            try:
-                chosen, reason = self._choose(device, wish)
-                rows.append(Choice(f"{self.name} on {device}", chosen.name, reason))
-            except (RuntimeError, ValueError) as error:
-                rows.append(Choice(f"{self.name} on {device}", "none", str(error)))
-        return rows
-
-    def _choose(self, device: str, wish: str) -> tuple[Backend, str]:
+        if (device, wish) in self._resolved:
+            return self._resolved[device, wish]
         refusals = {b.name: b.supports(device) for b in self.backends}
+        require(
+            self.name, "backend", wish, wish in ("auto", *refusals), f"auto, {', '.join(refusals)}"
+        )
         usable = [b for b in self.backends if refusals[b.name] is None]
-        if wish != "auto":
-            require(self.name, "backend", wish, wish in refusals, f"auto, {', '.join(refusals)}")
-            if refusals[wish] is not None:
-                here = ", ".join(b.name for b in usable) or "none"
-                raise RuntimeError(
-                    f"{self.name}: backend {wish!r} unavailable: {refusals[wish]}; "
-                    f"supported here: {here}"
-                )
-            return next(b for b in usable if b.name == wish), "asked for"
+        refused = [f"{name}: {why}" for name, why in refusals.items() if why is not None]
         if not usable:
-            why = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+            why = "; ".join(refused)
             raise RuntimeError(f"{self.name}: no backend for device {device!r}: {why}")
-        passed_over = self.backends[: self.backends.index(usable[0])]
-        why = "; ".join(f"no {b.name}: {refusals[b.name]}" for b in passed_over)
-        return usable[0], why or "preferred"
+        if wish == "auto":
+            passed_over = refused[: self.backends.index(usable[0])]
+            reason = "; ".join(f"no {why}" for why in passed_over) or "preferred"
+        elif refusals[wish] is None:
+            usable.sort(key=lambda b: b.name != wish)
+            reason = ASKED
+        else:
+            raise RuntimeError(
+                f"{self.name}: backend {wish!r} unavailable: {refusals[wish]}; "
+                f"supported here: {', '.join(b.name for b in usable)}"
+            )
+        logger.info("%s on %s: backend %s (%s)", self.name, device, usable[0].name, reason)
+        self._resolved[device, wish] = usable, reason
+        return usable, reason
+
+    def explain(self, use: str, device: str, *call: Any) -> Choice:
+        """What would run a call, or calls that nothing refuses; "none" where a wish fails."""
+        try:
+            if call:
+                chosen, reason = self.choose(device, "auto", *call)
+            else:
+                (chosen, *_), reason = self.resolve(device)
+            return Choice(f"{use} on {device}", chosen.name, reason)
+        except (RuntimeError, ValueError) as error:
+            return Choice(f"{use} on {device}", "none", str(error))
 
 
-_registry: dict[str, Op] = {}
+_registry: dict[str, Op] = {}  # filled by importing vtts_rt.ops
 
 
 def names() -> list[str]:
-    """All registered ops (importing vtts_rt.ops registers them)."""
+    """All registered ops."""
     return list(_registry)
 
 
@@ -135,13 +173,16 @@ def backends(name: str, device: str) -> list[str]:
     return [b.name for b in _registry[name].backends if b.supports(device) is None]
 
 
-def register(name: str, *backends: Backend, devices: tuple[str, ...] = ("cpu", "cuda")) -> Op:
+def register(name: str, *backends: Backend) -> Op:
     """Make an op known under `name`; backends in order of preference."""
-    op = Op(name, backends, devices)
-    _registry[name] = op
-    return op
+    return _registry.setdefault(name, Op(name, *backends))
+
+
+def devices() -> tuple[str, ...]:
+    """Types of the devices there are."""
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 def explain() -> list[Choice]:
-    """The table of all registered ops (importing vtts_rt.ops registers them)."""
-    return [choice for op in _registry.values() for choice in op.explain()]
+    """The table of all registered ops, a row for each device there is."""
+    return [op.explain(op.name, device) for op in _registry.values() for device in devices()]

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
+from vtts_rt.ops.dispatch import Backend, anything, register
 from vtts_rt.types import require
 
 
@@ -36,37 +36,39 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     from vtts_rt import _C
 
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    num_rows, num_channels = x.shape
-    out = x.new_empty((num_rows, weight.shape[0]))
+    x = native.adjacent(x)
+    out = x.new_empty((x.shape[0], weight.shape[0]))
     _C.linear(
         x.data_ptr(),
         x.stride(0),
         weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        native.address(bias),
         out.data_ptr(),
-        num_rows,
-        num_channels,
+        *x.shape,
         weight.shape[0],
         torch.get_num_threads(),
     )
     return out
 
 
-def _refusal(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    """Why the native kernel cannot take these tensors, or None."""
+def _native_refuses(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if x.dim() != 2:
         return f"x of shape {tuple(x.shape)}, not (N, C)"
     if not weight.is_contiguous() or not (bias is None or bias.is_contiguous()):
         return "a weight or bias that is not contiguous"
-    return native.refusal(x, weight) if bias is None else native.refusal(x, weight, bias)
+    return native.refusal(x, weight, bias)
 
 
 _OP = register(
     "linear",
-    Backend("cpu", native.supports, _native),
-    Backend("torch", lambda device: None, F.linear),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        _native_refuses,
+        lambda x, *_: native.slow_tiles(x.shape[0]),
+    ),
+    Backend("torch", anything, F.linear),
 )
 
 
@@ -88,13 +90,5 @@ def linear(
         require("linear", "x", tuple(x.shape), False, f"(..., C) for weight {tuple(weight.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         require("linear", "bias", tuple(bias.shape), False, f"{tuple(weight.shape[:1])}")
-    chosen = _OP.resolve(x.device.type, backend)
-    run = chosen.run
-    if run is _native and (refusal := _refusal(x, weight, bias)) is not None:
-        rule = f"what backend {backend!r} takes"
-        require("linear", "x, weight, bias", refusal, backend == "auto", rule)
-        run = F.linear
-    elif run is _native and backend == "auto" and x.shape[0] > native.most_rows("linear"):
-        run = F.linear
-    out: Tensor = run(x, weight, bias)
+    out: Tensor = _OP(x.device.type, backend, x, weight, bias)
     return out

@@ -11,19 +11,19 @@ Legend: N rows, C input channels, O outputs.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.ops.quantized import check_arguments, exact_product, product_in_parts, scale_of
-from vtts_rt.types import require
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_refuses, triton_supports
+from vtts_rt.ops.native import rows_of
+from vtts_rt.ops.quantized import check_arguments, exact_product, product_in_parts, scaled
 
 LARGEST = 448.0  # of e4m3: torch.finfo(torch.float8_e4m3fn).max
 # With more rows "auto" decodes for cuBLAS, whose tiles then gain more than writing and reading the
 # decoded weights costs. An estimate, not a measurement.
 MANY_ROWS = 256
+
+linear_fp8_ref = exact_product
 
 
 def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,35 +33,25 @@ def quantize_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
     float32): weight is about scale[:, None] * weight8, off by at most a 16th of a value, or by
     scale * 2^-10 where that is more.
     """
-    scale = scale_of("quantize_fp8", weight, LARGEST)
-    return (weight.detach().float() / scale[:, None]).to(torch.float8_e4m3fn), scale
-
-
-def linear_fp8_ref(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The equation in float64: the yardstick of the backends. Returns (..., O) float64."""
-    return exact_product(x, weight, scale, bias)
+    wide, scale = scaled("quantize_fp8", weight, LARGEST)
+    return wide.to(torch.float8_e4m3fn), scale
 
 
 def _triton(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     from vtts_rt.kernels import linear_fp8 as kernel
 
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    out: Tensor = kernel.linear_fp8(rows, weight.view(torch.uint8), scale, bias)
+    out: Tensor = kernel.linear_fp8(rows_of(x), weight.view(torch.uint8), scale, bias)
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def _triton_refusal(x: Tensor) -> str | None:
-    """Why the Triton kernel cannot take these rows, or None."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return "a tensor that needs a gradient"
-    return "float64, where sums are in float32" if x.dtype is torch.float64 else None
+def _leaves(x: Tensor, weight: Tensor, *rest: object) -> str | None:
+    return "many rows" if x.numel() > MANY_ROWS * weight.shape[1] else None
 
 
 _OP = register(
     "linear_fp8",
-    Backend("triton", triton_supports, _triton),
-    Backend("torch", lambda device: None, product_in_parts),
+    Backend("triton", triton_supports, _triton, lambda x, *_: triton_refuses(x), _leaves),
+    Backend("torch", anything, product_in_parts),
 )
 
 
@@ -80,11 +70,5 @@ def linear_fp8(
     asked for by name does not take, RuntimeError on an unusable backend.
     """
     check_arguments("linear_fp8", x, weight, scale, bias, torch.float8_e4m3fn)
-    run = _OP.resolve(x.device.type, backend).run
-    if run is _triton and (refusal := _triton_refusal(x)) is not None:
-        require("linear_fp8", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
-        run = product_in_parts
-    elif run is _triton and backend == "auto" and x.numel() > MANY_ROWS * weight.shape[1]:
-        run = product_in_parts
-    out: Tensor = run(x, weight, scale, bias)
+    out: Tensor = _OP(x.device.type, backend, x, weight, scale, bias)
     return out

@@ -14,17 +14,16 @@ Legend: N rows, C input channels, O outputs.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register
-from vtts_rt.ops.quantized import check_arguments, exact_product, product_in_parts, scale_of
-from vtts_rt.types import require
+from vtts_rt.ops.dispatch import Backend, anything, register
+from vtts_rt.ops.quantized import check_arguments, exact_product, product_in_parts, scaled
 
 LARGEST = 127.0  # -128 is not used: weights are symmetric
+
+linear_int8_ref = exact_product
 
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,27 +32,21 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight: (O, C) any float dtype, finite. Returns (weight8 (O, C) int8, scale (O,) float32):
     weight is about scale[:, None] * weight8, off by at most half a scale.
     """
-    scale = scale_of("quantize_int8", weight, LARGEST)
-    return (weight.detach().float() / scale[:, None]).round().to(torch.int8), scale
-
-
-def linear_int8_ref(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The equation in float64: the yardstick of the backends. Returns (..., O) float64."""
-    return exact_product(x, weight, scale, bias)
+    wide, scale = scaled("quantize_int8", weight, LARGEST)
+    return wide.round().to(torch.int8), scale
 
 
 def _native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     from vtts_rt import _C
 
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    rows = native.rows_of(x)
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     _C.linear_int8(
         rows.data_ptr(),
         rows.stride(0),
         weight.data_ptr(),
         scale.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
+        native.address(bias),
         out.data_ptr(),
         *rows.shape,
         weight.shape[0],
@@ -64,8 +57,14 @@ def _native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Te
 
 _OP = register(
     "linear_int8",
-    Backend("cpu", native.supports, _native),
-    Backend("torch", lambda device: None, product_in_parts),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        lambda x, *_: native.refusal(x),
+        lambda x, *_: native.slow_tiles(x.numel() // max(1, x.shape[-1])),
+    ),
+    Backend("torch", anything, product_in_parts),
 )
 
 
@@ -85,13 +84,5 @@ def linear_int8(
     asked for by name does not take, RuntimeError on an unusable backend.
     """
     check_arguments("linear_int8", x, weight, scale, bias, torch.int8)
-    run = _OP.resolve(x.device.type, backend).run
-    num_rows = math.prod(x.shape[:-1])
-    if run is _native and (refusal := native.refusal(x)) is not None:
-        rule = f"what backend {backend!r} takes"
-        require("linear_int8", "x", refusal, backend == "auto", rule)
-        run = product_in_parts
-    elif run is _native and backend == "auto" and num_rows > native.most_rows("linear_int8"):
-        run = product_in_parts
-    out: Tensor = run(x, weight, scale, bias)
+    out: Tensor = _OP(x.device.type, backend, x, weight, scale, bias)
     return out

@@ -126,6 +126,17 @@ class LogitsRules:
         """None where nothing changes logits. end_ids: what min_tokens forbids. num_new: most tokens
         that follow the prompt. ValueError for a biased token that the vocabulary does not have, or
         if no token is left."""
+        rules = cls(sampling, prompt_ids, end_ids, vocab_size, num_new)
+        return rules if rules.num_biased or rules.has_penalties or rules.needs_host else None
+
+    def __init__(
+        self,
+        sampling: ResolvedSampling,
+        prompt_ids: Sequence[int],
+        end_ids: Collection[int],
+        vocab_size: int,
+        num_new: int,
+    ) -> None:
         # An end token alone is no bad word (transformers).
         ends = {(token,) for token in end_ids}
         words = [w for w in sampling.bad_words_ids if w not in ends and w[-1] < vocab_size]
@@ -141,40 +152,24 @@ class LogitsRules:
         require(what, "logit_bias", outside, not outside, rule)
         left = vocab_size - len(forbidden)
         require(what, "suppressed tokens", len(forbidden), left > 0, f"fewer than {vocab_size}")
-        rules = cls(
-            sampling,
-            prompt_ids,
-            bias=[
-                *((token, bias, _ALWAYS) for token, bias in sampling.logit_bias.items()),
-                *((token, -np.inf, until) for token, until in forbidden.items()),
-            ],
-            words=[run for run in words if len(run) > 1],
-            num_new=num_new,
+        bias, num_added = sampling.logit_bias, len(sampling.logit_bias)
+        self._bias = (
+            np.array([*bias, *forbidden], np.int64),
+            np.array([*bias.values(), *[-np.inf] * len(forbidden)]),
+            np.array([*[_ALWAYS] * num_added, *forbidden.values()], np.int64),
         )
-        return rules if rules.num_biased or rules.has_penalties or rules.needs_host else None
-
-    def __init__(
-        self,
-        sampling: ResolvedSampling,
-        prompt_ids: Sequence[int],
-        *,
-        bias: Sequence[tuple[int, float, int]],
-        words: Sequence[tuple[int, ...]],
-        num_new: int,
-    ) -> None:
         self.factors = (
             sampling.repetition_penalty,
             sampling.presence_penalty,
             sampling.frequency_penalty,
         )
         self.has_penalties = self.factors != (1.0, 0.0, 0.0)
-        ids, values, until = zip(*bias, strict=True) if bias else ((), (), ())
-        self._bias = np.array(ids, np.int64), np.array(values), np.array(until, np.int64)
         seen = np.unique(np.asarray(prompt_ids if self.has_penalties else (), np.int64))
         self._num_seen = self.num_history = len(seen)
         self._history = np.zeros(self._num_seen + num_new * self.has_penalties, np.int64)
         self._history[: self._num_seen] = seen
-        self._ngram, self._words = sampling.no_repeat_ngram_size, words
+        self._words = [run for run in words if len(run) > 1]
+        self._ngram = sampling.no_repeat_ngram_size
         self._num_tokens = len(prompt_ids) if self.needs_host else 0
         self._tokens = np.zeros(self._num_tokens + num_new * self.needs_host, np.int64)
         self._tokens[: self._num_tokens] = prompt_ids if self.needs_host else []

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-
-from vtts_rt.config import backend_override
 
 # Rows up to which a step counts as decoding (tokens and drafts of a few sequences): the weights'
 # bytes are the cost then, and beyond arithmetic is.
@@ -42,11 +40,15 @@ def tiles_refusal() -> str | None:
     return None
 
 
-def most_rows(op: str) -> int:
-    """Rows up to which the native kernel of `op` runs by default: MAX_ROWS, or any number. Who asks
-    for a backend by VTTS_RT_BACKEND gets it for any number."""
-    asked = backend_override(op) is not None
-    return sys.maxsize if asked or tiles_refusal() is None else MAX_ROWS
+def slow_tiles(num_rows: int) -> str | None:
+    """`Backend.leaves` of products and attention: None, or why torch is faster for so many rows."""
+    return tiles_refusal() if num_rows > MAX_ROWS else None
+
+
+def slow_sweep(num_rows: int) -> str | None:
+    """`Backend.leaves` of norms, gates and rotations: without vector instructions torch is faster
+    for more than MAX_ROWS rows."""
+    return None if num_rows <= MAX_ROWS or has_vectors() else "no vector instructions"
 
 
 def best_isa() -> str:
@@ -61,21 +63,35 @@ def best_isa() -> str:
 
 @lru_cache(maxsize=1)
 def has_vectors() -> bool:
-    """Whether the native kernels have vector instructions here; without, torch's are faster for
-    more than MAX_ROWS rows."""
+    """Whether the native kernels have vector instructions here."""
     from vtts_rt import _C
 
     return bool(_C.isa_supported("avx2") or _C.isa_supported("neon"))
 
 
-def refusal(*tensors: Tensor) -> str | None:
+def refusal(*tensors: Tensor | None) -> str | None:
     """Why tensors of any layout cannot be given to a native float32 kernel, or None."""
-    for tensor in tensors:
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return "a tensor that is not float32 on the CPU"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    found = [tensor for tensor in tensors if tensor is not None]
+    if not all(tensor.dtype is torch.float32 and tensor.is_cpu for tensor in found):
+        return "a tensor that is not float32 on the CPU"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in found):
         return "a tensor that needs a gradient"
     return None
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's values lie, 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def adjacent(tensor: Tensor) -> Tensor:
+    """A tensor whose last stride is 1, copied only where it is not."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(..., C) -> (R, C) with adjacent values, copied only where strides demand it."""
+    return adjacent(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 # The extension has to be there before a process forks, to know in the child that it did.

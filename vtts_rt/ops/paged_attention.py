@@ -23,18 +23,23 @@ D head dim.
 
 from __future__ import annotations
 
-import importlib.util
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, Choice, register, triton_supports
-from vtts_rt.ops.native import MAX_HEAD_DIM
+from vtts_rt.ops.dispatch import (
+    Backend,
+    Choice,
+    anything,
+    devices,
+    register,
+    triton_supports,
+)
 from vtts_rt.ops.paged_sdpa import paged_sdpa
-from vtts_rt.ops.pages import check_indices, check_pool, check_sequences
-from vtts_rt.types import require
+from vtts_rt.ops.pages import check_indices, check_pool, check_sequences, pages_refused
 
 
 def paged_attention_ref(
@@ -76,13 +81,9 @@ class Call(NamedTuple):
     page_table: Tensor
     cu_seqlens_q: Tensor
     seqlens_k: Tensor
-    scale: float | None = None
+    scale: float
     max_seqlen_q: int | None = None
     max_seqlen_k: int | None = None
-
-    @property
-    def factor(self) -> float:
-        return float(self.q.shape[-1] ** -0.5) if self.scale is None else self.scale
 
     @property
     def most_rows(self) -> int:
@@ -100,23 +101,23 @@ def _native(call: Call) -> Tensor:
     page_table, cu_seqlens_q, seqlens_k = (x.to(torch.int64).contiguous() for x in call[3:6])
     out = q.new_empty(q.shape)
     _C.paged_attention(
-        q.data_ptr(),
-        q.stride(0),
-        keys.data_ptr(),
-        values.data_ptr(),
-        page_table.data_ptr(),
-        page_table.shape[1],
-        cu_seqlens_q.data_ptr(),
-        seqlens_k.data_ptr(),
-        out.data_ptr(),
-        q.shape[0],
-        page_table.shape[0],
-        tuple(keys.shape),
-        q.shape[1],
-        call.factor,
+        *(q.data_ptr(), q.stride(0), keys.data_ptr(), values.data_ptr()),
+        *(page_table.data_ptr(), page_table.shape[1]),
+        *(cu_seqlens_q.data_ptr(), seqlens_k.data_ptr(), out.data_ptr()),
+        *(q.shape[0], page_table.shape[0], tuple(keys.shape), q.shape[1]),
+        call.scale,
         torch.get_num_threads(),
     )
     return out
+
+
+def _native_refuses(call: Call) -> str | None:
+    q, keys, values = call[:3]
+    if not (keys.is_contiguous() and values.is_contiguous()):
+        return "pages that are not contiguous"
+    if q.shape[-1] % 8 or q.shape[-1] > native.MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]}, not a multiple of 8 up to {native.MAX_HEAD_DIM}"
+    return native.refusal(q, keys, values)
 
 
 def _reference(call: Call) -> Tensor:
@@ -132,118 +133,39 @@ def _torch(call: Call) -> Tensor:
 def _triton(call: Call) -> Tensor:
     from vtts_rt.kernels import paged_attention as kernel
 
-    q, seqlens_k = call.q, call.seqlens_k
-    if seqlens_k.numel() == 0:
-        return q.new_empty(q.shape)
-    out: Tensor = kernel.paged_attention(
-        adjacent_features(q),
-        *call[1:6],
-        call.factor,
-        call.most_rows,
-        int(seqlens_k.max()) if call.max_seqlen_k is None else call.max_seqlen_k,
-    )
-    return out
+    if call.seqlens_k.numel() == 0:
+        return call.q.new_empty(call.q.shape)
+    most_keys = call.max_seqlen_k
+    most_keys = int(call.seqlens_k.max()) if most_keys is None else most_keys
+    q = native.adjacent(call.q)
+    return kernel.paged_attention(q, *call[1:7], call.most_rows, most_keys)  # type: ignore[no-any-return]
 
 
-def _flash_supports(device: str) -> str | None:
-    if device != "cuda":
-        return f"tensors are on {device}"
-    if importlib.util.find_spec("flash_attn_interface") is None:
-        return "flash-attn 3 is not installed (flash-attn 2 takes pages of 256 tokens only)"
-    return None
-
-
-def _flash(call: Call) -> Tensor:
-    from flash_attn_interface import flash_attn_with_kvcache  # type: ignore[import-not-found]
-
-    out: Tensor = flash_attn_with_kvcache(
-        adjacent_features(call.q),
-        call.keys,
-        call.values,
-        cache_seqlens=call.seqlens_k.int(),
-        page_table=call.page_table.int(),
-        cu_seqlens_q=call.cu_seqlens_q.int(),
-        max_seqlen_q=call.most_rows,
-        softmax_scale=call.factor,
-        causal=True,
-    )
-    return out
-
-
-def adjacent_features(q: Tensor) -> Tensor:
-    """q, copied only where its last stride demands it."""
-    return q if q.stride(-1) == 1 else q.contiguous()
-
-
-def _refusal(run: object, call: Call) -> str | None:
-    """Why a backend's kernel cannot take these tensors, or None."""
-    q, keys, values = call[:3]
-    if run in (_torch, _reference):
-        return None
-    if run is _native:
-        if not (keys.is_contiguous() and values.is_contiguous()):
-            return "pages that are not contiguous"
-        if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
-            return f"head dim {q.shape[-1]}, not a multiple of 8 up to {MAX_HEAD_DIM}"
-        return native.refusal(q, keys, values)
-    if run is _flash and (q.dtype is torch.float32 or q.shape[-1] % 8):
-        return "float32, or a head dim that is no multiple of 8"
-    return triton_refusal(q, keys, values)
-
-
-def _choose(backend: str, call: Call) -> tuple[Backend, str]:
-    """The backend that runs a call, and why."""
-    chosen = _OP.resolve(call.q.device.type, backend)
-    reason = _refusal(chosen.run, call)
-    if reason is not None:
-        rule = f"what backend {backend!r} takes"
-        require("paged_attention", "q, keys, values", reason, backend == "auto", rule)
-    elif chosen.run is _native and backend == "auto":
-        many = call.most_rows > native.most_rows("paged_attention")
-        reason = str(native.tiles_refusal()) if many else None
-    if reason is None:
-        return chosen, "preferred" if backend == "auto" else "asked for"
-    return _OP.resolve(call.q.device.type, "torch"), f"no {chosen.name}: {reason}"
+_OP = register(
+    "paged_attention",
+    Backend("triton", triton_supports, _triton, lambda call: pages_refused(*call[:3])),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        _native_refuses,
+        lambda call: native.slow_tiles(call.most_rows),
+    ),
+    Backend("torch", anything, _torch),
+    Backend("reference", anything, _reference),
+)
 
 
 def by_use() -> list[Choice]:
     """What prefill and decoding of a language model run, by its dtype."""
     rows = []
-    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-        for dtype in (torch.float32, torch.bfloat16):
-            q = torch.empty(1, 1, 128, dtype=dtype, device=device)
-            for use, num_rows in (("prefill", native.MAX_ROWS + 1), ("decoding", 1)):
-                name = f"{use} attention on {device} in {str(dtype).removeprefix('torch.')}"
-                try:
-                    call = Call(q, q[None], q[None], q, q, q, max_seqlen_q=num_rows)
-                    chosen, reason = _choose("auto", call)
-                    rows.append(Choice(name, chosen.name, reason))
-                except (RuntimeError, ValueError) as error:
-                    rows.append(Choice(name, "none", str(error)))
+    for device, dtype in product(devices(), (torch.float32, torch.bfloat16)):
+        q = torch.empty(1, 1, 128, dtype=dtype, device=device)
+        for use, num_rows in (("prefill", native.MAX_ROWS + 1), ("decoding", 1)):
+            call = Call(q, q[None], q[None], q, q, q, 1.0, max_seqlen_q=num_rows)
+            name = f"{use} attention in {str(dtype).removeprefix('torch.')}"
+            rows.append(_OP.explain(name, device, call))
     return rows
-
-
-def triton_refusal(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
-    """Why the Triton kernels cannot take these tensors, or None."""
-    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or keys.dtype != q.dtype:
-        return f"{q.dtype} queries and {keys.dtype} keys, not of one type of up to 32 bits"
-    if q.shape[-1] > MAX_HEAD_DIM:
-        return f"head dim {q.shape[-1]} > {MAX_HEAD_DIM}"
-    if keys.stride() != values.stride() or keys.stride(3) != 1:
-        return "keys and values that are not laid out alike with adjacent features"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, keys, values)):
-        return "a tensor that needs a gradient"
-    return None
-
-
-_OP = register(
-    "paged_attention",
-    Backend("triton", triton_supports, _triton),
-    Backend("flash-attn", _flash_supports, _flash),  # never timed against ours: not before it
-    Backend("cpu", native.supports, _native),
-    Backend("torch", lambda device: None, _torch),
-    Backend("reference", lambda device: None, _reference),
-)
 
 
 def paged_attention(
@@ -270,10 +192,9 @@ def paged_attention(
         None: looked up, for which a CUDA device is waited for. What a captured CUDA graph was
         given holds for every replay.
     backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted),
-        "flash-attn" (version 3 where installed; CUDA tensors of 16 bits, D a multiple of 8), "cpu"
-        (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no gradient
-        wanted), "torch" or "reference". "auto" takes the first that can, and torch for more than 16
-        rows of a sequence where the native tiles are not faster.
+        "cpu" (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no
+        gradient wanted), "torch" or "reference". "auto" takes the first that can, and torch for
+        more than 16 rows of a sequence where the native tiles are not faster.
 
     Returns (N, H, D) in q's dtype.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name
@@ -291,7 +212,7 @@ def paged_attention(
         cu_seqlens_q=(cu_seqlens_q, (num_sequences + 1,)),
         seqlens_k=(seqlens_k, (num_sequences,)),
     )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     tensors = (q, keys, values, page_table, cu_seqlens_q, seqlens_k)
-    call = Call(*tensors, scale, max_seqlen_q, max_seqlen_k)
-    out: Tensor = _choose(backend, call)[0].run(call)
+    out: Tensor = _OP(q.device.type, backend, Call(*tensors, scale, max_seqlen_q, max_seqlen_k))
     return out

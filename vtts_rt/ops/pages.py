@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtts_rt.ops.dispatch import triton_refuses
+from vtts_rt.ops.native import MAX_HEAD_DIM
 from vtts_rt.types import require
 
 
@@ -52,6 +54,17 @@ def check_indices(
         fits = tuple(tensor.shape) == shape and tensor.dtype in (torch.int32, torch.int64)
         if not fits or tensor.device != device or (shape[-1] > 1 and tensor.stride(-1) != 1):
             _fail(op, name, tensor, f"{shape} int32 or int64 on {device}, neighbours adjacent")
+
+
+def pages_refused(q: Tensor, keys: Tensor, values: Tensor) -> str | None:
+    """Why the Triton kernels cannot take these tensors, or None."""
+    if q.dtype not in (torch.float32, torch.float16, torch.bfloat16) or keys.dtype != q.dtype:
+        return f"{q.dtype} queries and {keys.dtype} keys, not of one type of up to 32 bits"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head dim {q.shape[-1]} > {MAX_HEAD_DIM}"
+    if keys.stride() != values.stride() or keys.stride(3) != 1:
+        return "keys and values that are not laid out alike with adjacent features"
+    return triton_refuses(q, keys, values)
 
 
 def _fail(op: str, argument: str, tensor: Tensor, rule: str) -> None:

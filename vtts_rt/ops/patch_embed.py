@@ -13,7 +13,7 @@ would cost twice the error of sums of normalised values: nothing folds there.
 
 Backends: "cpu" makes rows in strips that stay in cache; "triton" keeps pixels as bytes between two
 kernels and folds; "unfused" is patchify in the weight's type, then a product. The ones that fold
-run on a GPU by name only: no card has timed them yet.
+run on a GPU by name only: why, docs/ops.md says.
 
 Legend: P patch rows, T merged tokens (P / 4), O outputs, K values of a row
 (1176 or 1536).
@@ -28,9 +28,9 @@ from torch import Tensor
 
 from vtts_rt.config import backend_override
 from vtts_rt.ops import cuda_core, native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_refuses, triton_supports
 from vtts_rt.ops.linear import linear, linear_ref
-from vtts_rt.ops.patch_jobs import Batch, PatchifyJob, checked, launch, mean_and_std
+from vtts_rt.ops.patch_jobs import Batch, PatchifyJob, checked, launch, mean_and_std, too_many
 from vtts_rt.ops.patchify import patchify, patchify_ref
 from vtts_rt.types import Geometry, require
 
@@ -74,25 +74,19 @@ class PatchEmbedWeight:
         self._folded: tuple[Tensor, Tensor] | None = None
         self._state: tuple[object, ...] = ()
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [x for x in (self.weight, self.bias) if x is not None]
+
     def folded(self) -> tuple[Tensor, Tensor]:
         """`fold_patch_embed` of weight and bias as they are now."""
-        tensors = [x for x in (self.weight, self.bias) if x is not None]
         state = tuple(
-            (x.data_ptr(), x.dtype, 0 if x.is_inference() else x._version) for x in tensors
+            (x.data_ptr(), x.dtype, 0 if x.is_inference() else x._version) for x in self.tensors
         )
         if self._folded is None or state != self._state:
             self._folded = fold_patch_embed(self.weight, self.geometry, self.bias)
             self._state = state
         return self._folded
-
-    def refusal(self) -> str | None:
-        """Why a kernel that folds cannot take these, or None."""
-        if self.weight.dtype is torch.float32:
-            return "float32, which folding would make less exact"
-        tensors = [x for x in (self.weight, self.bias) if x is not None]
-        if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-            return "a tensor that needs a gradient"
-        return None
 
 
 def patch_embed_ref(
@@ -105,23 +99,18 @@ def patch_embed_ref(
 
 
 def _native(
-    batch: Batch,
-    embed: PatchEmbedWeight,
-    places: Tensor | None,
-    num_threads: int,
+    batch: Batch, embed: PatchEmbedWeight, places: Tensor | None, num_threads: int
 ) -> Tensor:
     from vtts_rt import _C
 
     out = torch.empty(batch.num_rows, len(embed.weight))
-    mean, std = mean_and_std(batch.geometry, batch.device)
     _C.patch_embed(
         batch.items(),
         embed.weight.detach().numpy(),
         None if embed.bias is None else embed.bias.detach().numpy(),
         out.numpy(),
         batch.geometry.patch_px,
-        tuple(mean.tolist()),
-        tuple(std.tolist()),
+        *batch.mean_and_std(),
         num_threads=num_threads or torch.get_num_threads(),
     )
     if places is None:
@@ -130,60 +119,54 @@ def _native(
     return torch.empty_like(tokens).index_copy_(0, places.long(), tokens).view(out.shape)
 
 
-def _native_refusal(embed: PatchEmbedWeight) -> str | None:
-    tensors = [x for x in (embed.weight, embed.bias) if x is not None]
-    if not all(x.is_contiguous() for x in tensors):
+def _native_refuses(batch: Batch, embed: PatchEmbedWeight, *rest: object) -> str | None:
+    if not all(x.is_contiguous() for x in embed.tensors):
         return "a weight or bias that is not contiguous"
-    return native.refusal(*tensors)
+    return native.refusal(*embed.tensors)
 
 
 def _triton(
-    batch: Batch,
-    embed: PatchEmbedWeight,
-    places: Tensor | None,
-    num_threads: int,
+    batch: Batch, embed: PatchEmbedWeight, places: Tensor | None, num_threads: int
 ) -> Tensor:
     from vtts_rt.kernels import patch_embed as kernel
 
-    pixels = torch.empty(
-        batch.num_rows, batch.geometry.row_size, dtype=torch.uint8, device=batch.device
-    )
+    shape = batch.num_rows, batch.geometry.row_size
+    pixels = torch.empty(shape, dtype=torch.uint8, device=batch.device)
     launch(batch, places, pixels)
     with torch.cuda.device_of(pixels):  # type: ignore[no-untyped-call]
         return kernel.patch_embed(pixels, *embed.folded())  # type: ignore[no-any-return]
 
 
-def _cuda(
-    batch: Batch,
-    embed: PatchEmbedWeight,
-    places: Tensor | None,
-    num_threads: int,
-) -> Tensor:
+def _cuda(batch: Batch, embed: PatchEmbedWeight, places: Tensor | None, num_threads: int) -> Tensor:
     return cuda_core.patch_embed(batch, places, *embed.folded())
 
 
 def _unfused(
-    batch: Batch,
-    embed: PatchEmbedWeight,
-    places: Tensor | None,
-    num_threads: int,
+    batch: Batch, embed: PatchEmbedWeight, places: Tensor | None, num_threads: int
 ) -> Tensor:
-    rows = patchify(
-        batch.jobs,
-        batch.geometry,
-        dtype=embed.weight.dtype,
-        places=places,
-        num_threads=num_threads,
-    )
+    dtype = embed.weight.dtype
+    rows = patchify(batch.jobs, batch.geometry, dtype=dtype, places=places, num_threads=num_threads)
     return linear(rows, embed.weight, embed.bias)
+
+
+def _folding_refuses(batch: Batch, embed: PatchEmbedWeight, *rest: object) -> str | None:
+    if embed.weight.dtype is torch.float32:
+        return "float32, which folding would make less exact"
+    return triton_refuses(*embed.tensors) or too_many(batch)
 
 
 _OP = register(
     "patch_embed",
-    Backend("cpu", native.supports, _native),
-    Backend("unfused", lambda device: None, _unfused),
-    Backend("triton", triton_supports, _triton),
-    Backend("cuda", cuda_core.supports, _cuda),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        _native_refuses,
+        lambda batch, *_: native.slow_tiles(batch.num_rows),
+    ),
+    Backend("unfused", anything, _unfused),
+    Backend("triton", triton_supports, _triton, _folding_refuses),
+    Backend("cuda", cuda_core.supports, _cuda, _folding_refuses),
 )
 
 
@@ -218,17 +201,9 @@ def patch_embed(
     on = embed.weight.device
     batch = checked("patch_embed", jobs, embed.geometry, places)
     require("patch_embed", "num_threads", num_threads, num_threads >= 0, ">= 0")
-    chosen = _OP.resolve(on.type, backend)
+    chosen, _ = _OP.choose(on.type, backend, batch, embed)
     if not jobs:
         return embed.weight.new_empty(0, len(embed.weight))
     require("patch_embed", "weight", f"on {on}", on == batch.device, f"on {batch.device} as frames")
-    run = chosen.run
-    if run is _native and backend == "auto" and backend_override("patch_embed") is None:
-        run = run if batch.num_rows <= native.most_rows("patch_embed") else _unfused
-    refusal = _native_refusal(embed) if run is _native else embed.refusal()
-    if run is not _unfused and refusal is not None:
-        rule = f"what backend {chosen.name!r} takes"
-        require("patch_embed", "weight, bias", refusal, backend == "auto", rule)
-        run = _unfused
-    out: Tensor = run(batch, embed, places, num_threads)
+    out: Tensor = chosen.run(batch, embed, places, num_threads)
     return out

@@ -66,6 +66,10 @@ class Batch:
     def num_rows(self) -> int:
         return num_rows(self.jobs, self.geometry)
 
+    def mean_and_std(self) -> tuple[tuple[float, ...], ...]:
+        """As vtts_rt._C takes them; see the function of that name."""
+        return tuple(map(tuple, mean_and_std(self.geometry, torch.device("cpu")).tolist()))
+
     def items(self) -> list[tuple[object, ...]]:
         """Jobs on the CPU as vtts_rt._C takes them."""
         return [
@@ -87,6 +91,7 @@ def checked(
     pixels: dict[int, Frame] = {}
     device = torch.device("cpu")
     for job in jobs:
+        x0, y0, x1, y1 = job.box
         for name in ("frame_a", "frame_b"):
             frame = getattr(job, name)
             if id(frame) not in pixels:
@@ -96,22 +101,31 @@ def checked(
                     device = on
                 require(what, name, f"a frame on {on}", on == device, f"on {device} as the first")
                 pixels[id(frame)] = found
-            _check_box(what, job.box, pixels[id(frame)].shape)
+            height, width = pixels[id(frame)].shape[:2]
+            inside = 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+            rule = f"not empty and inside the frame of (height, width) {(height, width)}"
+            require(what, "box", tuple(job.box), inside, rule)
         check_size(what, job.resized_hw, geometry)
         require(what, "resize", job.resize, job.resize in RESIZE_KERNELS, "fixed, float or pil")
     frames = [(pixels[id(job.frame_a)], pixels[id(job.frame_b)]) for job in jobs]
     batch = Batch(jobs, geometry, frames, device)
     if places is not None:
-        _check_places(what, places, batch)
+        num_tokens = batch.num_rows // geometry.patches_per_token
+        alike = (tuple(places.shape), places.device) == ((num_tokens,), device)
+        usable = alike and places.dtype in (torch.int32, torch.int64) and places.is_contiguous()
+        got = f"{tuple(places.shape)} {places.dtype} on {places.device}"
+        rule = f"contiguous ({num_tokens},) int32 or int64 on {device}"
+        require(what, "places", got, usable, rule)
+        if places.is_cpu:  # reading them would wait for a GPU
+            there = torch.equal(places.sort().values, torch.arange(num_tokens, dtype=places.dtype))
+            require(what, "places", "another order", there, "a permutation of all tokens")
     return batch
 
 
 def _pixels(what: str, name: str, frame: object) -> Frame:
     if isinstance(frame, Tensor):
-        kind = frame.device.type
-        require(
-            what, name, f"a tensor on {frame.device}", kind in ("cpu", "cuda"), "on cpu or cuda"
-        )
+        kind, got = frame.device.type, f"a tensor on {frame.device}"
+        require(what, name, got, kind in ("cpu", "cuda"), "on cpu or cuda")
         frame = frame.detach() if kind == "cuda" else frame.detach().numpy()
     if not isinstance(frame, (np.ndarray, Tensor)):
         rule = "a numpy array or a torch tensor"
@@ -127,13 +141,6 @@ def _pixels(what: str, name: str, frame: object) -> Frame:
     return frame if frame.strides[1:] == (3, 1) else np.ascontiguousarray(frame)
 
 
-def _check_box(what: str, box: PixelBox, shape: tuple[int, ...]) -> None:
-    x0, y0, x1, y1 = box
-    inside = 0 <= x0 < x1 <= shape[1] and 0 <= y0 < y1 <= shape[0]
-    rule = f"not empty and inside the frame of (height, width) {tuple(shape[:2])}"
-    require(what, "box", tuple(box), inside, rule)
-
-
 def check_size(what: str, resized_hw: tuple[int, int], geometry: Geometry) -> None:
     """Raise ValueError unless both sides are positive multiples of a token's."""
     token_px = geometry.token_px
@@ -143,20 +150,13 @@ def check_size(what: str, resized_hw: tuple[int, int], geometry: Geometry) -> No
     require(what, "resized_hw", resized_hw, usable, f"positive multiples of {token_px} px")
 
 
-def _check_places(what: str, places: Tensor, batch: Batch) -> None:
-    num_tokens = batch.num_rows // batch.geometry.patches_per_token
-    usable = (
-        tuple(places.shape) == (num_tokens,)
-        and places.dtype in (torch.int32, torch.int64)
-        and places.device == batch.device
-        and places.is_contiguous()
+def too_many(batch: Batch, *rest: object) -> str | None:
+    """`Backend.refuses` of the Triton kernel: None, or why it cannot count a batch's tokens."""
+    units = sum(
+        batch.geometry.num_tokens(job.resized_hw) * len(set(map(id, pair)))
+        for job, pair in zip(batch.jobs, batch.frames, strict=True)
     )
-    got = f"{tuple(places.shape)} {places.dtype} on {places.device}"
-    rule = f"contiguous ({num_tokens},) int32 or int64 on {batch.device}"
-    require(what, "places", got, usable, rule)
-    if places.is_cpu:  # reading them would wait for a GPU
-        there = torch.equal(places.sort().values, torch.arange(num_tokens, dtype=places.dtype))
-        require(what, "places", "another order or numbers", there, "a permutation of all tokens")
+    return f"{units} tokens of single frames, more than {MAX_UNITS}" if units > MAX_UNITS else None
 
 
 def launch(batch: Batch, places: Tensor | None, out: Tensor) -> None:
@@ -204,7 +204,6 @@ def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor)
         fields.append((*crops[0], *crops[1], *begin, *tables))
         units_of_job.append(num_tokens * num_frames)
         first_unit += units_of_job[-1]
-    require("patchify", "jobs", first_unit, first_unit <= MAX_UNITS, f"<= {MAX_UNITS} tokens")
     jobs = np.array(fields, dtype=np.int64)
     job_of_unit = np.repeat(np.arange(len(jobs), dtype=np.int32), units_of_job)
     numbers = np.concatenate((jobs.reshape(-1).view(np.int32), job_of_unit))

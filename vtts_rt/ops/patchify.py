@@ -24,7 +24,15 @@ from torch import Tensor
 from vtts_rt.ops import cuda_core, native
 from vtts_rt.ops.bicubic import resize
 from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.ops.patch_jobs import Batch, PatchifyJob, checked, launch, mean_and_std, num_rows
+from vtts_rt.ops.patch_jobs import (
+    Batch,
+    PatchifyJob,
+    checked,
+    launch,
+    mean_and_std,
+    num_rows,
+    too_many,
+)
 from vtts_rt.types import Geometry, require
 
 __all__ = ["PatchBuffer", "PatchifyJob", "patchify", "patchify_ref"]
@@ -79,15 +87,13 @@ def _place(rows: Tensor, places: Tensor | None, out: Tensor) -> None:
 def _native(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
     from vtts_rt import _C
 
-    mean, std = mean_and_std(batch.geometry, batch.device)
     as_they_are = places is None and out.dtype is torch.float32
     rows = out if as_they_are else torch.empty(out.shape)
     _C.patchify(
         batch.items(),
         rows.numpy(),
         batch.geometry.patch_px,
-        tuple(mean.tolist()),
-        tuple(std.tolist()),
+        *batch.mean_and_std(),
         num_threads=num_threads or torch.get_num_threads(),
     )
     if not as_they_are:
@@ -98,22 +104,17 @@ def _triton(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) 
     launch(batch, places, out)
 
 
-def _cuda(batch: Batch, places: Tensor | None, num_threads: int, out: Tensor) -> None:
-    cuda_core.patchify(batch, places, out)
+def _on_cpu(device: str) -> str | None:
+    return None if device == "cpu" else f"frames are on {device}; `patchify_ref` copies"
 
 
+# Refusals are asked for with the batch alone, before there is memory for its rows.
 _OP = register(
     "patchify",
-    Backend("triton", triton_supports, _triton),
-    Backend("cuda", cuda_core.supports, _cuda),
+    Backend("triton", triton_supports, _triton, too_many),
+    Backend("cuda", cuda_core.supports, cuda_core.patchify),
     Backend("cpu", native.supports, _native),
-    Backend(
-        "reference",
-        lambda device: (
-            None if device == "cpu" else f"frames are on {device}; `patchify_ref` copies"
-        ),
-        _reference,
-    ),
+    Backend("reference", _on_cpu, _reference),
 )
 
 
@@ -147,7 +148,7 @@ def patchify(
     """
     batch = checked("patchify", jobs, geometry, places)
     require("patchify", "num_threads", num_threads, num_threads >= 0, ">= 0")
-    chosen = _OP.resolve(batch.device.type, backend)
+    chosen, _ = _OP.choose(batch.device.type, backend, batch)
     out = _output(batch, dtype, out)
     if jobs:
         chosen.run(batch, places, num_threads, out)

@@ -14,8 +14,9 @@ from vtts_rt.types import require
 _WEIGHTS_AT_ONCE = 1 << 25  # dequantized: 64 MB of bfloat16
 
 
-def scale_of(op: str, weight: Tensor, largest: float) -> Tensor:
-    """The scale of each output for which its largest weight becomes `largest`: (O,) float32.
+def scaled(op: str, weight: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Weights of which each output's largest is `largest`, (O, C) float32, and the scale of each
+    output, (O,) float32, by which they were divided.
 
     weight: (O, C) any float dtype. Raises ValueError unless it is finite.
     """
@@ -24,7 +25,8 @@ def scale_of(op: str, weight: Tensor, largest: float) -> Tensor:
     most = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
     require(op, "weight", "infinity or NaN", bool(most.isfinite().all()), "finite")
     # A row too small for its scale to be a normal float32 becomes zeros.
-    return (most / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (most / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    return wide / scale[:, None], scale
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -32,7 +34,7 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32
     return (weight.to(scale.dtype) * scale[:, None]).to(dtype)
 
 
-def exact_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def exact_product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (scale weight)^T + bias in float64: the yardstick of the backends. Returns (..., O)."""
     out = x.double() @ dequantize(weight, scale.double(), torch.float64).T
     return out if bias is None else out + bias.double()
@@ -47,10 +49,8 @@ def product_in_parts(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
             dequantize(weight[start : start + step], scale[start : start + step], x.dtype),
             None if bias is None else bias[start : start + step],
         )
-        for start in range(0, weight.shape[0], step)
+        for start in range(0, max(1, weight.shape[0]), step)
     ]
-    if not parts:
-        return x.new_empty(*x.shape[:-1], 0)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 

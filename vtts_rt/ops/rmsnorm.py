@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_refuses, triton_supports
 from vtts_rt.types import require
 
 
@@ -36,19 +36,17 @@ def _triton(
 ) -> tuple[Tensor, Tensor]:
     from vtts_rt.kernels import rmsnorm as kernel
 
-    num_features = x.shape[-1]
-    require(
-        "rmsnorm",
-        "x's features",
-        num_features,
-        num_features <= kernel.MAX_FEATURES,
-        f"<= {kernel.MAX_FEATURES} for the triton backend",
-    )
-    rows = _rows(x)
-    y, total = kernel.rmsnorm(
-        rows, None if residual is None else _rows(residual), weight.contiguous(), eps
-    )
+    added = None if residual is None else native.rows_of(residual)
+    y, total = kernel.rmsnorm(native.rows_of(x), added, weight.contiguous(), eps)
     return y.view(x.shape), x if residual is None else total.view(x.shape)
+
+
+def _triton_refuses(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> str | None:
+    from vtts_rt.kernels.rmsnorm import MAX_FEATURES
+
+    if x.shape[-1] > MAX_FEATURES:
+        return f"{x.shape[-1]} features, more than {MAX_FEATURES}"
+    return triton_refuses(x, residual, weight)
 
 
 def _native(
@@ -56,53 +54,37 @@ def _native(
 ) -> tuple[Tensor, Tensor]:
     from vtts_rt import _C
 
-    rows = _rows(x)
-    added = rows if residual is None else _rows(residual)
+    rows = native.rows_of(x)
+    added = rows if residual is None else native.rows_of(residual)
     y = rows.new_empty(rows.shape)
-    total = rows if residual is None else rows.new_empty(rows.shape)
+    total = None if residual is None else rows.new_empty(rows.shape)
     _C.rmsnorm(
-        rows.data_ptr(),
-        rows.stride(0),
-        0 if residual is None else added.data_ptr(),
-        added.stride(0),
-        weight.data_ptr(),
-        eps,
-        *rows.shape,
-        y.data_ptr(),
-        0 if residual is None else total.data_ptr(),
+        *(rows.data_ptr(), rows.stride(0)),
+        *(0 if residual is None else added.data_ptr(), added.stride(0)),
+        *(weight.data_ptr(), eps, *rows.shape, y.data_ptr(), native.address(total)),
         torch.get_num_threads(),
     )
-    return y.view(x.shape), x if residual is None else total.view(x.shape)
+    return y.view(x.shape), x if total is None else total.view(x.shape)
 
 
-def _triton_refusal(x: Tensor, residual: Tensor | None, weight: Tensor) -> str | None:
-    """Why the Triton kernel cannot take these tensors, or None."""
-    tensors = (x, weight) if residual is None else (x, weight, residual)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "a tensor that needs a gradient"
-    return "float64, where sums are in float32" if x.dtype is torch.float64 else None
-
-
-def _native_refusal(x: Tensor, residual: Tensor | None, weight: Tensor) -> str | None:
-    """Why the native kernel cannot take these tensors, or None."""
+def _native_refuses(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> str | None:
     if not weight.is_contiguous():
         return "a weight that is not contiguous"
-    return native.refusal(x, weight) if residual is None else native.refusal(x, weight, residual)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(..., D) -> (R, D) with adjacent features, copied only where strides demand it."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+    return native.refusal(x, residual, weight)
 
 
 _OP = register(
     "rmsnorm",
-    Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, _native),
-    Backend("reference", lambda device: None, _eager),
+    Backend("triton", triton_supports, _triton, _triton_refuses),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        _native_refuses,
+        lambda x, *_: native.slow_sweep(x.numel() // x.shape[-1]),
+    ),
+    Backend("reference", anything, _eager),
 )
-_REFUSALS = {_triton: _triton_refusal, _native: _native_refusal}
 
 
 def rmsnorm(
@@ -134,11 +116,5 @@ def rmsnorm(
             got = f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"
             require("rmsnorm", name, got, False, f"{tuple(shape)} {x.dtype} on {x.device}")
     require("rmsnorm", "eps", eps, eps > 0, "> 0")
-    run = _OP.resolve(x.device.type, backend).run
-    if run in _REFUSALS and (refusal := _REFUSALS[run](x, residual, weight)) is not None:
-        require("rmsnorm", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
-        run = _eager
-    elif run is _native and backend == "auto" and x.numel() > native.MAX_ROWS * x.shape[-1]:
-        run = _native if native.has_vectors() else _eager
-    y, total = run(x, residual, weight, eps)
+    y, total = _OP(x.device.type, backend, x, residual, weight, eps)
     return y, total

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
 from vtts_rt.types import require
 
 
@@ -77,11 +77,16 @@ def _triton_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
 
 _OP = register(
     "rotary",
-    Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, _native),
-    Backend("torch", lambda device: None, _torch),
+    Backend("triton", triton_supports, _triton, _triton_refusal),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        _native_refusal,
+        lambda x, *_: native.slow_sweep(x.shape[0]),
+    ),
+    Backend("torch", anything, _torch),
 )
-_REFUSALS = {_triton: _triton_refusal, _native: _native_refusal}
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Tensor:
@@ -103,11 +108,5 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Ten
     expected = (x.shape[0], x.shape[2] // 2)
     for name, angles in (("cos", cos), ("sin", sin)):
         require("rotary", name, tuple(angles.shape), angles.shape == expected, f"{expected}")
-    run = _OP.resolve(x.device.type, backend).run
-    if run in _REFUSALS and (refusal := _REFUSALS[run](x, cos, sin)) is not None:
-        require("rotary", "x, cos, sin", refusal, backend == "auto", f"what {backend!r} takes")
-        run = _torch
-    elif run is _native and backend == "auto" and x.shape[0] > native.MAX_ROWS:
-        run = _native if native.has_vectors() else _torch
-    out: Tensor = run(x, cos, sin)
+    out: Tensor = _OP(x.device.type, backend, x, cos, sin)
     return out

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
 from vtts_rt.ops.rotary import rotary, rotary_ref
 from vtts_rt.types import require
 
@@ -108,7 +108,7 @@ _OP = register(
     "rotary_kv",
     Backend("triton", triton_supports, _triton),
     Backend("cpu", native.supports, _cpu),
-    Backend("torch", lambda device: None, _torch),
+    Backend("torch", anything, _torch),
 )
 
 
@@ -141,9 +141,10 @@ def rotary_kv(
     backend.
     """
     _check(qkv, cos, sin, keys, values, slot_mapping, num_heads)
-    run = _OP.resolve(qkv.device.type, backend).run
     with torch.no_grad():
-        q: Tensor = run(qkv, cos, sin, keys, values, slot_mapping, num_heads)
+        q: Tensor = _OP(
+            qkv.device.type, backend, qkv, cos, sin, keys, values, slot_mapping, num_heads
+        )
     return q
 
 

@@ -16,6 +16,7 @@ Legend: N rows, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
 from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import require
 
@@ -188,15 +189,18 @@ def _triton(
     scores = _batch_processed(logits, params) if params.has_filters else logits
     chosen: tuple[Tensor, Tensor] = kernel.sample(
         scores if scores.stride(1) == 1 else scores.contiguous(),
-        *(column.contiguous() for column in (params.temperature, params.seed, *coordinates)),
+        params.temperature.contiguous(),
+        params.seed.contiguous(),
+        tuple(column.contiguous() for column in coordinates),
         divide=not params.has_filters,
     )
     return chosen
 
 
-def _one_by_one(
-    logits: Tensor, params: SampleParams, coordinates: _Coordinates, backend: str
+def sampling_ref(
+    logits: Tensor, params: SampleParams, coordinates: _Coordinates, backend: str = "reference"
 ) -> tuple[Tensor, Tensor]:
+    """`sample_token` in torch and numpy for every row: what the other backends must equal."""
     choices = [
         sample_token(
             row,
@@ -215,22 +219,11 @@ def _one_by_one(
     return tokens.to(logits.device), logprobs.to(logits.device)
 
 
-def _cpu(logits: Tensor, params: SampleParams, coordinates: _Coordinates) -> tuple[Tensor, Tensor]:
-    return _one_by_one(logits, params, coordinates, "cpu")
-
-
-def sampling_ref(
-    logits: Tensor, params: SampleParams, coordinates: _Coordinates
-) -> tuple[Tensor, Tensor]:
-    """`sample_token` in torch and numpy for every row: what the other backends must equal."""
-    return _one_by_one(logits, params, coordinates, "reference")
-
-
 _OP = register(
     "sampling",
     Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, _cpu),
-    Backend("reference", lambda device: None, sampling_ref),
+    Backend("cpu", native.supports, partial(sampling_ref, backend="cpu")),
+    Backend("reference", anything, sampling_ref),
 )
 
 
@@ -274,9 +267,7 @@ def sample(
             got = (*column.shape, column.dtype, str(column.device))
             wanted = (len(logits), dtype, str(logits.device))
             require("sampling", name, got, got == wanted, f"{wanted}")
-    chosen: tuple[Tensor, Tensor] = _OP.resolve(logits.device.type, backend).run(
-        logits, params, coordinates
-    )
+    chosen: tuple[Tensor, Tensor] = _OP(logits.device.type, backend, logits, params, coordinates)
     return chosen
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
-from vtts_rt.ops.native import MAX_HEAD_DIM
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_refuses, triton_supports
 from vtts_rt.ops.upload import stream_of, upload
 from vtts_rt.types import require
 
@@ -47,7 +46,7 @@ def segment_attention_ref(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) 
             rows = slice(start, start + run.length)
             scores = torch.einsum("ihd,jhd->hij", q[rows], k[rows]) * q.shape[-1] ** -0.5
             outputs.append(torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[rows]).flatten(1))
-    return torch.cat([q.new_empty(0, q.shape[1] * q.shape[2]), *outputs])
+    return torch.cat([q[:0].flatten(1), *outputs])
 
 
 def _torch(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
@@ -60,9 +59,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
         )
         out = F.scaled_dot_product_attention(query, key, value)  # (num, H, length, D)
         outputs.append(out.transpose(1, 2).reshape(stop - run.start, -1))
-    if not outputs:
-        return q.new_empty(0, q.shape[1] * q.shape[2])
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return outputs[0] if len(outputs) == 1 else torch.cat([q[:0].flatten(1), *outputs])
 
 
 def _native(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
@@ -71,10 +68,7 @@ def _native(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
     out = q.new_empty(q.shape[0], q.shape[1] * q.shape[2])
     starts = [start + i * length for start, num, length in runs for i in range(num)]
     _C.segment_attention(
-        q.data_ptr(),
-        k.data_ptr(),
-        v.data_ptr(),
-        q.stride(0),
+        *(q.data_ptr(), k.data_ptr(), v.data_ptr(), q.stride(0)),
         starts,
         [length for _, num, length in runs for _ in range(num)],
         out.data_ptr(),
@@ -101,7 +95,7 @@ def _table(runs: tuple[Run, ...], num_queries: int, device: torch.device, stream
 def _triton(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
     from vtts_rt.kernels import segment_attention as kernel
 
-    q, k, v = (x if x.stride(2) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = map(native.adjacent, (q, k, v))
     longest = max((run.length for run in runs if run.num), default=0)
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
         num_queries = kernel.blocks(q.dtype, longest)["QUERIES"]
@@ -109,34 +103,36 @@ def _triton(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
         return kernel.segment_attention(q, k, v, table, longest)  # type: ignore[no-any-return]
 
 
-def _triton_refusal(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the Triton kernel cannot take these tensors, or None."""
+def _triton_refuses(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> str | None:
     from vtts_rt.kernels.segment_attention import MAX_HEAD_DIM as most
 
     if not 1 <= q.shape[2] <= most:
         return f"head dim {q.shape[2]}, not 1 to {most}"
     if any(x.dtype not in _DTYPES or x.dtype != q.dtype for x in (q, k, v)):
         return "tensors that are not all float32, float16 or bfloat16"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        return "a tensor that needs a gradient"
-    return None
+    return triton_refuses(q, k, v)
 
 
-def _refusal(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Why the native kernel cannot take these tensors, or None."""
+def _native_refuses(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> str | None:
     for x in (q, k, v):
         if x.stride(2) != 1 or x.stride(1) != x.shape[2] or x.stride(0) != q.stride(0):
             return "heads that are not packed, or rows not equally far apart in q, k and v"
-    if not 1 <= q.shape[2] <= MAX_HEAD_DIM:
-        return f"head dim {q.shape[2]}, not 1 to {MAX_HEAD_DIM}"
+    if not 1 <= q.shape[2] <= native.MAX_HEAD_DIM:
+        return f"head dim {q.shape[2]}, not 1 to {native.MAX_HEAD_DIM}"
     return native.refusal(q, k, v)
 
 
 _OP = register(
     "segment_attention",
-    Backend("cpu", native.supports, _native),
-    Backend("torch", lambda device: None, _torch),
-    Backend("triton", triton_supports, _triton),
+    Backend(
+        "cpu",
+        native.supports,
+        _native,
+        _native_refuses,
+        lambda q, *_: native.slow_tiles(q.shape[0]),
+    ),
+    Backend("torch", anything, _torch),
+    Backend("triton", triton_supports, _triton, _triton_refuses),
 )
 
 
@@ -166,14 +162,5 @@ def segment_attention(
         require("segment_attention", "runs", run, fits, f"from row {end} on")
         end += run.num * run.length
     require("segment_attention", "runs", end, end == shape[0], f"{shape[0]} rows in all")
-    chosen = _OP.resolve(q.device.type, backend)
-    refuse = {"cpu": _refusal, "triton": _triton_refusal}.get(chosen.name)
-    run_backend = chosen.run
-    if refuse is not None and (refusal := refuse(q, k, v)) is not None:
-        rule = f"what backend {backend!r} takes"
-        require("segment_attention", "q, k, v", refusal, backend == "auto", rule)
-        run_backend = _torch
-    elif run_backend is _native and backend == "auto":
-        run_backend = _native if native.most_rows("segment_attention") >= shape[0] else _torch
-    out: Tensor = run_backend(q, k, v, runs)
+    out: Tensor = _OP(q.device.type, backend, q, k, v, runs)
     return out

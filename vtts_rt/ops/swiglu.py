@@ -7,14 +7,12 @@ Legend: N rows, I hidden channels.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_refuses, triton_supports
 from vtts_rt.types import require
 
 
@@ -41,17 +39,11 @@ def _native(x: Tensor) -> Tensor:
 def _triton(x: Tensor) -> Tensor:
     from vtts_rt.kernels import swiglu as kernel
 
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
-    return kernel.swiglu(rows).view(*x.shape[:-1], x.shape[-1] // 2)  # type: ignore[no-any-return]
+    out: Tensor = kernel.swiglu(native.rows_of(x).contiguous())
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _triton_refusal(x: Tensor) -> str | None:
-    if torch.is_grad_enabled() and x.requires_grad:
-        return "a tensor that needs a gradient"
-    return "float64, where arithmetic is in float32" if x.dtype is torch.float64 else None
-
-
-def _native_refusal(x: Tensor) -> str | None:
+def _native_refuses(x: Tensor) -> str | None:
     if x.dim() != 2 or not x.is_contiguous():
         return f"x of shape {tuple(x.shape)}, not contiguous (N, 2 I)"
     return native.refusal(x)
@@ -59,11 +51,12 @@ def _native_refusal(x: Tensor) -> str | None:
 
 _OP = register(
     "swiglu",
-    Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, _native),
-    Backend("torch", lambda device: None, _torch),
+    Backend("triton", triton_supports, _triton, triton_refuses),
+    Backend(
+        "cpu", native.supports, _native, _native_refuses, lambda x: native.slow_sweep(x.shape[0])
+    ),
+    Backend("torch", anything, _torch),
 )
-_REFUSALS = {_triton: _triton_refusal, _native: _native_refusal}
 
 
 def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
@@ -80,12 +73,5 @@ def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
     """
     if x.dim() < 1 or x.shape[-1] % 2:
         require("swiglu", "x", tuple(x.shape), False, "(..., 2 I)")
-    chosen = _OP.resolve(x.device.type, backend)
-    run = chosen.run
-    if run in _REFUSALS and (refusal := _REFUSALS[run](x)) is not None:
-        require("swiglu", "x", refusal, backend == "auto", f"what backend {backend!r} takes")
-        run = _torch
-    elif run is _native and backend == "auto" and x.shape[0] > native.MAX_ROWS:
-        run = _native if native.has_vectors() else _torch
-    out: Tensor = run(x)
+    out: Tensor = _OP(x.device.type, backend, x)
     return out

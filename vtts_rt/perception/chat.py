@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vtts_rt.types import Prompt, PromptPart, Segment, TimeLabel
+from vtts_rt.types import Marker, Prompt, PromptPart, Segment, TimeLabel
 
 BoxUnit = Literal["px", "thousandth", "fraction"]
 
@@ -29,8 +29,9 @@ class ChatFormat:
     token that stands for a segment before expansion, and for each of its tokens after it.
     control: what all control tokens of the family begin with, two characters that differ.
     time_label: what is written before a frame pair, with {seconds}, unless the wording says
-    otherwise. box_unit: of the boxes that the family writes: pixels of the resized view, or
-    thousandths of its sides.
+    otherwise. per_pair: a video is written pair by pair in every layout, each a vision segment
+    behind its label, which then says the mean time of its two frames. box_unit: of the boxes that
+    the family writes: pixels of the resized view, or thousandths of its sides.
     """
 
     turn_open: str
@@ -42,6 +43,7 @@ class ChatFormat:
     video_pad: str
     control: str
     time_label: str
+    per_pair: bool = False
     box_unit: BoxUnit = "px"
 
     @property
@@ -71,14 +73,14 @@ class ChatFormat:
         if isinstance(part, Segment):
             pad = self.image_pad if part.is_image else self.video_pad
             return self.vision_start + pad + self.vision_end
-        return part.text if isinstance(part, TimeLabel) else part
+        return part if isinstance(part, str) else part.text
 
     def _neutral(self, parts: Iterable[PromptPart]) -> Iterator[PromptPart]:
         """A space goes into what begins a control token, be it in one text or in two."""
         first, rest = self.control[0], self.control[1:]
         before = ""
         for part in parts:
-            if isinstance(part, Segment):
+            if isinstance(part, Segment | Marker):
                 before = ""
                 yield part
                 continue

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from vtts_rt.checks import Rule
 from vtts_rt.perception.chat import ChatFormat
 from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.types import FULL_BOX, PromptPart, Segment, TimeLabel
+from vtts_rt.types import FULL_BOX, Marker, PromptPart, Segment, TimeLabel, VideoWrapper
 
 MAX_OPTIONS = 26  # one capital each
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -40,7 +41,7 @@ class Turn:
 
     task: context, question and options as text (`task_text`). is_later: another round came before.
     goes_on: it stands before this turn, with the task. is_last: only the answer is asked for.
-    text_first: see PerceptionConfig.
+    text_first, video_wrapper: see PerceptionConfig.
     """
 
     chat: ChatFormat
@@ -51,12 +52,13 @@ class Turn:
     goes_on: bool
     is_last: bool
     text_first: bool
+    video_wrapper: VideoWrapper = "outer"
 
 
 def video_first(turn: Turn) -> list[PromptPart]:
     """Vision segments, then all text."""
-    templates = turn.templates
-    return [*turn.plan.segments, turn.task + (templates.final if turn.is_last else templates.look)]
+    text = turn.task + (turn.templates.final if turn.is_last else turn.templates.look)
+    return [*with_labels(turn, lambda *_: "", headings=False), text]
 
 
 def labelled_pairs(turn: Turn) -> list[PromptPart]:
@@ -103,28 +105,51 @@ def _previous(templates: PromptTemplates, plan: FramePlan) -> str:
     )
 
 
-def with_labels(turn: Turn, label: Callable[[Turn, int, Segment], str]) -> list[PromptPart]:
+def with_labels(
+    turn: Turn, label: Callable[[Turn, int, Segment], str], *, headings: bool = True
+) -> list[PromptPart]:
     """Segments, each after its label, which may be empty; with several videos those of each after
-    its heading. label: of a turn, and of a segment and its number in it."""
-    plan = turn.plan
+    its heading. label: of a turn, and of a segment and its number in it.
+
+    Where the chat format writes videos pair by pair, every pair is a segment behind a time, and
+    markers stand around those of a video unless `turn.video_wrapper` says otherwise.
+    """
+    chat, plan = turn.chat, turn.plan
     parts: list[PromptPart] = []
-    heading = None
-    for number, segment in enumerate(plan.segments):
-        video = segment.pairs[0].video
-        if len(plan.views) > 1 and video != heading:
+    number = 0
+    for video, run in groupby(plan.segments, lambda segment: segment.pairs[0].video):
+        segments = list(run)
+        if headings and len(plan.views) > 1:
             parts.append(turn.templates.video_heading.format(number=video + 1))
-            heading = video
-        if text := label(turn, number, segment):
-            parts.append(TimeLabel(text))
-        parts.append(segment)
+        by_pair = chat.per_pair and not segments[0].is_image
+        wrapped = by_pair and turn.video_wrapper == "outer"
+        if by_pair:
+            segments = [replace(s, pairs=(pair,)) for s in segments for pair in s.pairs]
+        if wrapped:
+            parts.append(Marker(chat.vision_start))
+        for segment in segments:
+            text = label(turn, number, segment) or (_time(turn, segment, 1) if by_pair else "")
+            if text:
+                parts.append(TimeLabel(text))
+            parts.append(segment)
+            number += 1
+        if wrapped:
+            parts.append(Marker(chat.vision_end))
     return parts
 
 
 def _time_label(turn: Turn, number: int, segment: Segment) -> str:
     if segment.is_image or not turn.plan.time_labels:
         return ""
-    pair = segment.pairs[0]
-    decimals = 2 if turn.plan.views[pair.video].cell_seconds < _FINE_CELL_SECONDS else 1
+    view = turn.plan.views[segment.pairs[0].video]
+    return _time(turn, segment, 2 if view.cell_seconds < _FINE_CELL_SECONDS else 1)
+
+
+def _time(turn: Turn, segment: Segment, decimals: int) -> str:
+    (pair, *_), chat = segment.pairs, turn.chat
+    seconds = pair.time_seconds
+    if chat.per_pair and pair.mean_seconds is not None:
+        seconds = pair.mean_seconds
     label = turn.templates.time_label
-    label = turn.chat.time_label if label is None else label
-    return label.format(seconds=f"{pair.time_seconds:.{decimals}f}")
+    label = chat.time_label if label is None else label
+    return label.format(seconds=f"{seconds:.{decimals}f}")

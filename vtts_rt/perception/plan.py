@@ -145,5 +145,5 @@ def image_segment(
 ) -> Segment:
     """An image is one pair of the same frame."""
     pair = PairRef(video, metadata.video_id, 0, 0, 0.0)
-    kernel = resize_kernel(config.parity, True)
+    kernel = resize_kernel(config.numerics, True)
     return Segment((pair,), box, hw, config.geometry, is_image=True, resize=kernel)

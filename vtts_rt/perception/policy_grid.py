@@ -52,7 +52,7 @@ def plan_grid(
             notes.append(f"video {video}: the clue changes nothing: the frames of the first round")
         size = view_size(config, metadata.height, metadata.width, 2 * len(pairs))
         step = timeline.cell_seconds(level)
-        kernel = resize_kernel(config.parity, False)
+        kernel = resize_kernel(config.numerics, False)
         segments.append(Segment(tuple(pairs), box, size, config.geometry, step, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, step, level))
@@ -183,7 +183,7 @@ def _look(
             return None
     pairs = timeline.pairs(timeline.cells(spans, level), level)
     view = View(video, box, size, spans, timeline.cell_seconds(level), level)
-    kernel = resize_kernel(config.parity, False)
+    kernel = resize_kernel(config.numerics, False)
     return view, [Segment((pair,), box, size, config.geometry, resize=kernel) for pair in pairs]
 
 

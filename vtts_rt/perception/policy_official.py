@@ -150,18 +150,18 @@ def plan_official(
         # frames that it is given.
         num_told = num_samples if config.parity == "release" else len(indices)
         sample_fps = num_told / metadata.num_frames * metadata.source_fps
-        stamps = frame_times(metadata)[indices].tolist()
+        times_of = frame_times(metadata)
         padded = indices + indices[-1:] * (len(indices) % 2)
         pairs = tuple(
-            PairRef(video, metadata.video_id, a, b, stamps[2 * i])
-            for i, (a, b) in enumerate(zip(padded[::2], padded[1::2], strict=True))
+            PairRef(video, metadata.video_id, a, b, times_of[a], (times_of[a] + times_of[b]) / 2)
+            for a, b in zip(padded[::2], padded[1::2], strict=True)
         )
-        kernel = resize_kernel(config.parity, False)
+        kernel = resize_kernel(config.numerics, False)
         segments.append(Segment(pairs, box, size, config.geometry, 2.0 / sample_fps, resize=kernel))
         whole = (TimeSpan(0.0, metadata.duration_seconds),)
         views.append(View(video, box, size, whole, 2.0 / sample_fps))
         frames += indices
-        times += stamps
+        times += times_of[indices].tolist()
         rates.append(sample_fps)
     return FramePlan(
         round_index=round_index,

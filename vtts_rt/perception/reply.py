@@ -50,10 +50,11 @@ def plan_reply(
         one = image_segment(video, metadata, box, size, config)
         pairs = [(frame, frame) for frame in frames]
         if not reply.as_images:
-            one = replace(one, is_image=False, resize=resize_kernel(config.parity, False))
+            one = replace(one, is_image=False, resize=resize_kernel(config.numerics, False))
             pairs = list(zip(frames[::2], [*frames[1::2], frames[-1]], strict=False))
         for a, b in pairs:
-            pair = PairRef(video, metadata.video_id, a, b, float(times[a]))
+            mean = float(times[a] + times[b]) / 2
+            pair = PairRef(video, metadata.video_id, a, b, float(times[a]), mean)
             segments.append(replace(one, pairs=(pair,)))
         views.append(View(video, box, size, look.spans(metadata), 2.0 * step_seconds))
     return make_plan(config, videos, history, round_index, segments, views, notes)

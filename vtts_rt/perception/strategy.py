@@ -22,7 +22,14 @@ from vtts_rt.perception.policy_grid import grid_pairs, plan_focus, plan_grid
 from vtts_rt.perception.policy_official import official_pairs, plan_official
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.reply import plan_reply, reply_turn
-from vtts_rt.types import Prompt, PromptPart, StrategyName, VideoMetadata, require
+from vtts_rt.types import (
+    Prompt,
+    PromptPart,
+    StrategyName,
+    VideoMetadata,
+    VideoWrapper,
+    require,
+)
 
 _Videos = Sequence[VideoMetadata]
 
@@ -119,6 +126,7 @@ def build_prompt(
     history: Sequence[RoundHistory],
     text_first: bool = True,
     dialect: str = "r1.5",
+    video_wrapper: VideoWrapper = "outer",
 ) -> Prompt:
     """The prompt of one round, in the chat format and the wording of a model.
 
@@ -126,8 +134,8 @@ def build_prompt(
     other long text, may be empty. round_index: from 0; the last of max_rounds asks for the
     answer only. plan: of this round. history: the finished rounds; where there are some and the
     strategy continues, the result is the part that the round adds after the model's last token,
-    beginning with the end of its turn. text_first: see PerceptionConfig. ValueError for a bad
-    argument.
+    beginning with the end of its turn. text_first, video_wrapper: see PerceptionConfig. ValueError
+    for a bad argument.
     """
     strategy = find_strategy(name)
     check("ask", PROMPT_RULES, {"question": question, "options": options, "context": context})
@@ -141,6 +149,7 @@ def build_prompt(
         goes_on=goes_on,
         is_last=round_index >= max_rounds - 1,
         text_first=text_first,
+        video_wrapper=video_wrapper,
     )
     reply = DIALECTS[dialect].reply if goes_on else None
     parts = strategy.lay_out(turn) if reply is None else reply_turn(reply, turn)

@@ -104,9 +104,10 @@ class Timeline:
         starts = np.ldexp(cells * self._coarse_seconds, -level)
         first, second = self._frames_at(starts), self._frames_at(starts + size / 2)
         video_id = self.metadata.video_id
+        means = (self._times[first] + self._times[second]) / 2
         return [
-            PairRef(self.video, video_id, a, b, time)
-            for a, b, time in zip(first, second, starts.tolist(), strict=True)
+            PairRef(self.video, video_id, a, b, time, mean)
+            for a, b, time, mean in zip(first, second, starts.tolist(), means.tolist(), strict=True)
         ]
 
     def _frames_at(self, seconds: NDArray[np.float64]) -> list[int]:

@@ -16,6 +16,7 @@ from vtts_rt.config import (
     MediaLimits,
     PerceptionConfig,
     ResolvedPerception,
+    RuntimeConfig,
 )
 from vtts_rt.models.registry import DTYPES
 from vtts_rt.perception.clue import Clue, clue_from_json
@@ -280,6 +281,7 @@ CALL_RULES: dict[str, Rule] = {
         f"None or one of {', '.join(QUANTIZATIONS)}",
     ),
     "engine": _none_or(EngineConfig, "an EngineConfig"),
+    "config": _none_or(RuntimeConfig, "a RuntimeConfig"),
     "frame_store": _none_or(FrameStore, "a FrameStore"),
     "tensors": (lambda v: isinstance(v, Mapping), "a mapping of names to tensors"),
     "finish": (is_flag, "True or False"),

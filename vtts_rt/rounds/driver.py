@@ -7,6 +7,7 @@ wait for it: they may happen anywhere, in a coroutine or in the middle of a garb
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import queue
@@ -117,7 +118,7 @@ class Driver:
             seconds = (time.monotonic() - self._ends[0]) / len(self._ends)
         raise Overloaded(
             f"Runtime: {self._max_requests} requests are in work or wait, the most that "
-            f"EngineConfig.max_queued_requests and max_sequences allow",
+            f"RuntimeConfig.max_queued_requests and EngineConfig.max_sequences allow",
             min(max(seconds, 0.1), 60.0),
         )
 
@@ -299,8 +300,17 @@ class Driver:
 
     def _fail_all(self, error: Exception) -> None:
         for request_id in list(self._deliver):
-            self._hand_over(request_id, RequestFailed(error))
+            self._hand_over(request_id, RequestFailed(_copy_of(error)))
             self._forget(request_id)
+
+
+def _copy_of(error: Exception) -> Exception:
+    """For one request of several that fail: raising changes an error's traceback and context."""
+    try:
+        copied: Exception = copy.copy(error)
+    except Exception:  # a class that is not made of its args
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return copied.with_traceback(error.__traceback__)
 
 
 class _Suspended(BaseException):

@@ -2,25 +2,104 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from vtts_rt.config import EngineConfig, ResolvedPerception
+from vtts_rt import process
+from vtts_rt.checks import check
+from vtts_rt.config import PerceptionConfig, ResolvedPerception, RuntimeConfig
 from vtts_rt.engine.engine import Engine
 from vtts_rt.errors import BadRequest
 from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt, least_tokens
 from vtts_rt.perception.clue import option_letter
 from vtts_rt.perception.plan import FramePlan, RoundHistory
-from vtts_rt.perception.prompts import PromptTemplates
+from vtts_rt.perception.prompts import PromptTemplates, resolve_prompts
 from vtts_rt.perception.strategy import build_prompt, find_strategy, first_pairs, plan_round
-from vtts_rt.rounds.ask import Ask
+from vtts_rt.rounds.ask import CALL_RULES, Ask, Perception
 from vtts_rt.rounds.results import Answer, RoundResult
 from vtts_rt.sampling import rollout_sampling
-from vtts_rt.types import Prompt, SamplingParams, StopReason, VideoMetadata
-from vtts_rt.video import FrameSource, FrameStore, open_video
+from vtts_rt.types import Prompt, SamplingParams, StopReason, VideoMetadata, require
+from vtts_rt.video import FrameStore, Video, open_video
 from vtts_rt.video.store import StoreProvider
+
+
+@dataclass(slots=True)
+class Resources:
+    """What all requests of a runtime share.
+
+    templates: the model's own wording. model: its name. device: CUDA ordinal that decodes; None:
+    the CPU. load_ms: what loading the model took.
+    """
+
+    engine: Engine
+    store: FrameStore
+    config: RuntimeConfig
+    templates: PromptTemplates
+    model: str
+    device: int | None
+    load_ms: float = 0.0
+
+    def perception(self, perception: Perception | None) -> ResolvedPerception:
+        """With the model's own settings where it leaves them to the model."""
+        check("perception", CALL_RULES, {"perception": perception})
+        model = self.engine.model
+        if isinstance(perception, ResolvedPerception):
+            given = perception.geometry
+            require("perception", "geometry", given, given == model.geometry, "the model's")
+            return perception
+        return (perception or PerceptionConfig()).resolve(model.geometry, model.config.perception)
+
+    def prompts(self, config: ResolvedPerception) -> PromptTemplates:
+        return resolve_prompts(config, self.templates, self.engine.model.chat)
+
+    @process.native_calls()
+    def open(self, stack: ExitStack, ask: Ask, called: float | None = None) -> list[Video]:
+        """Open the videos of an Ask, which `stack` closes; a path that is repeated once.
+
+        called: `time.monotonic()` of the call from which timeout_seconds counts; TimeoutError when
+        that passes before the videos are open.
+        """
+        deadline = deadline_of(ask, called)
+        videos: list[Video] = []
+        opened: dict[object, Video] = {}
+        try:
+            for video, times in ask.timed_videos:
+                path = os.fspath(video) if isinstance(video, str | os.PathLike) else None
+                if path is None or times is not None or path not in opened:
+                    source = open_video(
+                        video,
+                        source_fps=ask.source_fps,
+                        timestamps_seconds=times,
+                        start_seconds=ask.start_seconds,
+                        end_seconds=ask.end_seconds,
+                        allow_urls=ask.allow_urls,
+                        decoder=ask.decoder or self.config.decoder,
+                        device=self.device if ask.device is None else ask.device,
+                        limits=ask.limits or self.config.media_limits,
+                        deadline_seconds=deadline,
+                    )
+                    source = source if isinstance(source, Video) else Video(source)
+                    opened[path] = stack.enter_context(source)
+                videos.append(opened[path])
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"ask: timeout_seconds ({ask.timeout_seconds}) passed before the video was open"
+            ) from error
+        return videos
+
+    def opened(self, stack: ExitStack, ask: Ask, called: float) -> Ask:
+        """The Ask with its videos open, for several members to share."""
+        return replace(
+            ask,
+            videos=self.open(stack, ask, called),
+            source_fps=None,
+            timestamps_seconds=None,
+            start_seconds=None,
+            end_seconds=None,
+        )
 
 
 @dataclass(slots=True)
@@ -29,8 +108,8 @@ class RoundRequest:
 
     videos: metadata in the order of `provider`'s video indices. perception: with the
     model's defaults applied; all rounds run where the Ask assumes clues. deadline_seconds:
-    `time.monotonic()` value. model, load_ms, weights_version: for the answer. first: the first
-    round, see `prepare`.
+    `time.monotonic()` value. weights_version: for the answer. first: the first round, see
+    `prepare`.
     """
 
     ask: Ask
@@ -39,8 +118,7 @@ class RoundRequest:
     perception: ResolvedPerception
     sampling: SamplingParams
     templates: PromptTemplates
-    model: str
-    load_ms: float
+    resources: Resources
     began: float
     weights_version: int
     deadline_seconds: float | None = None
@@ -57,13 +135,14 @@ class RoundRequest:
             option=chosen_option(text, self.ask.options),
             stop_reason=stop_reason,
             rounds=self.results,
-            model=self.model,
+            model=self.resources.model,
             strategy=self.perception.strategy,
             parity=self.perception.parity,
+            video_wrapper=self.perception.video_wrapper,
             dialect=self.perception.dialect,
             seed=self.sampling.seed or 0,
             videos=self.videos,
-            load_ms=self.load_ms,
+            load_ms=self.resources.load_ms,
             total_ms=1e3 * (time.perf_counter() - self.began),
             weights_version=self.weights_version,
         )
@@ -87,78 +166,37 @@ class PreparedRound:
     began: float
 
 
-def open_videos(
-    stack: ExitStack,
-    ask: Ask,
-    config: EngineConfig,
-    device: int | None,
-    deadline_seconds: float | None = None,
-) -> list[FrameSource]:
-    """Open the videos of an Ask, which `stack` closes. config, device: of the runtime, for what the
-    Ask leaves to it."""
-    return [
-        stack.enter_context(
-            open_video(
-                video,
-                source_fps=ask.source_fps,
-                timestamps_seconds=times,
-                start_seconds=ask.start_seconds,
-                end_seconds=ask.end_seconds,
-                allow_urls=ask.allow_urls,
-                decoder=ask.decoder or config.decoder,
-                device=device if ask.device is None else ask.device,
-                limits=ask.limits or config.media_limits,
-                deadline_seconds=deadline_seconds,
-            )
-        )
-        for video, times in ask.timed_videos
-    ]
+def open_request(resources: Resources, called: float, ask: Ask, stack: ExitStack) -> RoundRequest:
+    """An Ask ready for a RoundScheduler, on the caller's thread. called: as `Resources.open`.
 
-
-def open_request(
-    stack: ExitStack,
-    ask: Ask,
-    engine: Engine,
-    store: FrameStore,
-    *,
-    called: float,
-    device: int | None,
-    perception: ResolvedPerception,
-    templates: PromptTemplates,
-    model: str,
-    load_ms: float,
-) -> RoundRequest:
-    """An Ask ready for a RoundScheduler, on the caller's thread. called: `time.monotonic()` of the
-    call, from which timeout_seconds counts.
-
-    Raises TimeoutError when that passes before the videos are open; BadRequest for a first round
-    that is too long for the engine, without the ids of its prompt.
+    BadRequest for a first round that is too long for the engine, without the ids of its prompt.
     """
-    began, deadline = time.perf_counter(), None
-    if ask.timeout_seconds is not None:
-        deadline = called + ask.timeout_seconds
-    try:
-        sources = open_videos(stack, ask, engine.config, device, deadline)
-    except TimeoutError as error:
-        raise TimeoutError(
-            f"ask: timeout_seconds ({ask.timeout_seconds}) passed before the video was open"
-        ) from error
-    sampling = ask.sampling or SamplingParams()
-    request = RoundRequest(
-        ask,
-        [source.metadata for source in sources],
-        store.provider(sources),
-        perception,
-        sampling if ask.member is None else rollout_sampling(sampling),
-        templates,
-        model,
-        load_ms,
-        began,
-        engine.weights_version,
-        deadline,
-    )
-    prepare(engine, request)
-    return request
+    with process.native_calls():
+        began = time.perf_counter()
+        config = resources.perception(ask.perception)
+        sources = resources.open(stack, ask, called)
+        sampling = ask.sampling or SamplingParams()
+        request = RoundRequest(
+            ask,
+            [source.metadata for source in sources],
+            resources.store.provider(sources),
+            config,
+            sampling if ask.member is None else rollout_sampling(sampling),
+            resources.prompts(config),
+            resources,
+            began,
+            resources.engine.weights_version,
+            deadline_of(ask, called),
+        )
+        prepare(resources.engine, request)
+        return request
+
+
+def deadline_of(ask: Ask, called: float | None) -> float | None:
+    """`time.monotonic()` value by which an Ask that was called then is to be answered."""
+    if called is None or ask.timeout_seconds is None:
+        return None
+    return called + ask.timeout_seconds
 
 
 def prepare(engine: Engine, request: RoundRequest) -> None:
@@ -199,6 +237,7 @@ def prepared_round(
         history=request.history,
         text_first=config.text_first,
         dialect=config.dialect,
+        video_wrapper=config.video_wrapper,
     )
     before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)

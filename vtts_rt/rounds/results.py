@@ -21,6 +21,7 @@ from vtts_rt.types import (
     StopReason,
     StrategyName,
     VideoMetadata,
+    VideoWrapper,
 )
 
 SCHEMA_VERSION = 1
@@ -152,6 +153,7 @@ class Answer:
     model: str
     strategy: StrategyName
     parity: Parity
+    video_wrapper: VideoWrapper
     dialect: str
     seed: int
     videos: list[VideoMetadata]
@@ -173,6 +175,7 @@ class Answer:
             "model": self.model,
             "strategy": self.strategy,
             "parity": self.parity,
+            "video_wrapper": self.video_wrapper,
             "dialect": self.dialect,
             "seed": self.seed,
             "weights_version": self.weights_version,

@@ -77,11 +77,12 @@ Output = RoundEvent | Completion | RequestFailed
 class RoundScheduler:
     """Runs the rounds of many questions over an engine, and plain generations beside them.
 
-    Not thread-safe: one thread calls `add`, `step`, `abort`.
+    Not thread-safe: one thread calls `add`, `step`, `abort`. speculative_fetch: see RuntimeConfig.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, speculative_fetch: bool = True) -> None:
         self._engine = engine
+        self._speculative_fetch = speculative_fetch
         self._tasks: dict[int, _Task] = {}
         self._waiting_on: dict[int, int] = {}  # engine request -> task
         self._ready: list[tuple[int, Output]] = []
@@ -186,7 +187,7 @@ class RoundScheduler:
             yield RoundStarted(index, plan)
             clues = clue_stream(strategy.literal_clues, dialect)
             provider, upcoming = upcoming, request.provider.fresh()
-            ahead = self._engine.config.speculative_fetch and index + 1 < config.max_rounds
+            ahead = self._speculative_fetch and index + 1 < config.max_rounds
             if ahead and strategy.on_grid and dialect.reply is None:
                 for video, frames in finer_frames(request.videos, plan, config.sample_fps).items():
                     provider.passing(video, frames)

@@ -34,7 +34,7 @@ Picture read_picture(Input& input) {
   return picture;
 }
 
-// Sizes that no frame has: others would be a lie about memory, which nobody can see through.
+// Sizes that no frame has: others would misstate the memory, which cannot be checked.
 void spoil(vtts_frame& frame, Input& input) {
   constexpr int64_t kImpossible[] = {0, -1, (int64_t{1} << 20) + 1, int64_t{1} << 32, INT64_MIN};
   const int64_t value = kImpossible[input.below(5)];

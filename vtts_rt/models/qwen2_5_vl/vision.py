@@ -27,6 +27,7 @@ class VisionTransformer(vision.VisionTransformer):
             geometry,
             RMSNorm,
             partial(GatedMLP, bias=True),
+            vision.PatchMerger(config, RMSNorm),
             window_tokens=config.window_size // geometry.token_px,
             full_blocks=config.fullatt_block_indexes,
         )

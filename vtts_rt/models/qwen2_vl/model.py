@@ -1,8 +1,8 @@
-"""Qwen2_VL: its tower beside the shared language model; chat and geometry are Qwen2.5-VL's."""
+"""Qwen2_VL: its tower beside the shared language model; the chat format is Qwen2.5-VL's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from vtts_rt.models import vision
 from vtts_rt.models.base import VideoLM
-from vtts_rt.models.config import ModelConfig, TowerConfig
+from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import LayerNorm, Linear
-from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
-from vtts_rt.types import Geometry, Parity, require
+from vtts_rt.types import Geometry, require
 
 QUICK_GELU = 1.702  # transformers, QuickGELUActivation
 
@@ -56,28 +55,21 @@ class VisionTransformer(vision.VisionTransformer):
     """The Qwen2-VL vision tower: attention over whole frame pairs, layer norms and plain MLPs."""
 
     def __init__(self, config: VisionConfig, geometry: Geometry) -> None:
-        super().__init__(config, geometry, LayerNorm, VisionMLP)
+        merger = vision.PatchMerger(config, LayerNorm)
+        super().__init__(config, geometry, LayerNorm, VisionMLP, merger)
 
 
 class Qwen2_VL(VideoLM):
     model_type = "qwen2_vl"
-    geometry = GEOMETRY
+    geometry = replace(GEOMETRY, released=False)
     chat = CHAT
 
-    def __init__(self, config: ModelConfig) -> None:
-        assert isinstance(config.vision, VisionConfig)
-        super().__init__(config, VisionTransformer(config.vision, config.geometry))
+    tower = VisionTransformer
 
     @classmethod
     def read_vision(cls, hf: Any) -> VisionConfig:
-        part = hf.vision_config
-        for act, rule in ((part.hidden_act, "quick_gelu"), (hf.text_config.hidden_act, "silu")):
-            require("load_model", "hidden_act", act, act == rule, f"'{rule}'")
-        vision.check_rope(part)
+        part = vision.check_tower(hf, "quick_gelu")
         width = part.embed_dim
         return VisionConfig(
             part.depth, width, part.num_heads, width * part.mlp_ratio, part.hidden_size
         )
-
-    def positions(self, parity: Parity) -> MropePositions:
-        return MropePositions(parity, None)

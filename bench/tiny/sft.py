@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from vtts_rt.checks import CommandParser
-from vtts_rt.train import tiny
-from vtts_rt.train.stages import (
+from tiny.recipe import NUM_CLIPS
+from tiny.stages import (
     DEFAULT_STEPS,
     STAGES,
     Recipe,
@@ -20,6 +19,7 @@ from vtts_rt.train.stages import (
     run_sketch,
     run_vision,
 )
+from vtts_rt.checks import CommandParser
 from vtts_rt.types import require
 
 _RUNS = {"vision": run_vision, "sketch": run_sketch, "language": run_language}
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help=f"of the stage (default: {steps})")
     parser.add_argument("--stop-after", type=int, metavar="N", help="leave after step N")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
-    parser.add_argument("--clips", type=int, default=tiny.NUM_CLIPS, help="of the last stage")
+    parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="of the last stage")
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--threads", type=int, default=1, help="of the training process")
     parser.add_argument("--out", type=Path, help="write the checkpoint here (default FOLDER/model)")

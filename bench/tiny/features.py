@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vtts_rt.data.views import (
+from tiny.episodes import Episode
+from tiny.views import (
     NUM_ATTRIBUTES,
     TOKENS,
     VIEW_PX,
@@ -22,9 +23,8 @@ from vtts_rt.data.views import (
     label_view,
     view_pixels,
 )
+from tiny.vision_stage import forward_views
 from vtts_rt.models.base import VideoLM
-from vtts_rt.train.episodes import Episode
-from vtts_rt.train.vision_stage import forward_views
 from vtts_rt.types import PixelBox
 
 _PAIRS_PER_PASS = 96
@@ -32,10 +32,11 @@ _PAIRS_PER_PASS = 96
 
 def episode_labels(episode: Episode) -> ViewBatch:
     """Labels of every view of an episode, without pixels."""
-    batch = empty_batch(len(episode.segments), pixels=False)
-    for row, (_, _, segment) in enumerate(episode.segments):
-        times = tuple(index / episode.scene.source_fps for index in segment.frame_indices)
-        label_view(batch, row, episode.scene, times, segment.box)
+    spans = episode.transcript.spans
+    batch = empty_batch(len(spans), pixels=False)
+    for row, span in enumerate(spans):
+        times = tuple(index / episode.scene.source_fps for index in span.segment.frame_indices)
+        label_view(batch, row, episode.scene, times, span.segment.box)
     return batch
 
 
@@ -54,14 +55,15 @@ def sketch_features(labels: ViewBatch, matrix: FloatArray, rng: np.random.Genera
 
 def episode_pixels(episode: Episode, rng: np.random.Generator | None) -> NDArray[np.uint8]:
     """(V, 2, 84, 84, 3) uint8 of every view; `rng` adds codec noise (see view_pixels)."""
-    scene = episode.scene
-    pixels = np.empty((len(episode.segments), 2, VIEW_PX, VIEW_PX, 3), np.uint8)
+    scene, spans = episode.scene, episode.transcript.spans
+    pixels = np.empty((len(spans), 2, VIEW_PX, VIEW_PX, 3), np.uint8)
     done: dict[tuple[int, PixelBox], NDArray[np.uint8]] = {}
-    for row, (_, _, segment) in enumerate(episode.segments):
-        for side, frame in enumerate(segment.frame_indices):
-            key = frame, segment.box
+    for row, span in enumerate(spans):
+        box = span.segment.box
+        for side, frame in enumerate(span.segment.frame_indices):
+            key = frame, box
             if key not in done:
-                done[key] = view_pixels(scene, frame / scene.source_fps, segment.box, rng)
+                done[key] = view_pixels(scene, frame / scene.source_fps, box, rng)
             pixels[row, side] = done[key]
     return pixels
 

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from vtts_rt.data.needle import MARK_COLOURS, make_scene
-from vtts_rt.data.views import (
+from tiny.views import (
     COLOUR_INDEX,
     GRID,
     NUM_ATTRIBUTES,
@@ -15,6 +13,8 @@ from vtts_rt.data.views import (
     make_view_batch,
     view_pixels,
 )
+
+from vtts_rt.data.needle import MARK_COLOURS, make_scene
 from vtts_rt.types import PixelBox
 
 

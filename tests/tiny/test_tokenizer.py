@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny.recipe import make_tokenizer
+from tiny.tokenizer import save_tokenizer
 
 from vtts_rt.models.qwen2_5_vl.chat import CHAT, SPECIAL_TOKENS
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.dialect import TAGS
-from vtts_rt.train.tiny import make_tokenizer
-from vtts_rt.train.tokenizer import save_tokenizer
 
 TEXTS = (
     "Which pattern is on the red card?\nA. red green / blue yellow\n",

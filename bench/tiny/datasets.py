@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from tiny.episodes import Episode, make_drill, make_episode
+from tiny.features import episode_labels, episode_pixels, sketch_features
+from tiny.language_stage import EpisodeBatch, PromptWords, collate
+from tiny.views import FloatArray, ViewBatch, make_view_batch
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.needle import make_scene
-from vtts_rt.data.views import FloatArray, ViewBatch, make_view_batch
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.train.episodes import Episode, make_drill, make_episode
-from vtts_rt.train.features import episode_labels, episode_pixels, sketch_features
-from vtts_rt.train.language_stage import EpisodeBatch, PromptWords, collate
 
 Kind = Literal["drill", "first", "second", "third", "whole"]
 KINDS: tuple[Kind, ...] = ("drill", "first", "second", "third", "whole")
@@ -164,8 +164,7 @@ class BankDataset(Dataset[EpisodeBatch]):
                 continue
             found = self.bank[chosen].astype(np.float32)
             if kind != "whole":
-                rounds = [round_index for _, round_index, _ in whole.segments]
-                found = found[np.array(rounds) == _ROUNDS[kind][1]]
+                found = found[np.array(whole.rounds) == _ROUNDS[kind][1]]
             episodes.append(asked)
             features.append(found)
         labels = [episode_labels(episode) for episode in episodes]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import bench_strategies as strategies
 import numpy as np
 import pytest
 
 from vtts_rt.config import STRATEGIES
-from vtts_rt.evaluation import commands, needle, strategies
+from vtts_rt.evaluation import needle
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import load_extras, resolve_model
 from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict
 
 VIDEO = strategies._videos(20)[0]
 CLUES = [(5.0, 9.0), (6.0, 8.0)]
@@ -98,33 +100,29 @@ def test_every_strategy_is_asked_about_the_same_clips(monkeypatch: pytest.Monkey
         return {"strategy": perception.strategy, "rounds": []}
 
     monkeypatch.setattr(needle, "evaluate", evaluate)
-    runtime: Any = SimpleNamespace(name="tiny")
-    results = strategies.accuracy(runtime, seed=3, num=7)
+    runtime: Any = object()
+    embedded = prompts_from_dict(load_extras(resolve_model("tiny"))["prompts"])
+    results = strategies.accuracy(runtime, embedded, seed=3, num=7)
     assert [r["strategy"] for r in results] == [a["strategy"] for a in asked] == list(STRATEGIES)
     assert {(a["seed"], a["num"], a["rounds"]) for a in asked} == {(3, 7, (1, 2, 3))}
     assert [a["together"] for a in asked] == [False, False, True, True]
     asked.clear()
-    strategies.accuracy(SimpleNamespace(name="other"), num=1)  # type: ignore[arg-type]
+    strategies.accuracy(runtime, PromptTemplates(), num=1)  # its last cue asks for the answer only
     assert not any(a["together"] for a in asked)
 
 
-def test_the_embedded_models_cues_are_those_that_allow_one_run() -> None:
-    extras = load_extras(resolve_model("tiny"))
-    assert extras["prompts"]["cue_look"] == extras["prompts"]["cue_final"]
-
-
-def test_the_command_prints_the_plans(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_files_the_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(strategies, "DURATIONS_SECONDS", (20,))
-    assert commands.main(["strategies", "--num", "0", "--plans", "2", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["accuracy"] == [] and len(result["kept"]) == 4 * 2
-    assert commands.main(["strategies", "--num", "0", "--plans", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:4] == ["strategy", "duration_seconds", "round", "frames"]
-    assert [line.split()[0] for line in lines[1::2]] == list(STRATEGIES)
-    with pytest.raises(ValueError, match="num must be >= 1, got 0"):
-        commands.main(["strategies", "--plans", "0"])
-    with pytest.raises(SystemExit):
-        commands.main(["nothing"])
+
+    def run(*flags: str) -> None:
+        flags = ("--num", "0", "--device", "cpu", "--result-dir", str(tmp_path), *flags)
+        monkeypatch.setattr("sys.argv", ["bench_strategies.py", *flags])
+        strategies.main()
+
+    run("--plans", "2", "--model", str(resolve_model("tiny")))
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text())
+    assert result["accuracy"] == []
+    assert [row["strategy"] for row in result["kept"][::2]] == list(STRATEGIES)
+    with pytest.raises(ValueError, match="plans must be >= 1, got 0"):
+        run("--plans", "0")

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import recipe
+from tiny.episodes import Episode, make_drill, make_episode, scene_metadata
+from tiny.tokenizer import save_tokenizer
 
 from vtts_rt.data.needle import make_question, make_scene, pattern_text
 from vtts_rt.models.mrope import MropePositions, build_position_ids
@@ -11,17 +14,14 @@ from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.prompts import prompts_from_dict
 from vtts_rt.perception.strategy import build_prompt, plan_round
-from vtts_rt.train import tiny
-from vtts_rt.train.episodes import Episode, make_drill, make_episode, scene_metadata
-from vtts_rt.train.tokenizer import save_tokenizer
 
-TEMPLATES = prompts_from_dict(tiny.PROMPTS)
+TEMPLATES = prompts_from_dict(recipe.PROMPTS)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(tiny.make_tokenizer(), folder)
+    save_tokenizer(recipe.make_tokenizer(), folder)
     return Tokenizer.from_pretrained(folder, CHAT)
 
 
@@ -30,7 +30,7 @@ def _episode(tokenizer: Tokenizer, seed: int, **options: object) -> Episode:
         make_scene(seed, footage=False),
         0,
         tokenizer=tokenizer,
-        perception=tiny.PERCEPTION,
+        perception=recipe.PERCEPTION,
         templates=TEMPLATES,
         seed=0,
         **options,  # type: ignore[arg-type]
@@ -45,9 +45,10 @@ def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
         video = scene_metadata(episode.scene)
         history: list[RoundHistory] = []
         whole: EncodedPrompt | None = None
-        ids = episode.token_ids.tolist()
+        shown = episode.transcript
+        ids = shown.token_ids.tolist()
         for index in range(len(episode.verdicts)):
-            plan = plan_round("append", tiny.PERCEPTION, [video], history, index)
+            plan = plan_round("append", recipe.PERCEPTION, [video], history, index)
             prompt = build_prompt(
                 "append",
                 CHAT,
@@ -69,9 +70,8 @@ def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
             history.append(RoundHistory(plan, parse_clue(tokenizer.decode(answer))))
         assert whole is not None and len(ids) == len(whole) + 1
         positions = build_position_ids(whole, MropePositions("release", 2.0))
-        np.testing.assert_array_equal(episode.positions[:, :-1], positions.numpy())
-        starts = [start for start, _, _ in episode.segments]
-        assert starts == [span.start for span in whole.spans]
+        np.testing.assert_array_equal(shown.position_ids[:, :-1], positions.numpy())
+        assert shown.spans == whole.spans
 
 
 def test_ideal_clues_lead_to_a_reading(tokenizer: Tokenizer) -> None:
@@ -81,21 +81,24 @@ def test_ideal_clues_lead_to_a_reading(tokenizer: Tokenizer) -> None:
 
 def test_what_is_trained_on(tokenizer: Tokenizer) -> None:
     episode = _episode(tokenizer, 1, jitter=0.0)
-    said = tokenizer.decode(episode.token_ids[episode.weights == 1.0].tolist())
+    shown = episode.transcript
+    said = tokenizer.decode(shown.token_ids[episode.weights == 1.0].tolist())
     card = episode.scene.cards[0]
     assert f"<think> {pattern_text(card.pattern)}</think>" in said
     assert said.count("<glue>[(") == 3
     assert (episode.weights[episode.answers] == np.array([0.1, 0.1, 5.0], np.float32)).all()
-    assert episode.positions.shape == (3, len(episode.token_ids))
-    for start, _, _ in episode.segments:
-        assert (episode.weights[start : start + 9] == 0).all()
-        rows = episode.positions[1, start : start + 9] - episode.positions[1, start]
+    assert ((episode.weights > 0) == shown.generated).all()
+    for span in shown.spans:
+        rows = (
+            shown.position_ids[1, span.start : span.start + 9] - shown.position_ids[1, span.start]
+        )
         assert rows.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 def test_jitter_is_shown_but_not_trained_on(tokenizer: Tokenizer) -> None:
     episode = _episode(tokenizer, 1, jitter=1.0)
-    assert all(episode.weights[clue] == 0 for clue in episode.clues if clue >= 0)
+    clues = [clue for clue in episode.clues if clue >= 0]
+    assert not episode.weights[clues].any() and episode.transcript.generated[clues].all()
     assert (episode.weights > 0).any()
 
 
@@ -103,14 +106,15 @@ def test_rounds_can_stand_alone(tokenizer: Tokenizer) -> None:
     whole = _episode(tokenizer, 1, jitter=0.0)
     third = _episode(tokenizer, 1, jitter=0.0, skip_rounds=2)
     assert third.stages == whole.stages[2:]
-    tail = [segment for _, index, segment in whole.segments if index == 2]
-    assert [segment for _, _, segment in third.segments] == tail
+    rounds = zip(whole.transcript.spans, whole.rounds, strict=True)
+    tail = [span.segment for span, index in rounds if index == 2]
+    assert [span.segment for span in third.transcript.spans] == tail
 
 
 def test_drills_end_with_the_letter(tokenizer: Tokenizer) -> None:
     scene = make_scene(1, footage=False)
     drill = make_drill(scene, 2, tokenizer=tokenizer, templates=TEMPLATES, question_seed=5)
     question = make_question(scene, 2, 5)
-    text = tokenizer.decode(drill.token_ids.tolist())
+    text = tokenizer.decode(drill.transcript.token_ids.tolist())
     assert text.endswith(f"<answer>{'ABCD'[question.answer]}")
     assert drill.weights.sum() == drill.weights[-1] == 5.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtts_rt.data.views import (
+from tiny.views import (
     NUM_CARDS,
     NUM_MARKS,
     TOKEN_PX,

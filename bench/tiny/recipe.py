@@ -6,12 +6,12 @@ from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 
+from tiny.tokenizer import build_tokenizer
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS
 from vtts_rt.models.config import LanguageConfig, ModelConfig
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
 from vtts_rt.models.qwen2_5_vl.chat import CHAT, END_OF_TEXT
-from vtts_rt.train.tokenizer import build_tokenizer
 
 # 12 pairs a round, every view 84 x 84 px (3 x 3 tokens): 7200 px a frame of a full round.
 RECIPE = PerceptionConfig(

@@ -8,8 +8,7 @@ the mark is once the mark can be seen, and what the mark shows once it can be re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,14 +16,15 @@ from numpy.typing import NDArray
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.needle import Card, Scene, make_question, pattern_text
-from vtts_rt.models.mrope import MropePositions
-from vtts_rt.models.tokenizer import Tokenizer, encode_prompt
+from vtts_rt.models.mrope import MropePositions, build_position_ids
+from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.dialect import TAGS, tagged
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import build_prompt, plan_round
-from vtts_rt.types import PixelBox, Prompt, Segment, TimeSpan, VideoMetadata
+from vtts_rt.rounds.transcript import Transcript
+from vtts_rt.types import Parity, PixelBox, Prompt, TimeSpan, VideoMetadata
 
 Stage = Literal["card", "mark", "read", "lost"]
 STAGES: tuple[Stage, ...] = ("card", "mark", "read", "lost")
@@ -50,20 +50,20 @@ class Verdict:
 
 @dataclass
 class Episode:
-    """One conversation; L tokens, V vision segments of 9 tokens each.
+    """One conversation, as the runtime's transcript of it would be; L tokens, V vision segments.
 
-    token_ids: (L,); positions: (3, L) M-RoPE; weights: (L,) loss weight of predicting each
-    token from those before it. segments: (index of the first token, round, segment) of each
-    frame pair. verdicts: the ideal viewer's, of each written round. answers: index of the
-    letter in each round; clues: index of the first token of each round's clue (-1: none).
+    transcript: of the tokens `generated`, which are the labels; nothing drew them, so log-probs are
+    NaN. weights: (L,) loss weight of predicting each token from those before it, 0 where it is not
+    generated. rounds: of each vision segment, counted among the written ones. verdicts: the ideal
+    viewer's, of each written round. answers: index of the letter in each round; clues: index of the
+    first token of each round's clue (-1: none).
     """
 
     scene: Scene
     card: int
-    token_ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
+    transcript: Transcript
     weights: NDArray[np.float32]
-    segments: list[tuple[int, int, Segment]]
+    rounds: list[int]
     verdicts: list[Verdict]
     answers: list[int]
     clues: list[int]
@@ -73,48 +73,55 @@ class Episode:
         return [verdict.stage for verdict in self.verdicts]
 
 
-@dataclass
 class _Writer:
-    """Collects tokens, positions and weights in order."""
+    """Prompts and answers of a conversation, in order."""
 
-    tokenizer: Tokenizer
-    positions: MropePositions
-    ids: list[int] = field(default_factory=list)
-    places: list[NDArray[np.int64]] = field(default_factory=lambda: [np.zeros((3, 0), np.int64)])
-    weights: list[float] = field(default_factory=list)
-    segments: list[tuple[int, int, Segment]] = field(default_factory=list)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._shown = EncodedPrompt([], (), np.zeros(0, np.uint8))
+        self._generated: list[bool] = []
+        self._weights: list[float] = []
+        self._rounds: list[int] = []
 
     def prompt(self, prompt: Prompt, round_index: int) -> None:
-        encoded = encode_prompt(self.tokenizer, prompt)
-        base, at = len(self.ids), 0
-        for span in encoded.spans:
-            self._text(encoded.token_ids[at : span.start], 0.0)
-            grid = self.positions.vision(span.segment.grid_thw, span.segment.seconds_per_grid)
-            self.places.append(grid.numpy())
-            at = span.start + span.length
-            self.ids += encoded.token_ids[span.start : at]
-            self.weights += [0.0] * span.length
-            self.segments.append((base + span.start, round_index, span.segment))
-        self._text(encoded.token_ids[at:], 0.0)
+        """A round's prompt. A later one begins with the end token of the answer before it."""
+        encoded = encode_prompt(self._tokenizer, prompt)
+        self._shown += encoded
+        num_ends = min(len(self._weights), 1)
+        self._add(num_ends, 1.0)
+        self._add(len(encoded) - num_ends, 0.0, generated=False)
+        self._rounds += [round_index] * len(encoded.spans)
 
     def said(self, text: str, weight: float = 1.0) -> int:
         """What the model says, with one loss weight; returns where it begins."""
-        begin = len(self.ids)
-        self._text(self.tokenizer.encode(text), weight)
+        begin, ids = len(self._shown), self._tokenizer.encode(text)
+        self._shown = self._shown.extended(ids)
+        self._add(len(ids), weight)
         return begin
 
-    def end_turn(self) -> None:
-        """The next prompt begins with the end of this turn: the model has to predict that."""
-        self.ids.pop()
-        self.weights.pop()
-        self.places[-1] = self.places[-1][:, :-1]
-        self.positions.next_position -= 1
+    def _add(self, num_tokens: int, weight: float, generated: bool = True) -> None:
+        self._generated += [generated] * num_tokens
+        self._weights += [weight] * num_tokens
 
-    def _text(self, ids: Sequence[int], weight: float) -> None:
-        if ids:
-            self.places.append(self.positions.text(len(ids)).numpy())
-            self.ids += ids
-            self.weights += [weight] * len(ids)
+    def episode(
+        self,
+        scene: Scene,
+        card: int,
+        parity: Parity,
+        verdicts: list[Verdict],
+        answers: list[int],
+        clues: list[int],
+    ) -> Episode:
+        transcript = Transcript(
+            np.array(self._shown.token_ids, np.int64),
+            np.array(self._generated, bool),
+            np.full(len(self._shown), np.nan),
+            self._shown.spans,
+            build_position_ids(self._shown, MropePositions(parity, 2.0)).numpy(),
+            0,
+        )
+        weights = np.array(self._weights, np.float32)
+        return Episode(scene, card, transcript, weights, self._rounds, verdicts, answers, clues)
 
 
 def scene_metadata(scene: Scene) -> VideoMetadata:
@@ -210,7 +217,7 @@ def make_episode(
     asked = scene.cards[card]
     question = make_question(scene, card, question_seed)
     metadata = scene_metadata(scene)
-    writer = _Writer(tokenizer, MropePositions(perception.parity, 2.0))
+    writer = _Writer(tokenizer)
     history: list[RoundHistory] = []
     verdicts: list[Verdict] = []
     answers: list[int] = []
@@ -244,12 +251,7 @@ def make_episode(
             plan=plan,
             history=written,
         )
-        if written:
-            writer.end_turn()
-        begin = len(writer.ids)
         writer.prompt(prompt, len(verdicts))
-        if written:
-            writer.weights[begin] = 1.0
         thought = {"card": "card", "mark": "mark", "lost": "none"}.get(
             verdict.stage, pattern_text(asked.pattern)
         )
@@ -259,20 +261,12 @@ def make_episode(
         writer.said(TAGS["answer"][1] + TAGS["glue"][0])
         verdicts.append(verdict)
         clues.append(writer.said(text, 0.0 if off else 1.0) if text else -1)
-        writer.said(TAGS["glue"][1] + tokenizer.chat.end_of_turn)
+        writer.said(TAGS["glue"][1])
         if not text:
             break
-    return Episode(
-        scene,
-        card,
-        np.array(writer.ids, np.int64),
-        np.concatenate(writer.places, axis=1),
-        np.array(writer.weights, np.float32),
-        writer.segments,
-        verdicts,
-        answers,
-        clues,
-    )
+    if verdicts:
+        writer.said(tokenizer.chat.end_of_turn)
+    return writer.episode(scene, card, perception.parity, verdicts, answers, clues)
 
 
 def make_drill(
@@ -285,7 +279,7 @@ def make_drill(
 ) -> Episode:
     """Text only: the pattern is in the thought, the letter of its option has to follow."""
     question = make_question(scene, card, question_seed)
-    writer = _Writer(tokenizer, MropePositions("transformers", 2.0))
+    writer = _Writer(tokenizer)
     prompt = build_prompt(
         "append",
         tokenizer.chat,
@@ -302,14 +296,4 @@ def make_drill(
     thought = tagged("think", f" {pattern_text(scene.cards[card].pattern)}")
     writer.said(thought + TAGS["answer"][0], 0.0)
     answers = [writer.said(chr(65 + question.answer), LETTER_WEIGHT)]
-    return Episode(
-        scene,
-        card,
-        np.array(writer.ids, np.int64),
-        np.concatenate(writer.places, axis=1),
-        np.array(writer.weights, np.float32),
-        [],
-        [Verdict("read")],
-        answers,
-        [-1],
-    )
+    return writer.episode(scene, card, "transformers", [Verdict("read")], answers, [-1])

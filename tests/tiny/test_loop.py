@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tiny.loop import LoopConfig, learning_rate, train
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-
-from vtts_rt.train.loop import LoopConfig, learning_rate, train
 
 
 class _Numbers(Dataset[Tensor]):

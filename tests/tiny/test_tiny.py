@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import recipe
+from tiny.episodes import scene_metadata
 
 from vtts_rt.data.needle import make_scene
 from vtts_rt.models.base import ForwardBatch
@@ -20,8 +22,6 @@ from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.perception.prompts import prompts_from_dict
 from vtts_rt.perception.strategy import build_prompt, plan_round
 from vtts_rt.runtime import Runtime
-from vtts_rt.train import tiny
-from vtts_rt.train.episodes import scene_metadata
 
 ASSETS = Path(str(files("vtts_rt") / "assets"))
 FOLDER = ASSETS / "tiny"
@@ -37,9 +37,9 @@ def test_it_is_small() -> None:
 
 def test_the_files_follow_the_recipe() -> None:
     extras = load_extras(FOLDER)
-    assert extras == {"perception": tiny.perception_fields(), "prompts": tiny.PROMPTS}
-    model, raw = load_model("tiny"), tiny.make_tokenizer()
-    config = tiny.model_config(raw)
+    assert extras == {"perception": recipe.perception_fields(), "prompts": recipe.PROMPTS}
+    model, raw = load_model("tiny"), recipe.make_tokenizer()
+    config = recipe.model_config(raw)
     assert model.config.vision == config.vision
     assert model.config.language == config.language
     assert model.config.eos_token_ids == config.eos_token_ids
@@ -54,11 +54,11 @@ def test_logits_equal_transformers() -> None:
     from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
     scene = make_scene(1, "held_out", footage=False)
-    plan = plan_round("append", tiny.PERCEPTION, [scene_metadata(scene)], [], 0)
+    plan = plan_round("append", recipe.PERCEPTION, [scene_metadata(scene)], [], 0)
     prompt = build_prompt(
         "append",
         CHAT,
-        prompts_from_dict(tiny.PROMPTS),
+        prompts_from_dict(recipe.PROMPTS),
         question="Which pattern is on the red card?",
         options=("red green / blue yellow", "green red / blue yellow"),
         context="",

@@ -4,13 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
-from vtts_rt.models.qwen2_5_vl.chat import CHAT
-from vtts_rt.models.registry import load_model
-from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.train import sft, tiny
-from vtts_rt.train.stages import (
+from tiny import recipe, sft
+from tiny.stages import (
     STAGES,
     Recipe,
     export,
@@ -18,6 +13,11 @@ from vtts_rt.train.stages import (
     run_sketch,
     run_vision,
 )
+from torch import Tensor
+
+from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.models.registry import load_model
+from vtts_rt.models.tokenizer import Tokenizer
 
 RUNS = {"vision": run_vision, "sketch": run_sketch, "language": run_language}
 
@@ -73,7 +73,7 @@ def test_export_writes_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(model.visual.patch_embed.weight, rounded, rtol=0, atol=0)
     tokenizer = Tokenizer.from_pretrained(tmp_path / "model", CHAT)
     assert len(tokenizer) == model.config.language.vocab_size
-    assert model.config.perception == tiny.perception_fields()
+    assert model.config.perception == recipe.perception_fields()
     assert model.config.perception["strategy"] == "append"
 
 

@@ -19,33 +19,44 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vtts_rt.data.views import ViewBatch
-from vtts_rt.models.base import VideoLM
-from vtts_rt.models.registry import from_config, save_hf
-from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.prompts import prompts_from_dict
-from vtts_rt.train import tiny
-from vtts_rt.train.datasets import (
+from tiny.datasets import (
     BankDataset,
     EpisodeFactory,
     PixelDataset,
     SketchDataset,
     ViewDataset,
 )
-from vtts_rt.train.features import encode_views, sketch_matrix
-from vtts_rt.train.language_stage import EpisodeBatch, Probes, language_loss
-from vtts_rt.train.loop import LoopConfig, train
-from vtts_rt.train.tokenizer import save_tokenizer
-from vtts_rt.train.vision_stage import SketchHeads, forward_views, sketch_loss
+from tiny.features import encode_views, sketch_matrix
+from tiny.language_stage import EpisodeBatch, Probes, language_loss
+from tiny.loop import LoopConfig, train
+from tiny.recipe import (
+    LANGUAGE_STEPS,
+    NUM_CLIPS,
+    PERCEPTION,
+    PREPROCESSOR,
+    PROMPTS,
+    SKETCH_STEPS,
+    VISION_STEPS,
+    make_tokenizer,
+    model_config,
+    perception_fields,
+)
+from tiny.tokenizer import save_tokenizer
+from tiny.views import ViewBatch
+from tiny.vision_stage import SketchHeads, forward_views, sketch_loss
+from vtts_rt.models.base import VideoLM
+from vtts_rt.models.registry import from_config, save_hf
+from vtts_rt.models.tokenizer import Tokenizer
+from vtts_rt.perception.prompts import prompts_from_dict
 
 logger = logging.getLogger(__name__)
 
 Stage = Literal["vision", "sketch", "language"]
 STAGES: tuple[Stage, ...] = ("vision", "sketch", "language")
 DEFAULT_STEPS: dict[Stage, int] = {
-    "vision": tiny.VISION_STEPS,
-    "sketch": tiny.SKETCH_STEPS,
-    "language": tiny.LANGUAGE_STEPS,
+    "vision": VISION_STEPS,
+    "sketch": SKETCH_STEPS,
+    "language": LANGUAGE_STEPS,
 }
 _LEARNING_RATES: dict[Stage, float] = {"vision": 1.5e-3, "sketch": 2.2e-3, "language": 2e-3}
 
@@ -57,7 +68,7 @@ class Recipe:
 
     folder: Path
     seed: int = 0
-    num_clips: int = tiny.NUM_CLIPS
+    num_clips: int = NUM_CLIPS
     workers: int = 1
     batch_views: int = 96
     batch_tokens: int = 7000
@@ -65,11 +76,11 @@ class Recipe:
 
 def initial_model(recipe: Recipe) -> tuple[VideoLM, Tokenizer]:
     """Random weights and the tokenizer; the tokenizer's files are written to the folder."""
-    raw = tiny.make_tokenizer()
+    raw = make_tokenizer()
     folder = recipe.folder / "tokenizer"
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(raw, folder)
-    model = from_config(tiny.model_config(raw), seed=recipe.seed)
+    model = from_config(model_config(raw), seed=recipe.seed)
     with torch.no_grad():
         # A head tied to embeddings that are as large as vision features (about 0.5) needs a
         # small final norm, or the first losses are a hundred times the entropy.
@@ -86,7 +97,7 @@ def initial_model(recipe: Recipe) -> tuple[VideoLM, Tokenizer]:
 
 def factory(tokenizer: Tokenizer) -> EpisodeFactory:
     """Episodes in the embedded model's settings and wording."""
-    return EpisodeFactory(tokenizer, tiny.PERCEPTION, prompts_from_dict(tiny.PROMPTS))
+    return EpisodeFactory(tokenizer, PERCEPTION, prompts_from_dict(PROMPTS))
 
 
 def _config(stage: Stage, recipe: Recipe, steps: int | None) -> LoopConfig:
@@ -210,9 +221,9 @@ def export(recipe: Recipe, out: Path) -> None:
 
 def write_checkpoint(model: VideoLM, out: Path) -> None:
     """The embedded model's folder, as transformers and `load_model` read it."""
-    extras = {"perception": tiny.perception_fields(), "prompts": tiny.PROMPTS}
+    extras = {"perception": perception_fields(), "prompts": PROMPTS}
     save_hf(model, out, "bfloat16", extras)
-    save_tokenizer(tiny.make_tokenizer(), out)
+    save_tokenizer(make_tokenizer(), out)
     (out / "preprocessor_config.json").write_text(
-        json.dumps(tiny.PREPROCESSOR, indent=2) + "\n", encoding="utf-8"
+        json.dumps(PREPROCESSOR, indent=2) + "\n", encoding="utf-8"
     )

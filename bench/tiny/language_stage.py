@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vtts_rt.data.views import (
+from tiny.episodes import Episode
+from tiny.views import (
     COLOUR_INDEX,
     GRID,
     MARK_INDEX,
@@ -30,7 +31,6 @@ from vtts_rt.data.views import (
 )
 from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.train.episodes import Episode
 
 MAX_SECONDS = 64  # whole seconds that the time probe tells apart
 _NOT_SCORED = -100
@@ -125,21 +125,22 @@ def collate(
     words: PromptWords,
 ) -> EpisodeBatch:
     """A batch of episodes. features: (pairs, 9, C) of each; labels: of its views."""
-    length = max(len(e.token_ids) for e in episodes)
+    length = max(len(e.weights) for e in episodes)
     num = len(episodes)
     ids = np.zeros((num, length), np.int64)
     positions = np.zeros((3, num, length), np.int64)
     weights = np.zeros((num, length), np.float32)
     lists: dict[str, list[object]] = {f.name: [] for f in fields(EpisodeBatch)}
     for row, episode in enumerate(episodes):
-        size = len(episode.token_ids)
-        ids[row, :size], weights[row, :size] = episode.token_ids, episode.weights
-        positions[:, row, :size] = episode.positions
+        shown, size = episode.transcript, len(episode.weights)
+        ids[row, :size], weights[row, :size] = shown.token_ids, episode.weights
+        positions[:, row, :size] = shown.position_ids
         base = row * length
         colour = COLOUR_INDEX[episode.scene.cards[episode.card].colour]
-        for start, _, segment in episode.segments:
-            lists["vision"] += range(base + start, base + start + TOKENS)
-            whole, tenth = f"{segment.pairs[0].time_seconds:.1f}".split(".")
+        for span in shown.spans:
+            start = base + span.start
+            lists["vision"] += range(start, start + TOKENS)
+            whole, tenth = f"{span.segment.pairs[0].time_seconds:.1f}".split(".")
             lists["seconds"] += [min(int(whole), MAX_SECONDS - 1)] * TOKENS
             lists["tenths"] += [int(tenth)] * TOKENS
             lists["asked"] += [colour] * TOKENS
@@ -149,7 +150,7 @@ def collate(
         lists["first"] += first
         lists["box"] += box
         found = words.find(
-            episode.token_ids.tolist(), episode.answers, episode.stages, bool(episode.segments)
+            shown.token_ids.tolist(), episode.answers, episode.stages, bool(shown.spans)
         )
         lists["card_word"].append(base + found[0])
         lists["option_ends"] += [base + at for at in found[1]]
@@ -182,12 +183,12 @@ def _targets(
     episode: Episode, labels: ViewBatch, colour: int
 ) -> tuple[list[int], list[int], list[list[int]]]:
     """(target, first, box) of every vision token (see EpisodeBatch)."""
-    num = len(episode.segments)
+    num = len(episode.rounds)
     target = np.zeros((num, TOKENS), np.int64)
     first = np.full((num, TOKENS), _NOT_SCORED, np.int64)
     box = np.full((num, TOKENS, 2), _NOT_SCORED, np.int64)
     seen_rounds = set()
-    for pair, (_, index, _) in enumerate(episode.segments):
+    for pair, index in enumerate(episode.rounds):
         verdict = episode.verdicts[index]
         if not verdict.seen:
             continue
