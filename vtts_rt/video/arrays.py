@@ -110,7 +110,7 @@ class ArraySource(FrameSource):
         else:
             times, rate, duration = _times(num_frames, source_fps, timestamps_seconds)
         self._frames = array[None] if is_image else array
-        check = (opening or Opening()).check_time
+        check = (lambda: None) if opening is None else opening.check_time
         self.metadata = VideoMetadata(
             video_id=content_id or array_id(array, check),
             num_frames=num_frames,
