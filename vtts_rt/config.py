@@ -111,13 +111,19 @@ def index_cache_folder() -> Path | None:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not is_flag(value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not is_flag(value)
 
 
+# Switches that need another setting to be one of some -> that setting, and which.
+_SCOPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "sticky_clues": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.literal_clues)),
+    "stop_when_stable": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.may_stop_early)),
+    "constrain_clues": ("dialect", ("r1.5",)),  # the grammar knows lists of numbers
+}
 # Setting -> whether a value is allowed, and the rule in words.
 _PERCEPTION_RULES: dict[str, Rule] = {
     "strategy": (tuple(STRATEGIES).__contains__, f"one of {', '.join(STRATEGIES)}"),
@@ -136,18 +142,8 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
     "parity": (PARITIES.__contains__, f"one of {', '.join(PARITIES)}"),
     "video_wrapper": (VIDEO_WRAPPERS.__contains__, f"one of {', '.join(VIDEO_WRAPPERS)}"),
-    "text_first": (is_flag, "True or False"),
-    "time_labels": (is_flag, "True or False"),
-    "sticky_clues": (is_flag, "True or False"),
-    "stop_when_stable": (is_flag, "True or False"),
-    "constrain_clues": (is_flag, "True or False"),
+    **dict.fromkeys(("text_first", "time_labels", *_SCOPES), (is_flag, "True or False")),
     "prompts": (lambda v: isinstance(v, str | Path), "the path of a file"),
-}
-# Switches that need another setting to be one of some -> that setting, and which.
-_SCOPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "sticky_clues": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.literal_clues)),
-    "stop_when_stable": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.may_stop_early)),
-    "constrain_clues": ("dialect", ("r1.5",)),  # the grammar knows lists of numbers
 }
 
 
