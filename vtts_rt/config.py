@@ -102,11 +102,8 @@ def backend_override(op: str) -> str | None:
 def index_cache_folder() -> Path | None:
     """Where video indices are cached on disk: `VTTS_RT_CACHE_DIR`, None where that is "off"; by
     default `$XDG_CACHE_HOME/vtts_rt` or `~/.cache/vtts_rt`."""
-    folder = os.environ.get("VTTS_RT_CACHE_DIR")
-    if folder == "off":
-        return None
-    if folder:
-        return Path(folder)
+    if folder := os.environ.get("VTTS_RT_CACHE_DIR"):
+        return None if folder == "off" else Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "vtts_rt")
 
 
