@@ -126,3 +126,21 @@ def test_a_job_that_fails_before_it_reserves_blocks_no_other() -> None:
         next(ahead)
     assert [result for _, result in ahead] == [1, 2]
     ahead.close()
+
+
+def test_the_end_of_the_main_thread_is_no_end_of_the_jobs() -> None:
+    sized = threading.Event()
+
+    def work(job: int, ticket: Ticket) -> int:
+        ticket.reserve(10)
+        sized.set()
+        return job
+
+    ahead = Ahead(iter(range(9)), work, num_threads=1, max_jobs=3, max_bytes=10)
+    assert sized.wait(timeout=30)
+    ahead._stop()  # job 1 waits for room, job 2 for the thread
+    assert next(ahead) == (0, 0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="ended"):
+            next(ahead)
+    assert ahead.close() == [] and next(ahead, None) is None

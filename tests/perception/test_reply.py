@@ -133,6 +133,12 @@ def test_frames_by_index_and_number() -> None:
     found = plan_reply(listed, CONFIG, [VIDEO], [look], 1)
     assert shown(found) == [30, 0, 285]  # of 20 frames, two a second
     assert found.regions == (Region(TimeSpan(0.0, 9.5), FULL_BOX, 0),)
+    videos = [IMAGE, VIDEO]  # the image, shown once, is the first
+    first = plan_round("append", CONFIG, videos, [], 0)
+    look = RoundHistory(first, asked(RawRegion(ordinals=(3,))))
+    found = plan_reply(listed, CONFIG, videos, [look], 1)
+    assert [s.pairs[0].video for s in found.segments] == [1]
+    assert shown(found) == [first.segments[1].pairs[0].frame_b]
 
 
 def test_new_frames_only() -> None:

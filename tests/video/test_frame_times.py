@@ -151,12 +151,14 @@ REORDERED = np.array([0, *(k + n for k in range(1, 58, 3) for n in (2, 0, 1))]) 
 
 
 @pytest.mark.parametrize("value", [10**9, 10**17, -(10**9)])
-@pytest.mark.parametrize("where", range(1, 57, 5))
+@pytest.mark.parametrize("where", [0, *range(1, 57, 5), 57])
 def test_a_spike_among_reordered_frames(where: int, value: int) -> None:
     dts = np.arange(len(REORDERED)) * 100
     times = REORDERED.copy()
-    times[where] = value
-    np.testing.assert_array_equal(mended_times(times, dts), REORDERED)
+    if 0 < where < 57:
+        times[where] = value
+        np.testing.assert_array_equal(mended_times(times, dts), REORDERED)
+        times = REORDERED
     clock = dts.copy()
     clock[where] = value
     np.testing.assert_array_equal(mended_times(times, clock), REORDERED)

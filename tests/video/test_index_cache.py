@@ -164,6 +164,11 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         with sqlite3.connect(file) as db:
             db.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB, used INTEGER)")
         db.close()
+    elif how == "foreign beside":
+        assert IndexCache(folder).get("nothing") is None
+        with sqlite3.connect(file) as db:
+            db.execute("CREATE TABLE theirs (key TEXT)")
+        db.close()
     elif how == "locked":
         monkeypatch.setattr(index_cache, "LOCK_SECONDS", 0.05)
         assert IndexCache(folder).get("nothing") is None
@@ -197,6 +202,7 @@ def break_cache(how: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "garbage",
         "text",
         "foreign",
+        "foreign beside",
         "locked",
         "disk full",
         "no sqlite",
@@ -214,7 +220,7 @@ def test_a_cache_that_cannot_be_used_is_logged_once(
     want = opened(path)
     monkeypatch.setenv("VTTS_RT_CACHE_DIR", str(folder))
     held = break_cache(how, folder, monkeypatch)
-    before = (folder / FILE_NAME).read_bytes() if how in ("garbage", "foreign") else None
+    before = (folder / FILE_NAME).read_bytes() if how[:7] in ("garbage", "foreign") else None
     with caplog.at_level(logging.WARNING):
         assert [opened(path), opened(path)] == [want, want]
     messages = [r.getMessage() for r in caplog.records if "index cache" in r.getMessage()]
@@ -239,6 +245,9 @@ def test_the_oldest_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(cache.get(name) == values[name] for name in left)
     cache.put({"large": bytes(limit)})
     assert cache.get("large") is None and cache.get("299") == values["299"]
+    tiny = IndexCache(folder, 400)  # less than the pages of an empty table
+    tiny.put({"small": b"x"})
+    assert tiny.get("small") is None
 
 
 # -- the content's hash ---------------------------------------------------------------------------

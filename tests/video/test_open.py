@@ -212,6 +212,7 @@ def bad_file(kind: str, folder: Path, clip: bytes) -> Path:
         "truncated": clip[: len(clip) // 2],
         "no frames": clip[:32],
         "head only": head,
+        "webp's head": b"RIFF\0\0\0\0WEBPVP8X",
     }
     if kind in content:
         path.write_bytes(content[kind])
@@ -241,6 +242,7 @@ def bad_file(kind: str, folder: Path, clip: bytes) -> Path:
         "truncated",
         "no frames",
         "head only",
+        "webp's head",
         "playlist",
         "script",
         "text named .txt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 from vtts_rt import process
@@ -38,7 +38,7 @@ class Ahead(Generic[Job, Result]):
     """The results of `work` for every job, in the order of the jobs; one consumer.
 
     work: called with a job and its Ticket on one of `num_threads` threads. Its exception is raised
-    to the consumer when it is that job's turn.
+    to the consumer when it is that job's turn; RuntimeError once the main thread has ended.
     max_jobs: most jobs running or waiting for the consumer. max_bytes: most bytes reserved by them;
     a job that alone needs more waits until no other holds any. Room is given in the order of the
     jobs, so the one that the consumer waits for is never behind a later one; a job that has ended
@@ -63,7 +63,7 @@ class Ahead(Generic[Job, Result]):
         self._stopped = False
         self._unsized: set[int] = set()  # jobs that may still reserve
         self._held: dict[int, int] = {}  # job -> bytes
-        process.before_exit(self, Ahead.close)
+        process.before_exit(self, Ahead._stop)
         for _ in range(max_jobs):
             self._submit()
 
@@ -73,8 +73,14 @@ class Ahead(Generic[Job, Result]):
     def __next__(self) -> tuple[Job, Result]:
         if not self._queue:
             raise StopIteration
-        wait([self._queue[0][2]])
-        number, job, future = self._queue.popleft()
+        number, job, future = self._queue[0]
+        try:
+            stopped = isinstance(future.exception(), Stopped)
+        except CancelledError:
+            stopped = True
+        if stopped:
+            raise RuntimeError("nothing is read ahead any more: closed, or the main thread ended")
+        self._queue.popleft()
         with self._changed:
             self._held.pop(number, None)
             self._changed.notify_all()
@@ -83,20 +89,28 @@ class Ahead(Generic[Job, Result]):
 
     def close(self) -> list[Result]:
         """Ends the threads, at once or after the step they are in; the results not taken."""
-        with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-        self._pool.shutdown(cancel_futures=True)
+        self._stop()
         done = [future for *_, future in self._queue if not future.cancelled()]
         self._queue.clear()
         self._held.clear()
         return [future.result() for future in done if future.exception() is None]
 
+    def _stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._pool.shutdown(cancel_futures=True)
+
     def _submit(self) -> None:
         for number, job in self._jobs:
+            future: Future[Result] = Future()
             with self._changed:
-                self._unsized.add(number)
-            self._queue.append((number, job, self._pool.submit(self._run, number, job)))
+                if self._stopped:
+                    future.cancel()
+                else:
+                    self._unsized.add(number)
+                    future = self._pool.submit(self._run, number, job)
+            self._queue.append((number, job, future))
             return
 
     def _run(self, number: int, job: Job) -> Result:

@@ -167,8 +167,10 @@ def _resolved(
         count = min(reply.max_frames, last - first + 1)
         frames = np.linspace(first, last, max(count, 0)).round().astype(int).tolist()
     elif raw.ordinals:
-        pairs = [pair for segment in history[0].plan.segments for pair in segment.pairs]
-        listed = [(pair.video, f) for pair in pairs for f in (pair.frame_a, pair.frame_b)]
+        listed: list[tuple[int, int]] = []
+        for segment in history[0].plan.segments:
+            shown = segment.frame_indices[: 1 if segment.is_image else None]
+            listed += [(segment.pairs[0].video, frame) for frame in shown]
         named = [listed[i - 1] for i in raw.ordinals if 1 <= i <= len(listed)]
         frames = [frame for owner, frame in named if owner == video]
     elif raw.frame_number_at_seconds is not None:

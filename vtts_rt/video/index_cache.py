@@ -139,7 +139,8 @@ class IndexCache:
             if (pages - free) * page_bytes <= self._max_bytes:
                 return
             num = db.execute("SELECT count(*) FROM entries").fetchone()[0] // 10
-            db.execute(f"DELETE FROM entries WHERE rowid IN ({oldest})", (num,))
+            if not db.execute(f"DELETE FROM entries WHERE rowid IN ({oldest})", (num,)).rowcount:
+                return
 
     def _run(self, task: Callable[[Any], T]) -> T | None:
         """`task` with a connection of its own; None once anything has failed."""
@@ -176,6 +177,9 @@ def _connect(path: Path) -> Any:
     db = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
     try:
         db.execute("PRAGMA synchronous = OFF")
+        tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        if tables not in ([], [("entries",)]):
+            raise ValueError("it is another program's database")
         db.execute(TABLE)
     except BaseException:
         db.close()

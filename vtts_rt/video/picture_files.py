@@ -102,7 +102,7 @@ def webp_header(data: Window, opening: Opening, name: str) -> tuple[int, int, li
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1, []
     width, height = (data.number(start + 4 + 3 * i, 3, "little") + 1 for i in (0, 1))
     durations: list[float] = []
-    if data.at(start, 1)[0] & 2:
+    if data.number(start, 1) & 2:
         end = min(8 + data.number(4, 4, "little"), data.num_bytes)
         place = start - 8
         while place < end and len(durations) <= opening.limits.max_frames:

@@ -293,7 +293,7 @@ class PyavSource(FrameSource):
         if target in self._stand_ins:
             return self._stand_ins[target]
         nearest = self._stand_ins.get(target - 1)  # of a frame that is lost too
-        if nearest is None or nearest >= target:
+        if nearest is None:
             before, after = range(target - 1, -1, -1), range(target + 1, self.index.num_frames)
             can_be = (i for i in chain(before, after) if self._place_of(i) is not None)
             nearest = next(can_be, None)

@@ -112,18 +112,15 @@ def _without_stray(dts: np.ndarray) -> np.ndarray:
     for k in backs.tolist():
         if dts[k + 1] >= dts[k]:
             continue  # mended with the one before
-        for count in range(1, ASTRAY_PACKETS + 1):
-            found = next(
-                (
-                    (a, b)
-                    # Those before the step were ahead, or those behind it late.
-                    for a, b in ((k - count, k + 1), (k, k + 1 + count))
-                    if a >= 0 and b < len(dts) and dts[b] - dts[a] >= (count + 1) * usual / 2
-                ),
-                None,
-            )
-            if found is not None:
-                a, b = found
+        # Those before the step were ahead, or those behind it late.
+        counts = range(1, ASTRAY_PACKETS + 1)
+        for a, b in [ends for n in counts for ends in ((k - n, k + 1), (k, k + 1 + n))]:
+            if a >= 0 and b < len(dts) and dts[b] - dts[a] >= (b - a) * usual / 2:
                 dts[a : b + 1] = np.linspace(dts[a], dts[b], b - a + 1).astype(np.int64)
                 break
+        else:  # at the ends of the stream there is no other side
+            if k < ASTRAY_PACKETS:
+                dts[: k + 1] = dts[k + 1] - usual * np.arange(k + 1, 0, -1)
+            elif len(dts) - 1 - k <= ASTRAY_PACKETS:
+                dts[k + 1 :] = dts[k] + usual * np.arange(1, len(dts) - k)
     return dts
