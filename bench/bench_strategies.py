@@ -85,23 +85,15 @@ def _contexts(
     geometry: Geometry,
 ) -> Iterator[_Context]:
     """One context a round; the answer of every round is its clue."""
-    config = PerceptionConfig(max_rounds=len(clues) + 1).resolve(geometry)
+    config = PerceptionConfig(strategy=strategy, max_rounds=len(clues) + 1).resolve(geometry)
     history: list[RoundHistory] = []
     conversation: EncodedPrompt | None = None
     contents: dict[tuple[Any, ...], int] = {}
     for index in range(config.max_rounds):
         plan = plan_round(strategy, config, [metadata], history, index)
+        words = PromptTemplates()
         prompt = build_prompt(
-            strategy,
-            tokenizer.chat,
-            PromptTemplates(),
-            question=QUESTION,
-            options=OPTIONS,
-            context="",
-            round_index=index,
-            max_rounds=config.max_rounds,
-            plan=plan,
-            history=history,
+            config, tokenizer.chat, words, plan, history, question=QUESTION, options=OPTIONS
         )
         encoded = encode_prompt(tokenizer, prompt)
         if conversation is not None:

@@ -245,16 +245,7 @@ def _script(
     for index in range(perception.max_rounds):
         plan = plan_round(perception.strategy, perception, [metadata], history, index)
         prompt = build_prompt(
-            perception.strategy,
-            CHAT,
-            templates,
-            question=question,
-            options=options,
-            context="",
-            round_index=index,
-            max_rounds=perception.max_rounds,
-            plan=plan,
-            history=history,
+            perception, CHAT, templates, plan, history, question=question, options=options
         )
         plans.append(plan)
         texts.append(CHAT.text(prompt))

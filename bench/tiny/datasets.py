@@ -59,6 +59,7 @@ class EpisodeFactory:
                 scene,
                 card,
                 tokenizer=self.tokenizer,
+                perception=self.perception,
                 templates=self.templates,
                 question_seed=question_seed,
             )

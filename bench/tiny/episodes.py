@@ -8,7 +8,7 @@ the mark is once the mark can be seen, and what the mark shows once it can be re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -241,16 +241,13 @@ def make_episode(
                 break
             continue
         prompt = build_prompt(
-            "append",
+            replace(perception, max_rounds=num_rounds),
             tokenizer.chat,
             templates,
+            plan,
+            written,
             question=question.text,
             options=question.options,
-            context="",
-            round_index=index,
-            max_rounds=num_rounds,
-            plan=plan,
-            history=written,
         )
         writer.prompt(prompt, len(verdicts))
         thought = {"card": "card", "mark": "mark", "lost": "none"}.get(
@@ -275,6 +272,7 @@ def make_drill(
     card: int,
     *,
     tokenizer: Tokenizer,
+    perception: ResolvedPerception,
     templates: PromptTemplates,
     question_seed: int,
 ) -> Episode:
@@ -282,16 +280,13 @@ def make_drill(
     question = make_question(scene, card, question_seed)
     writer = _Writer(tokenizer)
     prompt = build_prompt(
-        "append",
+        replace(perception, max_rounds=1),
         tokenizer.chat,
         templates,
+        FramePlan(0, (), (), (), 1.0, ()),
+        (),
         question=question.text,
         options=question.options,
-        context="",
-        round_index=0,
-        max_rounds=1,
-        plan=FramePlan(0, (), (), (), 1.0, ()),
-        history=(),
     )
     writer.prompt(prompt, 0)
     thought = tagged("think", f" {pattern_text(scene.cards[card].pattern)}")

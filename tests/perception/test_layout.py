@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,12 @@ def prompts(  # type: ignore[no-untyped-def]
 ):
     history: list[RoundHistory] = []
     built: list[Built] = []
+    settings = {n: extra.pop(n) for n in ("text_first", "video_wrapper") if n in extra}
     arguments = {"question": "why", "options": ["x", "y"], "context": "", **extra}
+    config = replace(config or resolved(), strategy=strategy, max_rounds=len(glues) + 1, **settings)
     for index in range(len(glues) + 1):
-        plan = plan_round(strategy, config or resolved(), list(videos), history, index)
-        built.append(
-            Built(build_prompt(strategy, chat, templates, round_index=index, plan=plan,
-                               max_rounds=len(glues) + 1, history=history, **arguments))
-        )  # fmt: skip
+        plan = plan_round(strategy, config, list(videos), history, index)
+        built.append(Built(build_prompt(config, chat, templates, plan, history, **arguments)))
         if index < len(glues):
             history.append(RoundHistory(plan, parse_clue(f"<glue>{glues[index]}</glue>")))
     return built

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from vtts_rt.perception.metrics import accuracy, regions_box_iou, regions_span_iou
+from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
 from vtts_rt.types import Box, Region, TimeSpan
 
 LEFT = Region(TimeSpan(0, 2), Box(0, 0, 0.25, 1))
@@ -19,9 +17,3 @@ def test_ious() -> None:
     assert regions_span_iou([], [TimeSpan(0, 4)]) == 0.0
     assert regions_box_iou([], Box(0, 0, 1, 1)) == 0.0
     assert regions_span_iou([], []) == 1.0
-
-
-def test_accuracy() -> None:
-    assert accuracy([1, None, 2], [1, 0, 0]) == pytest.approx(1 / 3)
-    with pytest.raises(ValueError, match="as many as correct"):
-        accuracy([1], [])

@@ -320,6 +320,10 @@ def test_texts_around_the_frames() -> None:
         TimeLabel("frame 150:"),
         "END",
     ]
+    searched = DIALECTS["timesearch-r"].reply
+    assert searched is not None
+    heading = "<tool_response>\nHere are selected frames. They are located at 4.0s, 5.0s.\n"
+    assert said(searched, found, is_last=True) == [heading, first, second, "\n</tool_response>END"]
 
 
 def test_frames_of_several_videos_stand_under_headings() -> None:

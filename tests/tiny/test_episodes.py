@@ -49,18 +49,8 @@ def test_episodes_are_what_the_rounds_would_show(tokenizer: Tokenizer) -> None:
         ids = shown.token_ids.tolist()
         for index in range(len(episode.verdicts)):
             plan = plan_round("append", recipe.PERCEPTION, [video], history, index)
-            prompt = build_prompt(
-                "append",
-                CHAT,
-                TEMPLATES,
-                question=question.text,
-                options=question.options,
-                context="",
-                round_index=index,
-                max_rounds=3,
-                plan=plan,
-                history=history,
-            )
+            words = {"question": question.text, "options": question.options}
+            prompt = build_prompt(recipe.PERCEPTION, CHAT, TEMPLATES, plan, history, **words)
             part = encode_prompt(tokenizer, prompt)
             whole = part if whole is None else whole + part
             assert ids[: len(whole)] == whole.token_ids
@@ -113,7 +103,10 @@ def test_rounds_can_stand_alone(tokenizer: Tokenizer) -> None:
 
 def test_drills_end_with_the_letter(tokenizer: Tokenizer) -> None:
     scene = make_scene(1, footage=False)
-    drill = make_drill(scene, 2, tokenizer=tokenizer, templates=TEMPLATES, question_seed=5)
+    drill = make_drill(
+        scene, 2, tokenizer=tokenizer, perception=recipe.PERCEPTION, templates=TEMPLATES,
+        question_seed=5,
+    )  # fmt: skip
     question = make_question(scene, 2, 5)
     text = tokenizer.decode(drill.transcript.token_ids.tolist())
     assert text.endswith(f"<answer>{'ABCD'[question.answer]}")

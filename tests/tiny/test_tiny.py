@@ -56,16 +56,13 @@ def test_logits_equal_transformers() -> None:
     scene = make_scene(1, "held_out", footage=False)
     plan = plan_round("append", recipe.PERCEPTION, [scene_metadata(scene)], [], 0)
     prompt = build_prompt(
-        "append",
+        recipe.PERCEPTION,
         CHAT,
         prompts_from_dict(recipe.PROMPTS),
+        plan,
+        (),
         question="Which pattern is on the red card?",
         options=("red green / blue yellow", "green red / blue yellow"),
-        context="",
-        round_index=0,
-        max_rounds=3,
-        plan=plan,
-        history=(),
     )
     encoded = encode_prompt(Tokenizer.from_pretrained(FOLDER, CHAT), prompt)
     backend = AutoTokenizer.from_pretrained(str(FOLDER))

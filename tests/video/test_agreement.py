@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from video.zoo import MEAN_DIFFERENCE
 
 from vtts_rt import Runtime
 from vtts_rt.data.needle import write_needle
 from vtts_rt.perception.clue import option_letter
 from vtts_rt.types import SamplingParams
 from vtts_rt.video import open_video
-from vtts_rt.video.dali import MEAN_DIFFERENCE
 from vtts_rt.video.decoders import dali_refusal
 
 CLIPS = 2

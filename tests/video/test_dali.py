@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 from clip_writer import write_video
-from video.zoo import at_once
+from video.zoo import MAX_DIFFERENCE, MEAN_DIFFERENCE, at_once
 
 from vtts_rt import Runtime, SamplingParams
 from vtts_rt.data.backgrounds import ProceduralBackground
 from vtts_rt.types import PixelBox
 from vtts_rt.video import FrameStore, dali_pipeline, open_video
-from vtts_rt.video.dali import MAX_DIFFERENCE, MEAN_DIFFERENCE, DaliSource
+from vtts_rt.video.dali import DaliSource
 from vtts_rt.video.decoders import dali_refusal
 from vtts_rt.video.packets import PacketReader
 

@@ -143,17 +143,9 @@ class PublishedLoop:
             with opened as reader:
                 metadata = file_metadata(reader, "the video")
                 plan = plan_round("official", perception, [metadata], history, index)
+                words = templates or PromptTemplates()
                 prompt = build_prompt(
-                    "official",
-                    CHAT,
-                    templates or PromptTemplates(),
-                    question=question,
-                    options=options,
-                    context="",
-                    round_index=index,
-                    max_rounds=perception.max_rounds,
-                    plan=plan,
-                    history=history,
+                    perception, CHAT, words, plan, history, question=question, options=options
                 )
                 (segment,) = plan.segments
                 indices = list(plan.frame_indices)

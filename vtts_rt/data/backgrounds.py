@@ -10,7 +10,7 @@ import importlib.util
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,14 +28,6 @@ FOOTAGE = {
     "held_out": ("bigbuckbunny.mp4",),
 }
 FOOTAGE_SIDE = 528  # px of the short side a footage frame is stored at
-
-
-class Background(Protocol):
-    """Something that moves behind the cards."""
-
-    def region(self, time_seconds: float, box: PixelBox) -> Image:
-        """Pixels of `box` at a moment: (box height, box width, 3) uint8, a fresh array."""
-        ...
 
 
 def resize(image: Image, height: int, width: int) -> Image:
@@ -145,6 +137,11 @@ class FootageBackground:
         view = frame[top + box.y0 : top + box.y1, left + box.x0 : left + box.x1]
         fresh: Image = view.copy() if self._palette is None else view[..., self._palette].copy()
         return fresh
+
+
+# What moves behind the cards; `region`: pixels of a box (px) at a moment in seconds, a fresh array
+# (box height, box width, 3) uint8.
+Background: TypeAlias = ProceduralBackground | FootageBackground
 
 
 def footage_available() -> bool:

@@ -62,6 +62,7 @@ class Reply:
     """How a look is given back.
 
     role: who gives it; "tool" is written as a user's turn, between the tags of a tool's response.
+    heading: text before all frames, with {seconds} of each.
     frame_label: text before each frame, with {number} of the frame in the reply from 0, {index} of
     the source frame, {seconds}. as_images: each frame is an image, else two are a pair of a video.
     sample_fps, max_frames: density where a request says none (0: always max_frames), and most
@@ -70,6 +71,7 @@ class Reply:
     """
 
     role: Literal["user", "tool"] = "user"
+    heading: str = ""
     frame_label: str = ""
     as_images: bool = True
     sample_fps: float = 1.0
@@ -194,7 +196,7 @@ _ALL = (
         calls=(
             Call("seek_video_frames", {**_SECONDS, "query": "query", "num_frames": "num_frames"}),
         ),
-        reply=Reply("tool"),
+        reply=Reply("tool", heading="Here are selected frames. They are located at {seconds}.\n"),
         examples=(
             '{"name": "seek_video_frames", "arguments": {"query": "a red card", "start_time": 3.0, '
             '"end_time": 5.5, "num_frames": 4}}',

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vtts_rt.perception.region import box_iou, hull, span_iou
-from vtts_rt.types import Box, Region, TimeSpan, require
+from vtts_rt.types import Box, Region, TimeSpan
 
 
 def regions_span_iou(regions: Sequence[Region], spans: Sequence[TimeSpan], video: int = 0) -> float:
@@ -20,11 +20,3 @@ def regions_box_iou(regions: Sequence[Region], box: Box, video: int = 0) -> floa
     """
     boxes = [r.box for r in regions if r.video == video]
     return box_iou(hull(boxes), box) if boxes else 0.0
-
-
-def accuracy(chosen: Sequence[int | None], correct: Sequence[int]) -> float:
-    """Part of the questions whose chosen option is the correct one; None is wrong."""
-    require(
-        "accuracy", "chosen", len(chosen), len(chosen) == len(correct) > 0, "as many as correct"
-    )
-    return sum(a == b for a, b in zip(chosen, correct, strict=True)) / len(correct)

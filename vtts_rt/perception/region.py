@@ -139,18 +139,9 @@ def box_area(box: Box) -> float:
     return max(0.0, box.x1 - box.x0) * max(0.0, box.y1 - box.y0)
 
 
-def intersect_boxes(a: Box, b: Box) -> Box | None:
-    """The common part, or None where it has no area."""
-    common = Box(max(a.x0, b.x0), max(a.y0, b.y0), min(a.x1, b.x1), min(a.y1, b.y1))
-    return common if common.x0 < common.x1 and common.y0 < common.y1 else None
-
-
 def box_iou(a: Box, b: Box) -> float:
     """Intersection over union, in [0, 1]; 0 where neither box has an area."""
-    common = intersect_boxes(a, b)
-    if common is None:
-        return 0.0
-    both = box_area(common)
+    both = box_area(Box(max(a.x0, b.x0), max(a.y0, b.y0), min(a.x1, b.x1), min(a.y1, b.y1)))
     union = box_area(a) + box_area(b) - both
     return both / union if union > 0.0 else 0.0
 

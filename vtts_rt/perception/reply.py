@@ -103,6 +103,8 @@ def reply_turn(reply: Reply, turn: Turn) -> list[PromptPart]:
         return reply.frame_label.format(**named)
 
     cue = turn.templates.cue_final if turn.is_last else turn.templates.cue_look
+    times = (f"{segment.pairs[0].time_seconds:.1f}s" for segment in turn.plan.segments)
+    before += reply.heading.format(seconds=", ".join(times))
     return [before, *with_labels(turn, label), after + cue]
 
 

@@ -29,7 +29,6 @@ from vtts_rt.types import (
     Region,
     StrategyName,
     VideoMetadata,
-    VideoWrapper,
     require,
 )
 
@@ -109,31 +108,25 @@ def clue_regions(
 
 
 def build_prompt(
-    name: str,
+    config: ResolvedPerception,
     chat: ChatFormat,
     templates: PromptTemplates,
-    *,
-    question: str,
-    options: Sequence[str],
-    context: str,
-    round_index: int,
-    max_rounds: int,
     plan: FramePlan,
     history: Sequence[RoundHistory],
-    text_first: bool = True,
-    dialect: str = "r1.5",
-    video_wrapper: VideoWrapper = "outer",
+    *,
+    question: str,
+    options: Sequence[str] = (),
+    context: str = "",
 ) -> Prompt:
     """The prompt of one round, in the chat format and the wording of a model.
 
-    question: not blank. options: may be empty, at most 26, none blank. context: subtitles or
-    other long text, may be empty. round_index: from 0; the last of max_rounds asks for the
-    answer only. plan: of this round. history: the finished rounds; where there are some and the
-    strategy continues, the result is the part that the round adds after the model's last token,
-    beginning with the end of its turn. text_first, video_wrapper: see PerceptionConfig. ValueError
-    for a bad argument.
+    plan: of this round; the last of config.max_rounds asks for the answer only. history: the
+    finished rounds; where there are some and the strategy continues, the result is the part that
+    the round adds after the model's last token, beginning with the end of its turn. question: not
+    blank. options: at most 26, none blank. context: subtitles or other long text. ValueError for a
+    bad argument.
     """
-    strategy = find_strategy(name)
+    strategy = find_strategy(config.strategy)
     check("ask", PROMPT_RULES, {"question": question, "options": options, "context": context})
     goes_on = strategy.continues and bool(history)
     turn = Turn(
@@ -143,11 +136,11 @@ def build_prompt(
         plan,
         is_later=bool(history),
         goes_on=goes_on,
-        is_last=round_index >= max_rounds - 1,
-        text_first=text_first,
-        video_wrapper=video_wrapper,
+        is_last=plan.round_index >= config.max_rounds - 1,
+        text_first=config.text_first,
+        video_wrapper=config.video_wrapper,
     )
-    reply = DIALECTS[dialect].reply if goes_on else None
+    reply = DIALECTS[config.dialect].reply if goes_on else None
     parts = strategy.lay_out(turn) if reply is None else reply_turn(reply, turn)
     messages = [Message("user", tuple(parts))]
     if templates.system and not goes_on:

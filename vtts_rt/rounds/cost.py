@@ -48,18 +48,14 @@ def plan_cost(resources: Resources, ask: Ask, max_tokens: int | None) -> Cost:
     first = plan_round(config.strategy, config, videos, [], 0)
     chat = engine.model.chat
     prompt = build_prompt(
-        config.strategy,
+        config,
         chat,
         resources.prompts(config),
+        first,
+        [],
         question=ask.question,
         options=ask.options,
         context=ask.context,
-        round_index=0,
-        max_rounds=config.max_rounds,
-        plan=first,
-        history=[],
-        text_first=config.text_first,
-        video_wrapper=config.video_wrapper,
     )
     vision = sum(segment.num_tokens for segment in first.segments)
     text = engine.tokenizer.count(chat.text(prompt)) - len(prompt.segments)  # one pad each

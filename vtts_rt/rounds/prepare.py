@@ -260,19 +260,14 @@ def prepared_round(
     config = request.perception
     plan = plan_round(config.strategy, config, request.videos, request.history, index)
     prompt = build_prompt(
-        config.strategy,
+        config,
         engine.model.chat,
         request.templates,
+        plan,
+        request.history,
         question=request.ask.question,
         options=request.ask.options,
         context=request.ask.context,
-        round_index=index,
-        max_rounds=config.max_rounds,
-        plan=plan,
-        history=request.history,
-        text_first=config.text_first,
-        dialect=config.dialect,
-        video_wrapper=config.video_wrapper,
     )
     before = conversation if find_strategy(config.strategy).continues else None
     room = engine.token_budget - _fewest(request.sampling)

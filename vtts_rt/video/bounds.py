@@ -115,11 +115,9 @@ def _element(data: Window, place: int) -> tuple[int, int, int]:
     unknown size ends with the file."""
     first = data.number(place, 1)
     id_bytes = 9 - first.bit_length()
-    if not first or id_bytes > 4:
-        return 0, data.num_bytes, data.num_bytes
     head = data.number(place + id_bytes, 1)
     size_bytes = 9 - head.bit_length()
-    if not head:
+    if not first or id_bytes > 4 or not head:
         return 0, data.num_bytes, data.num_bytes
     mask = (1 << 7 * size_bytes) - 1
     size = data.number(place + id_bytes, size_bytes) & mask

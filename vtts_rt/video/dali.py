@@ -34,7 +34,7 @@ from vtts_rt.video.container import av_errors
 from vtts_rt.video.dali_pipeline import MAX_SAMPLES, Sample, decode, muxed, num_threads
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS
 from vtts_rt.video.frame_headers import frame_header
-from vtts_rt.video.index import PacketIndex, decode_tagged
+from vtts_rt.video.index import decode_tagged
 from vtts_rt.video.packets import PacketReader
 from vtts_rt.video.pixels import turns
 from vtts_rt.video.pyav import PyavSource
@@ -45,10 +45,6 @@ logger = logging.getLogger(__name__)
 DECODER = "dali"
 # NVDEC's surfaces of other formats would be read as if they were these.
 NVDEC_FORMATS = frozenset({"yuv420p", "yuvj420p", "nv12"})
-# Frames of natural content against PyAV's, absolute, of 255: the most a value may be off, and the
-# mean. Seen, on the CPU: 25 and 1.7 for 4:2:0, 17 and 1.1 for 4:2:2, none for 4:4:4.
-MAX_DIFFERENCE = 40
-MEAN_DIFFERENCE = 2.5
 # Luma, which no chroma filter changes: a first frame further from PyAV's is another picture, range
 # or matrix. Rounding alone gives less than 1, a range taken wrong about 8.
 MAX_MEAN_LUMA_DIFFERENCE = 3.0
@@ -77,6 +73,7 @@ class DaliSource(FrameSource):
     def __init__(self, source: PyavSource, device: int | None) -> None:
         self._source = source
         self._device = device
+        self._index, self._name = source.index, source.media.name
         self._packets = PacketReader(source.media, source.index)
         self._begin()
         process.after_fork(self, DaliSource._begin)
@@ -317,14 +314,6 @@ class DaliSource(FrameSource):
         far = float(off.abs().mean()) > MAX_MEAN_LUMA_DIFFERENCE
         _refuse(far, "DALI shows its first frame otherwise than PyAV")
         return guard
-
-    @property
-    def _index(self) -> PacketIndex:
-        return self._source.index
-
-    @property
-    def _name(self) -> str:
-        return self._source.media.name
 
 
 def _refuse(condition: bool, reason: str) -> None:

@@ -65,7 +65,7 @@ class PacketIndex:
         value = getattr(packet, self.key_name)
         if value is None:
             return MISSING
-        return int(value if self.key_name == "pos" else timed_key(value, packet.size))
+        return int(value if self.key_name == "pos" else timed_key(np.int64(value), packet.size))
 
     def ordinal_of(self, packet: Any) -> int | None:
         """The place of a packet in the file, by its key; None when it cannot be told."""
@@ -93,14 +93,9 @@ class PacketIndex:
 
 
 def timed_key(time: Any, size: Any) -> Any:
-    """A key of a packet by its time and size in bytes (ints or int64 arrays): some demuxers stamp
+    """A key of a packet by its time (int64, which wraps) and size in bytes: some demuxers stamp
     packets otherwise after a seek."""
-    return (time << 24) ^ size if isinstance(time, np.ndarray) else _wrapped((time << 24) ^ size)
-
-
-def _wrapped(value: int) -> int:
-    """As int64 arrays wrap."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+    return (time << 24) ^ size
 
 
 def demuxed(container: Any, stream: Any) -> Any:

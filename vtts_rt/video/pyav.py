@@ -23,7 +23,6 @@ from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
@@ -86,8 +85,9 @@ class PyavSource(FrameSource):
         self.media = media
         self._closed = False
         self.index = index = facts.index
-        self.matrix, self._stored_hw = facts.matrix, facts.stored_hw
-        pixels = partial(_pixels, self._stored_hw, self.matrix, media.name)
+        self.matrix = facts.matrix
+        h, w = facts.stored_hw
+        pixels = partial(to_rgb, height=h, width=w, matrix=facts.matrix, name=media.name)
         self._fast = Run(media, index, False, pixels)
         self._exact = Run(media, index, True, pixels)
         self._begin()
@@ -97,7 +97,7 @@ class PyavSource(FrameSource):
         self._surveys: dict[int, _Survey] = {}
         self._places: dict[int, _Place | None] = {}
         self._stand_ins: dict[int, int] = {}
-        height, width = orient(np.empty((*self._stored_hw, 0), np.uint8), self.matrix).shape[:2]
+        height, width = orient(np.empty((h, w, 0), np.uint8), self.matrix).shape[:2]
         self.metadata = VideoMetadata(
             video_id=derive_id(facts.content_id, DECODER, CONVERSION),
             num_frames=index.num_frames,
@@ -319,8 +319,3 @@ class PyavSource(FrameSource):
     def _close_runs(self) -> None:
         self._fast.close()
         self._exact.close()
-
-
-def _pixels(hw: tuple[int, int], matrix: Any, name: str, frame: Any) -> np.ndarray:
-    height, width = hw
-    return to_rgb(frame, height, width, matrix, name)
