@@ -33,7 +33,7 @@ CONTENDERS = ("one read", "one read, hashed", "open", "open, indexed before")
 CHILD = """
 import sys, time
 from pathlib import Path
-from vtts_rt.video import content_hash, open_video, media  # loaded beforehand
+from vtts_rt.video import container, open_video, media  # loaded beforehand
 kind, path = sys.argv[1], Path(sys.argv[2])
 began, cpu = time.perf_counter(), time.process_time()
 if kind == "one read":
@@ -43,7 +43,7 @@ if kind == "one read":
             pass
 elif kind == "one read, hashed":
     opener = lambda: path.open("rb")
-    content_hash.content_hash(opener, path.stat().st_size, lambda: None)
+    container.content_hash(opener, path.stat().st_size, lambda: None)
 else:
     open_video(path).close()
 print(time.perf_counter() - began, time.process_time() - cpu)

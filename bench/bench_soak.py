@@ -266,7 +266,7 @@ class _Soak:
             self.outcomes[outcome] += 1
 
     def _question(self, rng: random.Random) -> dict[str, Any]:
-        strategy = rng.choice(STRATEGIES)
+        strategy = rng.choice(list(STRATEGIES))
         with self._lock:
             self.strategies[strategy] += 1
         rounds = rng.randint(1, 3)

@@ -1,4 +1,4 @@
-"""What kernel_resources.py compiles of each Triton kernel: the shapes of Qwen2.5-VL and Qwen3-VL.
+"""The compilations of each Triton kernel in kernel_resources.py, for Qwen2.5-VL and Qwen3-VL.
 
 Importing this module imports triton; not in the process of its interpreter.
 """
@@ -235,7 +235,7 @@ def _swiglu() -> Iterator[Variant]:
             yield _variant(f"{kind}, {num_hidden}", m.swiglu_kernel, types, sizes)
 
 
-# File of kernels/ -> its compilations. cascade_attention has no kernel of its own.
+# File of kernels/ -> its compilations. cascade_attention takes those of paged_attention.
 VARIANTS = {
     "cascade_attention": tuple,
     "linear_fp8": _linear_fp8,

@@ -40,19 +40,8 @@ def cascade_attention(
         (own, shared.num_splits, page_table, None, seqlens_k),
     ):
         # A row's own keys are all in its past: none needs the causal mask.
-        launch(
-            chosen,
-            q,
-            keys,
-            values,
-            table,
-            bounds,
-            lengths,
-            parts[begin:],
-            lse[begin:],
-            scale,
-            causal=False,
-        )
+        results = (parts[begin:], lse[begin:])
+        launch(chosen, q, keys, values, table, bounds, lengths, *results, scale, causal=False)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     merge_parts(parts, lse, out)
     return out

@@ -1,7 +1,4 @@
-"""Rotary position embedding in place: a program turns some heads of one row.
-
-    out[n, h, i]       = x[n, h, i] cos[n, i] - x[n, h, i + D/2] sin[n, i]
-    out[n, h, i + D/2] = x[n, h, i + D/2] cos[n, i] + x[n, h, i] sin[n, i],   i < D/2
+"""Rotary position embedding in place (vtts_rt/ops/rotary.py): a program turns some heads of a row.
 
 Legend: N rows, H heads, D head dim. Arithmetic in float32, rounded once when stored.
 """
@@ -52,16 +49,8 @@ def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     (N, D/2). Turns x in place and returns it."""
     num_rows, num_heads, dim = x.shape
     if x.numel() > 0:
+        sizes = {"HALF": dim // 2, "HEADS": HEADS, "BLOCK": triton.next_power_of_2(dim // 2)}
         rotary_kernel[(num_rows, triton.cdiv(num_heads, HEADS))](
-            x,
-            cos,
-            sin,
-            x.stride(0),
-            x.stride(1),
-            num_heads,
-            HALF=dim // 2,
-            HEADS=HEADS,
-            BLOCK=triton.next_power_of_2(dim // 2),
-            num_warps=NUM_WARPS,
+            x, cos, sin, *x.stride()[:2], num_heads, **sizes, num_warps=NUM_WARPS
         )
     return x

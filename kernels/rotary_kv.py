@@ -84,20 +84,11 @@ def rotary_kv(
     num_rows, all_heads, dim = qkv.shape
     q = torch.empty((num_rows, num_heads, dim), dtype=qkv.dtype, device=qkv.device)
     if num_rows > 0:
+        sizes = {"HALF": dim // 2, "HEADS": HEADS, "BLOCK": triton.next_power_of_2(dim // 2)}
         rotary_kv_kernel[(num_rows, triton.cdiv(all_heads, HEADS))](
-            qkv,
-            cos,
-            sin,
-            q,
-            keys,
-            values,
-            slot_mapping,
-            qkv.stride(0),
-            num_heads,
-            keys.shape[2],
-            HALF=dim // 2,
-            HEADS=HEADS,
-            BLOCK=triton.next_power_of_2(dim // 2),
+            *(qkv, cos, sin, q, keys, values, slot_mapping),
+            *(qkv.stride(0), num_heads, keys.shape[2]),
+            **sizes,
             num_warps=NUM_WARPS,
         )
     return q

@@ -26,7 +26,7 @@ def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget() -> None:
     """As in a new process."""
-    container._hash_memo = container._Memo(container.HASH_MEMO_ENTRIES)
+    container._hashes.clear()
     index_cache._cache_in.cache_clear()
 
 

@@ -86,8 +86,12 @@ def test_copies_leave_to_the_model_what_was_left_to_it(remake: Any) -> None:
         ({"sticky_clues": "yes"}, "sticky_clues must be True or False"),
         ({"stop_when_stable": 0}, "stop_when_stable must be True or False"),
         ({"constrain_clues": 1}, "constrain_clues must be True or False"),
-        ({"dialect": "conan"}, "dialect must be one of r1.5, longvt, videozoomer, got 'conan'"),
-        ({"dialect": ["r1.5"]}, "dialect must be one of"),
+        ({"dialect": "conann"}, "dialect must be one that goes on .*r1.5, longvt.*, got 'conann'"),
+        *(
+            ({"dialect": name}, f"dialect must be one that goes on by new prompts .*got '{name}'")
+            for name in ("paravt", "dynframe", "ego-r1", "open-o3-video", "video-thinker")
+        ),
+        ({"dialect": ["r1.5"]}, "dialect must be one"),
         ({"prompts": 3}, "prompts must be the path of a file, got 3"),
     ],
 )

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_runtime import Scripted, logits_of
 from utils import LOOK, copy_config, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt.config import RUNNING_DIALECTS
 from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.perception.clue import Clue
+from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.region import RawRegion
+from vtts_rt.types import FULL_BOX, Box
 
 
 @pytest.fixture()
@@ -35,75 +41,148 @@ def zoom(start: float, end: float) -> str:
     return f'<think>x</think><video_zoom>{{"segment": [{start}, {end}], "fps": 2}}</video_zoom>'
 
 
+def call(name: str, arguments: str) -> str:
+    return f'<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
+
+
 FINAL = "<think>y</think><answer>B</answer>"
-# Dialect -> what the model says, the frames that it is shown for it, what a frame looks like.
-ROUNDS: dict[str, tuple[list[str], list[list[int]], str]] = {
-    "longvt": ([crop(2, 5), crop(3, 6), FINAL], [[16, 24, 32], [24, 32, 40]], "{image}"),
-    "videozoomer": (
+SPAN = '{"start_time": 2, "end_time": 5}'
+SEEK = '{"query": "a card", "start_time": 2, "end_time": 5, "num_frames": 4}'
+HALF = '{"bbox_2d": [0.5, 0, 1, 1], '
+
+
+@dataclass
+class Sample:
+    """What a model says in its rounds, the frames that it is shown for each request, what a frame
+    looks like in the prompt, whether a tool gives the look back, and which part of the frames it
+    holds, as fractions."""
+
+    texts: list[str]
+    frames: list[list[int]]
+    form: str = "{image}"
+    tool: bool = True
+    boxes: list[Box] = field(default_factory=list)
+
+
+ROUNDS = {
+    "longvt": Sample([crop(2, 5), crop(3, 6), FINAL], [[16, 24, 32], [24, 32, 40]]),
+    "videozoomer": Sample(
         [zoom(2, 3.5), zoom(3, 4), FINAL],
         [[16, 20, 24], [24, 28]],
         "<frame{number}_time{seconds:.2f}s>{image}",
     ),
+    "video-zoom-in": Sample([call("video_zoom_in_tool", SPAN), FINAL], [[16, 24, 32]]),
+    "timesearch-r": Sample([call("seek_video_frames", SEEK), FINAL], [[16, 22, 28, 34]]),
+    "conan": Sample(
+        ["<think>x</think><clip>00:00:02-00:00:05</clip><answer></answer>", FINAL],
+        [[17, 20, 23, 27, 29, 33, 36, 39]],  # 16, 24 and 32 are shown in the first look
+        tool=False,
+    ),
+    "framethinker": Sample(
+        [
+            "<action>choose frames between 16 and 40</action>",
+            "<action>get frame number at time 00:03</action>",
+            "<action>output answer: B</action>",
+        ],
+        [[16, 18, 20, 23, 25, 27, 29, 31, 33, 36, 38, 40], [24]],
+        "frame {index}:{image}",
+        tool=False,
+    ),
+    "pixel-reasoner": Sample(
+        [
+            call("select_frames", '{"target_frames": [3, 5]}'),
+            call("crop_image_normalized", HALF + '"target_image": 2}'),
+            FINAL,
+        ],
+        [[16, 32], [16]],
+        boxes=[FULL_BOX, Box(0.5, 0, 1, 1)],
+    ),
+    "deepeyes": Sample(
+        [call("image_zoom_in_tool", '{"bbox_2d": [112, 0, 224, 112]}'), FINAL],
+        [[0]],
+        boxes=[Box(0.5, 0, 1, 1)],
+    ),
+    "mini-o3": Sample(
+        [
+            f'<grounding>{HALF}"source": "original_image"}}</grounding>',
+            f'<grounding>{HALF}"source": "observation_1"}}</grounding>',
+            FINAL,
+        ],
+        [[0], [0]],
+        tool=False,
+        boxes=[Box(0.5, 0, 1, 1), Box(0.75, 0, 1, 1)],
+    ),
 }
 
 
+def test_every_dialect_that_runs_has_a_sample() -> None:
+    assert {*ROUNDS, "r1.5"} == {*RUNNING_DIALECTS}
+
+
 @pytest.mark.parametrize("dialect", ROUNDS)
-def test_three_rounds_pay_only_for_what_is_new(
-    dialect: str, runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
+def test_rounds_pay_only_for_what_is_new(
+    dialect: str, runtime: Runtime, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    texts, frames, form = ROUNDS[dialect]
-    Scripted(runtime, texts, monkeypatch)
+    sample = ROUNDS[dialect]
+    script = Scripted(runtime, sample.texts, monkeypatch)
     sent: list[GenerationRequest] = []
     add = runtime.engine.add
-
-    def spy(request: GenerationRequest) -> int:
-        sent.append(request)
-        return add(request)
-
-    monkeypatch.setattr(runtime.engine, "add", spy)
-    config = PerceptionConfig(dialect=dialect, **LOOK)
-    events = list(runtime.stream(clip, "which?", options=["red", "blue"], perception=config))
+    monkeypatch.setattr(runtime.engine, "add", lambda r: sent.append(r) or add(r))  # type: ignore[func-returns-value]
+    config = PerceptionConfig(dialect=dialect, max_rounds=len(sample.texts), **LOOK)
+    video = clip
+    if dialect in ("deepeyes", "mini-o3"):
+        video = tmp_path / "image.png"
+        pixels = np.random.default_rng(0).integers(0, 256, (112, 224, 3), np.uint8)
+        Image.fromarray(pixels).save(video)
+    options = ["red", "blue"]
+    events = list(runtime.stream(video, "which?", options=options, perception=config))
     answer = events[-1].answer
     assert (answer.text, answer.option, answer.stop_reason) == ("B", "B", "max_rounds")
     assert answer.as_dict()["dialect"] == dialect
-    _, *later = answer.rounds
-    assert [list(dict.fromkeys(result.frames)) for result in later] == frames
-    for result, text in zip(answer.rounds, texts, strict=True):
+    first, *later = answer.rounds
+    assert DIALECTS[dialect].request.opening in first.prompt
+    assert [list(dict.fromkeys(result.frames)) for result in later] == sample.frames
+    for result, text in zip(answer.rounds, sample.texts, strict=True):
         assert text.startswith(result.text) and result.finish_reason == "stop"
     # Told before the answer ends, and only once.
-    told = [event.value for event in events if event.type == "clue"]
-    assert told == [result.clue.spans[0] for result in answer.rounds[:2]]
+    told = [event.value for event in events if event.type == "clue" and event.kind == "span"]
+    assert told == [span for result in answer.rounds for span in result.clue.spans]
+    boxes = [region.box for result in answer.rounds for region in result.regions]
+    assert boxes == (sample.boxes or [FULL_BOX] * len(later))
 
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    shown: set[int] = set()
+    shown: set[tuple[int, Box]] = set()
     for index, result in enumerate(later, 1):
         before = answer.rounds[index - 1]
+        frames, box = sample.frames[index - 1], boxes[index - 1]
         turn = "".join(
-            form.format(number=i, seconds=frame / 8, image=image)
-            for i, frame in enumerate(frames[index - 1])
+            sample.form.format(number=i, index=frame, seconds=frame / 8, image=image)
+            for i, frame in enumerate(frames)
         )
-        assert result.prompt.startswith(
-            f"<|im_end|>\n<|im_start|>user\n<tool_response>\n{turn}\n</tool_response>"
-        )
+        if sample.tool:
+            turn = f"<tool_response>\n{turn}\n</tool_response>"
+        assert result.prompt.startswith(f"<|im_end|>\n<|im_start|>user\n{turn}")
         assert result.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
         # All earlier tokens are found, but for the one whose KV was still pending.
         start = before.prompt_tokens + len(before.token_ids)
         assert result.reuse.tokens_reused == start - 1
         assert result.reuse.tokens_prefilled + start - 1 == result.prompt_tokens
-        kept = start - (dialect == "longvt")  # an end token is written by the next turn
+        # An end token is written by the next turn, unless a stop text ended the last one.
+        kept = start - (not DIALECTS[dialect].stop)
         new = sent[index].prompt
         due = new.num_text_tokens(kept, len(new.token_ids)) + (kept == start)
         assert result.reuse.text_tokens_prefilled == due
         # A frame that was shown before is not encoded again; pairs of the first look are others.
-        asked = set(frames[index - 1])
+        asked = {(frame, box) for frame in frames}
         assert result.reuse.pairs_encoded == len(asked - shown)
         earlier = sum(len(r.plan.segments) for r in answer.rounds[:index])
         assert result.reuse.pairs_reused == earlier + len(asked & shown)
         shown |= asked
+    assert len(script.script) == len(answer.rounds)
     runtime.engine.check_integrity()
 
 
-@pytest.mark.parametrize("dialect", ROUNDS)
+@pytest.mark.parametrize("dialect", ["longvt", "videozoomer"])
 def test_forced_rounds_are_one_pass_over_the_whole(
     dialect: str, runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,16 +139,22 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: Any) -> dict[str, Path]:
+    families = (QWEN2_VL, QWEN3_VL)
+    return {family.net: family.checkpoint(tmp_path_factory.mktemp("m")) for family in families}
+
+
 @pytest.mark.parametrize(("family", "part", "change", "message"), MISTAKES, scope="function")
 def test_what_does_not_fit_is_named(
     family: Family,
-    tmp_path_factory: Any,
+    folders: dict[str, Path],
     tmp_path: Path,
     part: str,
     change: dict[str, Any],
     message: str,
 ) -> None:
-    folder = family.checkpoint(tmp_path_factory.mktemp("model"))
+    folder = folders[family.net]
     copy_config(folder, tmp_path, lambda config: config[part].update(change))
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     with pytest.raises(ValueError, match=message):
@@ -238,6 +244,8 @@ def test_parities_agree_where_the_release_says_nothing(runtime: Runtime, clip: P
     for parity in ("release", "transformers"):
         looks = PerceptionConfig(strategy="official", parity=parity, sample_fps=1.0)  # type: ignore[arg-type]
         both.append(runtime.ask(**request(clip, perception=looks)))
+        cost = runtime.plan(clip, "which?", options=["red", "blue"], perception=looks)
+        assert cost["rounds"][0]["prompt_tokens"] == both[-1].rounds[0].prompt_tokens
     assert tokens(both[0]) == tokens(both[1])
     assert {s.resize for answer in both for r in answer.rounds for s in r.plan.segments} == {
         "fixed"

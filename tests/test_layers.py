@@ -69,10 +69,10 @@ TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in MODULES.
 def lazy_homes() -> dict[str, str]:
     """The PEP 562 table of vtts_rt/__init__.py: public name -> module it lives in."""
     for node in TREES["vtts_rt"].body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
-            table: dict[str, str] = ast.literal_eval(node.value)
-            return table
-    raise AssertionError("vtts_rt/__init__.py must hold the _HOMES table")
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_MODULES":
+            table: dict[str, tuple[str, ...]] = ast.literal_eval(node.value)
+            return {name: module for module, names in table.items() for name in names}
+    raise AssertionError("vtts_rt/__init__.py must hold the _MODULES table")
 
 
 HOMES = lazy_homes()
@@ -233,7 +233,7 @@ def test_the_lazy_table_is_the_public_list() -> None:
     for node in ast.walk(TREES["vtts_rt"]):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vtts_rt"):
             names.update((alias.name, node.module or "") for alias in node.names)
-    assert names == HOMES, "the TYPE_CHECKING block and _HOMES must name the same homes"
+    assert names == HOMES, "the TYPE_CHECKING block and _MODULES must name the same modules"
 
 
 def test_no_import_cycles() -> None:

@@ -178,6 +178,16 @@ def test_qwen3_vl_is_transformers_generate(tmp_path: Path) -> None:
             mix(peer, runtime, seed, least_px=32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [tiny_qwen2_vl, tiny_qwen3_vl])
+def test_many_mixes_of_other_families(family: Any, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, family)
+    peer = TransformersPeer(folder)
+    with Runtime.from_pretrained(folder, device="cpu") as runtime:
+        for seed in range(3, 60):
+            mix(peer, runtime, seed, least_px=32)
+
+
 def test_a_conversation_goes_on_as_one_sequence(checkpoint: Path, peer: TransformersPeer) -> None:
     """A prompt, an answer, another prompt: positions are those of the whole sequence, and KV of
     the answer is used again."""

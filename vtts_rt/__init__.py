@@ -13,35 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Runtime": "vtts_rt.runtime",
-    "Answer": "vtts_rt.rounds.results",
-    "Answerer": "vtts_rt.rounds.ask",
-    "Reply": "vtts_rt.rounds.results",
-    "Transcript": "vtts_rt.rounds.transcript",
-    "Ask": "vtts_rt.rounds.ask",
-    "PerceptionConfig": "vtts_rt.config",
-    "EngineConfig": "vtts_rt.config",
-    "MediaLimits": "vtts_rt.config",
-    "RuntimeConfig": "vtts_rt.config",
-    "SamplingParams": "vtts_rt.types",
-    "Aborted": "vtts_rt.errors",
-    "BadMedia": "vtts_rt.errors",
-    "BadRequest": "vtts_rt.errors",
-    "Overloaded": "vtts_rt.errors",
-    "Region": "vtts_rt.types",
-    "Box": "vtts_rt.types",
-    "TimeSpan": "vtts_rt.types",
-    "Clue": "vtts_rt.perception.clue",
-    "FrameStore": "vtts_rt.video",
-    "Video": "vtts_rt.video",
-    "RolloutDataFeed": "vtts_rt.data.feed",
-    "open_video": "vtts_rt.video",
-    "get_cmake_dir": "vtts_rt.sdk",
-    "get_include_dir": "vtts_rt.sdk",
-    "get_lib_dir": "vtts_rt.sdk",
-    "get_library": "vtts_rt.sdk",
-    "get_pkgconfig_dir": "vtts_rt.sdk",
+_MODULES = {
+    "vtts_rt.config": ("EngineConfig", "MediaLimits", "PerceptionConfig", "RuntimeConfig"),
+    "vtts_rt.data.feed": ("RolloutDataFeed",),
+    "vtts_rt.errors": ("Aborted", "BadMedia", "BadRequest", "Overloaded"),
+    "vtts_rt.perception.clue": ("Clue",),
+    "vtts_rt.rounds.ask": ("Answerer", "Ask"),
+    "vtts_rt.rounds.results": ("Answer", "Reply"),
+    "vtts_rt.rounds.transcript": ("Transcript",),
+    "vtts_rt.runtime": ("Runtime",),
+    "vtts_rt.sdk": (
+        "get_cmake_dir",
+        "get_include_dir",
+        "get_lib_dir",
+        "get_library",
+        "get_pkgconfig_dir",
+    ),
+    "vtts_rt.types": ("Box", "Region", "SamplingParams", "TimeSpan"),
+    "vtts_rt.video": ("FrameStore", "Video", "open_video"),
 }
 __all__ = [
     "Aborted",
@@ -96,13 +85,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'vtts_rt' has no attribute {name!r}")
-    import importlib
+    for module, names in _MODULES.items():
+        if name in names:
+            import importlib
 
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module 'vtts_rt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -20,15 +20,8 @@ from typing import TYPE_CHECKING, Any
 from vtts_rt import LOG_LEVELS, __version__
 from vtts_rt.checkout import source_module
 from vtts_rt.checks import CommandParser
-from vtts_rt.config import (
-    DIALECTS,
-    PARITIES,
-    QUANTIZATIONS,
-    STRATEGIES,
-    VIDEO_WRAPPERS,
-    MediaLimits,
-)
-from vtts_rt.types import DECODERS, require
+from vtts_rt.config import PARITIES, QUANTIZATIONS, RUNNING_DIALECTS, STRATEGIES, MediaLimits
+from vtts_rt.types import DECODERS, VIDEO_WRAPPERS, require
 
 if TYPE_CHECKING:
     from vtts_rt.rounds.results import Answer
@@ -112,7 +105,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: as they are)")
     parser.add_argument("--strategy", choices=STRATEGIES)
     parser.add_argument(
-        "--dialect", choices=DIALECTS, help="how the model asks for another look (its own)"
+        "--dialect", choices=RUNNING_DIALECTS, help="how the model asks for another look (its own)"
     )
     parser.add_argument("--rounds", type=int, metavar="K", help="looks at the video")
     parser.add_argument("--sample-fps", type=float, metavar="F")
@@ -131,9 +124,7 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
     parser.add_argument(
-        "--video-wrapper",
-        choices=VIDEO_WRAPPERS,
-        help="vision markers around the pairs of a video, in families that write one pair by pair",
+        "--video-wrapper", choices=VIDEO_WRAPPERS, help="markers around a video's pairs"
     )
     parser.add_argument("--prompts", metavar="FILE", help="JSON file with your own wording")
     parser.add_argument(

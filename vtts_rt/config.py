@@ -12,24 +12,75 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
-from vtts_rt.checks import Rule, check
-from vtts_rt.types import DECODERS, Decoder, Geometry, Parity, StrategyName, VideoWrapper, require
+from vtts_rt.checks import Rule, check, is_flag
+from vtts_rt.types import (
+    DECODERS,
+    VIDEO_WRAPPERS,
+    Decoder,
+    Geometry,
+    Parity,
+    StrategyName,
+    VideoWrapper,
+    require,
+)
 
 QUANTIZATIONS = ("int8", "fp8")
-STRATEGIES: tuple[StrategyName, ...] = get_args(StrategyName)
 PARITIES: tuple[Parity, ...] = ("release", "transformers")
-VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = get_args(VideoWrapper)
 # VideoChat-R1.5: tokens that a frame gets at least, and how many such frames a round may hold.
 _MIN_TOKENS, _TOTAL_SHARE = 128, 12
-# Dialects whose rounds run, of the table in perception/dialect.py, and with which strategies: the
-# first one is taken where none is asked for.
-DIALECTS: dict[str, tuple[StrategyName, ...]] = {
-    "r1.5": STRATEGIES,
-    "longvt": ("append",),
-    "videozoomer": ("append",),
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyTraits:
+    """What holds for the rounds of a strategy; perception/strategy.py says how they look.
+
+    continues: a later round goes on behind the tokens of the one before, and shows what is new;
+        otherwise every round is asked afresh.
+    focuses: a later round shows what the clue points to and nothing else.
+    on_grid: pairs are cells of the dyadic grid, so `finer_frames` tells where a clue leads.
+    literal_clues: clues are read by the published rule (published.py, sticky_clues), not leniently.
+    may_stop_early: rounds may end once an answer is stable (stop_when_stable).
+    """
+
+    continues: bool = False
+    focuses: bool = False
+    on_grid: bool = True
+    literal_clues: bool = False
+    may_stop_early: bool = True
+
+
+STRATEGIES: Mapping[StrategyName, StrategyTraits] = {
+    "official": StrategyTraits(on_grid=False, literal_clues=True, may_stop_early=False),
+    "grid": StrategyTraits(),
+    "refresh": StrategyTraits(focuses=True),
+    "append": StrategyTraits(continues=True, focuses=True),
 }
+
+# fresh: a new prompt that knows nothing of earlier answers. append: a further turn. splice: frames
+# go into the answer that is being written. subcontext: each look is answered by itself, and only
+# that text comes back. none: the model never looks again.
+Continuation = Literal["fresh", "append", "splice", "subcontext", "none"]
+# Way -> the dialects (perception/dialect.py) whose rounds go on so. Those of the first two run.
+DIALECTS: Mapping[Continuation, tuple[str, ...]] = {
+    "fresh": ("r1.5",),
+    "append": (
+        *("r1.5", "longvt", "video-zoom-in", "videozoomer", "timesearch-r", "conan"),
+        *("framethinker", "pixel-reasoner", "deepeyes", "mini-o3"),
+    ),
+    "splice": ("dynframe",),
+    "subcontext": ("paravt", "ego-r1"),
+    "none": ("open-o3-video", "video-thinker"),
+}
+RUNNING_DIALECTS = tuple(dict.fromkeys(DIALECTS["fresh"] + DIALECTS["append"]))
+
+
+def strategies_of(dialect: str) -> list[StrategyName]:
+    """The strategies whose rounds go on as a dialect's do; [] where its rounds do not run."""
+    traits = STRATEGIES.items()
+    return [n for n, s in traits if dialect in DIALECTS["append" if s.continues else "fresh"]]
+
 
 # name -> what it does; the whole list of variables the installed package reads.
 ENVIRONMENT_VARIABLES = {
@@ -51,30 +102,32 @@ def backend_override(op: str) -> str | None:
 def index_cache_folder() -> Path | None:
     """Where video indices are cached on disk: `VTTS_RT_CACHE_DIR`, None where that is "off"; by
     default `$XDG_CACHE_HOME/vtts_rt` or `~/.cache/vtts_rt`."""
-    folder = os.environ.get("VTTS_RT_CACHE_DIR")
-    if folder == "off":
-        return None
-    if folder:
-        return Path(folder)
+    if folder := os.environ.get("VTTS_RT_CACHE_DIR"):
+        return None if folder == "off" else Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "vtts_rt")
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not is_flag(value)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not is_flag(value)
 
 
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
+# Switches that need another setting to be one of some -> that setting, and which.
+_SCOPES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "sticky_clues": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.literal_clues)),
+    "stop_when_stable": ("strategy", tuple(n for n, s in STRATEGIES.items() if s.may_stop_early)),
+    "constrain_clues": ("dialect", ("r1.5",)),  # the grammar knows lists of numbers
+}
 # Setting -> whether a value is allowed, and the rule in words.
 _PERCEPTION_RULES: dict[str, Rule] = {
-    "strategy": (STRATEGIES.__contains__, f"one of {', '.join(STRATEGIES)}"),
-    "dialect": (lambda v: isinstance(v, str) and v in DIALECTS, f"one of {', '.join(DIALECTS)}"),
+    "strategy": (tuple(STRATEGIES).__contains__, f"one of {', '.join(STRATEGIES)}"),
+    "dialect": (
+        RUNNING_DIALECTS.__contains__,
+        f"one that goes on by new prompts or further turns ({', '.join(RUNNING_DIALECTS)})",
+    ),
     "max_rounds": (lambda v: _is_int(v) and 1 <= v <= 64, "an integer in 1..64"),
     "sample_fps": (lambda v: _is_number(v) and 1e-6 <= v <= 1000.0, "a number in [1e-6, 1000]"),
     "min_frames": (lambda v: _is_int(v) and v >= 2 and v % 2 == 0, "an even integer >= 2"),
@@ -86,18 +139,8 @@ _PERCEPTION_RULES: dict[str, Rule] = {
     "focus_margin_cells": (lambda v: _is_number(v) and 0.0 <= v <= 1e6, "a number in [0, 1e6]"),
     "parity": (PARITIES.__contains__, f"one of {', '.join(PARITIES)}"),
     "video_wrapper": (VIDEO_WRAPPERS.__contains__, f"one of {', '.join(VIDEO_WRAPPERS)}"),
-    "text_first": (_is_bool, "True or False"),
-    "time_labels": (_is_bool, "True or False"),
-    "sticky_clues": (_is_bool, "True or False"),
-    "stop_when_stable": (_is_bool, "True or False"),
-    "constrain_clues": (_is_bool, "True or False"),
+    **dict.fromkeys(("text_first", "time_labels", *_SCOPES), (is_flag, "True or False")),
     "prompts": (lambda v: isinstance(v, str | Path), "the path of a file"),
-}
-# Switches that need another setting to be one of some -> that setting, and which.
-_PERCEPTION_SCOPES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sticky_clues": ("strategy", ("official",)),
-    "stop_when_stable": ("strategy", ("grid", "refresh", "append")),
-    "constrain_clues": ("dialect", ("r1.5",)),
 }
 
 
@@ -138,10 +181,10 @@ class ResolvedPerception:
         )
         least, most = self.min_frames, self.max_frames
         require("PerceptionConfig", "max_frames", most, most >= least, f">= min_frames ({least})")
-        strategies = DIALECTS[self.dialect]
+        strategies = strategies_of(self.dialect)
         rule = f"{' or '.join(strategies)} with dialect {self.dialect}"
         require("PerceptionConfig", "strategy", self.strategy, self.strategy in strategies, rule)
-        for name, (other, values) in _PERCEPTION_SCOPES.items():
+        for name, (other, values) in _SCOPES.items():
             chosen = getattr(self, other)
             ok = not getattr(self, name) or chosen in values
             rule = f"left out with {other} {chosen} (it is for {', '.join(values)})"
@@ -246,10 +289,10 @@ class PerceptionConfig:
         budget = {"min_pixels": pixels, "total_pixels": _TOTAL_SHARE * pixels}
         named = {"strategy": "official", "dialect": "r1.5"}
         chosen: dict[str, Any] = {**named, **budget, **own, **self.given()}
-        strategies = DIALECTS[chosen["dialect"]]
+        strategies = strategies_of(chosen["dialect"])
         if self.strategy is None and chosen["strategy"] not in strategies:
             chosen["strategy"] = strategies[0]
-        for name, (other, values) in _PERCEPTION_SCOPES.items():
+        for name, (other, values) in _SCOPES.items():
             if chosen[other] not in values and getattr(self, name) is None:
                 chosen.pop(name, None)
         return ResolvedPerception(geometry=geometry, **chosen)
@@ -372,4 +415,4 @@ def _check_numbers(config: EngineConfig | RuntimeConfig, least_1: tuple[str, ...
             ok = _is_int(value) and low <= value < 2**63
             require(name, f.name, value, ok, f"an integer >= {low}")
         elif f.type == "bool":
-            require(name, f.name, value, _is_bool(value), "True or False")
+            require(name, f.name, value, is_flag(value), "True or False")

@@ -71,46 +71,27 @@ def rollout_sampling(params: SamplingParams) -> SamplingParams:
 
 # Fields of transformers' GenerationConfig that change what is generated and are not known here,
 # with their neutral values; None always is one. All others are taken or change no token.
+_NOT_SET = (
+    *("assistant_ensemble_weight", "constraints", "dola_layers", "max_time", "sequence_bias"),
+    *("exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id"),
+    *("forced_decoder_ids", "forced_eos_token_id", "top_h", "watermarking_config"),
+)
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "assistant_ensemble_weight": (),
-    "constraints": (),
-    "diversity_penalty": (0.0,),
-    "dola_layers": (),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1.0,),
-    "epsilon_cutoff": (0.0, 1.0),
-    "eta_cutoff": (0.0, 1.0),
-    "exponential_decay_length_penalty": (),
-    "force_words_ids": (),
-    "forced_bos_token_id": (),
-    "forced_decoder_ids": (),
-    "forced_eos_token_id": (),
-    "guidance_scale": (1.0,),
-    "max_time": (),
-    "min_length": (0,),
-    "min_p": (0.0,),
-    "num_beam_groups": (1,),
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
-    "penalty_alpha": (0.0,),
-    "remove_invalid_values": (False,),
-    "sequence_bias": (),
-    "token_healing": (False,),
-    "top_h": (),
-    "typical_p": (1.0,),
-    "watermarking_config": (),
+    **dict.fromkeys(_NOT_SET, ()),
+    **dict.fromkeys(("num_beam_groups", "num_beams", "num_return_sequences"), (1,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff"), (0.0, 1.0)),
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "typical_p"), (1.0,)),
+    **dict.fromkeys(("diversity_penalty", "min_p", "penalty_alpha"), (0.0,)),
+    **dict.fromkeys(("encoder_no_repeat_ngram_size", "min_length"), (0,)),
+    **dict.fromkeys(("remove_invalid_values", "token_healing"), (False,)),
 }
+# By their names there, ours.
 _TAKEN = {
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "temperature": "temperature",
-    "repetition_penalty": "repetition_penalty",
+    **{name: name for name in ("top_p", "top_k", "temperature", "repetition_penalty")},
+    **{name: name for name in ("no_repeat_ngram_size", "suppress_tokens", "bad_words_ids")},
+    "begin_suppress_tokens": "begin_suppress_tokens",
     "min_new_tokens": "min_tokens",
     "stop_strings": "stop",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
-    "suppress_tokens": "suppress_tokens",
-    "begin_suppress_tokens": "begin_suppress_tokens",
-    "bad_words_ids": "bad_words_ids",
 }
 
 

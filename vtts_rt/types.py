@@ -33,6 +33,7 @@ RESIZE_KERNELS: tuple[ResizeKernel, ...] = ("fixed", "float", "pil")
 # How a family that writes a video pair by pair brackets the pairs: with vision markers around all
 # of them (transformers from 5.10 on), or not (before).
 VideoWrapper = Literal["outer", "legacy"]
+VIDEO_WRAPPERS: tuple[VideoWrapper, ...] = ("outer", "legacy")
 # What they do: perception/strategy.py.
 StrategyName = Literal["official", "grid", "refresh", "append"]
 Decoder = Literal["auto", "pyav", "dali"]
@@ -71,7 +72,7 @@ class Geometry:
             ("frames_per_pair", (FRAMES_PER_PAIR,)),
         ):
             value, rule = getattr(self, name), " or ".join(map(str, allowed))
-            _require("Geometry", name, value, type(value) is int and value in allowed, rule)
+            require("Geometry", name, value, type(value) is int and value in allowed, rule)
         for name, least in (("mean", -1e6), ("std", 1e-6)):
             given = getattr(self, name)
             try:
@@ -80,7 +81,7 @@ class Geometry:
             except (TypeError, ValueError, OverflowError):
                 values, ok = (), False
             ok = ok and not isinstance(given, str)
-            _require("Geometry", name, given, ok, f"three numbers in [{least:g}, 1e+06]")
+            require("Geometry", name, given, ok, f"three numbers in [{least:g}, 1e+06]")
             object.__setattr__(self, name, values)
 
     @property
@@ -319,11 +320,11 @@ class SamplingParams:
                 ok = bool(fits(value))
             except (TypeError, ValueError, OverflowError):
                 value, ok = None, False
-            _require("SamplingParams", name, given, ok, rule)
+            require("SamplingParams", name, given, ok, rule)
             object.__setattr__(self, name, value)
 
 
-def _require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:
+def require(what: str, argument: str, value: object, ok: bool, rule: str) -> None:
     """The one shape of a bad-argument message: `<what>: <argument> must be <rule>, got <value>`."""
     if not ok:
         raise BadRequest(f"{what}: {argument} must be {rule}, got {_shown(value)}")
@@ -336,9 +337,6 @@ def _shown(value: object) -> str:
     except Exception:
         text = f"a {type(value).__name__}"
     return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-require = _require
 
 
 @dataclass(slots=True)

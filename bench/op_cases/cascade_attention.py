@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from op_cases.case import DTYPES, Build, Case, Outputs, Scale, bench_dtype, built_later
+from op_cases.paged_attention import paged
 from vtts_rt.ops.cascade_attention import cascade_attention, cascade_attention_ref
 from vtts_rt.ops.paged_attention import paged_attention
 
@@ -55,17 +56,7 @@ def cases(device: str, scale: Scale) -> Iterator[Build]:
 def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Case:
     rows, shared, own, (num_heads, num_kv_heads, head_dim), page_size = shape
     generator = torch.Generator().manual_seed(sum(shared) * 7919 + num_heads * 31 + head_dim)
-    counts = [-(-n // page_size) for n in (*shared, *own)]
-    num_pages = sum(counts) + 3
-    order = iter(torch.randperm(num_pages, generator=generator).tolist())
-    pools = torch.full((2, num_pages, page_size, num_kv_heads, head_dim), torch.nan)
-    tables = torch.zeros(len(counts), max(counts), dtype=torch.int64)
-    for row, (count, length) in enumerate(zip(counts, (*shared, *own), strict=True)):
-        tables[row, :count] = torch.tensor([next(order) for _ in range(count)])
-        slot = torch.arange(length)
-        pools[:, tables[row, slot // page_size], slot % page_size] = torch.randn(
-            2, length, num_kv_heads, head_dim, generator=generator
-        )
+    pools, tables = paged((*shared, *own), num_kv_heads, head_dim, page_size, generator)
     index_dtype = torch.int32 if len(rows) > 1 else torch.int64
     keys, values = pools.to(device, dtype)
     num_groups, num_rows = len(rows), len(own)
@@ -109,7 +100,9 @@ def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Case:
         return (out,)
 
     # At "bench" scale one group shares whole pages: the same sequences as paged_attention has them.
-    whole_table = torch.cat((table[:1, : counts[0]].expand(num_rows, -1), own_table), 1)
+    whole_table = torch.cat(
+        (table[:1, : -(-shared[0] // page_size)].expand(num_rows, -1), own_table), 1
+    )
     whole_bounds = torch.arange(num_rows + 1, device=device)
     whole_lengths = own_lengths + shared[0]
     seen = sum(n * m for n, m in zip(rows, shared, strict=True)) + sum(own)

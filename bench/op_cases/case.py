@@ -1,4 +1,4 @@
-"""What the checks and benches of an op are made of: calls with known right answers.
+"""Cases of checks and benches of an op: calls with known right answers.
 
 An op's cases live in the file of its name beside this one. One list serves the tests, the error
 tables of docs/ops.md, the checks on a GPU and the times, so that what is timed is what was checked.
@@ -44,7 +44,7 @@ def benched_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def bench_dtype(device: str) -> torch.dtype:
-    """What models are served in, unless `benched_in` asks for another type."""
+    """The type that models are served in, unless `benched_in` asks for another type."""
     return _asked[-1] if _asked else torch.bfloat16 if device == "cuda" else torch.float32
 
 
@@ -133,7 +133,7 @@ def error_of(case: Case, backend: str) -> Error:
             # numpy's, summed in an order that depends on the processor.
             ulps = 2 if interpreted() and out.dtype is not torch.float16 else 1
             allowed = 2 * bound + ulps * torch.finfo(out.dtype).eps * float(size)
-        # The output nearest to its bound, or beyond it, speaks for the case.
+        # The error of a case is that of the output nearest to its bound, or beyond it.
         if not found <= allowed or found * worst.allowed >= worst.found * allowed:
             worst = Error(found, bound, allowed)
         if not worst.within:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -107,28 +107,37 @@ def _case(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Case:
 def _batch(device: str, dtype: torch.dtype, shape: Shape, check: bool) -> Batch:
     num_new, num_keys, (num_heads, num_kv_heads, head_dim), page_size = shape
     generator = torch.Generator().manual_seed(sum(num_keys) * 7919 + num_heads * 31 + head_dim)
+    pools, table = paged(num_keys, num_kv_heads, head_dim, page_size, generator)
+    q = torch.randn(sum(num_new), num_heads + 2 * check, head_dim, generator=generator)
+    q = q.to(device, dtype)[:, :num_heads]
+    index_dtype = torch.int32 if check and len(num_keys) > 1 else torch.int64
+    indices = (table, torch.tensor([0, *num_new]).cumsum(0), torch.tensor(num_keys))
+    keys, values = pools.to(device, dtype)
+    page_table, cu_seqlens_q, seqlens_k = (x.to(device, index_dtype) for x in indices)
+    return Batch(q, keys, values, page_table, cu_seqlens_q, seqlens_k)
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
 
+def paged(
+    num_keys: Sequence[int],
+    num_kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Keys and values of sequences, or of prefixes, in pages in any order: pools (2, num_pages,
+    page_size, K, D), NaN in slots that must not be read, and the page table, (S, P) int64."""
     counts = [-(-n // page_size) for n in num_keys]
     num_pages = sum(counts) + 3
     order = torch.randperm(num_pages, generator=generator)
     table = torch.zeros(len(counts), max(1, *counts), dtype=torch.int64)
     pools = torch.full((2, num_pages, page_size, num_kv_heads, head_dim), torch.nan)
     for row, (count, length) in enumerate(zip(counts, num_keys, strict=True)):
-        pages, order = order[:count], order[count:]
-        table[row, :count] = pages
+        table[row, :count], order = order[:count], order[count:]
         slot = torch.arange(length)
-        pools[:, pages[slot // page_size], slot % page_size] = normal(
-            2, length, num_kv_heads, head_dim
+        pools[:, table[row, slot // page_size], slot % page_size] = torch.randn(
+            2, length, num_kv_heads, head_dim, generator=generator
         )
-    q = normal(sum(num_new), num_heads + 2 * check, head_dim).to(device, dtype)[:, :num_heads]
-    index_dtype = torch.int32 if check and len(counts) > 1 else torch.int64
-    indices = (table, torch.tensor([0, *num_new]).cumsum(0), torch.tensor(num_keys))
-    keys, values = pools.to(device, dtype)
-    page_table, cu_seqlens_q, seqlens_k = (x.to(device, index_dtype) for x in indices)
-    return Batch(q, keys, values, page_table, cu_seqlens_q, seqlens_k)
+    return pools, table
 
 
 def _in_blocks(batch: Batch) -> Batch:
@@ -152,7 +161,7 @@ def _in_blocks(batch: Batch) -> Batch:
 
 
 def sdpa(batch: Batch) -> Tensor:
-    """What a model does without a kernel for pages: gather them, then torch's attention."""
+    """Without a kernel for pages: gather them, then torch's attention."""
     q, keys, values, page_table, cu_seqlens_q, seqlens_k = batch
     page_size, outputs = keys.shape[1], []
     bounds = cu_seqlens_q.tolist()

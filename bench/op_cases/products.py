@@ -1,4 +1,4 @@
-"""What the cases of linear, linear_int8 and linear_fp8 have in common: rows times a matrix."""
+"""Cases of linear, linear_int8 and linear_fp8: rows times a matrix."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def sketch_loss(
     """`vision_loss`, plus the squared distance of the features' attributes from the labels'."""
     loss, skills = vision_loss(heads(features), batch)
     error = (heads.attributes(features) - torch.from_numpy(attributes(batch))).square()
-    # Where cards fill the view nobody can know their centre.
+    # Where cards fill the view their centre cannot be known.
     placed = torch.from_numpy(batch.card_known)[:, None]
     distance = error[..., NUM_CARDS:].sum(-1).mean()
     distance = distance + (error[..., :NUM_CARDS].sum(-1) * placed).mean()

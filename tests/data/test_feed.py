@@ -20,9 +20,9 @@ from utils import resolved
 
 from vtts_rt import FrameStore, PerceptionConfig, RolloutDataFeed
 from vtts_rt.data import feed as feed_module
-from vtts_rt.data import visit as visit_module
+from vtts_rt.data import frames as frames_module
+from vtts_rt.data.frames import SKIP_REASONS
 from vtts_rt.data.rows import Row, read_manifest
-from vtts_rt.data.visit import SKIP_REASONS
 from vtts_rt.perception.strategy import plan_round
 from vtts_rt.types import TimeSpan
 from vtts_rt.video import open_video
@@ -204,7 +204,7 @@ def test_a_file_replaced_while_it_is_read_is_skipped(
             media.with_stem("new").rename(media)
         return source
 
-    monkeypatch.setattr(visit_module, "open_video", opened)
+    monkeypatch.setattr(frames_module, "open_video", opened)
     feed = RolloutDataFeed(manifest, frames=2)
     items = list(feed)
     assert [int(item.media.stem) for item in items] == [0, 0, 2, 2, 3, 3, 4, 4]
@@ -240,7 +240,7 @@ def test_decoding_stops_at_the_bounds(manifest: Path) -> None:
     feed = RolloutDataFeed(manifest, frames=3, prefetch=5, prefetch_bytes=2 * one_video)
     items = iter(feed)
     next(items)
-    ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["looks"].gi_frame.f_locals["ahead"]
+    ahead = items.gi_frame.f_locals["items"].gi_frame.f_locals["entries"].gi_frame.f_locals["ahead"]
     *held, fourth = [future for *_, future in ahead._queue][:3]
     assert not wait(held, timeout=30).not_done
     assert sum(ahead._held.values()) == 2 * one_video
@@ -276,7 +276,7 @@ def test_two_workers_decode_at_once(manifest: Path, monkeypatch: pytest.MonkeyPa
     together = threading.Barrier(2, timeout=30)
     videos = FakeVideos()
     videos.before_open = lambda number: together.wait() if number < 4 else None
-    monkeypatch.setattr(visit_module, "open_video", videos)
+    monkeypatch.setattr(frames_module, "open_video", videos)
     assert len(list(RolloutDataFeed(manifest, num_workers=2))) == 2 * NUM_CLIPS
 
 

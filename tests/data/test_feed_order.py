@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtts_rt.data import feed as feed_module
-from vtts_rt.data import visit as visit_module
+from vtts_rt.data import frames as frames_module
 from vtts_rt.data.feed import RolloutDataFeed, RolloutItem
 from vtts_rt.data.order import deal, shuffled
 from vtts_rt.data.rows import DataSet
@@ -33,10 +33,10 @@ def _no_files() -> Iterator[None]:
 
 
 def use(patch: pytest.MonkeyPatch, videos: FakeVideos) -> FakeVideos:
-    patch.setattr(visit_module, "open_video", videos)
+    patch.setattr(frames_module, "open_video", videos)
     patch.setattr(feed_module, "open_video", videos)
     # Without a file there is nothing to tell whether it was replaced.
-    patch.setattr(visit_module, "_identity", lambda media: 1)
+    patch.setattr(frames_module, "_identity", lambda media: 1)
     return videos
 
 
@@ -109,7 +109,7 @@ def test_shards_together_are_all_rows_once(
             if batch_size:
                 assert all(len(batch) == batch_size for batch in batches[:-1])
             epochs[epoch].append(numbers(batches))
-        # One visit a video and epoch, for all its rows.
+        # A video is read once an epoch, for all its rows.
         videos = {feed._rows[number].media for number in epochs[0][rank]}
         assert feed.stats()["videos_opened"] == 2 * len(videos)
     for shards in epochs:
@@ -227,7 +227,7 @@ def test_what_is_prefetched_is_not_what_was_delivered(monkeypatch: pytest.Monkey
     items = iter(feed)
     given = [next(items).row_number for _ in range(3)]
     assert far.wait(timeout=30)
-    assert feed.state_dict()["rows_gone"] == 3
+    assert feed.state_dict()["rows_passed"] == 3
     items.close()
     assert sum(videos.opened.values()) == 11  # three, and eight ahead
     assert given + numbers(list(feed)) == list(range(30))
@@ -273,6 +273,6 @@ def test_a_state_of_another_feed_is_refused(change: dict[str, Any], message: str
 def test_a_state_that_is_none_is_refused(state: Any) -> None:
     with pytest.raises(ValueError, match="RolloutDataFeed: state must be what `state_dict` gave"):
         RolloutDataFeed(data_sets([1])).load_state_dict(state)
-    bad = {**RolloutDataFeed(data_sets([1])).state_dict(), "rows_gone": -1}
-    with pytest.raises(ValueError, match="rows_gone, delivered of the state must be integers >= 0"):
+    bad = {**RolloutDataFeed(data_sets([1])).state_dict(), "rows_passed": -1}
+    with pytest.raises(ValueError, match="rows_passed, delivered of the state must be integers"):
         RolloutDataFeed(data_sets([1])).load_state_dict(bad)

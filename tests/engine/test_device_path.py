@@ -12,6 +12,7 @@ from triton_tools import run_triton
 # Prefill, decoding, an appended round that finds the first one's KV, two members that share pages.
 SCRIPT = """
 import json, sys
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -25,7 +26,7 @@ from vtts_rt.config import EngineConfig
 from vtts_rt.models.config import LanguageConfig, ModelConfig
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL, VisionConfig
 from vtts_rt.engine import graphs, runner
-from vtts_rt.models import attention
+from vtts_rt.models import attention, qwen3_vl
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.passes import Passes
 from vtts_rt.engine.sequence import FinishedEvent, GenerationRequest
@@ -48,6 +49,15 @@ config = ModelConfig(
     vision_end_token_id=tokenizer.vision_end_token_id,
     eos_token_ids=tuple(tokenizer.eos_token_ids),
 )
+if FAMILY == "qwen3_vl":  # features for two layers, norms of queries and keys
+    config = replace(
+        config,
+        model_type=FAMILY,
+        vision=qwen3_vl.VisionConfig(1, 32, 2, 48, 64, 25, (0,)),
+        language=replace(
+            config.language, qk_norm=True, qkv_bias=False, mrope_interleaved=True
+        ),
+    )
 model = from_config(config, device=DEVICE)
 with torch.no_grad():
     for parameter in model.parameters():
@@ -97,12 +107,13 @@ print(json.dumps([[e.token_ids for e in ends], [e.logprobs for e in ends], stats
 """
 
 
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 Told = tuple[list[list[int]], list[list[float]], dict[str, Any]]
 
 
-def told(device: str, *, graphs: bool | None = None, interpret: bool = False) -> Told:
+def told(family: str, device: str, *, graphs: bool | None = None, interpret: bool = False) -> Told:
     """Tokens and log-probabilities of all answers, and counters."""
-    script = f"DEVICE, GRAPHS = {device!r}, {graphs}\n{SCRIPT}"
+    script = f"FAMILY, DEVICE, GRAPHS = {family!r}, {device!r}, {graphs}\n{SCRIPT}"
     tokens, logprobs, stats = json.loads(run_triton(script, interpret=interpret))
     return tokens, logprobs, stats
 
@@ -115,9 +126,10 @@ def compare(found: Told, right: Told) -> None:
 
 
 @pytest.mark.slow
-def test_the_engine_on_triton_says_what_it_says_on_the_cpu() -> None:
-    found = told("cpu", interpret=True)
-    compare(found, told("cpu"))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_engine_on_triton_says_what_it_says_on_the_cpu(family: str) -> None:
+    found = told(family, "cpu", interpret=True)
+    compare(found, told(family, "cpu"))
     stats = found[2]
     assert stats["graphs"] == "on" and stats["steps_ahead"] >= 3 * 3
     assert stats["graphs_captured"] >= 2
@@ -125,8 +137,9 @@ def test_the_engine_on_triton_says_what_it_says_on_the_cpu() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_graphs_on_a_gpu_say_what_single_passes_say() -> None:
-    found = told("cuda")
-    compare(found, told("cuda", graphs=False))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_graphs_on_a_gpu_say_what_single_passes_say(family: str) -> None:
+    found = told(family, "cuda")
+    compare(found, told(family, "cuda", graphs=False))
     assert found[2]["graphs"] == "on" and found[2]["steps_ahead"] >= 3 * 3
-    compare(found, told("cpu"))
+    compare(found, told(family, "cpu"))

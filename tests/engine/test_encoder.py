@@ -13,6 +13,7 @@ from engine_tools import Frames, encode, look, make_engine, pair, run
 
 from vtts_rt.engine import encoder
 from vtts_rt.engine.vision_cache import VisionCache
+from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.tokenizer import Tokenizer
 
 
@@ -97,3 +98,42 @@ def test_features_of_one_resize_kernel_are_not_those_of_another(
         assert run(engine, prompt, Frames()).reuse.pairs_encoded == 0
         found.add(tuple(run(make_engine(narrow, tokenizer), prompt, Frames()).logprobs))
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("from_frames", [False, True])
+def test_features_may_be_wider_than_the_hidden_size(
+    narrow: Any, tokenizer: Tokenizer, from_frames: bool
+) -> None:
+    """Whole, in chunks that end inside a pair, and from the cache."""
+
+    class Wide(type(narrow)):  # type: ignore[misc]
+        @property
+        def feature_dim(self) -> int:
+            return 2 * super().feature_dim
+
+        def encode(self, jobs: Any, rows: Any = None) -> torch.Tensor:
+            return super().encode(jobs, rows).repeat(1, 2) / 2
+
+        def forward(self, batch: ForwardBatch) -> torch.Tensor:
+            if batch.vision is not None:
+                rows, features = batch.vision
+                assert features.shape[1] == self.feature_dim
+                halves = features.view(len(features), 2, -1)
+                batch = dataclasses.replace(batch, vision=VisionRows(rows, halves.sum(1)))
+            return super().forward(batch)
+
+    wide = copy.deepcopy(narrow)
+    wide.__class__ = Wide
+    prompt = encode(tokenizer, "look ", look(pair(1, 2), pair(2)), " say")
+    right = run(make_engine(narrow, tokenizer), prompt, Frames())
+    for chunk in (1024, 5):
+        engine = make_engine(wide, tokenizer, max_batch_tokens=chunk, max_sequences=4)
+        engine._encoder._from_frames = from_frames
+        for pairs_encoded in (2, 0):
+            found = run(engine, prompt, Frames())
+            assert found.token_ids == right.token_ids
+            assert found.logprobs == pytest.approx(right.logprobs, abs=1e-5)
+            assert found.reuse.pairs_encoded == pairs_encoded
+            engine.prefix_tree.clear()
+        stats = engine.vision_cache.stats()
+        assert stats["bytes"] == prompt.spans[0].length * wide.feature_dim * 4

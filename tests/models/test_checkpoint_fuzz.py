@@ -6,12 +6,12 @@ import json
 import random
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from utils import tiny_checkpoint, tiny_qwen2_5_vl
+from utils import tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen3_vl
 
 from vtts_rt.models.registry import load_model
 
@@ -27,9 +27,12 @@ MOST_BYTES = 256 << 20
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: Any) -> Path:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("sound"))
-    shards = folder / "shards"
-    tiny_qwen2_5_vl().save_pretrained(shards, max_shard_size="200KB")
+    return sound(tmp_path_factory.mktemp("sound"), tiny_qwen2_5_vl)
+
+
+def sound(folder: Path, family: Callable[..., Any]) -> Path:
+    tiny_checkpoint(folder, family)
+    family().save_pretrained(folder / "shards", max_shard_size="200KB")
     load_model(folder)
     return folder
 
@@ -126,6 +129,11 @@ def test_damaged_files_load_or_are_refused(folder: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_many_damaged_files_load_or_are_refused(folder: Path, tmp_path: Path) -> None:
     check_many(folder, tmp_path, range(60, 4000))
+
+
+@pytest.mark.slow
+def test_many_damaged_files_of_qwen3_vl(tmp_path: Path) -> None:
+    check_many(sound(tmp_path / "sound", tiny_qwen3_vl), tmp_path, range(800))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,37 @@ def test_logits_equal_transformers(pair: tuple[Any, VideoLM], name: str) -> None
     torch.testing.assert_close(our_logits(ours, inputs), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_random_qwen3_vl_equals_transformers(seed: int, tmp_path: Path) -> None:
+    dice = random.Random(seed)
+    heads, depth, layers = (dice.randint(1, 6) for _ in range(3))
+    levels = dice.sample(range(depth), dice.randint(0, min(depth, layers - 1)))
+    theirs = tiny_qwen3_vl(
+        heads=heads,
+        kv_heads=dice.choice([n for n in range(1, heads + 1) if heads % n == 0]),
+        head_dim=dice.choice([8, 16, 24]),
+        hidden=dice.choice([0, 40, 72]),
+        layers=layers,
+        vision_depth=depth,
+        vision_heads=dice.randint(1, 3),
+        levels=tuple(sorted(levels)),
+        side=dice.randint(2, 12),
+        tie_word_embeddings=dice.random() < 0.5,
+        seed=seed,
+    )
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    parts: list[int | Vision] = []
+    for _ in range(dice.randint(1, 4)):
+        sides, is_image = [2 * dice.randint(1, 8) for _ in range(2)], dice.random() < 0.4
+        t = 1 if is_image else dice.randint(1, 4)
+        parts += [dice.randint(1, 9), Vision((t, *sides), is_image=is_image)]  # type: ignore[arg-type]
+    inputs = make_inputs(ours, [*parts, dice.randint(1, 9)])
+    expected = hf_logits(theirs, inputs)
+    torch.testing.assert_close(our_logits(ours, inputs), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("chunks", [[11, 1, 30, 1, 7], [1] * 9 + [41], [50]])
 @pytest.mark.parametrize("pages", ["in order", "shuffled"])
 def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
@@ -217,8 +249,9 @@ def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
     torch.testing.assert_close(torch.cat(logits), expected, rtol=0, atol=1e-4)
 
 
-def test_bf16_error_is_at_most_twice_that_of_transformers(tmp_path: Path) -> None:
-    exact = tiny_qwen2_5_vl(seed=5, dtype=torch.bfloat16)
+@pytest.mark.parametrize("family", [tiny_qwen2_5_vl, tiny_qwen3_vl])
+def test_bf16_error_is_at_most_twice_that_of_transformers(family: Any, tmp_path: Path) -> None:
+    exact = family(seed=5, dtype=torch.bfloat16)
     exact.save_pretrained(tmp_path)
     ours = load_model(tmp_path)
     assert ours.dtype == torch.bfloat16

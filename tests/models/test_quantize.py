@@ -100,7 +100,7 @@ def test_a_runtime_is_quantized_by_name_and_takes_no_weights(
         with Runtime.from_pretrained(checkpoint, device="cpu", quantization=quantization) as made:
             assert made.engine.model.quantization == quantization
             assert len(made.generate("which?").token_ids) > 0
-            monkeypatch.setattr(made._driver, "drain", lambda **_: pytest.fail("drained"))
+            monkeypatch.setattr(made._driver, "call_idle", lambda *_: pytest.fail("called"))
             with pytest.raises(ValueError, match="update_weights: model must be unquantized, for"):
                 made.update_weights({}, in_flight="abort")
             monkeypatch.undo()

@@ -176,6 +176,8 @@ def test_a_lower_bound_of_tokens_is_one(tokenizer: Tokenizer) -> None:
 def test_text_may_not_bring_vision_tokens(tokenizer: Tokenizer, token: str) -> None:
     with pytest.raises(ValueError, match="encode_prompt: text must be free of"):
         encode_prompt(tokenizer, Prompt((f"what is {token}?", segment(1, 28, 28))))
+    with pytest.raises(ValueError, match="encode_prompt: marker must be <.vision_start.> or"):
+        encode_prompt(tokenizer, Prompt((Marker("<|im_end|>"),)))
 
 
 def test_stop_tokens_come_from_the_checkpoint(backend: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from vtts_rt.perception.chat import ChatFormat, Message
 from vtts_rt.perception.clue import parse_clue
 from vtts_rt.perception.plan import RoundHistory
 from vtts_rt.perception.strategy import plan_round
-from vtts_rt.types import Box, PairRef, PixelBox, Segment, TimeLabel, VideoMetadata
+from vtts_rt.types import Box, PairRef, PixelBox, Segment, TimeLabel, TimeSpan, VideoMetadata
 
 PACKAGE = Path(__file__).resolve().parents[2] / "vtts_rt"
 # A format that shares nothing with Qwen's.
@@ -88,6 +88,8 @@ def test_boxes_are_read_in_the_unit_of_the_family() -> None:
         [Box(*map(pytest.approx, (50 / width, 100 / height, 100 / width, 150 / height)))],
         [Box(*map(pytest.approx, (0.05, 0.1, 0.1, 0.15)))],
     ]
+    (region,) = looks[1].regions([still])
+    assert (region.box, region.span) == (looks[1].boxes(0, still)[0], TimeSpan(0.0, 0.0))
 
 
 def test_token_strings_stand_in_the_folder_of_their_family() -> None:

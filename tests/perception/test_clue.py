@@ -165,8 +165,8 @@ def test_any_chunking_gives_the_same_clue(text: str, cuts: list[int]) -> None:
     clue = stream.finish()
     assert clue == parse_clue(text)
     if text.lower().count("<glue>") <= 1 and "<glue" not in text.lower().replace("<glue>", ""):
-        spans = tuple(e.value for e in events if e.kind == "span")
-        boxes = tuple(e.value for e in events if e.kind == "box")
+        spans = tuple(e.span for e in events if e.span)
+        boxes = tuple(e.box for e in events if e.box)
         assert spans == clue.spans[: len(spans)]
         assert boxes == clue.boxes[: len(boxes)]
 
@@ -175,11 +175,11 @@ def test_a_span_is_known_when_its_bracket_closes() -> None:
     stream = ClueStream()
     seen = []
     for i, char in enumerate("<glue>[(1, 2), (3, 4)] [1, 2, 3, 4]"):
-        seen += [(i, event.kind, event.value) for event in stream.feed(char)]
+        seen += [(i, found.span or found.box) for found in stream.feed(char)]
     assert seen == [
-        (12, "span", (1.0, 2.0)),
-        (20, "span", (3.0, 4.0)),
-        (34, "box", (1.0, 2.0, 3.0, 4.0)),
+        (12, (1.0, 2.0)),
+        (20, (3.0, 4.0)),
+        (34, (1.0, 2.0, 3.0, 4.0)),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import random
@@ -15,7 +16,7 @@ import pytest
 from vtts_rt import config
 from vtts_rt.perception import calls
 from vtts_rt.perception.calls import MAX_CALL_CHARS, MAX_DEPTH, MAX_TEXT_CHARS
-from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream, parse_clue
+from vtts_rt.perception.clue import Clue, ClueStream, parse_clue
 from vtts_rt.perception.dialect import DIALECTS, TAGS, Dialect, tagged
 from vtts_rt.perception.region import RawRegion
 from vtts_rt.perception.strategy import find_strategy
@@ -31,12 +32,13 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
-def read(text: str, dialect: Dialect, cuts: list[int]) -> tuple[Clue, list[ClueEvent]]:
-    """The clue of a text that arrives in pieces, and what was told on the way."""
+def read(text: str, dialect: Dialect, cuts: list[int]) -> tuple[Clue, list[RawRegion]]:
+    """The clue of a text that arrives in pieces, and the requests that were found on the way."""
     stream = ClueStream(dialect)
     edges = [0, *sorted(cuts), len(text)]
-    events = [e for a, b in zip(edges, edges[1:], strict=False) for e in stream.feed(text[a:b])]
-    return stream.finish(), events
+    found = [r for a, b in zip(edges, edges[1:], strict=False) for r in stream.feed(text[a:b])]
+    listed = dialect.request.holds == "numbers"
+    return stream.finish(), [] if listed else found
 
 
 def call(arguments: str, tool: str = "crop_video") -> str:
@@ -60,10 +62,21 @@ def test_samples_whole_and_cut_anywhere(sample: dict[str, Any]) -> None:
     assert whole.answer == sample.get("answer")
     assert whole.usable == bool(whole.spans or whole.boxes or regions)
     for cuts in (*([i] for i in range(len(text))), list(range(len(text)))):
-        cut, events = read(text, dialect, cuts)
+        cut, told = read(text, dialect, cuts)
         assert cut == whole
-        told = tuple(event.region for event in events if event.region)
-        assert told == regions[: len(told)]
+        assert tuple(told) == regions[: len(told)]
+
+
+def test_what_was_read_so_far_holds_times_and_boxes() -> None:
+    text = "the <obj>man</obj><box>[35, 20, 120, 200]</box>at<t>12.4</t>s and the <obj>dog</obj>"
+    stream = ClueStream(DIALECTS["open-o3-video"])
+    (region,) = stream.feed(text)
+    so_far = stream.so_far()
+    assert so_far.regions == (region,)
+    assert (so_far.spans, so_far.boxes) == (((12.4, 12.4),), ((35, 20, 120, 200),))
+    stream = ClueStream()
+    stream.feed("<glue>[(1, 2)]</glue><glue>[(3, 4), [1, 2, 3, 4")
+    assert (stream.so_far().spans, stream.so_far().boxes) == (((3, 4),), ())
 
 
 def test_a_call_is_known_when_its_brace_closes() -> None:
@@ -180,10 +193,9 @@ def check(seed: int) -> bool:
         text = text[:at] + dice.choice([*PIECES, ""]) + text[at + dice.randint(0, 3) :]
     whole = parse_clue(text, dialect)
     cuts = sorted(dice.randrange(len(text) + 1) for _ in range(4))
-    cut, events = read(text, dialect, cuts)
+    cut, told = read(text, dialect, cuts)
     assert cut == whole, (dialect.name, text)
-    told = tuple(event.region for event in events if event.region)
-    assert told == whole.regions[: len(told)], (dialect.name, text)
+    assert tuple(told) == whole.regions[: len(told)], (dialect.name, text)
     assert len(whole.regions) <= dialect.max_calls
     for region in whole.regions:
         numbers = (*(region.span or ()), *(region.box or ()), *(region.frames or ()))
@@ -220,39 +232,46 @@ def test_hostile_text_is_read_in_linear_time(dialect: Dialect, hostile: str) -> 
 
 def test_the_table_says_what_it_needs() -> None:
     for name, dialect in DIALECTS.items():
-        assert name == dialect.name and dialect.models and dialect.continuations
+        assert name == dialect.name and dialect.models
         known = {*calls.ARGUMENTS, "answer"}
         assert {v for c in dialect.calls for v in c.arguments.values()} <= known
         assert {tag.field for tag in dialect.tags if tag.holds == "field"} <= known
         groups = {g for p in dialect.phrases for g in re.compile(p).groupindex}
         assert groups <= known
-        assert name not in config.DIALECTS or {*dialect.continuations} & {"fresh", "append"}
-    for name, strategies in config.DIALECTS.items():
-        goes_on = DIALECTS[name].reply is not None
-        assert all(find_strategy(s).continues for s in strategies) or not goes_on
+    assert {*DIALECTS} == {name for names in config.DIALECTS.values() for name in names}
+    for name in config.RUNNING_DIALECTS:
+        dialect, strategies = DIALECTS[name], config.strategies_of(name)
+        goes_on = all(find_strategy(s).continues for s in strategies)
+        assert goes_on == (dialect.reply is not None) == bool(dialect.examples)
+        for example in dialect.examples:  # a model is shown requests that can be read
+            assert parse_clue(dialect.request.around(example), dialect).usable
 
 
 def test_tags_and_tools_are_spelt_in_the_table_only() -> None:
+    """Whole ones anywhere, halves of them in texts, which might be put together."""
     names = {tag.name for dialect in DIALECTS.values() for tag in dialect.tags} | {"tool_response"}
     tools = {tool.name for dialect in DIALECTS.values() for tool in dialect.calls} - {""}
-    pattern = re.compile(rf"</?({'|'.join(names)})>|\b({'|'.join(tools)})\b", re.IGNORECASE)
+    name = rf"({'|'.join(names)})"
+    whole = re.compile(rf"<\s*/?\s*{name}\s*>|\b({'|'.join(tools)})\b", re.IGNORECASE)
+    half = re.compile(rf"<\s*/?\s*{name}$|^{name}\s*>", re.IGNORECASE)
     table = ROOT / "vtts_rt" / "perception" / "dialect.py"
-    found = [
-        f"{path.relative_to(ROOT)}: {match[0]}"
-        for path in sorted((ROOT / "vtts_rt").rglob("*.py"))
-        if path != table
-        for match in pattern.finditer(path.read_text())
-    ]
+    found = []
+    for folder in ("vtts_rt", "kernels", "bench"):
+        for path in sorted({*(ROOT / folder).rglob("*.py")} - {table}):
+            source = path.read_text()
+            found += [f"{path}: {match[0]}" for match in whole.finditer(source)]
+            texts = [n.value for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Constant)]
+            strings = [text for text in texts if isinstance(text, str)]
+            found += [f"{path}: {text!r}" for text in strings if half.search(text)]
     assert not found, found
 
 
 def test_every_dialect_has_a_row_in_the_docs() -> None:
-    rows = re.findall(
-        r"^\| `([^`]+)` \|.*\| (.*) \|$", (ROOT / "docs/dialects.md").read_text(), re.M
-    )
+    page, _, _ = (ROOT / "docs/dialects.md").read_text().partition("\n## ")
+    rows = re.findall(r"^\| `([^`]+)` \|.*\| (.*) \|$", page, re.M)
     assert [name for name, _ in rows] == list(DIALECTS)
     runs = [name for name, how in rows if not how.startswith(("no", "never"))]
-    assert runs == [name for name in DIALECTS if name in config.DIALECTS]
+    assert tuple(runs) == config.RUNNING_DIALECTS
 
 
 def test_tagged() -> None:

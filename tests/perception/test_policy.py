@@ -193,7 +193,7 @@ GLUES = st.sampled_from(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from(STRATEGIES),
+    st.sampled_from(list(STRATEGIES)),
     st.sampled_from([resolved(), NEEDLE, resolved(max_frames=4)]),
     st.lists(
         st.one_of(

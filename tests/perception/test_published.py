@@ -197,7 +197,7 @@ def read(text: str, cuts: list[int] | None = None) -> tuple[Clue, list[tuple[flo
     stream = PublishedClueStream()
     bounds = [0, *sorted(cuts or []), len(text)]
     events = [e for a, b in zip(bounds, bounds[1:], strict=False) for e in stream.feed(text[a:b])]
-    return stream.finish(), [event.value for event in events]
+    return stream.finish(), [event.span for event in events]
 
 
 def our_frames(clue: Clue) -> list[int]:

@@ -12,11 +12,11 @@ import torch
 from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl, tiny_qwen3_vl
 
 from vtts_rt import BadRequest, EngineConfig, PerceptionConfig, Runtime, SamplingParams
-from vtts_rt.config import PARITIES, STRATEGIES
+from vtts_rt.config import PARITIES, STRATEGIES, strategies_of
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.rounds.transcript import Transcript
-from vtts_rt.types import ReuseStats, RoundTimings
+from vtts_rt.types import ReuseStats, RoundTimings, StrategyName
 
 RAW = SamplingParams(temperature=1.0, seed=3, max_tokens=6, ignore_eos=True, logprobs="raw")
 
@@ -64,18 +64,22 @@ def logprobs_of(peer: Any, runtime: Runtime, transcript: Transcript) -> np.ndarr
     return told.numpy()[transcript.generated[1:]]
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("dialect", "strategy"),
+    [(dialect, name) for dialect in ("r1.5", "longvt") for name in strategies_of(dialect)],
+)
 def test_transformers_finds_the_log_probs(
-    runtime: Runtime, peer: Any, clips: list[Path], strategy: str
+    runtime: Runtime, peer: Any, clips: list[Path], dialect: str, strategy: StrategyName
 ) -> None:
+    continues = STRATEGIES[strategy].continues
     for parity in PARITIES:
-        config = PerceptionConfig(strategy=strategy, parity=parity, **LOOK)  # type: ignore[arg-type]
+        config = PerceptionConfig(strategy=strategy, parity=parity, dialect=dialect, **LOOK)
         answer = runtime.ask(**request(clips[0], perception=config, sampling=RAW))
         assert len(answer.rounds) == 3
         said: list[int] = []
         for result in answer.rounds:
             transcript = result.transcript
-            said = [*said, *result.token_ids] if strategy == "append" else result.token_ids
+            said = [*said, *result.token_ids] if continues else result.token_ids
             assert transcript.token_ids[transcript.generated].tolist() == said
             assert len(transcript.token_ids) == result.prompt_tokens + len(result.token_ids)
             assert all(s.length == s.segment.num_tokens for s in transcript.spans)

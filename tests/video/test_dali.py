@@ -222,7 +222,7 @@ def test_other_codecs_are_pyav_s_inside_the_same_call(codec: str, make_clip: Mak
     path = make_clip("c.mp4", 12, codec=codec)
     with open_video(path, decoder="dali") as source, open_video(path) as plain:
         assert source.metadata.decoder == "pyav"
-        # Its caches are shared with those who asked for PyAV.
+        # It shares the caches of what PyAV was asked for.
         assert source.metadata.video_id == plain.metadata.video_id
 
 
@@ -236,7 +236,7 @@ def test_the_video_ids_of_decoders_differ(make_clip: Make) -> None:
 
 
 def tampered(monkeypatch: pytest.MonkeyPatch, ordinal: int, spoil: Callable[[Any], Any]) -> None:
-    """Whoever reads packet `ordinal` from now on gets what `spoil` makes of it."""
+    """Reading packet `ordinal` gives what `spoil` makes of it from now on."""
     take = PacketReader.take
 
     def taking(self: PacketReader) -> Any:

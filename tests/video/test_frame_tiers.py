@@ -55,23 +55,23 @@ def test_the_least_recently_used_gives_way(make: Callable[..., Frame]) -> None:
 
 
 @KINDS
-def test_what_is_larger_than_the_budget_costs_nobody_a_place(make: Callable[..., Frame]) -> None:
+def test_a_frame_larger_than_the_budget_evicts_nothing(make: Callable[..., Frame]) -> None:
     tier = FrameTier("byte_budget", FRAME_BYTES + 1)
     tier.put(key(0), make())
     tier.put(key(1), make(3))
     assert list(tier.keys()) == [key(0)] and tier.evictions == 0
     nothing = FrameTier("byte_budget", 0)
     nothing.put(key(0), make())
-    assert not nothing.put_beside(key(1), make()) and len(nothing) == 0
+    assert not nothing.put(key(1), make(), beside=True) and len(nothing) == 0
     nothing.check_integrity()
 
 
 @KINDS
-def test_what_is_put_beside_evicts_nothing_and_goes_first(make: Callable[..., Frame]) -> None:
+def test_by_products_evict_nothing_and_go_first(make: Callable[..., Frame]) -> None:
     tier = FrameTier("byte_budget", 3 * FRAME_BYTES)
     tier.put(key(0), make())
-    assert tier.put_beside(key(1), make()) and tier.put_beside(key(2), make())
-    assert not tier.put_beside(key(3), make()) and key(3) not in tier and tier.evictions == 0
+    assert tier.put(key(1), make(), beside=True) and tier.put(key(2), make(), beside=True)
+    assert not tier.put(key(3), make(), beside=True) and key(3) not in tier and tier.evictions == 0
     tier.put(key(4), make())
     assert list(tier.keys()) == [key(1), key(0), key(4)] and tier.evictions == 1
     assert tier.get(key(1)) is not None  # asked for: as good as any other now

@@ -17,8 +17,7 @@ import pytest
 from index_cache_tools import fields, forget, learned, make_unreadable, opened, own_cache
 
 from vtts_rt.video import container, index_cache, open_video
-from vtts_rt.video.container import Media
-from vtts_rt.video.content_hash import PIECE_BYTES
+from vtts_rt.video.container import PIECE_BYTES, Media
 from vtts_rt.video.index_cache import FILE_NAME, IndexCache, known_facts, remember_facts
 
 Make = Callable[..., Path]
@@ -120,7 +119,7 @@ def test_a_file_that_was_just_written_is_not_remembered(
     path = tmp_path / "c.mp4"
     path.write_bytes(make_clip("c.mp4", 40).read_bytes())
     opened(path)
-    assert known_facts(Media(path), None) is None and not container._hash_memo._values
+    assert known_facts(Media(path), None) is None and not container._hashes
     monkeypatch.setattr(container, "SETTLE_SECONDS", 0.0)
     assert known_facts(Media(path), None) is None
 
@@ -225,54 +224,21 @@ def test_a_cache_that_cannot_be_used_is_logged_once(
         held.close()
 
 
-@pytest.mark.parametrize("how", ["read only", "being written"])
-def test_what_is_known_is_told_where_a_use_cannot_be_noted(
-    how: str,
-    make_clip: Make,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    path = make_clip("c.mp4", 40, gop=12)
-    want = opened(path)
-    forget()
-    monkeypatch.setattr(index_cache, "USED_SECONDS", 0)  # every use is to be noted
-    writer = sqlite3.connect(folder / FILE_NAME, isolation_level=None)
-    if how == "being written":
-        writer.execute("BEGIN IMMEDIATE")
-    else:
-        connect = index_cache._connect
-
-        def read_only(path: Path) -> Any:
-            db = connect(path)
-            db.execute("PRAGMA query_only = ON")
-            return db
-
-        monkeypatch.setattr(index_cache, "_connect", read_only)
-    make_unreadable(monkeypatch)
-    with caplog.at_level(logging.WARNING), open_video(path) as source:
-        assert source.metadata == want[0]
-    writer.close()
-    assert not [r for r in caplog.records if "index cache" in r.getMessage()]
-
-
-def test_the_least_recently_used_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr(index_cache.time, "time", lambda: next(clock))
-    monkeypatch.setattr(index_cache, "USED_SECONDS", 1)
     limit = 400_000
     cache = IndexCache(folder, limit)
     values = {str(i): random.Random(i).randbytes(3000 + 97 * (i % 50)) for i in range(300)}
     for name, value in values.items():
         cache.put({name: value})
-        assert cache.get("0") == values["0"]  # in use all the time
         assert (folder / FILE_NAME).stat().st_size <= limit + 20_000
     left = [name for name in values if cache.get(name) is not None]
     assert 50 < len(left) < 150
-    assert left == ["0", *map(str, range(300 - len(left) + 1, 300))]
+    assert left == [*map(str, range(300 - len(left), 300))]
     assert all(cache.get(name) == values[name] for name in left)
     cache.put({"large": bytes(limit)})
-    assert cache.get("large") is None and cache.get("0") == values["0"]
+    assert cache.get("large") is None and cache.get("299") == values["299"]
 
 
 # -- the content's hash ---------------------------------------------------------------------------

@@ -109,7 +109,7 @@ from vtts_rt.video import container, index_cache, open_video
 container.SETTLE_SECONDS = 0.0
 for number in range(int(sys.argv[1])):
     for path in sys.argv[2:]:
-        container._hash_memo = container._Memo(8)
+        container._hashes.clear()
         with open_video(path) as source:
             print(path, source.metadata.video_id, source.metadata.num_frames, flush=True)
 assert index_cache._cache().get("x") is None and index_cache._cache()._usable

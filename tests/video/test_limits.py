@@ -29,7 +29,6 @@ from vtts_rt.video.limits import Opening
 # name -> (content, words of the sentence). Each would take gigabytes, or minutes, without bounds.
 LARGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "16,000 x 16,000 PNG": (functools.partial(attack.png, 16000), "max_pixels"),
-    "apng of 10^6 frames": (functools.partial(attack.png, 2, 10**6), "max_frames"),
     "webp of 10^6 frames": (functools.partial(attack.webp, 2, 10**6), "max_frames"),
     "webp of 16,000 x 16,000": (functools.partial(attack.webp, 16000), "max_pixels"),
     "10^6 edits": (
@@ -280,6 +279,7 @@ def test_a_deadline_holds_at_every_step_of_opening(
     kind: str, files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VTTS_RT_CACHE_DIR", "off")
+    monkeypatch.setattr("vtts_rt.video.container.SETTLE_SECONDS", 3600.0)  # hash it every time
     clock = Clock(1.0)
     monkeypatch.setattr("vtts_rt.video.limits.time.monotonic", clock)
     open_video(files[kind], source_fps=5.0, deadline_seconds=1e9).close()

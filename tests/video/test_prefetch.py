@@ -1,4 +1,4 @@
-"""PrefetchQueue: who goes first, who gives way, who is counted."""
+"""PrefetchQueue: what goes first, what gives way, what is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching ahead in any order: right pixels, right counts, and nobody waits for ever."""
+"""Fetching ahead in any order: right pixels, right counts, and no wait without an end."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_threads_in_any_order_end_and_see_right_pixels(seed: int) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE_SECONDS)
-        assert not thread.is_alive(), "somebody waits for ever"
+        assert not thread.is_alive(), "a wait without an end"
     assert wrong == []
     store.check_integrity()
     counts = store.stats()

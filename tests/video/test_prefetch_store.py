@@ -51,7 +51,7 @@ def test_a_frame_that_comes_while_it_is_guessed_again_is_not_cancelled() -> None
     arrived = store.ahead.arrived
 
     def late(video: tuple[str, str], indices: Collection[int]) -> None:
-        if 2 in indices:  # it is stored, and nobody has heard of it
+        if 2 in indices:  # it is stored, and no request knows
             b.guess(0, [2, 4])
         arrived(video, indices)
 
@@ -130,20 +130,20 @@ def test_by_products_end_the_wait_for_them() -> None:
 def test_guesses_wait_for_a_quarter_of_the_budgets_and_fit_the_store() -> None:
     store = FrameStore(8 * FRAME_BYTES, 4 * FRAME_BYTES)
     provider = store.provider([FaultySource(0, [])])
-    store.ahead._num_workers = 0  # nobody takes anything meanwhile
+    store.ahead._num_workers = 0  # no thread takes anything meanwhile
     provider.guess(0, range(NUM_FRAMES))
     assert store.ahead.frames_guessed == 8 and store.ahead.frames_dropped == 5
     store.close()
 
 
-def test_a_store_that_nobody_closed_is_dropped_with_its_frames_and_threads() -> None:
+def test_a_store_left_open_is_dropped_with_its_frames_and_threads() -> None:
     store, reads = FrameStore(10**6), list[int]()
     provider = store.provider([FaultySource(0, reads)])
     provider.prefetch(0, range(NUM_FRAMES))
     while not provider.ready(0, range(NUM_FRAMES)) or store.ahead._working:
         assert not threading.Event().wait(0.001)
     assert sorted(reads) == [*range(NUM_FRAMES)]
-    provider.guess(0, [1])  # there already: nobody starts for it
+    provider.guess(0, [1])  # there already: no thread starts for it
     assert store.ahead._working == 0
     (worker,) = store.ahead._pool._threads
     dropped = weakref.ref(store)

@@ -320,7 +320,7 @@ def test_a_file_that_changes_while_open(make_clip: Make, tmp_path: Path) -> None
         source.read([3])
 
 
-def test_closing_from_within_a_step_waits_for_nobody(
+def test_closing_from_within_a_step_does_not_wait(
     make_clip: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a stream that is collected as garbage while its own frames are being decoded."""

@@ -250,7 +250,7 @@ def test_provider_counts_by_round() -> None:
 def test_ready_says_whether_a_frame_is_on_its_way() -> None:
     store, source = FrameStore(10**6), CountedSource()
     provider = store.provider([source])
-    assert provider.ready(0, [3])  # nobody fetches it: reading it would not wait for anybody
+    assert provider.ready(0, [3])  # not being fetched: reading it would not wait
     source.gate.clear()
     provider.prefetch(0, [3, 4])
     provider.prefetch(0, [4])

@@ -61,7 +61,7 @@ class Case:
     picture is turned by. times: seconds of the frames, None where they do not matter.
     lost: frames of which nothing can be decoded and that nothing refers to, each served by a
         neighbour and counted. spoilt: frames that are damaged or refer to damaged ones: they
-        come, in the right shape, but nobody can say what they show.
+        come, in the right shape, but what they show is not defined.
     """
 
     write: Callable[[Path], object]

@@ -15,9 +15,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vtts_rt.checks import Rule, check
 from vtts_rt.config import MediaLimits, ResolvedPerception
 from vtts_rt.data.ahead import Ahead
+from vtts_rt.data.frames import COUNTED, FileFrames, FrameReader, RolloutItem
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
 from vtts_rt.data.rows import DataSet, Row, read_manifest
-from vtts_rt.data.visit import COUNTED, Look, Looker, RolloutItem
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video import FrameStore, open_video
 
@@ -44,9 +44,9 @@ _RULES: dict[str, Rule] = {
     "frame_store": (lambda s: s is None or isinstance(s, FrameStore), "a FrameStore or None"),
     "decoder": (DECODERS.__contains__, f"one of {', '.join(DECODERS)}"),
 }
-STATE_VERSION = 1
-POSITION = ("epoch", "rows_gone", "delivered")
-# One white pixel: whatever fails to open this is no fault of a file.
+STATE_VERSION = 2
+POSITION = ("epoch", "rows_passed", "delivered")
+# One white pixel: an error of opening it is no fault of a file.
 ONE_PIXEL = b"P6\n1 1\n255\n\xff\xff\xff"
 
 
@@ -69,8 +69,8 @@ class RolloutDataFeed(IterableDataset[Any]):
         and stay with their rank, so that what its caches hold comes back.
     remainder: "keep" gives every row once; ranks may then differ in length, and a last batch may
         be short. "drop" and "pad" give the same number of whole batches on every rank: as many as
-        the smallest shard fills, or as many as the largest needs, a shard beginning again where
-        it is through. In both, the rows that follow stand in for skipped ones.
+        the smallest shard fills, or as many as the largest needs, a shard starting over at
+        its end. In both, the rows that follow stand in for skipped ones.
     num_workers: decoding threads. prefetch: most videos decoded ahead; prefetch_bytes: most
         bytes of their frames (a video that alone is larger is decoded alone).
     frame_store: where frames are looked up and kept; a Runtime that shares it finds them.
@@ -114,14 +114,14 @@ class RolloutDataFeed(IterableDataset[Any]):
         self._opening: dict[str, Any] = {"decoder": decoder, "device": device}
         if limits is not None:
             self._opening["limits"] = limits
-        self._looker = Looker(frames, frame_store, self._opening)
+        self._reader = FrameReader(frames, frame_store, self._opening)
         self._rows = _rows(manifest)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
         self._fingerprint = self._order.fingerprint()
         self._goal(self._shard)
-        # The position: rows of the epoch gone by up to the last that was delivered, and items
-        # delivered. `_part` is what it counts in.
-        self._gone = self._delivered = 0
+        # The position: rows passed in the epoch up to the last that was delivered, and items
+        # delivered. `_part` is the shard that they are counted in.
+        self._num_passed = self._delivered = 0
         self._part = self._shard
         self._turn = 0  # a new one ends an iteration in work
         self._counts: Counter[str] = Counter()
@@ -134,7 +134,7 @@ class RolloutDataFeed(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         part, size = self._current_part(), self.batch_size or 1
-        moved = self._gone > 0 and part != self._part
+        moved = self._num_passed > 0 and part != self._part
         _require("shard", part, not moved, f"{self._part}, with which the epoch was begun")
         open_video(ONE_PIXEL, **self._opening).close()  # a missing decoder is reported here
         order, goal = self._order.epoch(part, self.epoch), self._goal(part)
@@ -159,7 +159,7 @@ class RolloutDataFeed(IterableDataset[Any]):
                 self._deliver(batch)
                 yield batch
             if self._remainder == "keep":
-                self._gone = goal  # whatever was skipped at the end
+                self._num_passed = goal  # rows skipped at the end
         finally:
             # Run to its end, or left with all of the epoch given.
             if self._turn == turn and self._done() >= goal:
@@ -178,16 +178,16 @@ class RolloutDataFeed(IterableDataset[Any]):
 
     def _items(self, order: list[int], goal: int) -> Generator[RolloutItem, None, None]:
         """The items from where the feed is to the end of the epoch."""
-        gone, missing, idle = self._gone, goal - self._done(), 0
+        passed, missing, idle = self._num_passed, goal - self._done(), 0
         while missing > 0:
             # Just the rows that are missing; those that make up for skipped ones come after.
-            stop = gone + missing
-            with closing(self._looks(order, gone, stop)) as looks:
-                for number, look in looks:
-                    item, failure = None, look.failure
+            stop = passed + missing
+            with closing(self._read_ahead(order, passed, stop)) as entries:
+                for number, found in entries:
+                    item, failure = None, found.failure
                     if failure is None:
                         try:
-                            item = self._item(number, look, gone)
+                            item = self._item(number, found, passed)
                         except ValueError as error:
                             failure = ("mislabelled", str(error))
                     if item is not None:
@@ -196,7 +196,7 @@ class RolloutDataFeed(IterableDataset[Any]):
                     elif failure is not None:
                         self._skip(number, *failure)
                         idle += 1
-                    gone += 1
+                    passed += 1
             if idle >= len(order):
                 number, sentence = next(iter(self._skipped.items()))
                 raise RuntimeError(
@@ -206,11 +206,11 @@ class RolloutDataFeed(IterableDataset[Any]):
             if self._remainder == "keep":
                 return
 
-    def _looks(
+    def _read_ahead(
         self, order: list[int], start: int, stop: int
-    ) -> Generator[tuple[int, Look], None, None]:
+    ) -> Generator[tuple[int, FileFrames], None, None]:
         """(row number, what its file gave) for the places start .. stop-1 of an order."""
-        ahead = Ahead(self._order.visits(order, start, stop), self._looker, **self._ahead)
+        ahead = Ahead(self._order.files(order, start, stop), self._reader, **self._ahead)
         try:
             while True:
                 began = time.perf_counter()
@@ -218,26 +218,26 @@ class RolloutDataFeed(IterableDataset[Any]):
                 self._wait_seconds += time.perf_counter() - began
                 if entry is None:
                     return
-                visit, look = entry
-                self._counts.update(look.counts)
-                yield from ((number, look) for number in visit.rows)
-                del entry, look  # not held while the next one is waited for
+                file, found = entry
+                self._counts.update(found.counts)
+                yield from ((number, found) for number in file.rows)
+                del entry, found  # not held while the next one is waited for
         finally:
-            for look in ahead.close():
-                self._counts.update(look.counts)
+            for found in ahead.close():
+                self._counts.update(found.counts)
 
-    def _item(self, number: int, look: Look, index: int) -> RolloutItem:
+    def _item(self, number: int, found: FileFrames, index: int) -> RolloutItem:
         data_set, media, row = self._rows[number]
-        assert look.metadata is not None
+        assert found.metadata is not None
         return RolloutItem(
-            row=row.sized(look.metadata.height, look.metadata.width),
+            row=row.sized(found.metadata.height, found.metadata.width),
             data_set=data_set,
             media=media,
             row_number=number,
-            metadata=look.metadata,
-            frame_indices=look.frame_indices,
-            timestamps_seconds=look.timestamps_seconds,
-            frames=look.frames,
+            metadata=found.metadata,
+            frame_indices=found.frame_indices,
+            timestamps_seconds=found.timestamps_seconds,
+            frames=found.frames,
             epoch=self.epoch,
             index=index,
             group_size=self.group_size,
@@ -246,17 +246,17 @@ class RolloutDataFeed(IterableDataset[Any]):
 
     def _deliver(self, batch: list[RolloutItem]) -> None:
         """Just before the consumer has it: from here on it counts as delivered."""
-        self._gone = batch[-1].index + 1
+        self._num_passed = batch[-1].index + 1
         self._delivered += len(batch)
         self._counts["items_delivered"] += len(batch)
         self._counts["frames_delivered"] += sum(len(item.frames) for item in batch)
 
     def _done(self) -> int:
         """How much of the epoch's goal has been reached."""
-        return self._gone if self._remainder == "keep" else self._delivered
+        return self._num_passed if self._remainder == "keep" else self._delivered
 
     def _start(self, epoch: int) -> None:
-        self.epoch, self._gone, self._delivered = epoch, 0, 0
+        self.epoch, self._num_passed, self._delivered = epoch, 0, 0
         self._turn += 1
 
     def _goal(self, part: Part) -> int:
@@ -278,9 +278,9 @@ class RolloutDataFeed(IterableDataset[Any]):
     # -- state ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the feed is, for JSON: after the last item delivered, whatever is prefetched."""
-        part = self._part if self._gone else self._current_part()
-        position = (self.epoch, self._gone, self._delivered)
+        """Where the feed is, for JSON: after the last item delivered, not the last prefetched."""
+        part = self._part if self._num_passed else self._current_part()
+        position = (self.epoch, self._num_passed, self._delivered)
         return {**self._made_with(part), **dict(zip(POSITION, position, strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,7 +298,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         ok = all(_is_int(value) and value >= 0 for value in position)
         _require(f"{', '.join(POSITION)} of the state", position, ok, "integers >= 0")
         self._start(position[0])
-        self._part, self._gone, self._delivered = part, position[1], position[2]
+        self._part, self._num_passed, self._delivered = part, position[1], position[2]
 
     def _made_with(self, part: Part) -> dict[str, Any]:
         """What the meaning of a position depends on."""
@@ -317,7 +317,7 @@ class RolloutDataFeed(IterableDataset[Any]):
 
     def _check_alone(self) -> None:
         rule = "None where the feed goes to another process"
-        _require("frame_store", self._looker.store, self._looker.store is None, rule)
+        _require("frame_store", self._reader.store, self._reader.store is None, rule)
 
     # -- what happened ----------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class RolloutDataFeed(IterableDataset[Any]):
 
         items_delivered, frames_delivered: to the consumer, a video's frames once for every row.
         videos_opened, frames_decoded, frames_codec_decoded, frames_reused, frames_substituted:
-        as `Look`, once for all rows of a video; what is prefetched counts when it is its turn or
+        as `COUNTED`, once for all rows of a video; what is prefetched counts when it is its turn or
         the iteration ends. rows_skipped: by reason. wait_ms: wall-clock ms waited for frames.
         """
         names = (*COUNTED, "items_delivered", "frames_delivered")

@@ -53,7 +53,7 @@ class PlacedRow(NamedTuple):
     row: Row
 
 
-class Visit(NamedTuple):
+class FileRows(NamedTuple):
     """A file, and the numbers of rows that come one after another and ask about it."""
 
     media: Path
@@ -101,17 +101,17 @@ class RowOrder:
             return min(loads) // size * size
         return -(-max(loads) // size) * size
 
-    def visits(self, order: Sequence[int], start: int, stop: int) -> Iterator[Visit]:
+    def files(self, order: Sequence[int], start: int, stop: int) -> Iterator[FileRows]:
         """The files of places start .. stop-1 of an order that begins again at its end."""
         numbers: list[int] = []
         for place in range(start, stop):
             number = order[place % len(order)]
             if numbers and self._file(numbers[0]) != self._file(number):
-                yield Visit(*self._file(numbers[0]), tuple(numbers))
+                yield FileRows(*self._file(numbers[0]), tuple(numbers))
                 numbers = []
             numbers.append(number)
         if numbers:
-            yield Visit(*self._file(numbers[0]), tuple(numbers))
+            yield FileRows(*self._file(numbers[0]), tuple(numbers))
 
     def fingerprint(self) -> str:
         """A hash of what the rows say, wherever their media lie."""

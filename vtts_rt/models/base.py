@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -63,7 +63,7 @@ class VideoLM(nn.Module, ABC):
     # transformers, the default of Qwen2-VL's and Qwen2.5-VL's rotary embeddings.
     language_fields: ClassVar[Mapping[str, Any]] = {"mrope_section": (16, 24, 24)}
     bounds_clips: ClassVar[bool] = False
-    tower: ClassVar[Callable[[Any, Geometry], VisionTransformer]]
+    tower: ClassVar[type[VisionTransformer]]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class VideoLM(nn.Module, ABC):
         require(name, "out_hidden_size", out, out == hidden, f"hidden_size ({hidden})")
         self.config = config
         self.geometry = config.geometry
-        self.visual = type(self).tower(config.vision, config.geometry)
+        self.visual = self.tower(config.vision, config.geometry)  # type: ignore[call-arg]
         self.language = LanguageModel(config.language, self.feature_dim)
         self.quantization: str | None = None
         self._versions: dict[str, str] = {}
@@ -119,12 +119,8 @@ class VideoLM(nn.Module, ABC):
     @property
     def kv(self) -> KVShape:
         language = self.config.language
-        return KVShape(
-            language.num_hidden_layers,
-            language.num_key_value_heads,
-            language.head_dim,
-            self.dtype,
-        )
+        heads, layers = language.num_key_value_heads, language.num_hidden_layers
+        return KVShape(layers, heads, language.head_dim, self.dtype)
 
     @property
     def feature_dim(self) -> int:

@@ -201,6 +201,8 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> EncodedPrompt:
             place += len(chat.text(Prompt((part,))))
             continue
         if isinstance(part, Marker):
+            ends = (chat.vision_start, chat.vision_end)
+            require("encode_prompt", "marker", part.text, part.text in ends, " or ".join(ends))
             markers.append(place)
             place += len(part.text)
             continue

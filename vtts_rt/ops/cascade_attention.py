@@ -23,7 +23,7 @@ from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
 from vtts_rt.ops.native import adjacent
 from vtts_rt.ops.pages import check_indices, check_pool, pages_refused
 
-# A group is worth a launch of its own from about 3 x 1,024 keys that are not read again: 6 MB a
+# A group is worth a separate launch from about 3 x 1,024 keys that are not read again: 6 MB a
 # layer of the 7B model (2,048 bytes a key and layer), 2 microseconds at 3.35 TB/s. Groups that fit
 # a GPU's L2 cache (50 MB on an H100) gain less: their second reading is a cached one.
 MIN_GROUP = 4  # rows

@@ -24,7 +24,7 @@ from vtts_rt.types import require
 
 logger = logging.getLogger(__name__)
 
-ASKED = "asked for"  # the reason of a backend that somebody named
+ASKED = "asked for"  # the reason of a backend that was named
 
 
 def interpreted() -> bool:
@@ -63,7 +63,7 @@ class Backend:
     supports: called with a device type ("cpu", "cuda"), returns None when the backend can run
         tensors of that device here, else a reason that completes "backend 'x' unavailable: ...".
     run: the implementation. refuses, leaves: called with the arguments of `run`; None, or why it
-        cannot take them, and why "auto" had better go on to the next.
+        cannot take them, and why "auto" takes the next one.
     """
 
     name: str
@@ -110,41 +110,40 @@ class Op:
 
     def resolve(self, device: str, backend: str = "auto") -> tuple[list[Backend], str]:
         """The backends for tensors of `device` ("cpu", "cuda"), the first one first, and why it is;
-        kept for each device and wish.
+        kept for each device and name.
 
         backend: "auto" or a backend's name; VTTS_RT_BACKEND stands in for "auto".
         Raises ValueError for an unknown name, RuntimeError (with the reason and what is supported
         here) for one that cannot run.
         """
-        wish = (backend_override(self.name) or "auto") if backend == "auto" else backend
-        if (device, wish) in self._resolved:
-            return self._resolved[device, wish]
+        wanted = (backend_override(self.name) or "auto") if backend == "auto" else backend
+        if (device, wanted) in self._resolved:
+            return self._resolved[device, wanted]
         refusals = {b.name: b.supports(device) for b in self.backends}
-        require(
-            self.name, "backend", wish, wish in ("auto", *refusals), f"auto, {', '.join(refusals)}"
-        )
+        known = ("auto", *refusals)
+        require(self.name, "backend", wanted, wanted in known, ", ".join(known))
         usable = [b for b in self.backends if refusals[b.name] is None]
         refused = [f"{name}: {why}" for name, why in refusals.items() if why is not None]
         if not usable:
             why = "; ".join(refused)
             raise RuntimeError(f"{self.name}: no backend for device {device!r}: {why}")
-        if wish == "auto":
+        if wanted == "auto":
             passed_over = refused[: self.backends.index(usable[0])]
             reason = "; ".join(f"no {why}" for why in passed_over) or "preferred"
-        elif refusals[wish] is None:
-            usable.sort(key=lambda b: b.name != wish)
+        elif refusals[wanted] is None:
+            usable.sort(key=lambda b: b.name != wanted)
             reason = ASKED
         else:
             raise RuntimeError(
-                f"{self.name}: backend {wish!r} unavailable: {refusals[wish]}; "
+                f"{self.name}: backend {wanted!r} unavailable: {refusals[wanted]}; "
                 f"supported here: {', '.join(b.name for b in usable)}"
             )
         logger.info("%s on %s: backend %s (%s)", self.name, device, usable[0].name, reason)
-        self._resolved[device, wish] = usable, reason
+        self._resolved[device, wanted] = usable, reason
         return usable, reason
 
     def explain(self, use: str, device: str, *call: Any) -> Choice:
-        """What would run a call, or calls that nothing refuses; "none" where a wish fails."""
+        """What would run a call, or calls that nothing refuses; "none" where none can."""
         try:
             if call:
                 chosen, reason = self.choose(device, "auto", *call)

@@ -39,13 +39,8 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = native.adjacent(x)
     out = x.new_empty((x.shape[0], weight.shape[0]))
     _C.linear(
-        x.data_ptr(),
-        x.stride(0),
-        weight.data_ptr(),
-        native.address(bias),
-        out.data_ptr(),
-        *x.shape,
-        weight.shape[0],
+        *(x.data_ptr(), x.stride(0), weight.data_ptr(), native.address(bias), out.data_ptr()),
+        *(*x.shape, weight.shape[0]),
         torch.get_num_threads(),
     )
     return out

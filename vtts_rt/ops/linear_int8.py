@@ -42,14 +42,8 @@ def _native(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Te
     rows = native.rows_of(x)
     out = x.new_empty((*x.shape[:-1], weight.shape[0]))
     _C.linear_int8(
-        rows.data_ptr(),
-        rows.stride(0),
-        weight.data_ptr(),
-        scale.data_ptr(),
-        native.address(bias),
-        out.data_ptr(),
-        *rows.shape,
-        weight.shape[0],
+        *(rows.data_ptr(), rows.stride(0), weight.data_ptr(), scale.data_ptr()),
+        *(native.address(bias), out.data_ptr(), *rows.shape, weight.shape[0]),
         torch.get_num_threads(),
     )
     return out

@@ -1,4 +1,4 @@
-"""What changes the logits of a sequence before a token is chosen.
+"""Changes of the logits of a sequence before a token is chosen.
 
 In this order:
 
@@ -29,7 +29,7 @@ from torch import Tensor
 from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import require
 
-_ALWAYS = 2**62  # no answer gets there
+_ALWAYS = 2**62  # tokens; no answer is as long
 
 
 class Penalties(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the native float32 kernels have in common."""
+"""Helpers of the native float32 kernels."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def paged_sdpa(
     keys: Tensor,
     values: Tensor,
     sequences: Iterable[tuple[int, int, list[int], int]],
-    scale: float | None,
+    scale: float,
 ) -> Tensor:
     """q: (N, H, D), keys, values: (num_pages, page_size, K, D). sequences: (first row, row after
     the last, pages, keys) of each, in order. Returns (N, H, D) in q's dtype."""
@@ -44,7 +44,7 @@ def paged_sdpa(
     return outputs[1] if len(outputs) == 2 else torch.cat(outputs)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q: (n, H, D), the last of the sequence, k, v: (num_keys, K, D) -> (n, H, D)."""
     num_new, num_keys = q.shape[0], k.shape[0]
     key, value = k.transpose(0, 1)[None], v.transpose(0, 1)[None]  # (1, K, keys, D)
@@ -73,9 +73,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     return out[0].transpose(0, 1)
 
 
-def _attend_past_then_new(
-    q: Tensor, k: Tensor, v: Tensor, past: int, scale: float | None
-) -> Tensor:
+def _attend_past_then_new(q: Tensor, k: Tensor, v: Tensor, past: int, scale: float) -> Tensor:
     """Attention to the first `past` keys and to the new ones, merged by their log-sum-exps.
 
     q: (1, H, n, D), k, v: (1, K, keys, D) -> (1, H, n, D). Neither part needs a mask, and a group's

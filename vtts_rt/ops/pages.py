@@ -1,4 +1,4 @@
-"""What ops over paged keys and values check of their arguments."""
+"""Checks of the arguments of ops over paged keys and values."""
 
 from __future__ import annotations
 

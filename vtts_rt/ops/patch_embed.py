@@ -171,7 +171,7 @@ _OP = register(
 
 
 def numerics(weight: Tensor) -> str:
-    """What tells results for `weight` under "auto" apart: "rows" where official rows are multiplied
+    """Which results "auto" gives for `weight`: "rows" where official rows are multiplied
     for any number of them, "folded" where VTTS_RT_BACKEND names a backend that folds."""
     wide = weight.dtype is torch.float32
     return "folded" if backend_override("patch_embed") in _FOLDING and not wide else "rows"

@@ -1,4 +1,4 @@
-"""What patchify and patch_embed take: jobs, checked, and the launch of their Triton kernel.
+"""Jobs of patchify and patch_embed, their checks, and the launch of the Triton kernel.
 
 Legend: H, W source frame; H', W' target (px, multiples of a token's); T merged tokens of all jobs.
 """
@@ -168,9 +168,8 @@ def launch(batch: Batch, places: Tensor | None, out: Tensor) -> None:
     """
     # Launched where the frames are, whichever device is current; without effect on a CPU.
     with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
-        for fixed in (True, False):
-            if any((job.resize != "float") == fixed for job in batch.jobs):
-                _launch_alike(batch, fixed, places, out)
+        for fixed in {job.resize != "float" for job in batch.jobs}:
+            _launch_alike(batch, fixed, places, out)
 
 
 def _launch_alike(batch: Batch, fixed: bool, places: Tensor | None, out: Tensor) -> None:
@@ -227,8 +226,8 @@ def _after_rows(
     device: torch.device,
     stream: int,
 ) -> tuple[PatchifyJob, tuple[Frame, Frame]]:
-    """What the kernel, which resizes along x first, still has to do: all, or what is left of a job
-    that PIL resizes along y first, by torch's operators here."""
+    """The part of a job for the kernel, which resizes along x first: all of it, or the rest of one
+    that PIL resizes along y first, which torch's operators do here."""
     x0, y0, x1, y1 = job.box
     height = job.resized_hw[0]
     source_hw = (y1 - y0, x1 - x0)

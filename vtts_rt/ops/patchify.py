@@ -159,8 +159,8 @@ class PatchBuffer:
     """Memory for patch rows that its owner fills, uses up and fills again: `out=` of `patchify`.
 
     Memory fresh from the system is most of patchify's time: 32 frames of 1280x720 take 2.5 times
-    as long without it. It grows to the largest number of rows asked for and stays there. One
-    owner, one thread: the rows handed out before are overwritten.
+    as long without it. It grows to the largest number of rows asked for and never shrinks. For one
+    thread: rows that it gave before are overwritten.
     """
 
     def __init__(self, geometry: Geometry) -> None:

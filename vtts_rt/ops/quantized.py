@@ -1,4 +1,4 @@
-"""What products with 8-bit weights have in common: weight is about scale[:, None] * weight8.
+"""Helpers of products with 8-bit weights: weight is about scale[:, None] * weight8.
 
 Legend: N rows, C input channels, O outputs.
 """

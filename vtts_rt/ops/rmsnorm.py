@@ -100,8 +100,8 @@ def rmsnorm(
     x: (..., D) any float dtype; residual: shape and dtype of x, added first;
     weight: (D,) of x's dtype; all on one device. eps > 0 (Qwen2.5-VL: 1e-6).
     backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: float32 on the CPU, no
-        gradient wanted; one pass instead of seven operators, the same bits for a row in any
-        company) or "reference" (eager torch, any device). "auto" takes the first two where it can.
+        gradient wanted; a row's bits do not depend on other rows) or "reference" (eager torch, any
+        device). "auto" takes the first two where it can: one pass instead of seven operators.
 
     Returns (y, h), both (..., D) of x's dtype: the normalised value, and x + residual (x itself
     without a residual), which is the next layer's residual.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops import native
-from vtts_rt.ops.dispatch import Backend, anything, register, triton_supports
+from vtts_rt.ops.dispatch import Backend, anything, register, triton_refuses, triton_supports
 from vtts_rt.types import require
 
 
@@ -32,14 +32,8 @@ def _torch(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     from vtts_rt import _C
 
-    _C.rotary(
-        x.data_ptr(),
-        x.stride(0),
-        *x.shape,
-        cos.data_ptr(),
-        sin.data_ptr(),
-        torch.get_num_threads(),
-    )
+    angles = cos.data_ptr(), sin.data_ptr()
+    _C.rotary(x.data_ptr(), x.stride(0), *x.shape, *angles, torch.get_num_threads())
     return x
 
 
@@ -70,9 +64,7 @@ def _triton_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
         return "values of a head that are not adjacent, or heads or rows that overlap"
     if torch.is_grad_enabled():
         return "gradients that may need what is overwritten"
-    if torch.float64 in (x.dtype, cos.dtype):
-        return "float64, where arithmetic is in float32"
-    return None
+    return triton_refuses(x, cos)
 
 
 _OP = register(
@@ -90,7 +82,7 @@ _OP = register(
 
 
 def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Tensor:
-    """Turn every head of each row by the row's angles. Takes x over: use what is returned.
+    """Turn every head of each row by the row's angles. May overwrite x: use the result.
 
     x: (N, H, D), D even, any float dtype and device; cos, sin: (N, D/2) of one dtype, in which
         the arithmetic is done ("triton": in float32).

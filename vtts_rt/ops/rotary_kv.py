@@ -4,12 +4,14 @@
     keys[slot_mapping[n]]    = turn(qkv[n, H + j], cos[n], sin[n])       j < K
     values[slot_mapping[n]]  = qkv[n, H + K + j]
 
-with `turn` of `rotary`. What lies between the qkv product and attention, in one sweep.
+with `turn` of `rotary`: the steps between the qkv product and attention, in one sweep.
 
 Legend: N rows, H query heads, K key/value heads, D head dim.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,7 +44,8 @@ def rotary_kv_ref(
     return turned[:, :num_heads], keys, values
 
 
-def _cpu(
+def _eager(
+    backend: str,
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -51,36 +54,23 @@ def _cpu(
     slot_mapping: Tensor,
     num_heads: int,
 ) -> Tensor:
-    num_kv_heads = keys.shape[2]
-    turned = rotary(qkv[:, :-num_kv_heads], cos, sin)
-    k, v, slots = turned[:, num_heads:], qkv[:, -num_kv_heads:], slot_mapping.long()
-    if not bool((slots >= 0).all()):
-        real = (slots >= 0).nonzero()[:, 0]
-        k, v, slots = k[real], v[real], slots[real]
-    keys.flatten(0, 1).index_copy_(0, slots, k.to(keys.dtype))
-    values.flatten(0, 1).index_copy_(0, slots, v.to(values.dtype))
-    return turned[:, :num_heads]
-
-
-def _torch(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slot_mapping: Tensor,
-    num_heads: int,
-) -> Tensor:
-    num_kv_heads = keys.shape[2]
-    turned = rotary(qkv[:, :-num_kv_heads], cos, sin, backend="torch")
-    if len(slot_mapping):
+    """By torch's operators, turned by a backend of `rotary`."""
+    num_kv_heads, slots = keys.shape[2], slot_mapping.long()
+    turned = rotary(qkv[:, :-num_kv_heads], cos, sin, backend=backend)
+    pools = ((keys, turned[:, num_heads:]), (values, qkv[:, -num_kv_heads:]))
+    is_real = slots >= 0
+    if backend == "auto":  # on the CPU, where reading a number is no wait
+        rows = slice(None) if bool(is_real.all()) else is_real.nonzero()[:, 0]
+        for pool, new in pools:
+            pool.flatten(0, 1).index_copy_(0, slots[rows], new[rows].to(pool.dtype))
+        return turned[:, :num_heads]
+    if len(slots):
         # Without asking the host how many rows are real: padding repeats the first real row or,
         # where there is none, writes what is in slot 0.
-        is_real = slot_mapping >= 0
-        every_row = torch.arange(len(slot_mapping), device=slot_mapping.device)
+        every_row = torch.arange(len(slots), device=slots.device)
         rows = torch.where(is_real, every_row, is_real.int().argmax())
-        slots = slot_mapping.long()[rows].clamp(min=0)
-        for pool, new in ((keys, turned[:, num_heads:]), (values, qkv[:, -num_kv_heads:])):
+        slots = slots[rows].clamp(min=0)
+        for pool, new in pools:
             slot_rows = pool.flatten(0, 1)
             new = torch.where(is_real.any(), new[rows].to(pool.dtype), slot_rows[slots])
             slot_rows.index_copy_(0, slots, new)
@@ -88,27 +78,19 @@ def _torch(
 
 
 def _triton(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slot_mapping: Tensor,
-    num_heads: int,
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, heads: int
 ) -> Tensor:
     from vtts_rt.kernels import rotary_kv as kernel
 
-    q = kernel.rotary_kv(
-        qkv, cos.contiguous(), sin.contiguous(), keys, values, slot_mapping.contiguous(), num_heads
-    )
-    return q  # type: ignore[no-any-return]
+    cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
+    return kernel.rotary_kv(qkv, cos, sin, keys, values, slots, heads)  # type: ignore[no-any-return]
 
 
 _OP = register(
     "rotary_kv",
     Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, _cpu),
-    Backend("torch", anything, _torch),
+    Backend("cpu", native.supports, partial(_eager, "auto")),
+    Backend("torch", anything, partial(_eager, "torch")),
 )
 
 
@@ -123,8 +105,7 @@ def rotary_kv(
     num_heads: int,
     backend: str = "auto",
 ) -> Tensor:
-    """Turn queries and keys, and write keys and values into a layer's pages. Takes qkv over: it
-    may hold anything afterwards.
+    """Turn queries and keys, write keys and values into a layer's pages. May overwrite qkv.
 
     qkv: (N, H + 2 K, D) [queries; keys; values], D even, any float dtype and row stride, a row's
         values adjacent. cos, sin: (N, D/2) of one float dtype, the angles of each row (M-RoPE's
@@ -141,40 +122,30 @@ def rotary_kv(
     backend.
     """
     _check(qkv, cos, sin, keys, values, slot_mapping, num_heads)
+    call = (qkv, cos, sin, keys, values, slot_mapping, num_heads)
     with torch.no_grad():
-        q: Tensor = _OP(
-            qkv.device.type, backend, qkv, cos, sin, keys, values, slot_mapping, num_heads
-        )
+        q: Tensor = _OP(qkv.device.type, backend, *call)
     return q
 
 
 def _check(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slot_mapping: Tensor,
-    num_heads: int,
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, heads: int
 ) -> None:
-    def ask(argument: str, value: object, ok: bool, rule: str) -> None:
-        require("rotary_kv", argument, value, ok, rule)
-
+    ask = partial(require, "rotary_kv")
     fits = keys.dim() == 4 and keys.is_contiguous() and keys.is_floating_point()
     ask("keys", tuple(keys.shape), fits, "(pages, page_size, K, D), contiguous floats")
     same = (values.shape, values.dtype) == (keys.shape, keys.dtype) and values.is_contiguous()
     ask("values", (*values.shape, values.dtype), same, f"{(*keys.shape, keys.dtype)}, contiguous")
-    heads, dim = num_heads + 2 * keys.shape[2], keys.shape[3]
-    fits = qkv.dim() == 3 and qkv.shape[1:] == (heads, dim) and qkv.is_floating_point()
-    ask("qkv", tuple(qkv.shape), fits and dim % 2 == 0, f"floats (N, {heads}, {dim}), D even")
+    all_heads, dim = heads + 2 * keys.shape[2], keys.shape[3]
+    fits = qkv.dim() == 3 and qkv.shape[1:] == (all_heads, dim) and qkv.is_floating_point()
+    ask("qkv", tuple(qkv.shape), fits and dim % 2 == 0, f"floats (N, {all_heads}, {dim}), D even")
     packed = qkv.numel() == 0 or qkv.stride()[1:] == (dim, 1)
     ask("qkv's strides", qkv.stride(), packed, f"(any, {dim}, 1)")
     shape = (qkv.shape[0], dim // 2)
     for name, angles in (("cos", cos), ("sin", sin)):
         fits = angles.shape == shape and angles.is_floating_point() and angles.dtype is cos.dtype
         ask(name, (*angles.shape, angles.dtype), fits, f"{shape} of one float dtype")
-    fits = slot_mapping.shape == shape[:1] and slot_mapping.dtype in (torch.int64, torch.int32)
-    got = (*slot_mapping.shape, slot_mapping.dtype)
-    ask("slot_mapping", got, fits, f"({shape[0]},) int64 or int32")
-    devices = {str(x.device) for x in (qkv, cos, sin, keys, values, slot_mapping)}
+    fits = slots.shape == shape[:1] and slots.dtype in (torch.int64, torch.int32)
+    ask("slot_mapping", (*slots.shape, slots.dtype), fits, f"({shape[0]},) int64 or int32")
+    devices = {str(x.device) for x in (qkv, cos, sin, keys, values, slots)}
     ask("devices", sorted(devices), len(devices) == 1, "one device")

@@ -3,7 +3,7 @@
     token = argmax(processed + gumbel(seed, member, round, position))
     processed = top_p(top_k(logits / temperature))          as transformers' warpers, to the bit
 
-What changes logits before that is in logits.py.
+Penalties and bans, which come before that, are in logits.py.
 
 Gumbel-max with counter-based noise makes a sample a pure function of the logits and of
 (seed, member, round, position): batching, preemption and drafts cannot change it.

@@ -64,8 +64,8 @@ def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
 
     x: (..., 2 I), any float dtype and device.
     backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: contiguous (N, 2 I)
-        float32 on the CPU, no gradient wanted; the same bits for a row in any company) or "torch".
-        "auto" takes the first two where it can: one pass instead of three operators.
+        float32 on the CPU, no gradient wanted; a row's bits do not depend on other rows) or
+        "torch". "auto" takes the first two where it can: one pass instead of three operators.
 
     Returns (..., I) in x's dtype.
     Raises ValueError on an odd number of channels and on a tensor that a backend asked for by

@@ -2,7 +2,7 @@
 
 One scanner reads the text, whole (`parse_clue`) or in pieces (`ClueStream`): it never fails, takes
 time linear in the text, and keeps numbers as written. What can be looked at is decided later
-(region.py, policy.py).
+(region.py, the policies).
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vtts_rt.perception.calls import READERS, MarkReader, Reader
+from vtts_rt.perception.calls import MAX_CALL_CHARS, READERS, WHOLE, MarkReader, Reader
 from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
-from vtts_rt.perception.glue import Found, GlueScanner
 from vtts_rt.perception.region import RawBox, RawRegion, RawSpan
 from vtts_rt.types import FULL_BOX, Region, require
 
@@ -51,27 +50,15 @@ class Clue:
         return bool(self.spans or self.boxes or self.regions)
 
 
-@dataclass(frozen=True, slots=True)
-class ClueEvent:
-    """A span or a box that has just been written, as 2 or 4 raw numbers; what belongs to a region
-    comes with it, and of a region with both, or with neither, there is one event."""
-
-    kind: Literal["span", "box", "region"]
-    value: tuple[float, ...]
-    region: RawRegion | None = None
-
-
 @dataclass(slots=True)
 class _Section:
     """What stands between an opening tag and the next tag that ends it."""
 
     pieces: list[str] = field(default_factory=list)
     closed: bool = False
-    numbers: GlueScanner | None = None
     reader: Reader | None = None
-    spans: list[RawSpan] = field(default_factory=list)
-    boxes: list[RawBox] = field(default_factory=list)
-    overflow: bool = False
+    spans: list[RawRegion] = field(default_factory=list)
+    boxes: list[RawRegion] = field(default_factory=list)
 
     @property
     def content(self) -> str:
@@ -108,60 +95,62 @@ class ClueStream:
         self._marks = MarkReader(self._problems)
         self._mark: tuple[str, list[str]] | None = None
 
-    def feed(self, piece: str) -> list[ClueEvent]:
-        """Take the next piece of text; events for what it completes."""
+    def feed(self, piece: str) -> list[RawRegion]:
+        """Take the next piece of text; the spans, boxes and requests that it completes."""
         self._pieces.append(piece)
         text = self._held + piece
-        events: list[ClueEvent] = []
+        found: list[RawRegion] = []
         position = 0
         for match in self._tag_pattern.finditer(text):
-            events += self._content(text[position : match.start()])
+            found += self._content(text[position : match.start()])
             name, closing = match[2].lower(), bool(match[1])
             reader = self._section.reader
             if reader is not None and reader.inside and name != self._open:
-                events += self._content(match[0])
+                found += self._content(match[0])
             elif self._tags[name].holds == "field":
-                events += self._at_mark(name, closing=closing)
+                found += self._at_mark(name, closing=closing)
             else:
-                events += self._tag(name, closing=closing)
+                found += self._tag(name, closing=closing)
             position = match.end()
         # The end of the piece may be the beginning of a tag: hold it until that is decided.
         start = text.rfind("<", position)
         if start < 0 or ">" in text[start:] or len(text) - start > self._longest_tag:
             start = len(text)
-        events += self._content(text[position:start])
+        found += self._content(text[position:start])
         self._held = text[start:]
-        return events
+        return found
 
     def finish(self) -> Clue:
         """The whole text as a clue; the stream takes no more text after that."""
         self._content(self._held)
         self._held = ""
         self._leave(closed=False)
-        self._note_regions(self._marks.finish())
+        self._keep(self._marks.finish())
         request = self._dialect.request
-        tag = request.opening
-        glue = self._best.get(request.name, _Section())
-        problems = [] if glue.numbers is None else list(glue.numbers.problems)
-        problems += self._problems
-        if request.holds != "field" and request.name not in self._best:
-            problems.append(f"the text holds no {tag}")
-        elif request.name in self._best and not glue.closed and not self._regions:
-            problems.append(f"{tag} is never closed")
-        if glue.overflow:
-            problems.append(f"only the first {MAX_SPANS} spans and {MAX_BOXES} boxes are kept")
-        if glue.numbers is not None and not glue.spans and not glue.boxes:
-            problems.append(f"{tag} holds no span and no box")
-        regions = tuple(self._regions)
+        glue = self._best.get(request.name)
+        if glue is None and request.holds != "field":
+            self._problems[f"the text holds no {request.opening}"] = None
+        elif glue is not None and not glue.closed and not self._regions:
+            self._problems[f"{request.opening} is never closed"] = None
+        if request.holds == "numbers" and glue is not None and not glue.spans + glue.boxes:
+            self._problems[f"{request.opening} holds no span and no box"] = None
+        return self.so_far()
+
+    def so_far(self) -> Clue:
+        """What has been read, as the clue that it would be if nothing more came."""
+        glue = self._section if self._open == self._dialect.request.name else None
+        glue = glue or self._best.get(self._dialect.request.name)
+        found = self._regions if glue is None else [*glue.spans, *glue.boxes, *self._regions]
+        think, answer = self._best.get("think"), self._best.get("answer")
         return Clue(
-            text="".join(self._pieces),
-            think=self._text_of("think"),
-            answer=self._text_of("answer"),
-            spans=(*glue.spans, *(region.span for region in regions if region.span)),
-            boxes=(*glue.boxes, *(region.box for region in regions if region.box)),
-            problems=tuple(problems),
-            glue=self._text_of(request.name),
-            regions=regions,
+            text=self.text,
+            think=None if think is None else think.content,
+            answer=None if answer is None else answer.content,
+            spans=tuple(region.span for region in found if region.span),
+            boxes=tuple(region.box for region in found if region.box),
+            problems=tuple(self._problems),
+            glue=None if glue is None else glue.content,
+            regions=tuple(self._regions),
         )
 
     def has_closed(self, tag: str) -> bool:
@@ -170,98 +159,87 @@ class ClueStream:
         return section is not None and section.closed
 
     @property
+    def text(self) -> str:
+        """All of the text, so far."""
+        return "".join(self._pieces)
+
+    @property
     def outside(self) -> str:
         """The text in no section, so far."""
         return "".join(self._outside)
 
-    def _text_of(self, tag: str) -> str | None:
-        section = self._best.get(tag)
-        return None if section is None else section.content
-
-    def _content(self, text: str) -> list[ClueEvent]:
+    def _content(self, text: str) -> list[RawRegion]:
         if not text:
             return []
         if self._open is None:
             self._outside.append(text)
-        section = self._section
-        section.pieces.append(text)
+        self._section.pieces.append(text)
         if self._mark is not None:
             self._mark[1].append(text)
-        if section.numbers is not None:
-            return self._note(section.numbers.feed(text))
-        return [] if section.reader is None else self._note_regions(section.reader.feed(text))
+        reader = self._section.reader
+        return [] if reader is None else self._keep(reader.feed(text))
 
-    def _tag(self, tag: str, *, closing: bool) -> list[ClueEvent]:
+    def _tag(self, tag: str, *, closing: bool) -> list[RawRegion]:
         if closing and tag == "think" and self._open is None:
             self._open = "think"
             self._outside.clear()
-        events = self._leave(closed=closing and self._open == tag)
+        found = self._leave(closed=closing and self._open == tag)
         if not closing:
             self._open, holds = tag, self._tags[tag].holds
-            if holds == "numbers":
-                self._section.numbers = GlueScanner()
-            elif holds in READERS:
+            if holds in READERS:
                 self._section.reader = READERS[holds](self._dialect, self._problems)
-        return events
+        return found
 
-    def _at_mark(self, name: str, *, closing: bool) -> list[ClueEvent]:
+    def _at_mark(self, name: str, *, closing: bool) -> list[RawRegion]:
         """A tag of a mark, which leaves the section that it stands in open."""
         mark, self._mark = self._mark, None
         if not closing:
             self._mark = (name, [])
         elif mark is not None and mark[0] == name:
-            text = "".join(mark[1])
-            return self._note_regions(self._marks.mark(self._tags[name].field, text))
+            return self._keep(self._marks.mark(self._tags[name].field, "".join(mark[1])))
         return []
 
-    def _leave(self, *, closed: bool) -> list[ClueEvent]:
+    def _leave(self, *, closed: bool) -> list[RawRegion]:
         """End the running section, whatever it is."""
         section, tag = self._section, self._open
         self._mark = None
-        events: list[ClueEvent] = []
-        if section.numbers is not None:
-            events = self._note(section.numbers.finish())
-        elif section.reader is not None:
-            events = self._note_regions(section.reader.finish())
-            if section.reader.answer is not None:
-                self._best["answer"] = _Section([section.reader.answer], closed=closed)
+        found: list[RawRegion] = []
+        if section.reader is not None:
+            found = self._keep(section.reader.finish())
+        elif tag is not None and (read := WHOLE.get(self._tags[tag].holds)) is not None:
+            regions: list[RawRegion] = []
+            answer = None
+            if len(text := section.content) <= MAX_CALL_CHARS:
+                regions, answer = read(text, self._dialect, self._problems)
+            else:
+                self._problems[f"a request has over {MAX_CALL_CHARS} characters"] = None
+            found = self._keep(regions)
+            if answer is not None:
+                self._best["answer"] = _Section([answer], closed=closed)
         section.closed = closed
         if tag is not None:
             best = self._best.get(tag)
             if best is None or closed or not best.closed:
                 self._best[tag] = section
         self._section, self._open = _Section(), None
-        return events
+        return found
 
-    def _note(self, found: list[Found]) -> list[ClueEvent]:
-        """Keep what was found, within the bounds, and turn it into events."""
-        section = self._section
-        events = []
-        for item in found:
-            if len(item) == 2 and len(section.spans) < MAX_SPANS:
-                section.spans.append(item)
-                events.append(ClueEvent("span", item))
-            elif len(item) == 4 and len(section.boxes) < MAX_BOXES:
-                section.boxes.append(item)
-                events.append(ClueEvent("box", item))
-            else:
-                section.overflow = True
-        return events
-
-    def _note_regions(self, found: Iterable[RawRegion]) -> list[ClueEvent]:
-        """As `_note`."""
-        events = []
+    def _keep(self, found: Iterable[RawRegion]) -> list[RawRegion]:
+        """Note what was found; returns what is within the bounds."""
+        kept = []
+        listed = self._open is not None and self._tags[self._open].holds == "numbers"
         for region in found:
-            most = self._dialect.max_calls
-            if len(self._regions) >= most:
-                self._problems[f"only the first {most} requests of a turn count"] = None
-                break
-            self._regions.append(region)
-            kind: Literal["span", "box", "region"] = "region"
-            if region.span or region.box:
-                kind = "span" if region.span else "box"
-            events.append(ClueEvent(kind, region.span or region.box or (), region))
-        return events
+            into, most, what = self._regions, self._dialect.max_calls, "requests of a turn"
+            if listed and region.span:
+                into, most, what = self._section.spans, MAX_SPANS, "spans of a list"
+            elif listed:
+                into, most, what = self._section.boxes, MAX_BOXES, "boxes of a list"
+            if len(into) < most:
+                into.append(region)
+                kept.append(region)
+            else:
+                self._problems[f"only the first {most} {what} count"] = None
+        return kept
 
 
 def parse_clue(text: str, dialect: Dialect = R1_5) -> Clue:

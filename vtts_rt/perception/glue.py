@@ -9,11 +9,11 @@ after a number ends a group too.
 from __future__ import annotations
 
 import math
+import re
 
-Found = tuple[float, float] | tuple[float, float, float, float]
+from vtts_rt.perception.region import RawRegion
 
 _DIGITS = frozenset("0123456789")
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
 _BRACKETS = frozenset("()[]{}")
 _DASHES = frozenset("-\u2212\u2013\u2014~")  # hyphen, minus, en dash, em dash, tilde
 _MINUS = frozenset("-\u2212")
@@ -21,31 +21,34 @@ _CJK_TO = frozenset("到至")
 _TO_WORDS = frozenset(("to", "till", "until"))
 _NOT_FINITE = frozenset(("nan", "inf", "infinity"))
 _MAX_NUMBER_CHARS = 64  # a longer number is not a time or a coordinate
-_MAX_WORD_CHARS = 12  # what a word is compared with is shorter
+# What a number or a word may grow through: 1:02:03.5, .5, 1e-3.
+_NUMBER = re.compile(
+    r"(?:\d+:){0,2}(?:\d+(?:\.\d*)?)?|\.\d*|(?:\d+(?:\.\d+)?|\.\d+)[eE][+-]?\d*", re.ASCII
+)
+_WORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 class GlueScanner:
     """Finds spans and boxes while the text arrives.
 
-    `feed` and `finish` return what was completed, in order; how the text was cut into pieces
-    changes nothing. problems: one sentence per kind of thing that was left out.
+    `feed` and `finish` return what was completed, in order, each with a span or a box; how the text
+    was cut into pieces changes nothing. problems: takes a sentence per kind of thing that was left
+    out.
     """
 
-    def __init__(self) -> None:
+    inside = False
+
+    def __init__(self, problems: dict[str, None]) -> None:
         self._group: list[float] = []  # the first five numbers of the running group
         self._token = ""  # a number or word that may still grow
         self._is_word = False
         self._minus = False  # a sign right before the next number
         self._binding = False  # a connector follows the last number of the group
         self._after_number = False  # nothing but spaces and words since the last number
-        self._problems: dict[str, None] = {}
+        self._problems = problems
 
-    @property
-    def problems(self) -> list[str]:
-        return list(self._problems)
-
-    def feed(self, text: str) -> list[Found]:
-        found: list[Found] = []
+    def feed(self, text: str) -> list[RawRegion]:
+        found: list[RawRegion] = []
         for char in text:
             if self._token and self._grow(char):
                 continue
@@ -54,20 +57,20 @@ class GlueScanner:
             self._begin(char, found)
         return found
 
-    def finish(self) -> list[Found]:
+    def finish(self) -> list[RawRegion]:
         """The text ends here: what is still open counts as complete."""
-        found: list[Found] = []
+        found: list[RawRegion] = []
         if self._token:
             self._end_token(found)
         self._end_group(found)
         return found
 
-    def _begin(self, char: str, found: list[Found]) -> None:
+    def _begin(self, char: str, found: list[RawRegion]) -> None:
         """A character outside numbers and words."""
         if char in _DIGITS or char == ".":
             self._token, self._is_word = char, False
             return
-        if char in _LETTERS:
+        if _WORD.fullmatch(char):
             self._token, self._is_word = char, True
             return
         minus, self._minus = self._minus, False
@@ -85,31 +88,14 @@ class GlueScanner:
 
     def _grow(self, char: str) -> bool:
         """Whether `char` belongs to the running token."""
-        token = self._token
-        if self._is_word:
-            if char in _LETTERS or char in _DIGITS:
-                if len(token) < _MAX_WORD_CHARS:
-                    self._token += char
-                return True
+        pattern = _WORD if self._is_word else _NUMBER
+        if pattern.fullmatch(self._token + char) is None:
             return False
-        exponent = "e" in token
-        if char in _DIGITS:
-            grows = True
-        elif char == ".":
-            grows = "." not in token and not exponent and token[-1] != ":"
-        elif char == ":":
-            grows = token[-1] in _DIGITS and "." not in token and not exponent
-            grows = grows and token.count(":") < 2
-        elif char in "eE":
-            char = "e"
-            grows = token[-1] in _DIGITS and not exponent and ":" not in token
-        else:
-            grows = char in "+-" and token[-1] == "e"
-        if grows and len(token) <= _MAX_NUMBER_CHARS:
+        if len(self._token) <= _MAX_NUMBER_CHARS:
             self._token += char
-        return grows
+        return True
 
-    def _end_token(self, found: list[Found]) -> None:
+    def _end_token(self, found: list[RawRegion]) -> None:
         token, self._token = self._token, ""
         if self._is_word:
             word = token.lower()
@@ -120,41 +106,41 @@ class GlueScanner:
             self._minus = False
             return
         if any(c in _DIGITS for c in token):
-            value = _value(token)
+            value = clock_seconds(token)
             self._number(-value if self._minus else value, found)
         self._minus = False
 
-    def _number(self, value: float, found: list[Found]) -> None:
+    def _number(self, value: float, found: list[RawRegion]) -> None:
         if self._binding:
             self._binding = False
-            self._keep((self._group.pop(), value), found)
+            self._keep([self._group.pop(), value], found)
             return
         if len(self._group) < 5:
             self._group.append(value)
         self._after_number = True
 
-    def _end_group(self, found: list[Found]) -> None:
+    def _end_group(self, found: list[RawRegion]) -> None:
         group, self._group = self._group, []
         self._binding = self._after_number = self._minus = False
-        if len(group) == 2:
-            self._keep((group[0], group[1]), found)
-        elif len(group) == 4:
-            self._keep((group[0], group[1], group[2], group[3]), found)
+        if len(group) in (2, 4):
+            self._keep(group, found)
         elif len(group) > 2:
             self._problems["a group has neither two nor four numbers"] = None
 
-    def _keep(self, item: Found, found: list[Found]) -> None:
-        if all(math.isfinite(v) for v in item):
-            found.append(item)
-        else:
+    def _keep(self, item: list[float], found: list[RawRegion]) -> None:
+        if not all(map(math.isfinite, item)):
             self._problems["a number is not finite or too long"] = None
+        elif len(item) == 2:
+            found.append(RawRegion(span=(item[0], item[1])))
+        else:
+            found.append(RawRegion(box=(item[0], item[1], item[2], item[3])))
 
 
-def _value(token: str) -> float:
+def clock_seconds(token: str) -> float:
     """Seconds or a coordinate; NaN if it has more digits than a number may have."""
     if len(token) > _MAX_NUMBER_CHARS:
         return math.nan
-    token = token.rstrip("+-").rstrip("e").rstrip(":")
+    token = token.rstrip("+-").rstrip("eE").rstrip(":")
     seconds = 0.0
     for part in token.split(":"):
         seconds = seconds * 60.0 + float(part)

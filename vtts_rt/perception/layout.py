@@ -152,4 +152,4 @@ def _time(turn: Turn, segment: Segment, decimals: int) -> str:
         seconds = pair.mean_seconds
     label = turn.templates.time_label
     label = chat.time_label if label is None else label
-    return label.format(seconds=f"{seconds:.{decimals}f}")
+    return label.format(seconds=f"{seconds:.{decimals}f}", index=pair.frame_a)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.perception.clue import Clue
-from vtts_rt.perception.region import clip_box, resolve_boxes, usable_spans
+from vtts_rt.perception.region import RawBox, clip_box, resolve_boxes, usable_spans
 from vtts_rt.perception.sizing import resize_kernel
 from vtts_rt.types import (
     FULL_BOX,
@@ -106,25 +106,33 @@ class RoundHistory:
 
     def boxes(self, video: int, metadata: VideoMetadata) -> list[Box]:
         """The boxes on the whole frame of a video, without those that have no area."""
+        return self.on_frame(self.clue.boxes, self.plan.views[video], metadata)
+
+    def on_frame(
+        self,
+        boxes: Iterable[RawBox],
+        view: View | Segment,
+        metadata: VideoMetadata,
+        unit: BoxUnit | None = None,
+    ) -> list[Box]:
+        """Boxes that were said of a view, on the whole frame; unit: None for box_unit."""
         if self.forced:
-            clipped = (clip_box(box) for box in self.clue.boxes)
-            return [box for box in clipped if box is not None]
-        view = self.plan.views[video]
+            return [box for raw in boxes if (box := clip_box(raw)) is not None]
+        sides = {"px": view.resized_hw, "thousandth": (1000, 1000), "fraction": (1, 1)}
         frame_hw = (metadata.height, metadata.width)
-        shown_hw = (1000, 1000) if self.box_unit == "thousandth" else view.resized_hw
-        return resolve_boxes(self.clue.boxes, view.box, shown_hw, frame_hw)
+        return resolve_boxes(boxes, view.box, sides[unit or self.box_unit], frame_hw)
 
     def regions(self, videos: Sequence[VideoMetadata]) -> tuple[Region, ...]:
         """Every span with every box, for each video that the clue says something about.
 
         Without boxes the box is the whole frame, without spans the time is that of the view
-        in which the clue was given. () where the clue cannot be used.
+        in which the clue was given; an image's is 0. () where the clue cannot be used.
         """
         regions: list[Region] = []
         for video, metadata in enumerate(videos):
             spans, boxes = self.spans(metadata), self.boxes(video, metadata)
             if spans or boxes:
-                spans = spans or self.plan.views[video].spans
+                spans = spans or self.plan.views[video].spans or (TimeSpan(0.0, 0.0),)
                 regions += [Region(s, b, video) for s in spans for b in boxes or [FULL_BOX]]
         return tuple(regions)
 
@@ -136,14 +144,53 @@ def frame_times(metadata: VideoMetadata) -> NDArray[np.float64]:
     return np.arange(metadata.num_frames) / metadata.source_fps
 
 
-def image_segment(
-    video: int,
-    metadata: VideoMetadata,
-    box: PixelBox,
-    hw: tuple[int, int],
+def make_segment(
     config: ResolvedPerception,
+    pairs: Iterable[PairRef],
+    view: View,
+    *,
+    is_image: bool = False,
+    seconds_per_grid: float = 1.0,
 ) -> Segment:
-    """An image is one pair of the same frame."""
-    pair = PairRef(video, metadata.video_id, 0, 0, 0.0)
-    kernel = resize_kernel(config.numerics, True)
-    return Segment((pair,), box, hw, config.geometry, is_image=True, resize=kernel)
+    """Pairs as they are seen through a view."""
+    kernel = resize_kernel(config.numerics, is_image)
+    pairs, box, hw = tuple(pairs), view.box, view.resized_hw
+    return Segment(pairs, box, hw, config.geometry, seconds_per_grid, is_image, kernel)
+
+
+def make_image(
+    config: ResolvedPerception, metadata: VideoMetadata, view: View
+) -> tuple[View, list[Segment]]:
+    """View and segment of an image, which is one pair of the same frame."""
+    pair = PairRef(view.video, metadata.video_id, 0, 0, 0.0)
+    return view, [make_segment(config, [pair], view, is_image=True)]
+
+
+def make_plan(
+    config: ResolvedPerception,
+    videos: Sequence[VideoMetadata],
+    look: RoundHistory | None,
+    round_index: int,
+    looks: Sequence[tuple[View, Sequence[Segment]]],
+    notes: Sequence[str],
+    frames: Sequence[Sequence[int]] | None = None,
+) -> FramePlan:
+    """The plan of a round. look: whose clue it follows. looks: what it shows of each video; frames:
+    those of each video, where they are others than its segments hold."""
+    shown = [tuple(f for s in segments for f in s.frame_indices) for _, segments in looks]
+    stamps: list[float] = []
+    for metadata, indices in zip(videos, frames or shown, strict=True):
+        times = np.zeros(1) if metadata.is_image else frame_times(metadata)
+        stamps += times[[*indices]].tolist()
+    steps = [view.cell_seconds for view, _ in looks if view.cell_seconds > 0.0]
+    return FramePlan(
+        round_index=round_index,
+        segments=tuple(segment for _, segments in looks for segment in segments),
+        frame_indices=tuple(frame for indices in frames or shown for frame in indices),
+        timestamps_seconds=tuple(stamps),
+        sample_fps=2.0 / steps[0] if steps else config.sample_fps,
+        views=tuple(view for view, _ in looks),
+        regions=() if look is None else look.regions(videos),
+        notes=tuple(dict.fromkeys(notes)),
+        time_labels=config.time_labels,
+    )

@@ -5,14 +5,21 @@ The frames of a round (max_frames) are shared equally by the videos of a questio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.perception.plan import FramePlan, RoundHistory, View, image_segment
+from vtts_rt.perception.plan import (
+    FramePlan,
+    RoundHistory,
+    View,
+    make_image,
+    make_plan,
+    make_segment,
+)
 from vtts_rt.perception.region import MIN_VIEW_PX, full_view, hull, snap_box, widen_spans
-from vtts_rt.perception.sizing import image_size, resize_kernel, view_size
+from vtts_rt.perception.sizing import image_size, view_size
 from vtts_rt.perception.timeline import Cells, Timeline
 from vtts_rt.types import PairRef, PixelBox, Segment, TimeSpan, VideoMetadata
 
@@ -32,31 +39,28 @@ def plan_grid(
     them, those after the first span first. An unusable clue shows round 1's frames again, as
     does one that covers all or too little; the notes say so.
     """
-    segments: list[Segment] = []
-    views: list[View] = []
+    look = history[-1] if history else None
+    looks: list[tuple[View, list[Segment]]] = []
     notes: list[str] = []
     for video, metadata in enumerate(videos):
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
             size = _image_size(config, videos, video, box)
-            segments.append(image_segment(video, metadata, box, size, config))
-            views.append(View(video, box, size, (), 0.0))
+            looks.append(make_image(config, metadata, View(video, box, size, (), 0.0)))
             continue
         timeline = Timeline(video, metadata, config.sample_fps)
         level = timeline.first_level(config, _max_pairs(config, videos))
-        spans = history[-1].spans(metadata) if history else ()
-        if history and not spans:
+        spans = () if look is None else look.spans(metadata)
+        if look is not None and not spans:
             notes.append("no usable time span in the clue: the frames of the first round")
         pairs = _denser_inside(timeline, level, spans, config.key_ratio)
         if spans and pairs == timeline.pairs(np.arange(timeline.num_cells(level)), level):
             notes.append(f"video {video}: the clue changes nothing: the frames of the first round")
         size = view_size(config, metadata.height, metadata.width, 2 * len(pairs))
         step = timeline.cell_seconds(level)
-        kernel = resize_kernel(config.numerics, False)
-        segments.append(Segment(tuple(pairs), box, size, config.geometry, step, resize=kernel))
-        whole = (TimeSpan(0.0, metadata.duration_seconds),)
-        views.append(View(video, box, size, whole, step, level))
-    return make_plan(config, videos, history, round_index, segments, views, notes)
+        view = View(video, box, size, (TimeSpan(0.0, metadata.duration_seconds),), step, level)
+        looks.append((view, [make_segment(config, pairs, view, seconds_per_grid=step)]))
+    return make_plan(config, videos, look, round_index, looks, notes)
 
 
 def _denser_inside(
@@ -117,15 +121,13 @@ def plan_focus(
         for segment in past.plan.segments
         for pair in segment.pairs
     }
-    segments: list[Segment] = []
-    views: list[View] = []
+    looks: list[tuple[View, list[Segment]]] = []
     notes: list[str] = []
     look = history[-1] if history else None
     for video in range(len(videos)):
-        found = _look(config, videos, video, look, notes)
+        view, planned = _look(config, videos, video, look, notes)
         fresh: list[Segment] = []
-        if found is not None:
-            view, planned = found
+        if planned:
             for segment in planned:
                 key = _content(segment.pairs[0], segment)
                 if key not in shown:
@@ -133,13 +135,8 @@ def plan_focus(
                     fresh.append(segment)
             if not fresh:
                 notes.append(f"video {video}: all that the clue points to has been shown")
-        if fresh:
-            segments += fresh
-            views.append(view)
-        else:
-            assert look is not None, "a first look shows every video"
-            views.append(look.plan.views[video])
-    return make_plan(config, videos, history, round_index, segments, views, notes)
+        looks.append((view if fresh or look is None else look.plan.views[video], fresh))
+    return make_plan(config, videos, look, round_index, looks, notes)
 
 
 def _look(
@@ -148,8 +145,9 @@ def _look(
     video: int,
     look: RoundHistory | None,
     notes: list[str],
-) -> tuple[View, list[Segment]] | None:
-    """View and one-pair segments of one video, before anything is left out."""
+) -> tuple[View, list[Segment]]:
+    """View and one-pair segments of one video, before anything is left out; none of an unusable
+    clue, with the view of its round."""
     metadata = videos[video]
     box = full_view(metadata.height, metadata.width)
     boxes = [] if look is None else look.boxes(video, metadata)
@@ -158,9 +156,9 @@ def _look(
     if metadata.is_image:
         if look is not None and not boxes:
             notes.append(f"image {video}: no usable box in the clue")
-            return None
+            return look.plan.views[video], []
         size = _image_size(config, videos, video, box)
-        return View(video, box, size, (), 0.0), [image_segment(video, metadata, box, size, config)]
+        return make_image(config, metadata, View(video, box, size, (), 0.0))
     size = view_size(config, box.y1 - box.y0, box.x1 - box.x0, config.max_frames)
     timeline = Timeline(video, metadata, config.sample_fps)
     max_pairs = _max_pairs(config, videos)
@@ -180,11 +178,10 @@ def _look(
             spans, level = before.spans, before.level
         else:
             notes.append(f"video {video}: no usable time span and no usable box in the clue")
-            return None
+            return before, []
     pairs = timeline.pairs(timeline.cells(spans, level), level)
     view = View(video, box, size, spans, timeline.cell_seconds(level), level)
-    kernel = resize_kernel(config.numerics, False)
-    return view, [Segment((pair,), box, size, config.geometry, resize=kernel) for pair in pairs]
+    return view, [make_segment(config, [pair], view) for pair in pairs]
 
 
 def finer_frames(
@@ -239,40 +236,3 @@ def _image_size(
     images = sum(metadata.is_image for metadata in videos)
     is_crop = box != full_view(videos[video].height, videos[video].width)
     return image_size(config, box.y1 - box.y0, box.x1 - box.x0, images, is_crop=is_crop)
-
-
-def make_plan(
-    config: ResolvedPerception,
-    videos: Sequence[VideoMetadata],
-    history: Sequence[RoundHistory],
-    round_index: int,
-    segments: Iterable[Segment],
-    views: Sequence[View],
-    notes: Sequence[str],
-) -> FramePlan:
-    segments = tuple(segments)
-    frames = tuple(f for segment in segments for f in segment.frame_indices)
-    stamps: list[float] = []
-    for segment in segments:
-        stamps += _stamps(videos[segment.pairs[0].video], segment.frame_indices)
-    steps = [view.cell_seconds for view in views if view.cell_seconds > 0.0]
-    return FramePlan(
-        round_index=round_index,
-        segments=segments,
-        frame_indices=frames,
-        timestamps_seconds=tuple(stamps),
-        sample_fps=2.0 / steps[0] if steps else config.sample_fps,
-        views=tuple(views),
-        regions=history[-1].regions(videos) if history else (),
-        notes=tuple(dict.fromkeys(notes)),
-        time_labels=config.time_labels,
-    )
-
-
-def _stamps(metadata: VideoMetadata, frames: Sequence[int]) -> list[float]:
-    """Presentation times of frames."""
-    if metadata.is_image:
-        return [0.0] * len(frames)
-    if metadata.timestamps_seconds is None:
-        return [frame / metadata.source_fps for frame in frames]
-    return [float(metadata.timestamps_seconds[frame]) for frame in frames]

@@ -8,13 +8,22 @@ spans count twice, negative starts reach back from the end, counts shrink with d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.perception.plan import FramePlan, RoundHistory, View, frame_times, image_segment
+from vtts_rt.perception.plan import (
+    FramePlan,
+    RoundHistory,
+    View,
+    frame_times,
+    make_image,
+    make_plan,
+    make_segment,
+)
 from vtts_rt.perception.region import RawSpan, full_view
-from vtts_rt.perception.sizing import image_size, resize_kernel, smart_nframes, view_size
+from vtts_rt.perception.sizing import image_size, smart_nframes, view_size
 from vtts_rt.types import PairRef, Segment, TimeSpan, VideoMetadata, require
 
 
@@ -89,17 +98,15 @@ def official_indices(
     num_frames = metadata.num_frames
     if num_frames == 1:
         return [0], 1, None
-    num_samples = smart_nframes(config, num_frames, metadata.source_fps)
+    source_fps, note = metadata.source_fps, None
+    num_samples = smart_nframes(config, num_frames, source_fps)
     if key_spans is not None:
         try:
-            indices = key_indices(
-                key_spans, num_frames, num_samples, config.key_ratio, metadata.source_fps
-            )
+            indices = key_indices(key_spans, num_frames, num_samples, config.key_ratio, source_fps)
             return indices, num_samples, None
         except (ValueError, OverflowError, ZeroDivisionError) as error:
             note = f"the clue cannot be sampled ({error}): uniform sampling"
-            return uniform_indices(num_frames, num_samples), num_samples, note
-    return uniform_indices(num_frames, num_samples), num_samples, None
+    return uniform_indices(num_frames, num_samples), num_samples, note
 
 
 def official_pairs(
@@ -132,15 +139,15 @@ def plan_official(
     elif history:
         problems = () if look is None else look.clue.problems
         notes.append(f"{(*problems, 'no time span in the clue')[0]}: uniform sampling")
-    segments, views, frames, times, rates = [], [], [], [], []
+    looks: list[tuple[View, list[Segment]]] = []
+    frames: list[list[int]] = []
+    rates: list[float] = []
     for video, metadata in enumerate(videos):
         box = full_view(metadata.height, metadata.width)
         if metadata.is_image:
             size = image_size(config, metadata.height, metadata.width, 1)
-            segments.append(image_segment(video, metadata, box, size, config))
-            views.append(View(video, box, size, (), 0.0))
-            frames.append(0)
-            times.append(0.0)
+            looks.append(make_image(config, metadata, View(video, box, size, (), 0.0)))
+            frames.append([0])
             continue
         indices, num_samples, note = official_indices(metadata, config, key_spans)
         if note is not None:
@@ -149,28 +156,16 @@ def plan_official(
         # The release tells the model the nominal rate, transformers' processor the rate of the
         # frames that it is given.
         num_told = num_samples if config.parity == "release" else len(indices)
-        sample_fps = num_told / metadata.num_frames * metadata.source_fps
-        times_of = frame_times(metadata)
+        rates.append(num_told / metadata.num_frames * metadata.source_fps)
+        step = 2.0 / rates[-1]
         padded = indices + indices[-1:] * (len(indices) % 2)
-        pairs = tuple(
-            PairRef(video, metadata.video_id, a, b, times_of[a], (times_of[a] + times_of[b]) / 2)
+        at = dict(zip(padded, frame_times(metadata)[padded].tolist(), strict=True))
+        pairs = [
+            PairRef(video, metadata.video_id, a, b, at[a], (at[a] + at[b]) / 2)
             for a, b in zip(padded[::2], padded[1::2], strict=True)
-        )
-        kernel = resize_kernel(config.numerics, False)
-        segments.append(Segment(pairs, box, size, config.geometry, 2.0 / sample_fps, resize=kernel))
-        whole = (TimeSpan(0.0, metadata.duration_seconds),)
-        views.append(View(video, box, size, whole, 2.0 / sample_fps))
-        frames += indices
-        times += times_of[indices].tolist()
-        rates.append(sample_fps)
-    return FramePlan(
-        round_index=round_index,
-        segments=tuple(segments),
-        frame_indices=tuple(frames),
-        timestamps_seconds=tuple(times),
-        sample_fps=rates[0] if rates else config.sample_fps,
-        views=tuple(views),
-        regions=() if look is None else look.regions(videos),
-        notes=tuple(notes),
-        time_labels=config.time_labels,
-    )
+        ]
+        view = View(video, box, size, (TimeSpan(0.0, metadata.duration_seconds),), step)
+        looks.append((view, [make_segment(config, pairs, view, seconds_per_grid=step)]))
+        frames.append(indices)
+    plan = make_plan(config, videos, look, round_index, looks, notes, frames)
+    return replace(plan, sample_fps=rates[0]) if rates else plan

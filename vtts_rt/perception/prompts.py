@@ -27,7 +27,7 @@ PLACEHOLDERS: Mapping[str, frozenset[str]] = {
     "option": frozenset({"letter", "text"}),
     "previous": frozenset({"spans", "boxes"}),
     "video_heading": frozenset({"number"}),
-    "time_label": frozenset({"seconds"}),
+    "time_label": frozenset({"seconds", "index"}),
 }
 
 _THINK, _ANSWER, _GLUE = (tagged(name, "") for name in ("think", "answer", "glue"))
@@ -49,8 +49,8 @@ class PromptTemplates:
     in `official` and `grid`. task: what `refresh` and `append` say once, before the pairs;
     cue_look, cue_final: what they say after the pairs of a round.
     previous {spans} {boxes}: how a clue travels to the next round of `refresh`.
-    video_heading {number}: before each of several videos. time_label {seconds}: before a frame
-    pair; None is the chat format's.
+    video_heading {number}: before each of several videos. time_label {seconds} {index} (of
+    the source frame): before a frame pair; None is the chat format's.
     """
 
     system: str = "You are a helpful assistant."
@@ -139,8 +139,8 @@ def resolve_prompts(
     else ours. ValueError as `load_prompts` and `fit_for`."""
     ours = PromptTemplates()
     wording = DIALECTS[config.dialect].wording
-    left_open = {k: v for k, v in wording.items() if getattr(own, k) == getattr(ours, k)}
-    templates = replace(own, **left_open)
+    open_fields = [name for name in wording if getattr(own, name) == getattr(ours, name)]
+    templates = prompts_from_dict({name: wording[name] for name in open_fields}, own)
     if config.prompts:
         templates = load_prompts(config.prompts, base=templates)
     return templates.fit_for(chat)

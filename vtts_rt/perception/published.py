@@ -15,10 +15,11 @@ from __future__ import annotations
 import ast
 import math
 from dataclasses import replace
+from itertools import accumulate
 
-from vtts_rt.perception.clue import Clue, ClueEvent, ClueStream
+from vtts_rt.perception.clue import Clue, ClueStream
 from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
-from vtts_rt.perception.region import RawSpan
+from vtts_rt.perception.region import RawRegion, RawSpan
 
 MAX_CHARS = 64 * 1024
 MAX_DEPTH = 100
@@ -51,69 +52,47 @@ def _seconds(value: object) -> float:
 
 def _depth(text: str) -> int:
     """How deep brackets are nested, of whatever kind."""
-    depth = deepest = 0
-    for char in text:
-        if char in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")]}":
-            depth -= 1
-    return deepest
+    return max(accumulate((c in "([{") - (c in ")]}") for c in text), default=0)
 
 
-class PublishedClueStream:
-    """Reads an answer while it is written, like ClueStream: spans are known once the tag closes."""
+class PublishedClueStream(ClueStream):
+    """Reads an answer while it is written: spans are known once the tag closes. All but the clue is
+    read leniently; `glue` is None where no tag was closed."""
 
     def __init__(self) -> None:
-        self._lenient = ClueStream()  # for everything but the clue
-        self._tail = ""  # the end of the text, which may begin a tag
-        self._pieces: list[str] | None = None  # of the open clue
-        self._glue: str | None = None
+        super().__init__()
+        self._literal: str | None = None
         self._spans: tuple[RawSpan, ...] = ()
         self._problem = f"the text holds no closed {_OPENING}"
 
-    def feed(self, piece: str) -> list[ClueEvent]:
-        """Take the next piece of text; events for all spans where it closes the clue."""
-        self._lenient.feed(piece)
-        if self._glue is not None:
+    def feed(self, piece: str) -> list[RawRegion]:
+        """Take the next piece of text; all spans where it closes the clue."""
+        super().feed(piece)
+        if self._literal is not None or ">" not in piece:
             return []
-        text = self._tail + piece
-        if self._pieces is None:
-            _, opening, rest = text.partition(_OPENING)
-            if not opening:
-                self._tail = text[1 - len(_OPENING) :]
-                return []
-            self._pieces, text = [], rest
-        before, closing, _ = text.partition(_CLOSING)
+        _, _, rest = self.text.partition(_OPENING)
+        literal, closing, _ = rest.partition(_CLOSING)
         if not closing:
-            kept = max(0, len(text) - len(_CLOSING) + 1)
-            self._pieces.append(text[:kept])
-            self._tail = text[kept:]
             return []
-        self._glue = "".join([*self._pieces, before])
-        self._problem = ""
+        self._literal, self._problem = literal, ""
         try:
-            self._spans = published_spans(self._glue)
+            self._spans = published_spans(literal)
         except Exception as error:  # to the letter: any of them
             self._problem = f"{_OPENING} is no list of (start, end): {type(error).__name__}"
-        return [ClueEvent("span", span) for span in self._spans]
+        return [RawRegion(span=span) for span in self._spans]
 
-    def has_closed(self, tag: str) -> bool:
+    def so_far(self) -> Clue:
         """As ClueStream."""
-        return self._lenient.has_closed(tag)
-
-    def finish(self) -> Clue:
-        """The whole text as a clue; `glue` is None where no tag was closed."""
         return replace(
-            self._lenient.finish(),
+            super().so_far(),
             spans=self._spans,
             boxes=(),
             problems=(self._problem,) if self._problem else (),
-            glue=self._glue,
+            glue=self._literal,
             empty_list=not self._problem and not self._spans,
         )
 
 
-def clue_stream(literal: bool, dialect: Dialect = R1_5) -> ClueStream | PublishedClueStream:
+def clue_stream(literal: bool, dialect: Dialect = R1_5) -> ClueStream:
     """What reads clues: by the published rule (`Strategy.literal_clues`), or leniently."""
     return PublishedClueStream() if literal else ClueStream(dialect)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 
 from vtts_rt.perception.chat import BoxUnit
 from vtts_rt.types import Box, PixelBox, TimeSpan, require
@@ -22,12 +23,14 @@ RawBox = tuple[float, float, float, float]
 class RawRegion:
     """One request for another look, as written: what a call or a mark binds together.
 
-    span: (start, end) seconds. frames: first and last source frame index. ordinals: frames that
-    were shown, counted from 1. day_range: two times of a day clock, such as DAY1_11210217.
-    frame_number_at_seconds: asks which source frame is shown at a time, not for frames.
-    box: xyxy in box_unit, of the view number `view`: 0 is the original, k what the k-th look gave
-    back, None the latest. sample_fps, num_frames: how densely to look. query: what to look for;
-    label: what the box holds. Numbers are finite, lists bounded, nothing is clipped or ordered.
+    span: (start, end) seconds. frames: first and last source frame index. ordinals: frames of the
+    first look, counted from 1. day_range: two times of a day clock, such as DAY1_11210217.
+    frame_number_at_seconds: asks which source frame is shown at a time; it is shown, with its
+    number where the reply says it.
+    box: xyxy in box_unit (None: what the family writes, see ChatFormat), of the view number `view`:
+    0 is the original, k the k-th image that later rounds gave back, None the latest view.
+    sample_fps, num_frames: how densely to look. query: what to look for; label: what the box holds.
+    Numbers are finite, lists bounded, nothing is clipped or ordered.
     """
 
     span: RawSpan | None = None
@@ -36,7 +39,7 @@ class RawRegion:
     day_range: tuple[str, str] | None = None
     frame_number_at_seconds: float | None = None
     box: RawBox | None = None
-    box_unit: BoxUnit = "px"
+    box_unit: BoxUnit | None = None
     view: int | None = None
     sample_fps: float | None = None
     num_frames: int | None = None
@@ -87,18 +90,12 @@ def widen_spans(
 
 def intersect_spans(a: Iterable[TimeSpan], b: Iterable[TimeSpan]) -> tuple[TimeSpan, ...]:
     """Spans of positive length that lie in both unions."""
-    left, right = merge_spans(a), merge_spans(b)
     common = []
-    i = j = 0
-    while i < len(left) and j < len(right):
-        start = max(left[i].start_seconds, right[j].start_seconds)
-        end = min(left[i].end_seconds, right[j].end_seconds)
+    for one, other in product(merge_spans(a), merge_spans(b)):
+        start = max(one.start_seconds, other.start_seconds)
+        end = min(one.end_seconds, other.end_seconds)
         if start < end:
             common.append(TimeSpan(start, end))
-        if left[i].end_seconds < right[j].end_seconds:
-            i += 1
-        else:
-            j += 1
     return tuple(common)
 
 
@@ -126,12 +123,11 @@ def usable_spans(spans: Iterable[RawSpan], duration_seconds: float) -> tuple[Tim
     video. An instant (start == end) stays, as a span of zero length. At most the first 64
     spans count.
     """
-    given = []
-    for i, (start, end) in enumerate(spans):
-        if i == MAX_REGION_SPANS:
-            break
-        if math.isfinite(start) and math.isfinite(end) and start <= end and end >= 0.0:
-            given.append(TimeSpan(start, end))
+    given = [
+        TimeSpan(start, end)
+        for start, end in islice(spans, MAX_REGION_SPANS)
+        if math.isfinite(start) and math.isfinite(end) and start <= end and end >= 0.0
+    ]
     return clip_spans(given, duration_seconds)
 
 

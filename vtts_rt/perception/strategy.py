@@ -1,19 +1,20 @@
-"""Strategies as data: which frames a round shows, how its prompt is laid out, how clues are read.
+"""Strategies as data: which frames a round shows and how its prompt is laid out.
 
 A name (`--strategy`) is looked up here and nowhere compared: what a strategy does stands in its
-fields. A new one is a row of the table and a name in `types.StrategyName`; the settings that only
-some strategies take stand in config.py.
+fields. A new one is a name in `types.StrategyName`, its traits in `config.STRATEGIES`, and a row of
+the table below.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from vtts_rt.checks import check
-from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.config import STRATEGIES, ResolvedPerception, StrategyTraits
 from vtts_rt.perception.chat import ChatFormat, Message
 from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.layout import PROMPT_RULES, Turn, labelled_pairs, task_text, video_first
@@ -21,10 +22,11 @@ from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import grid_pairs, plan_focus, plan_grid
 from vtts_rt.perception.policy_official import official_pairs, plan_official
 from vtts_rt.perception.prompts import PromptTemplates
-from vtts_rt.perception.reply import plan_reply, reply_turn
+from vtts_rt.perception.reply import plan_reply, reply_turn, requests_of
 from vtts_rt.types import (
     Prompt,
     PromptPart,
+    Region,
     StrategyName,
     VideoMetadata,
     VideoWrapper,
@@ -35,44 +37,28 @@ _Videos = Sequence[VideoMetadata]
 
 
 @dataclass(frozen=True, slots=True)
-class Strategy:
+class Strategy(StrategyTraits):
     """One strategy; what it is for is told in docs/strategies.md.
 
     plan: the frames of a round (arguments as `plan_round`). num_pairs: frame pairs of a first look
     at one of several videos, counted without its plan. lay_out: the parts of the user's turn.
-    continues: a later round goes on behind the tokens of the one before, and shows what is new;
-        otherwise every round is asked afresh.
-    focuses: a later round shows what the clue points to and nothing else.
-    on_grid: pairs are cells of the dyadic grid, so `finer_frames` tells where a clue leads.
-    literal_clues: clues are read by the published rule (published.py), not leniently.
     """
 
     name: StrategyName
     plan: Callable[[ResolvedPerception, _Videos, Sequence[RoundHistory], int], FramePlan]
     num_pairs: Callable[[ResolvedPerception, VideoMetadata, _Videos], int]
     lay_out: Callable[[Turn], list[PromptPart]]
-    continues: bool = False
-    focuses: bool = False
-    on_grid: bool = True
-    literal_clues: bool = False
 
 
-_OFFICIAL = Strategy(
-    "official", plan_official, official_pairs, video_first, on_grid=False, literal_clues=True
-)
-_GRID = Strategy("grid", plan_grid, grid_pairs, video_first)
-_REFRESH = Strategy(
-    "refresh", partial(plan_focus, only_new=False), grid_pairs, labelled_pairs, focuses=True
-)
-_APPEND = Strategy(
-    "append",
-    partial(plan_focus, only_new=True),
-    grid_pairs,
-    labelled_pairs,
-    continues=True,
-    focuses=True,
-)
-_TABLE: dict[str, Strategy] = {s.name: s for s in (_OFFICIAL, _GRID, _REFRESH, _APPEND)}
+_FUNCTIONS: Mapping[StrategyName, tuple[Any, ...]] = {
+    "official": (plan_official, official_pairs, video_first),
+    "grid": (plan_grid, grid_pairs, video_first),
+    "refresh": (partial(plan_focus, only_new=False), grid_pairs, labelled_pairs),
+    "append": (partial(plan_focus, only_new=True), grid_pairs, labelled_pairs),
+}
+_TABLE: Mapping[str, Strategy] = {
+    name: Strategy(name, *_FUNCTIONS[name], **asdict(traits)) for name, traits in STRATEGIES.items()
+}
 
 
 def find_strategy(name: str, what: str = "ask") -> Strategy:
@@ -110,6 +96,16 @@ def plan_round(
     if history and reply is not None:
         return plan_reply(reply, config, videos, history, round_index)
     return strategy.plan(config, videos, history, round_index)
+
+
+def clue_regions(
+    config: ResolvedPerception, videos: _Videos, history: Sequence[RoundHistory]
+) -> tuple[Region, ...]:
+    """The last round's clue as geometry; () where it cannot be used."""
+    reply = DIALECTS[config.dialect].reply
+    if reply is None:
+        return history[-1].regions(videos)
+    return tuple(request.region for request in requests_of(reply, videos, history))
 
 
 def build_prompt(

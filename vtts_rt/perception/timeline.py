@@ -71,12 +71,11 @@ class Timeline:
     def finest_level(self, spans: Sequence[TimeSpan], start_level: int, max_pairs: int) -> int:
         """The finest level from `start_level` on at which the spans touch <= max_pairs cells."""
         level = start_level
-        while self.resolves(level + 1) and self.count_cells(spans, level + 1) <= max_pairs:
+        while self.resolves(level + 1):
+            if sum(stop - start for start, stop in self._ranges(spans, level + 1)) > max_pairs:
+                break
             level += 1
         return level
-
-    def count_cells(self, spans: Sequence[TimeSpan], level: int) -> int:
-        return sum(stop - start for start, stop in self._ranges(spans, level))
 
     def cells(self, spans: Sequence[TimeSpan], level: int) -> Cells:
         """Ascending indices of the cells that the spans touch; an instant touches one."""

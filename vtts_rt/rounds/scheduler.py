@@ -23,12 +23,13 @@ from vtts_rt.engine.sequence import (
     TokenEvent,
 )
 from vtts_rt.models.tokenizer import EncodedPrompt
-from vtts_rt.perception.clue import Clue, ClueEvent
+from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.plan import FramePlan, RoundHistory
 from vtts_rt.perception.policy_grid import finer_frames
 from vtts_rt.perception.published import clue_stream
-from vtts_rt.perception.strategy import find_strategy, plan_round
+from vtts_rt.perception.region import RawRegion
+from vtts_rt.perception.strategy import clue_regions, find_strategy, plan_round
 from vtts_rt.rounds.grammar import ClueGrammar, GrammarState
 from vtts_rt.rounds.prepare import RoundRequest, prepared_round
 from vtts_rt.rounds.results import (
@@ -194,7 +195,6 @@ class RoundScheduler:
                     provider.passing(video, frames)
             # What follows a final answer is not fetched; nor what a forced clue will replace.
             looks_ahead = ahead and clues_given is None
-            found: list[ClueEvent] = []
             num_fed = 0
             event = yield GenerationRequest(
                 encoded,
@@ -210,17 +210,14 @@ class RoundScheduler:
             while isinstance(event, TokenEvent):
                 yield TokenGenerated(index, event.token_id, event.logprob, event.text)
                 new = clues.feed(event.text)
-                found += new
                 if new and looks_ahead:
-                    self._fetch_ahead(request, plan, found, upcoming)
-                for clue in new:
-                    yield ClueFound(index, clue.kind, clue.value)
+                    self._fetch_ahead(request, plan, clues.so_far(), upcoming)
+                yield from (_told(index, region) for region in new)
                 num_fed += len(event.text)
                 event = yield None
             completion = event.completion
             # What a deadline cut off while it might have become a stop text.
-            for clue in clues.feed(completion.text[num_fed:]):
-                yield ClueFound(index, clue.kind, clue.value)
+            yield from (_told(index, region) for region in clues.feed(completion.text[num_fed:]))
             said = clues.finish()
             forced = _forced(clues_given, index)
             look = RoundHistory(plan, forced or said, forced is not None, chat.box_unit)
@@ -238,7 +235,7 @@ class RoundScheduler:
                     prompt=chat.text(ready.prompt),
                     answer=answer,
                     clue=look.clue,
-                    regions=look.regions(request.videos),
+                    regions=clue_regions(config, request.videos, request.history),
                     plan=plan,
                     transcript=Transcript.of_round(encoded, completion, config.parity, before),
                 )
@@ -259,18 +256,14 @@ class RoundScheduler:
         self,
         request: RoundRequest,
         plan: FramePlan,
-        found: list[ClueEvent],
+        clue: Clue,
         provider: StoreProvider,
     ) -> None:
         """Start decoding what the next round would show if no more clues were to come.
 
         A guess: if it fails, the next round asks for its frames itself.
         """
-        spans = tuple((e.value[0], e.value[1]) for e in found if e.kind == "span")
-        boxes = tuple((*e.value,) for e in found if e.kind == "box")
         config = request.perception
-        regions = tuple(event.region for event in found if event.region is not None)
-        clue = Clue(spans=spans, boxes=boxes, glue="", regions=regions)  # type: ignore[arg-type]
         look = RoundHistory(plan, clue, box_unit=self._engine.model.chat.box_unit)
         history = [*request.history, look]
         try:
@@ -315,6 +308,12 @@ def _generation(request: GenerationRequest) -> _Task:
     while isinstance(event, TokenEvent):
         event = yield None
     yield event.completion
+
+
+def _told(index: int, region: RawRegion) -> ClueFound:
+    """A region with a time and a box is told as its time."""
+    kind = "span" if region.span else "box" if region.box else "region"
+    return ClueFound(index, kind, region.span or region.box or ())
 
 
 def _forced(assume_clues: Sequence[Clue] | None, index: int) -> Clue | None:

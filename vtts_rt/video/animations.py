@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import io
-import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from vtts_rt.errors import BadMedia
 from vtts_rt.types import VideoMetadata
 from vtts_rt.video.container import Media
 from vtts_rt.video.limits import require_video
 from vtts_rt.video.pictures import CONVERSION, decoded, identified
 from vtts_rt.video.source import FrameSource, derive_id, distinct_indices
 
-logger = logging.getLogger(__name__)
-
 
 class AnimationSource(FrameSource):
-    """An animation as a FrameSource. Frames that cannot be decoded are served by the last one that
-    can, counted and logged once: every frame is painted over those before it.
+    """An animation as a FrameSource.
 
     kind: Pillow's name of the format. durations: seconds of each frame. The whole file is held in
-    memory. Raises ValueError when Pillow does not read it, or not the first frame.
+    memory. Raises ValueError when Pillow does not read it, or not the first frame; `read` raises
+    RuntimeError at a frame that cannot be decoded.
     """
 
     def __init__(self, media: Media, kind: str, durations: Sequence[float]) -> None:
@@ -42,7 +40,7 @@ class AnimationSource(FrameSource):
         self._closed, self._num_decoded = False, 0
         first = self._decoded(0)
         ends = np.cumsum(durations)
-        self._num_sound, self._num_decoded = len(ends), 0
+        self._num_decoded = 0
         self.metadata = VideoMetadata(
             video_id=derive_id(media.content_id(), "animation", CONVERSION),
             num_frames=len(ends),
@@ -71,15 +69,13 @@ class AnimationSource(FrameSource):
     def _frame(self, index: int) -> np.ndarray:
         with self._lock:
             self._media.check_usable(self._closed)
-            if index < self._num_sound:
-                try:
-                    return self._decoded(index)
-                except ValueError as error:
-                    self._lose(index, error)
-            if index < self._num_sound:
+            try:
                 return self._decoded(index)
-            self._num_substituted += 1
-            return self._decoded(self._num_sound - 1)
+            except BadMedia as error:
+                raise RuntimeError(
+                    f"frame {index} of the video {self._media.name} cannot be decoded: repair or "
+                    f"re-encode the file ({error.__cause__})"
+                ) from error
 
     def _decoded(self, index: int) -> np.ndarray:
         self._num_decoded += 1
@@ -91,19 +87,3 @@ class AnimationSource(FrameSource):
         pixels = decoded(image, self._media.name, frame)
         self._image = image
         return pixels
-
-    def _lose(self, index: int, error: Exception) -> None:
-        sound = 0
-        try:
-            for sound in range(index + 1):
-                self._decoded(sound)
-        except ValueError:
-            pass
-        self._num_sound = max(sound, 1)
-        logger.warning(
-            "%s: the frames from %d on cannot be decoded (%s), the one before stands in for them "
-            "(the count of such frames is in frames_substituted)",
-            self._media.name,
-            self._num_sound,
-            error,
-        )

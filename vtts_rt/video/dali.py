@@ -120,8 +120,8 @@ class DaliSource(FrameSource):
     def close(self) -> None:
         self._closed = True
         self._source.close()
-        # Not waited for: it may be this very thread that reads, in a garbage collection. Whoever
-        # reads closes the file when done.
+        # Not waited for: it may be this very thread that reads, in a garbage collection. A thread
+        # that reads closes the file when done.
         if self._lock.acquire(blocking=False):
             try:
                 self._packets.close()
@@ -180,7 +180,7 @@ class DaliSource(FrameSource):
             if passed
         ]
         if self._device is not None:
-            # Whoever gets a frame may use it on any stream, and DALI may use its memory again.
+            # A frame may be used on any stream, and DALI may use its memory again.
             torch.cuda.current_stream(self._device).synchronize()
         if not passed:
             raise RuntimeError("a packet gave no frame of its own")

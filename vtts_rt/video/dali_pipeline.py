@@ -72,7 +72,7 @@ def _reason(message: str) -> str:
 
 
 class _Idle:
-    """Pipelines that nobody uses, by device: building one takes 15 ms, and each serves one thread
+    """Pipelines not in use, by device: building one takes 15 ms, and each serves one thread
     at a time. A forked process makes its own."""
 
     def __init__(self) -> None:

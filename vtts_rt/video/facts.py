@@ -12,8 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from vtts_rt.video.container import Media, av_errors, video_stream
-from vtts_rt.video.content_hash import PIECE_BYTES
+from vtts_rt.video.container import PIECE_BYTES, Media, av_errors, video_stream
 from vtts_rt.video.index import PacketIndex, build_index
 from vtts_rt.video.limits import require_video
 from vtts_rt.video.packets import open_stream

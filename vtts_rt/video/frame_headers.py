@@ -54,13 +54,11 @@ def frame_header(codec_name: str, packet: bytes) -> FrameHeader | None:
 def shows_nothing(codec_name: str, packet: Any) -> bool:
     """Whether a packet (anything with a buffer, not empty) is one of VP8 or VP9 whose frames are
     only for others to refer to. Made for millions of packets: mostly one byte is looked at."""
-    if codec_name == "vp8":
-        return not memoryview(packet)[0] & 0x10
-    # Shown frames have one of these bits; in profile 3 they stand a place further.
-    if codec_name != "vp9":
-        return False
     first = memoryview(packet)[0]
-    if first & 0x0A and first & 0x30 != 0x30:
+    if codec_name == "vp8":
+        return not first & 0x10
+    # Shown frames of VP9 have one of these bits; in profile 3 they stand a place further.
+    if codec_name != "vp9" or (first & 0x0A and first & 0x30 != 0x30):
         return False
     header = frame_header(codec_name, bytes(packet))
     return header is not None and header.shown == 0

@@ -52,24 +52,20 @@ class FrameTier:
             self._frames.move_to_end(key)
         return frame
 
-    def put(self, key: FrameKey, frame: Frame) -> None:
-        """Keep a frame at the cost of those not used for longest."""
-        if frame.nbytes > self.byte_budget:
-            return
+    def put(self, key: FrameKey, frame: Frame, beside: bool = False) -> bool:
+        """Keep a frame at the cost of those not used for longest; whether it is kept.
+
+        beside: only if it costs no other its place, and as the first to go.
+        """
+        if frame.nbytes + (self.bytes if beside else 0) > self.byte_budget:
+            return False
         self._frames[key] = frame
+        self._frames.move_to_end(key, last=not beside)
         self.bytes += frame.nbytes
         while self.bytes > self.byte_budget:
             victim = next((k for k in self._frames if k[0] not in self.pinned), key)
             self.bytes -= self._frames.pop(victim).nbytes
             self.evictions += 1
-
-    def put_beside(self, key: FrameKey, frame: Frame) -> bool:
-        """Keep a frame if it costs no other its place, as the first to go; whether it is kept."""
-        if self.bytes + frame.nbytes > self.byte_budget:
-            return False
-        self._frames[key] = frame
-        self._frames.move_to_end(key, last=False)
-        self.bytes += frame.nbytes
         return True
 
     def clear(self) -> None:

@@ -1,7 +1,7 @@
 """The index cache: what opening learned about a video, for the next process that opens it.
 
-Two kinds of entries in one SQLite file: who a file is (device, inode, size, times) -> the hash of
-its content, and a content's hash -> its `VideoFacts`. Each carries a checksum over its name and
+Two kinds of entries in one SQLite file: a file's identity (device, inode, size, times) -> the hash
+of its content, and a content's hash -> its `VideoFacts`. Each carries a checksum over its name and
 value, so that a damaged one is built anew. The cache never fails its user: what goes wrong is
 logged once, and the process goes on without it.
 
@@ -11,7 +11,6 @@ fork.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
@@ -35,7 +34,6 @@ INDEX_VERSION = 3
 FILE_NAME = "index-1.sqlite3"  # the number is the version of the table
 MAX_BYTES = 256 << 20  # of the file: some 200 videos of 2 h, or 50,000 short clips
 LOCK_SECONDS = 5.0  # a write takes milliseconds
-USED_SECONDS = 3600  # a use is noted at most so often, so that reads stay reads
 CHECK_BYTES = 16
 TABLE = "CREATE TABLE IF NOT EXISTS entries (name TEXT PRIMARY KEY, value BLOB, used INTEGER)"
 
@@ -93,7 +91,7 @@ def _cache_in(folder: Path) -> IndexCache:
 
 
 class IndexCache:
-    """Named bytes in `folder`, about `max_bytes` of file, least recently used out first.
+    """Named bytes in `folder`, about `max_bytes` of file, oldest out first.
 
     Safe for threads, forked processes and any number of processes at once.
     """
@@ -107,19 +105,11 @@ class IndexCache:
         """The bytes last put under `name`; None when they are not there or are damaged."""
 
         def read(db: Any) -> bytes | None:
-            row = db.execute("SELECT value, used FROM entries WHERE name = ?", (name,)).fetchone()
+            row = db.execute("SELECT value FROM entries WHERE name = ?", (name,)).fetchone()
             if row is None or not isinstance(row[0], bytes):
                 return None
             check, value = row[0][:CHECK_BYTES], row[0][CHECK_BYTES:]
-            if check != _check(name, value):
-                return None
-            now = int(time.time())
-            if not isinstance(row[1], int) or abs(now - row[1]) >= USED_SECONDS:
-                # Neither worth a wait for a writer nor a failure where one may only read.
-                db.execute("PRAGMA busy_timeout = 0")
-                with contextlib.suppress(db.OperationalError):
-                    db.execute("UPDATE entries SET used = ? WHERE name = ?", (now, name))
-            return value
+            return value if check == _check(name, value) else None
 
         return self._run(read)
 
@@ -139,7 +129,7 @@ class IndexCache:
         self._run(write)
 
     def _evict(self, db: Any) -> None:
-        """Tenths of the entries, the least recently used, until the rest fits."""
+        """The oldest tenths of the entries, until the rest fits."""
         oldest = "SELECT rowid FROM entries ORDER BY used, rowid LIMIT 1 + ?"
         while True:
             (pages,), (free,), (page_bytes,) = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
 
 from vtts_rt.config import MediaLimits
 from vtts_rt.errors import BadMedia
@@ -53,25 +52,23 @@ class Opening:
         now = time.monotonic()
         if now >= self._deadline or self._cancelled:
             raise DeadlinePassed
-        require_video(now < self._end, self._rule("max_open_seconds", "open within {} s"), "more")
+        most = self.limits.max_open_seconds
+        rule = f"open within {most} s (MediaLimits.max_open_seconds)"
+        require_video(now < self._end, rule, "more")
 
     def seconds_left(self) -> float:
         """At least a millisecond, for what takes only more than none."""
         return max(min(self._deadline, self._end) - time.monotonic(), 1e-3)
 
     def check_pixels(self, height: int, width: int, name: str) -> None:
-        rule = self._rule("max_pixels", "have at most {} pixels a frame")
         got = f"{width} x {height} px in {name}"
-        require_video(height * width <= self.limits.max_pixels, rule, got)
+        self._check("max_pixels", height * width, "pixels a frame", got)
 
     def check_frames(self, num_frames: int, name: str) -> None:
-        rule = self._rule("max_frames", "have at most {} frames")
-        require_video(num_frames <= self.limits.max_frames, rule, f"{num_frames} or more in {name}")
+        self._check("max_frames", num_frames, "frames", f"{num_frames} or more in {name}")
 
     def check_packets(self, num_packets: int, name: str) -> None:
-        rule = self._rule("max_packets", "have at most {} packets")
-        got = f"{num_packets} or more in {name}"
-        require_video(num_packets <= self.limits.max_packets, rule, got)
+        self._check("max_packets", num_packets, "packets", f"{num_packets} or more in {name}")
 
     def check_counts(self, num_packets: int, num_frames: int, name: str) -> None:
         """Ends an opening that takes too long, or of a stream that is."""
@@ -80,8 +77,7 @@ class Opening:
         self.check_frames(num_frames, name)
 
     def check_bytes(self, num_bytes: int, name: str) -> None:
-        rule = self._rule("max_bytes", "have at most {} bytes")
-        require_video(num_bytes <= self.limits.max_bytes, rule, f"{num_bytes} in {name}")
+        self._check("max_bytes", num_bytes, "bytes", f"{num_bytes} in {name}")
 
     def check_held(self, num_bytes: int, name: str) -> None:
         """`check_bytes` of what is held in memory, at most 1 GiB."""
@@ -89,6 +85,6 @@ class Opening:
         rule = f"have at most {MAX_HELD_BYTES} bytes, as it is held in memory"
         require_video(num_bytes <= MAX_HELD_BYTES, rule, f"{num_bytes} in {name}")
 
-    def _rule(self, limit: str, text: str) -> str:
-        value: Any = getattr(self.limits, limit)
-        return text.format(value) + f" (MediaLimits.{limit})"
+    def _check(self, limit: str, value: int, unit: str, got: str) -> None:
+        most = getattr(self.limits, limit)
+        require_video(value <= most, f"have at most {most} {unit} (MediaLimits.{limit})", got)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,12 @@ from vtts_rt.types import Decoder
 from vtts_rt.video.animations import AnimationSource
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.bounds import check_header
-from vtts_rt.video.container import Media, av_errors, video_stream
+from vtts_rt.video.container import Media, Window
 from vtts_rt.video.decoders import chosen_decoder
 from vtts_rt.video.facts import VideoFacts, learn_facts
-from vtts_rt.video.index import demuxed
 from vtts_rt.video.index_cache import known_facts, remember_facts
 from vtts_rt.video.limits import Opening, require_video
 from vtts_rt.video.picture_files import (
-    num_png_frames,
     picture_follows,
     picture_format,
     png_durations,
@@ -27,10 +24,8 @@ from vtts_rt.video.picture_files import (
 )
 from vtts_rt.video.pictures import CONVERSION as PICTURE_CONVERSION
 from vtts_rt.video.pictures import decoded, identified
-from vtts_rt.video.pixels import display_matrix, to_rgb
 from vtts_rt.video.pyav import CONVERSION, PyavSource
 from vtts_rt.video.source import FrameSource, derive_id
-from vtts_rt.video.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +77,7 @@ def _opened(media: Media, opening: Opening, source_fps: float | None) -> FrameSo
         facts = learned
         remember_facts(media, source_fps, facts)
     opening.check_pixels(*facts.stored_hw, media.name)
-    opening.check_packets(facts.index.num_packets, media.name)
-    opening.check_frames(facts.index.num_frames, media.name)
+    opening.check_counts(facts.index.num_packets, facts.index.num_frames, media.name)
     return PyavSource(media, facts)
 
 
@@ -103,9 +97,8 @@ def _open_picture(media: Media, opening: Opening, source_fps: float | None) -> F
             media.demuxer_options = {} if source_fps is None else {"framerate": str(source_fps)}
             return None
         durations: list[float] = []
-        if kind == "PNG" and num_png_frames(data) > 1:
+        if kind == "PNG":
             opening.check_pixels(*png_size(data), media.name)
-            opening.check_frames(num_png_frames(data), media.name)
             durations = png_durations(data, opening, media.name)
         if kind == "WEBP":  # Pillow reads all of it, and makes room for the pixels, to open it
             opening.check_held(media.num_bytes, media.name)
@@ -138,29 +131,15 @@ def _require_one_page(image: Any, name: str) -> None:
 
 
 def _learned(media: Media, source_fps: float | None) -> VideoFacts | ArraySource:
+    """What one pass tells of a video; a picture of a format that Pillow does not know."""
     with media.open() as container:
-        several = not container.format.name.endswith(IMAGE_FORMAT_SUFFIX) or media.demuxer
-        if several:
-            return learn_facts(media, container, source_fps)
-        picture = _picture(media, container)
-    if picture is not None:
-        return picture
-    with media.open() as container:
-        return learn_facts(media, container, source_fps)
-
-
-def _picture(media: Media, container: Any) -> ArraySource | None:
-    """A picture of a format that Pillow does not know; None where several follow each other."""
-    stream = video_stream(container, media.name)
-    with av_errors(media.name):
-        packets = list(islice(demuxed(container, stream), 2))
-        if len(packets) > 1:
-            return None
-        frames = [f for packet in [*packets, None] for f in stream.decode(packet)]
-    require_video(bool(frames), "be an image that can be decoded", media.name)
-    first = frames[0]
-    pixels = to_rgb(first, first.height, first.width, display_matrix(first), media.name)
-    content_id = derive_id(media.content_id(), "image", CONVERSION)
+        facts = learn_facts(media, container, source_fps)
+        is_picture = container.format.name.endswith(IMAGE_FORMAT_SUFFIX) and not media.demuxer
+    if not is_picture or facts.index.num_packets > 1:
+        return facts
+    with PyavSource(media, facts) as source:
+        pixels = dict(source.read([0]))[0]
+    content_id = derive_id(facts.content_id, "image", CONVERSION)
     return ArraySource(pixels, decoder="image", content_id=content_id)
 
 

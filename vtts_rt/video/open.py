@@ -7,7 +7,7 @@ import os
 import re
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -101,16 +101,7 @@ def open_video(
     ValueErrors of one sentence that says why; RuntimeError where the decoder asked for cannot
     be used; TimeoutError after the deadline.
     """
-    given = {
-        "source_fps": source_fps,
-        "start_seconds": start_seconds,
-        "end_seconds": end_seconds,
-        "allow_urls": allow_urls,
-        "decoder": decoder,
-        "device": device,
-        "limits": limits,
-        "deadline_seconds": deadline_seconds,
-    }
+    given = {name: value for name, value in locals().items() if name in OPENING_RULES}
     check("open_video", OPENING_RULES, given)
     check_range("open_video", start_seconds, end_seconds)
     opening = Opening(limits, deadline_seconds)
@@ -119,7 +110,12 @@ def open_video(
         content = _fetched(video, allow_urls, opening)
         pixels = _pixels(content, opening)
         if pixels is not None:
-            source: FrameSource = _open_array(pixels, source_fps, timestamps_seconds, opening)
+            source: FrameSource = ArraySource(
+                pixels,
+                source_fps=None if pixels.ndim == 3 else source_fps,
+                timestamps_seconds=timestamps_seconds,
+                opening=opening,
+            )
         else:
             rule = "None, as only arrays come without times of their own"
             none = timestamps_seconds is None
@@ -163,21 +159,6 @@ def _pixels(video: Any, opening: Opening) -> np.ndarray | None:
     return None
 
 
-def _open_array(
-    array: np.ndarray,
-    source_fps: float | None,
-    timestamps_seconds: Sequence[float] | np.ndarray | None,
-    opening: Opening,
-) -> FrameSource:
-    is_image = array.ndim == 3
-    return ArraySource(
-        array,
-        source_fps=None if is_image else source_fps,
-        timestamps_seconds=timestamps_seconds,
-        opening=opening,
-    )
-
-
 def _open_encoded(
     video: Any,
     source_fps: float | None,
@@ -189,10 +170,8 @@ def _open_encoded(
         try:
             from vtts_rt.video.media import open_media  # arrays need no decoder
         except ImportError as error:
-            remedy = "pip install av"
-            raise RuntimeError(
-                f"open_video: files are decoded by PyAV: {remedy} ({error})"
-            ) from error
+            remedy = f"open_video: files are decoded by PyAV: pip install av ({error})"
+            raise RuntimeError(remedy) from error
         return open_media(video, source_fps, decoder, device, opening)
     if hasattr(video, "convert") and hasattr(video, "getexif"):  # a PIL image
         from vtts_rt.video.pictures import open_pil_image
@@ -215,14 +194,6 @@ def _fetch(url: str, scheme: str, opening: Opening) -> Path | bytes:
         return Path(urllib.request.url2pathname(parts.path))
     require("open_video", "video", url, scheme in ("http", "https"), "an http, https or file URL")
     data = bytearray()
-    for part in _received(url, opening):
-        data += part
-        opening.check_held(len(data), repr(url))
-        opening.check_time()
-    return bytes(data)
-
-
-def _received(url: str, opening: Opening) -> Iterator[bytes]:
     try:
         seconds = min(URL_TIMEOUT_SECONDS, opening.seconds_left())
         with process.outside_calls():
@@ -232,8 +203,12 @@ def _received(url: str, opening: Opening) -> Iterator[bytes]:
                 with process.outside_calls():
                     part = response.read1(URL_READ_BYTES)
                 if not part:
-                    return
-                yield part
+                    return bytes(data)
+                data += part
+                opening.check_held(len(data), repr(url))
+                opening.check_time()
+    except BadMedia:
+        raise
     except (OSError, ValueError, http.client.HTTPException) as error:
         opening.check_time()  # it may be the time that was left
         raise BadMedia(

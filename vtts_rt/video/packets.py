@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import av
@@ -181,7 +182,7 @@ class PacketReader:
         at = None if first is None else index.ordinal_of(first)
         if at is None or at > ordinal:
             return False
-        self._packets = _chain(first, packets)
+        self._packets = chain([first], packets)
         self.next, self._sought = at, True
         return self._skip_to(ordinal)
 
@@ -191,8 +192,3 @@ class PacketReader:
             self.next += 1
         self.start = self.next
         return self.next == ordinal
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest

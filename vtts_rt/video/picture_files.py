@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from vtts_rt.video.container import Window
 from vtts_rt.video.limits import Opening, require_video
-from vtts_rt.video.window import Window
 
 # How files of one picture begin, and Pillow's name of their format. PostScript, which Pillow has
 # another program draw, is not among them.
@@ -63,18 +63,8 @@ def picture_follows(kind: str, data: Window, name: str) -> bool:
     return end is not None and picture_format(data.at(end, 64)) == kind
 
 
-def num_png_frames(data: Window) -> int:
-    """Frames of an animated PNG by its acTL chunk, which stands before the pixels; 1 for others."""
-    for kind, start, _ in png_chunks(data):
-        if kind == b"acTL":
-            return data.number(start, 4)
-        if kind == b"IDAT":
-            break
-    return 1
-
-
 def png_durations(data: Window, opening: Opening, name: str) -> list[float]:
-    """Seconds of each frame of an animated PNG (PNG specification, 11.3.6.2: fcTL).
+    """Seconds of each frame of an animated PNG (PNG specification, 11.3.6.2: fcTL); none of others.
 
     ValueError for one that Pillow would compose wrongly.
     """
@@ -88,7 +78,6 @@ def png_durations(data: Window, opening: Opening, name: str) -> list[float]:
             durations.append(ticks / (rate or 100) or NO_TIME_SECONDS)
             opening.check_frames(len(durations), name)
             opening.check_time()
-    require_video(bool(durations), "be a readable video or image", name)
     rule = "be no PNG of transparent frames blended over each other and disposed to the previous"
     require_video(not (has_alpha and is_mixed), f"{rule} (save it as WebP)", name)
     return durations

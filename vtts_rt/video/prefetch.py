@@ -1,4 +1,4 @@
-"""PrefetchQueue: frames that will be wanted, decoded by a few threads before anybody asks.
+"""PrefetchQueue: frames that will be wanted, decoded ahead by a few threads.
 
 Two kinds wait: frames that a prompt needs, which are never dropped, and guesses, which are.
 """
@@ -23,8 +23,12 @@ PREFETCH_BATCH = 8
 # four 5 % with the 118 M bench model (of 5), in no more processor time.
 PREFETCH_WORKERS = min(4, os.cpu_count() or 1)
 
-# Told of frames delivered, before anybody finds them, and after a batch how many the codec decoded.
+# Called with frames delivered, before they can be found, and after a batch with how many the codec
+# decoded.
 Observer = Callable[[Sequence[int], int], None]
+
+_KINDS = ("guessed", "guessed_used", "guessed_late", "cancelled", "dropped")
+COUNTERS = tuple(f"frames_{kind}" for kind in _KINDS)
 
 
 class Wanted:
@@ -56,8 +60,8 @@ class PrefetchQueue:
     """Frames of many requests, by request: what one gives up another may still want.
 
     decode(wanted, indices): decodes those of the frames that are not there, and says what it
-        delivered through `arrived`. Its errors are logged and end these frames' stay here: who
-        asks for them decodes them again and gets the error.
+        delivered through `arrived`. Its errors are logged and end these frames' stay here: the
+        request that asks for them decodes them again and gets the error.
     most_guessed_bytes: of pixels that may wait as guesses; beyond that the oldest guesses are
         dropped, of one guess the last frames. Needed frames have no bound but that of the
         requests in work.
@@ -67,9 +71,9 @@ class PrefetchQueue:
     decodes for one video: two would decode the same stream twice.
     Counters: frames_guessed: frames fetched ahead on a guess. frames_guessed_used: those that
     their request then asked for; frames_guessed_late: of these, still waiting or being decoded at
-    that time. frames_cancelled: frames, needed or guessed, taken out before anybody began to
-    decode them because their request ended or guessed anew. frames_dropped: guesses that gave way
-    to newer ones.
+    that time. frames_cancelled: frames, needed or guessed, taken out before
+    their decoding began because their request ended or guessed anew. frames_dropped: guesses that
+    gave way to newer ones.
     Thread-safe; `decode` is called without the lock.
     """
 
@@ -79,15 +83,11 @@ class PrefetchQueue:
         most_guessed_bytes: int,
         num_workers: int = PREFETCH_WORKERS,
     ) -> None:
-        self.frames_guessed = 0
-        self.frames_guessed_used = 0
-        self.frames_guessed_late = 0
-        self.frames_cancelled = 0
-        self.frames_dropped = 0
+        self.frames_guessed = self.frames_guessed_used = self.frames_guessed_late = 0
+        self.frames_cancelled = self.frames_dropped = 0
         self._decode = decode
         self._most_guessed_bytes = most_guessed_bytes
         self._num_workers = num_workers
-        self._guessed_bytes = 0
         self._waiting: dict[Wanted, None] = {}
         self._busy: dict[tuple[str, str], Wanted] = {}
         self._since = 0
@@ -102,7 +102,7 @@ class PrefetchQueue:
         """Frames that a prompt needs, in order; those that were guessed wait as guesses no more."""
         with self._lock:
             for index in indices:
-                self._take_back(wanted, index)
+                wanted.guessed.pop(index, None)
                 if index not in wanted.decoding:
                     wanted.needed[index] = None
             self._enqueue(wanted)
@@ -126,7 +126,6 @@ class PrefetchQueue:
                     wanted.frames_guessed += 1
                     self.frames_guessed += 1
                 wanted.guessed[index] = None
-                self._guessed_bytes += wanted.frame_bytes
             self._enqueue(wanted)
             self._drop_excess()
 
@@ -140,7 +139,7 @@ class PrefetchQueue:
             self.frames_guessed_used += len(used)
             self.frames_guessed_late += len(late)
             for index in used:  # the request itself decodes it, or reports the error
-                self._take_back(wanted, index)
+                wanted.guessed.pop(index, None)
             self._leave_if_done(wanted)
 
     def cancel(self, wanted: Wanted, keep: Collection[int] = ()) -> None:
@@ -149,7 +148,7 @@ class PrefetchQueue:
             self._cancel(wanted, {*wanted.needed, *wanted.guessed} - set(keep))
 
     def arrived(self, video: tuple[str, str], indices: Collection[int]) -> None:
-        """Frames that are there now: nobody waits for them any more."""
+        """Frames that are there now: no request waits for them any more."""
         with self._lock:
             if video in self._busy:
                 busy = self._busy[video]
@@ -157,7 +156,7 @@ class PrefetchQueue:
             for wanted in [w for w in self._waiting if w.video == video]:
                 for index in indices:
                     wanted.needed.pop(index, None)
-                    self._take_back(wanted, index)
+                    wanted.guessed.pop(index, None)
                 self._leave_if_done(wanted)
 
     def on_their_way(self, wanted: Wanted, indices: Collection[int]) -> bool:
@@ -192,21 +191,34 @@ class PrefetchQueue:
 
     def stats(self) -> dict[str, int]:
         with self._lock:
-            return {
-                "frames_guessed": self.frames_guessed,
-                "frames_guessed_used": self.frames_guessed_used,
-                "frames_guessed_late": self.frames_guessed_late,
-                "frames_cancelled": self.frames_cancelled,
-                "frames_dropped": self.frames_dropped,
-            }
+            return {name: getattr(self, name) for name in COUNTERS}
 
-    def serve(self) -> bool:
-        """Decode the next batch; False if there is none that nobody is at."""
+    def serve(self, own_thread: bool = False) -> bool:
+        """Decode the next batch; False if none waits but of videos that are being decoded.
+
+        own_thread: the caller is a thread of the queue, which ends then.
+        """
         with self._lock:
-            batch = self._take_batch()
-        if batch is not None:
-            self._decode_batch(*batch)
-        return batch is not None
+            wanted = self._next()
+            if wanted is None:  # the thread that reads the video takes the rest of it
+                self._working -= own_thread
+                return False
+            batch = list(wanted.needed or wanted.guessed)[:PREFETCH_BATCH]
+            for index in batch:
+                wanted.needed.pop(index, None)
+                wanted.guessed.pop(index, None)
+            wanted.decoding = batch
+            self._leave_if_done(wanted)
+            self._busy[wanted.video] = wanted
+        try:
+            self._decode(wanted, batch)
+        except Exception as error:
+            logger.debug("prefetch of frames %s failed: %s", batch, error)
+        finally:
+            with self._lock:
+                wanted.decoding = ()
+                del self._busy[wanted.video]
+        return True
 
     def check_integrity(self) -> None:
         """AssertionError when the books do not balance."""
@@ -215,27 +227,12 @@ class PrefetchQueue:
             assert all(w.needed or w.guessed for w in waiting), "nothing waits"
             assert not any(w.needed.keys() & w.guessed.keys() for w in waiting), "both kinds"
             assert all(w.guessed.keys() <= w.unproven for w in waiting), "guessed, asked for"
-            held = sum(len(w.guessed) * w.frame_bytes for w in waiting)
-            assert self._guessed_bytes == held <= self._most_guessed_bytes, "bytes of guesses"
+            assert self._guessed_bytes() <= self._most_guessed_bytes, "bytes of guesses"
             settled = self.frames_guessed_used + self.frames_dropped
             assert self.frames_guessed_late <= self.frames_guessed_used, "late"
             assert settled <= self.frames_guessed, "guesses"
 
     # -- internals, under the lock ----------------------------------------------------------
-
-    def _take_batch(self) -> tuple[Wanted, list[int]] | None:
-        """The next frames, of a video that is its caller's from now on."""
-        wanted = self._next()
-        if wanted is None:
-            return None
-        batch = list(wanted.needed or wanted.guessed)[:PREFETCH_BATCH]
-        for index in batch:
-            wanted.needed.pop(index, None)
-            self._take_back(wanted, index)
-        wanted.decoding = batch
-        self._leave_if_done(wanted)
-        self._busy[wanted.video] = wanted
-        return wanted, batch
 
     def _next(self) -> Wanted | None:
         free = [w for w in self._waiting if w.video not in self._busy]
@@ -257,17 +254,10 @@ class PrefetchQueue:
             self._pool.submit(self._work)
             self._working += 1
 
-    def _take_back(self, wanted: Wanted, index: int) -> bool:
-        """No longer a guess that waits, if it was; whether it was."""
-        if index not in wanted.guessed:
-            return False
-        del wanted.guessed[index]
-        self._guessed_bytes -= wanted.frame_bytes
-        return True
-
     def _cancel(self, wanted: Wanted, indices: Collection[int]) -> None:
         for index in indices:
-            if self._take_back(wanted, index):
+            if index in wanted.guessed:
+                del wanted.guessed[index]
                 wanted.unproven.discard(index)
             else:
                 del wanted.needed[index]
@@ -275,13 +265,15 @@ class PrefetchQueue:
         self._leave_if_done(wanted)
 
     def _drop_excess(self) -> None:
-        while self._guessed_bytes > self._most_guessed_bytes:
+        while self._guessed_bytes() > self._most_guessed_bytes:
             oldest = min((w for w in self._waiting if w.guessed), key=lambda w: w.since)
-            index = next(reversed(oldest.guessed))
-            self._take_back(oldest, index)
+            index, _ = oldest.guessed.popitem()
             oldest.unproven.discard(index)
             self.frames_dropped += 1
             self._leave_if_done(oldest)
+
+    def _guessed_bytes(self) -> int:
+        return sum(len(w.guessed) * w.frame_bytes for w in self._waiting)
 
     def _leave_if_done(self, wanted: Wanted) -> None:
         if not (wanted.needed or wanted.guessed):
@@ -291,20 +283,5 @@ class PrefetchQueue:
 
     def _work(self) -> None:
         self._threads.add(threading.get_ident())
-        while True:
-            with self._lock:
-                batch = self._take_batch()
-                if batch is None:  # the thread that reads the video takes the rest of it
-                    self._working -= 1
-                    return
-            self._decode_batch(*batch)
-
-    def _decode_batch(self, wanted: Wanted, batch: list[int]) -> None:
-        try:
-            self._decode(wanted, batch)
-        except Exception as error:
-            logger.debug("prefetch of frames %s failed: %s", batch, error)
-        finally:
-            with self._lock:
-                wanted.decoding = ()
-                del self._busy[wanted.video]
+        while self.serve(own_thread=True):
+            pass

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -291,18 +292,11 @@ class PyavSource(FrameSource):
         """The nearest frame before `target` that can be decoded, else the nearest after it."""
         if target in self._stand_ins:
             return self._stand_ins[target]
-        lost = [target]
-        nearest = None
-        for i in range(target - 1, -1, -1):
-            known = self._stand_ins.get(i, i)
-            if known == i and self._place_of(i) is None:
-                lost.append(i)
-                continue
-            nearest = known if known <= i else None
-            break
-        if nearest is None:
-            after = range(target + 1, self.index.num_frames)
-            nearest = next((i for i in after if self._place_of(i) is not None), None)
+        nearest = self._stand_ins.get(target - 1)  # of a frame that is lost too
+        if nearest is None or nearest >= target:
+            before, after = range(target - 1, -1, -1), range(target + 1, self.index.num_frames)
+            can_be = (i for i in chain(before, after) if self._place_of(i) is not None)
+            nearest = next(can_be, None)
         if nearest is None:
             self.media.check_usable(self._closed)
             raise RuntimeError(
@@ -317,7 +311,7 @@ class PyavSource(FrameSource):
                 target,
                 nearest,
             )
-        self._stand_ins.update(dict.fromkeys(lost, nearest))
+        self._stand_ins[target] = nearest
         return nearest
 
     # -- the decoders -----------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Damaged(Exception):
 class Run:
     """A decoder of one video that starts at keyframes and is fed in the order of the file.
 
-    A fast run uses threads, leaves out what nobody wants and nothing refers to, and raises
+    A fast run uses threads, leaves out what is not wanted and nothing refers to, and raises
     `Damaged` at the first error that the decoder reports and at the first frame that is missing.
     It holds a frame back until all that was fed before it came out, as only then a decoder reports
     that a picture is damaged which this one may refer to; an exact run does so until all pictures
@@ -126,7 +126,7 @@ class Run:
         wanted: frames not to leave out. An exact run that finds a packet to leave out goes back to
         its start, and gives the frames before that packet again.
         No decoded frame outlives the call: decoders use the memory of frames again, and where
-        they leave parts of it as it was, who holds what decides which memory that is.
+        they leave parts of it as it was, the frames in use decide which memory that is.
         """
         index = self._index
         try:
@@ -198,7 +198,8 @@ class Run:
             self._unwritten.recycle(frames)
         if spoiling < 0:
             return self._released(self._first_missing())
-        before = self._released(spoiling + 1)
+        before = self._released(min(spoiling, self._first_missing()))
+        before.append((i, self._held.pop(i)))  # it does not come again
         self._leave_out(spoiling)
         return before
 

@@ -6,7 +6,6 @@ Shape letters: T frames, H height, W width (px).
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -108,8 +107,7 @@ class ClippedSource(SourceView):
     A frame is on screen from its timestamp until the next frame's. Indices count from 0 at the
     first such frame; timestamps are relative to the start of the range (frame 0 is at 0.0 even
     where it came on screen earlier). None leaves a side open; an end beyond the video's is cut.
-    Closing it closes `source`. Raises ValueError for a range that is not one or that holds
-    nothing of the video.
+    Closing it closes `source`. Raises ValueError for a range that holds nothing of the video.
     """
 
     def __init__(
@@ -118,11 +116,10 @@ class ClippedSource(SourceView):
         whole = source.metadata
         start = 0.0 if start_seconds is None else float(start_seconds)
         end = whole.duration_seconds if end_seconds is None else float(end_seconds)
-        require("open_video", "start_seconds", start_seconds, start >= 0.0, ">= 0")
         rule = f"before the end of the video ({whole.duration_seconds:.3f} s)"
         require("open_video", "start_seconds", start_seconds, start < whole.duration_seconds, rule)
-        ok = end > start and not math.isnan(end)
-        require("open_video", "end_seconds", end_seconds, ok, f"greater than {start} s")
+        rule = f"greater than {start} s"
+        require("open_video", "end_seconds", end_seconds, end > start, rule)
         end = min(end, whole.duration_seconds)
         times = whole.timestamps_seconds
         assert times is not None, "sources of frames with a duration say when each shows"
@@ -154,6 +151,7 @@ class ClippedSource(SourceView):
 class Video(SourceView):
     """An opened video, for any number of questions: `open_video` takes it where it takes a path.
 
+    metadata: its VideoMetadata; frames_codec_decoded, frames_substituted: running counts of frames.
     video: what it holds, or another Video that it shares with: the source closes with the last of
     them, so that one may be closed while questions about it run. A FrameSource, thread-safe.
     Raises BadRequest for a Video that is closed.

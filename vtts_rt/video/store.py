@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -35,14 +36,8 @@ class FrameCounts(NamedTuple):
     frames_guessed_used: int = 0
 
 
-class _Flight:
-    """A frame that some thread is decoding; others wait for `done`."""
-
-    __slots__ = ("done", "frame")
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.frame: Frame | None = None
+# A frame that some thread is decoding, for others to wait for; None where it failed.
+_Flight: TypeAlias = "Future[Frame | None]"
 
 
 class _Decoder:
@@ -207,15 +202,14 @@ class FrameStore:
                     elif key in self._flights:
                         others[i] = self._flights[key]
                     else:
-                        mine[i] = self._flights[key] = _Flight()
+                        mine[i] = self._flights[key] = Future()
                 decoder = self._decoder(source)
             if mine:
                 with decoder.turn:
                     found.update(self._decode(source, decoder, mine, observer, passing))
             for i, flight in others.items():
-                flight.done.wait()
-                if flight.frame is not None:
-                    found[i] = flight.frame
+                if (frame := flight.result()) is not None:
+                    found[i] = frame
             # What another thread failed to decode is tried here, to raise its error here.
             missing, first = [i for i in missing if i not in found], False
         return found
@@ -241,31 +235,33 @@ class FrameStore:
                     found[i] = frame
                     if observer is not None:
                         observer([i], 0)
-                    self._insert((*video, i), frame, decoder.tier, mine[i])
+                if self._insert((*video, i), frame, decoder.tier, mine.get(i)):
                     self.ahead.arrived(video, [i])
-                elif self._insert_passing((*video, i), frame, decoder.tier):
-                    self.ahead.arrived(video, [i])
-            # Who waits for a frame that never comes would ask for it for ever.
+            # A request for a frame that never comes would ask again for ever.
             left_out = mine.keys() - found.keys()
             assert not left_out, f"the source leaves out frames {sorted(left_out)}"
         finally:
             # On an error, requests that wait for the rest wake up and decode by themselves.
             with self._lock:
                 for i, flight in mine.items():
-                    if flight.frame is None:
+                    if not flight.done():
                         self._flights.pop((*video, i), None)
-                        flight.done.set()
+                        flight.set_result(None)
             if observer is not None:
                 observer([], source.frames_codec_decoded - codec_before)
         return found
 
-    def _insert(self, key: FrameKey, frame: Frame, tier: FrameTier, flight: _Flight) -> None:
+    def _insert(self, key: FrameKey, frame: Frame, tier: FrameTier, flight: _Flight | None) -> bool:
+        """A frame asked for, or without a flight a by-product; whether it has come."""
         with self._lock:
-            self.frames_decoded += 1
-            del self._flights[key]
-            tier.put(key, frame)
-            flight.frame = frame
-            flight.done.set()
+            if flight is not None:
+                self.frames_decoded += 1
+                del self._flights[key]
+                tier.put(key, frame)
+                flight.set_result(frame)
+            elif not self._is_taken(key):
+                self.frames_passing += tier.put(key, frame, beside=True)
+            return flight is not None or self._holds(key)
 
     def _with_room(
         self, source: FrameSource, tier: FrameTier, passing: Collection[int], num_wanted: int
@@ -277,13 +273,6 @@ class FrameStore:
             free = tier.byte_budget - tier.bytes
             room = max(0, free // (meta.height * meta.width * 3) - num_wanted)
             return [i for i in passing if not self._is_taken((*video, i))][:room]
-
-    def _insert_passing(self, key: FrameKey, frame: Frame, tier: FrameTier) -> bool:
-        """Whether the frame is there now."""
-        with self._lock:
-            if not self._is_taken(key):
-                self.frames_passing += tier.put_beside(key, frame)
-            return self._holds(key)
 
     def _fetch(self, wanted: Wanted, indices: list[int]) -> None:
         """Decodes what is neither stored nor in flight; a prefetch neither waits nor counts."""
@@ -368,7 +357,7 @@ class StoreProvider:
     def guess(self, video: int, frame_indices: Sequence[int]) -> None:
         """Fetch frames that the round of this provider is likely to ask for; returns at once.
 
-        What an earlier guess named beyond these is cancelled if nobody decodes it yet.
+        What an earlier guess named beyond these is cancelled if it is not being decoded.
         """
         wanted = self._wanted[video]
         absent = self._store.absent(wanted.source, frame_indices)

@@ -30,10 +30,7 @@ def mended_times(times: np.ndarray, dts: np.ndarray) -> np.ndarray:
     """
     if len(times) < 2 or (times == MISSING).any() or (dts == MISSING).any():
         return times
-    told = dts
-    for k in _spikes(dts, *_around(dts)):
-        dts = _placed(dts, k)
-    dts = _without_stray(dts)
+    told, dts = dts, _without_stray(dts)
     late = np.append(dts[REORDER_PACKETS:], np.full(min(REORDER_PACKETS, len(dts)), dts.max()))
     moved = dts != told
     delay = times - told
@@ -57,16 +54,6 @@ def mended_times(times: np.ndarray, dts: np.ndarray) -> np.ndarray:
 def _usual(steps: np.ndarray) -> int:
     ahead = steps[steps > 0]
     return int(np.median(ahead)) if len(ahead) else 1
-
-
-def _around(dts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) the largest of the few stamps before each, and the smallest of those behind it."""
-    least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
-    before, behind = np.full(len(dts), least), np.full(len(dts), most)
-    for n in range(1, min(NEIGHBOURS, len(dts) - 1) + 1):
-        before[n:] = np.maximum(before[n:], dts[:-n])
-        behind[:-n] = np.minimum(behind[:-n], dts[n:])
-    return before, behind
 
 
 def _spikes(times: np.ndarray, least: np.ndarray, most: np.ndarray) -> list[int]:

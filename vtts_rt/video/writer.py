@@ -39,7 +39,7 @@ def write_video(
     """Encodes (H, W, 3) uint8 RGB frames; returns how many. The same frames give the same bytes.
 
     path: the suffix names the container.
-    frames: all of one size; yuv420p needs even sides, yuv422p an even width.
+    frames: all of one size; yuv420p needs even sides.
     source_fps: nominal rate, frames a second.
     gop: most frames from keyframe to keyframe; crf, preset: as the encoder takes them.
     Raises ValueError for bad frames; errors of PyAV (OSErrors and ValueErrors) for what it refuses
@@ -57,7 +57,10 @@ def write_video(
     with av.open(str(path), "w") as container:
         for pixels in frames:
             if stream is None:
-                shape = _checked_shape(pixels, pixel_format)
+                shape = pixels.shape
+                odd = "420" in pixel_format and (shape[0] % 2 or shape[1] % 2)
+                rule = f"(H, W, 3), of even sides for {pixel_format}"
+                require("write_video", "frames", shape, len(shape) == 3 and not odd, rule)
                 stream = container.add_stream(codec, rate=rate, options=options)
                 stream.height, stream.width = shape[:2]
                 stream.pix_fmt = pixel_format
@@ -75,14 +78,3 @@ def write_video(
         require("write_video", "frames", "none", stream is not None, "at least one frame")
         container.mux(stream.encode(None))
     return count
-
-
-def _checked_shape(pixels: np.ndarray, pixel_format: str) -> tuple[int, ...]:
-    ok = pixels.ndim == 3 and pixels.shape[2] == 3 and 0 not in pixels.shape
-    require("write_video", "frames", f"shape {pixels.shape}", ok, "of shape (H, W, 3)")
-    height, width = pixels.shape[:2]
-    even_width = "420" in pixel_format or "422" in pixel_format
-    ok = not (even_width and width % 2) and not ("420" in pixel_format and height % 2)
-    rule = f"of even sides where {pixel_format} halves them"
-    require("write_video", "frames", f"{height} x {width} px", ok, rule)
-    return pixels.shape

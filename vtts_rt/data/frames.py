@@ -1,4 +1,4 @@
-"""A visit: one file opened once, the frames of a first look at it decoded once, for all its rows.
+"""One file opened once, the frames of a first look at it decoded once, for all its rows.
 
 Shape letters: H height, W width (px).
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.ahead import Stopped, Ticket
-from vtts_rt.data.order import Visit
+from vtts_rt.data.order import FileRows
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.plan import frame_times
 from vtts_rt.perception.policy_official import uniform_indices
@@ -25,9 +25,9 @@ from vtts_rt.types import Frame, VideoMetadata
 from vtts_rt.video import FrameSource, FrameStore, open_video
 
 # Why a file is skipped: it is not there, it cannot be opened, it cannot be decoded, it was
-# replaced or removed between the two; or a row's label lies outside of what the file shows.
+# replaced or removed between the two; or a row's label lies outside the frame.
 SKIP_REASONS = ("missing", "unreadable", "undecodable", "changed", "mislabelled")
-# What a Look counts: frames_decoded were delivered by the decoder, frames_codec_decoded had to be
+# Counts of FileFrames: frames_decoded were delivered by the decoder, frames_codec_decoded had to be
 # decoded for that, frames_reused came from the store, frames_substituted are copies of a neighbour.
 COUNTED = (
     "videos_opened",
@@ -39,8 +39,8 @@ COUNTED = (
 
 
 @dataclass(slots=True)
-class Look:
-    """What came of a visit: frames, or the failure (reason, sentence) that left none.
+class FileFrames:
+    """The frames of a file, or the failure (reason, sentence) that left none.
 
     frame_indices: distinct and ascending; frames: as many, (H, W, 3) uint8 RGB, read-only.
     counts: by the names of COUNTED.
@@ -55,8 +55,8 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Looker:
-    """Carries visits out; safe to call from several threads.
+class FrameReader:
+    """Reads files; safe to call from several threads.
 
     frames: how many, evenly spread, or the settings whose first look they are. store: where the
     frames are looked up and kept, if anywhere. opening: further arguments of `open_video`.
@@ -66,20 +66,20 @@ class Looker:
     store: FrameStore | None = None
     opening: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, visit: Visit, ticket: Ticket) -> Look:
+    def __call__(self, file: FileRows, ticket: Ticket) -> FileFrames:
         """Errors of the file are in the result; `Stopped` is raised."""
-        look = Look()
-        before = _identity(visit.media)
+        result = FileFrames()
+        before = _identity(file.media)
         try:
-            with open_video(visit.media, **self.opening) as source:
-                look.counts["videos_opened"] = 1
-                self._read(source, visit.media_type, look, ticket)
+            with open_video(file.media, **self.opening) as source:
+                result.counts["videos_opened"] = 1
+                self._read(source, file.media_type, result, ticket)
         except Stopped:
             raise
-        except Exception as error:  # whatever a file does to a decoder, the next file is another
-            look.frames = ()
-            look.failure = (_reason(visit.media, before, look), str(error) or repr(error))
-        return look
+        except Exception as error:  # a decoder may raise anything; the next file is read
+            result.frames = ()
+            result.failure = (_reason(file.media, before, result), str(error) or repr(error))
+        return result
 
     def first_look(self, metadata: VideoMetadata, media_type: str = "video") -> list[int]:
         """The distinct frame indices of a first look, ascending."""
@@ -91,7 +91,9 @@ class Looker:
         plan = plan_round(self.frames.strategy, self.frames, [metadata], [], 0)
         return sorted(set(plan.frame_indices))
 
-    def _read(self, source: FrameSource, media_type: str, look: Look, ticket: Ticket) -> None:
+    def _read(
+        self, source: FrameSource, media_type: str, result: FileFrames, ticket: Ticket
+    ) -> None:
         metadata = source.metadata
         indices = self.first_look(metadata, media_type)
         ticket.reserve(len(indices) * metadata.height * metadata.width * 3)
@@ -103,27 +105,27 @@ class Looker:
                     if isinstance(frame, np.ndarray):
                         frame.flags.writeable = False  # rows of one file share it
                     found[index] = frame
-                    look.counts["frames_decoded"] += 1
+                    result.counts["frames_decoded"] += 1
                 frames = [found[index] for index in indices]
             else:
-                frames = self._stored(self.store, source, indices, look)
+                frames = self._stored(self.store, source, indices, result)
         finally:
-            look.counts["frames_codec_decoded"] = source.frames_codec_decoded
-            look.counts["frames_substituted"] = source.frames_substituted
-        look.metadata = metadata
-        look.frame_indices = tuple(indices)
-        look.timestamps_seconds = tuple(frame_times(metadata)[indices].tolist())
-        look.frames = tuple(frames)
+            result.counts["frames_codec_decoded"] = source.frames_codec_decoded
+            result.counts["frames_substituted"] = source.frames_substituted
+        result.metadata = metadata
+        result.frame_indices = tuple(indices)
+        result.timestamps_seconds = tuple(frame_times(metadata)[indices].tolist())
+        result.frames = tuple(frames)
 
     @staticmethod
     def _stored(
-        store: FrameStore, source: FrameSource, indices: Sequence[int], look: Look
+        store: FrameStore, source: FrameSource, indices: Sequence[int], result: FileFrames
     ) -> list[Frame]:
         def observe(delivered: Sequence[int], _: int) -> None:
-            look.counts["frames_decoded"] += len(delivered)
+            result.counts["frames_decoded"] += len(delivered)
 
         frames = store.frames(source, indices, observe)
-        look.counts["frames_reused"] = len(indices) - look.counts["frames_decoded"]
+        result.counts["frames_reused"] = len(indices) - result.counts["frames_decoded"]
         return frames
 
 
@@ -184,10 +186,10 @@ def _identity(media: Path) -> object:
         return None
 
 
-def _reason(media: Path, before: object, look: Look) -> str:
+def _reason(media: Path, before: object, result: FileFrames) -> str:
     """Which of SKIP_REASONS a failure is."""
     if before is None:
         return "missing"
     if _identity(media) != before:
         return "changed"
-    return "undecodable" if look.counts["videos_opened"] else "unreadable"
+    return "undecodable" if result.counts["videos_opened"] else "unreadable"
