@@ -19,6 +19,7 @@ PIXEL = GEOMETRY.token_px**2
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
 LOOK_AT = PerceptionConfig(parity="transformers", **LOOK)
 # As in the tokenizer_config.json of Qwen2.5-VL: a system turn where there is none, parts in order.
+# That of Qwen3-VL writes no such turn.
 TEMPLATE = """{%- for m in messages -%}
 {%- if loop.first and m.role != 'system' -%}
 {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
@@ -79,16 +80,22 @@ def test_chat_is_transformers_chat(peer: TransformersPeer, runtime: Runtime, see
     assert told.token_ids[told.generated].tolist() == reply.token_ids
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_chat_of_qwen3_vl_is_transformers_chat(tmp_path: Path, seed: int) -> None:
     """Its processor writes every pair behind its time."""
     folder = tiny_checkpoint(tmp_path, tiny_qwen3_vl)
     with Runtime.from_pretrained(folder, device="cpu") as runtime:
-        same_reply(TransformersPeer(folder), runtime, conversation(seed), least_pixels=1)
+        template = TEMPLATE.replace("loop.first and", "false and")
+        peer = TransformersPeer(folder)
+        same_reply(peer, runtime, conversation(seed), least_pixels=1, template=template)
 
 
 def same_reply(
-    peer: TransformersPeer, runtime: Runtime, messages: list[dict[str, Any]], least_pixels: int
+    peer: TransformersPeer,
+    runtime: Runtime,
+    messages: list[dict[str, Any]],
+    least_pixels: int,
+    template: str = TEMPLATE,
 ) -> tuple[str, Reply]:
     """transformers' text, and our reply, which is transformers'."""
     config = PerceptionConfig(
@@ -100,7 +107,7 @@ def same_reply(
     )
     reply = runtime.chat(messages, source_fps=8.0, perception=config, sampling=GREEDY)
     text = peer.processor.apply_chat_template(
-        messages, chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
     )
     given = [
         part[part["type"]]
