@@ -159,6 +159,9 @@ def test_rounds_pay_only_for_what_is_new(
             sample.form.format(number=i, index=frame, seconds=frame / 8, image=image)
             for i, frame in enumerate(frames)
         )
+        if dialect == "timesearch-r":
+            times = ", ".join(f"{frame / 8:.1f}s" for frame in frames)
+            turn = f"Here are selected frames. They are located at {times}.\n{turn}"
         if sample.tool:
             turn = f"<tool_response>\n{turn}\n</tool_response>"
         assert result.prompt.startswith(f"<|im_end|>\n<|im_start|>user\n{turn}")
