@@ -109,6 +109,19 @@ def test_saved_models_load_in_transformers(family: Family, folder: Path, tmp_pat
     ours = json.loads((tmp_path / "config.json").read_text())["text_config"]
     wanted = json.loads((folder / "config.json").read_text())["text_config"]
     assert ours.keys() - wanted.keys() <= {"dtype"}
+    interleaved = ours["rope_parameters"].get("mrope_interleaved", False)  # vLLM asks for it
+    assert interleaved is (family is QWEN3_VL)
+
+
+def test_chat_has_a_system_turn_where_the_chat_template_adds_one(
+    family: Family, runtime: Runtime
+) -> None:
+    greedy = SamplingParams(temperature=0.0, max_tokens=1)
+    prompt = runtime.chat([{"role": "user", "content": "hello"}], sampling=greedy).prompt
+    system = (
+        "" if family is QWEN3_VL else "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    )
+    assert prompt == f"{system}<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 
 VISION, TEXT = "vision_config", "text_config"
@@ -207,9 +220,16 @@ def test_new_weights_are_those_of_a_runtime_that_loads_them(
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
-def test_it_answers_in_eight_bits(folder: Path, clip: Path, quantization: str) -> None:
-    with Runtime.from_pretrained(folder, engine=ENGINE, quantization=quantization) as runtime:
-        assert len(tokens(runtime.ask(**request(clip)))) == 3
+def test_it_answers_in_eight_bits(
+    folder: Path, runtime: Runtime, clip: Path, quantization: str
+) -> None:
+    transcript = runtime.ask(**request(clip)).rounds[-1].transcript
+    expected = runtime.score(transcript)
+    with Runtime.from_pretrained(folder, engine=ENGINE, quantization=quantization) as rounded:
+        assert len(tokens(rounded.ask(**request(clip)))) == 3
+        found = rounded.score(transcript, videos=clip)
+    most = 0.1 if quantization == "int8" else 0.5
+    assert 0 < max(abs(a - b) for a, b in zip(found, expected, strict=True)) < most
 
 
 def test_random_weights_can_be_trained(folder: Path) -> None:

@@ -31,7 +31,8 @@ class ChatFormat:
     time_label: what is written before a frame pair, with {seconds}, unless the wording says
     otherwise. per_pair: a video is written pair by pair in every layout, each a vision segment
     behind its label, which then says the mean time of its two frames. box_unit: of the boxes that
-    the family writes: pixels of the resized view, or thousandths of its sides.
+    the family writes: pixels of the resized view, or thousandths of its sides. adds_system: whether
+    its chat template begins a conversation that has no system turn with one.
     """
 
     turn_open: str
@@ -45,6 +46,7 @@ class ChatFormat:
     time_label: str
     per_pair: bool = False
     box_unit: BoxUnit = "px"
+    adds_system: bool = True
 
     @property
     def vision_tokens(self) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ def _look(
         plan = plan_round("official", config, videos, [], 0)
     templates, shown = resources.prompts(config), _written(resources, config, plan)
     messages = []
-    if templates.system and turns[0][0] != "system":
+    if engine.model.chat.adds_system and templates.system and turns[0][0] != "system":
         messages.append(Message("system", (templates.system,)))
     for role, said in turns:
         parts = [[p] if isinstance(p, str) else next(shown) for p in said]
