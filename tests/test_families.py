@@ -11,14 +11,23 @@ from typing import Any
 import pytest
 import torch
 import torchvision_shim
+from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from safetensors.torch import load_file
 from utils import copy_config, request, tiny_checkpoint, tiny_qwen2_vl, tiny_qwen3_vl, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.models import language, qwen2_vl, qwen3_vl
 from vtts_rt.models.config import TowerConfig
-from vtts_rt.models.registry import FAMILIES, from_config, load_model, read_model_config, save_hf
+from vtts_rt.models.registry import (
+    FAMILIES,
+    from_config,
+    load_model,
+    load_tokenizer,
+    read_model_config,
+    save_hf,
+)
 from vtts_rt.models.weights import new_style
+from vtts_rt.types import Segment
 
 ENGINE = EngineConfig(kv_bytes=1 << 24)
 
@@ -192,6 +201,19 @@ def test_groups_drafts_and_one_call_a_step_change_no_token(
     engine = EngineConfig(kv_bytes=1 << 24, draft_tokens=0, prefix_cache=False)
     with Runtime.from_pretrained(folder, engine=engine) as plain:
         assert tokens(plain.ask(**greedy)) == expected
+
+
+def test_pairs_that_are_split_over_passes_change_no_token(folder: Path) -> None:
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    size = (model.geometry.token_px * 2, model.geometry.token_px * 3)
+    shown = [Segment((pair(i),), WHOLE, size, model.geometry) for i in (1, 2, 3)]
+    prompt = encode(tokenizer, "look ", *shown, " say")
+    whole, split = (
+        run(make_engine(model, tokenizer, max_sequences=4, max_batch_tokens=most), prompt, Frames())
+        for most in (1024, 5)
+    )
+    assert split.token_ids == whole.token_ids
+    assert split.logprobs == pytest.approx(whole.logprobs, abs=1e-5)
 
 
 def test_decoding_takes_the_native_call(
