@@ -63,7 +63,7 @@ print(results_name("").strip("_").removesuffix(".json"))')
 step env 60 env -C / "$python" -m vtts_rt.cli env
 
 [ -n "$ops" ] || ops=$(cd / && "$python" -c 'import vtts_rt.ops
-print(*vtts_rt.ops.dispatch.names(), sep=",")')
+print(*vtts_rt.ops.dispatch.registry, sep=",")')
 step errors 150 "$python" "$root/bench/bench_errors.py" --op "$ops" --device "$device" \
   --scale "$scales" --jobs 4 --timeout-seconds 60 --threads 2 --result-dir "$out"
 step ops 150 env -C / "$python" -m vtts_rt.cli bench ops --op "$ops" --device "$device" \

@@ -28,7 +28,7 @@ def test_required_packages_are_those_of_pyproject() -> None:
 def test_every_op_has_a_line_with_backend_and_reason_for_each_device() -> None:
     ops = environment()["ops"]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for op in dispatch.names():
+    for op in dispatch.registry:
         for device in devices:
             said = ops[f"{op} on {device}"]
             backend, _, reason = said.partition(" (")

@@ -11,14 +11,23 @@ from typing import Any
 import pytest
 import torch
 import torchvision_shim
+from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from safetensors.torch import load_file
 from utils import copy_config, request, tiny_checkpoint, tiny_qwen2_vl, tiny_qwen3_vl, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.models import language, qwen2_vl, qwen3_vl
 from vtts_rt.models.config import TowerConfig
-from vtts_rt.models.registry import FAMILIES, from_config, load_model, read_model_config, save_hf
+from vtts_rt.models.registry import (
+    FAMILIES,
+    from_config,
+    load_model,
+    load_tokenizer,
+    read_model_config,
+    save_hf,
+)
 from vtts_rt.models.weights import new_style
+from vtts_rt.types import Segment
 
 ENGINE = EngineConfig(kv_bytes=1 << 24)
 
@@ -109,6 +118,8 @@ def test_saved_models_load_in_transformers(family: Family, folder: Path, tmp_pat
     ours = json.loads((tmp_path / "config.json").read_text())["text_config"]
     wanted = json.loads((folder / "config.json").read_text())["text_config"]
     assert ours.keys() - wanted.keys() <= {"dtype"}
+    interleaved = ours["rope_parameters"].get("mrope_interleaved", False)  # vLLM asks for it
+    assert interleaved is (family is QWEN3_VL)
 
 
 VISION, TEXT = "vision_config", "text_config"
@@ -181,6 +192,19 @@ def test_groups_drafts_and_one_call_a_step_change_no_token(
         assert tokens(plain.ask(**greedy)) == expected
 
 
+def test_pairs_that_are_split_over_passes_change_no_token(folder: Path) -> None:
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    size = (model.geometry.token_px * 2, model.geometry.token_px * 3)
+    shown = [Segment((pair(i),), WHOLE, size, model.geometry) for i in (1, 2, 3)]
+    prompt = encode(tokenizer, "look ", *shown, " say")
+    whole, split = (
+        run(make_engine(model, tokenizer, max_sequences=4, max_batch_tokens=most), prompt, Frames())
+        for most in (1024, 5)
+    )
+    assert split.token_ids == whole.token_ids
+    assert split.logprobs == pytest.approx(whole.logprobs, abs=1e-5)
+
+
 def test_decoding_takes_the_native_call(
     runtime: Runtime, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,9 +231,16 @@ def test_new_weights_are_those_of_a_runtime_that_loads_them(
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
-def test_it_answers_in_eight_bits(folder: Path, clip: Path, quantization: str) -> None:
-    with Runtime.from_pretrained(folder, engine=ENGINE, quantization=quantization) as runtime:
-        assert len(tokens(runtime.ask(**request(clip)))) == 3
+def test_it_answers_in_eight_bits(
+    folder: Path, runtime: Runtime, clip: Path, quantization: str
+) -> None:
+    transcript = runtime.ask(**request(clip)).rounds[-1].transcript
+    expected = runtime.score(transcript)
+    with Runtime.from_pretrained(folder, engine=ENGINE, quantization=quantization) as rounded:
+        assert len(tokens(rounded.ask(**request(clip)))) == 3
+        found = rounded.score(transcript, videos=clip)
+    most = 0.1 if quantization == "int8" else 0.5
+    assert 0 < max(abs(a - b) for a, b in zip(found, expected, strict=True)) < most
 
 
 def test_random_weights_can_be_trained(folder: Path) -> None:

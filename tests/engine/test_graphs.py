@@ -207,7 +207,7 @@ def test_without_a_free_page_nothing_runs_ahead(model: Any, tokenizer: Tokenizer
     assert passes.stats()["wasted_rows"] == 0
 
 
-def test_what_ends_unexpectedly_leaves_one_row_in_vain(model: Any, tokenizer: Tokenizer) -> None:
+def test_an_unexpected_end_wastes_one_row(model: Any, tokenizer: Tokenizer) -> None:
     engine = make_engine(model, tokenizer, draft_tokens=0)
     passes = give_graphs(engine)
     texts = ("one", "two", "three")

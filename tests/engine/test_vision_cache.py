@@ -197,15 +197,11 @@ def test_other_weights_of_the_tower_miss(tmp_path: Path) -> None:
     assert value_of(cache.get(("id", 0, 1, tuple(box), "weights-1"))) == 1
 
 
-def test_clear_leaves_the_files_unless_asked(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+def test_clear_leaves_the_files(tmp_path: Path) -> None:
     cache = on_disk(tmp_path)
     cache.put("a", features(1))
     cache.clear()
     assert value_of(cache.get("a")) == 1
-    cache.clear(disk=True)
-    assert cache.get("a") is None and cache.stats()["disk_bytes"] == 0
-    assert [file.name for file in files_in(tmp_path)] == ["notes.txt"]
 
 
 def test_the_oldest_file_goes_first_across_restarts(tmp_path: Path) -> None:
@@ -215,6 +211,8 @@ def test_the_oldest_file_goes_first_across_restarts(tmp_path: Path) -> None:
     for age, file in enumerate(sorted(files_in(tmp_path), key=lambda f: f.stat().st_mtime_ns)):
         os.utime(file, (age, age))
     used = sum(file.stat().st_size for file in files_in(tmp_path))
+    (tmp_path / "notes.txt").write_text("mine")
+    os.utime(tmp_path / "notes.txt", (0, 0))
     cache = on_disk(tmp_path, used)
     assert value_of(cache.get("c")) == 0  # newest now
     cache.put("d", features(3))
@@ -222,6 +220,7 @@ def test_the_oldest_file_goes_first_across_restarts(tmp_path: Path) -> None:
     cache = on_disk(tmp_path, used // 3)  # a smaller budget from now on
     assert sum(name in cache for name in "abcd") == 1
     assert cache.stats()["disk_evictions"] == 2
+    assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_file_that_another_process_deletes_is_a_miss(tmp_path: Path) -> None:
@@ -363,7 +362,6 @@ def test_a_folder_that_cannot_be_made_is_no_tier(
         cache.put("a", features(1))
     assert "a" not in cache and cache.get("a") is None
     assert len(caplog.records) == 1
-    cache.clear(disk=True)
 
 
 def test_a_file_beyond_the_whole_budget_is_not_written(tmp_path: Path) -> None:

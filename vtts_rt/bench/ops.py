@@ -17,14 +17,14 @@ import torch
 import vtts_rt.ops  # noqa: F401  (registers the ops)
 from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, heading
 from vtts_rt.checkout import source_file, source_module
-from vtts_rt.ops.dispatch import interpreted, names
+from vtts_rt.ops.dispatch import interpreted, registry
 from vtts_rt.types import require
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `vtts-rt bench ops`."""
     add = parser.add_argument
-    add("--op", default=",".join(sorted(names())), help="comma-separated")
+    add("--op", default=",".join(sorted(registry)), help="comma-separated")
     add("--runs", type=int, default=25, help="timed runs of each backend")
     add_compute_flags(
         parser, threads=torch.get_num_threads(), dtype_help="default: bfloat16, on a CPU float32"
@@ -41,7 +41,7 @@ def theme(args: argparse.Namespace) -> str:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """One row for each case: errors and medians of all backends, GB/s, GFLOP/s and shares."""
     require("bench", "runs", args.runs, args.runs >= 1, ">= 1")
-    ops, known = args.op.split(","), sorted(names())
+    ops, known = args.op.split(","), sorted(registry)
     for op in ops:
         require("bench", "op", op, op in known, f"one of {', '.join(known)}")
     check_compute(args)

@@ -188,11 +188,6 @@ class DiskTier:
             _delete(temporary)
             self._give_up(error)
 
-    def clear(self) -> None:
-        """Delete the files, those of other processes too."""
-        for _, path, _ in self._files():
-            _delete(path)
-
     def stats(self) -> dict[str, int]:
         """Reads the folder: pairs and bytes are those of all processes."""
         sizes = [size for _, _, size in self._files()]

@@ -133,9 +133,7 @@ class DecodeGraphs:
     def launch(self, chunks: list[Chunk]) -> Launched:
         """Start a step of chunks of one row each, whose token is text and known. CaptureFailed
         where there is no graph for it and can be none."""
-        chunks = sorted(
-            chunks, key=lambda chunk: chunk.sequence.pages
-        )  # those that share are neighbours
+        chunks = sorted(chunks, key=lambda chunk: chunk.sequence.pages)  # sharers side by side
         tables = [chunk.sequence.pages for chunk in chunks]
         sampling = [chunk.sequence.sampling for chunk in chunks]
         params = SampleParams.of(sampling, torch.device("cpu"))

@@ -99,7 +99,7 @@ class Passes:
 
     def stats(self) -> dict[str, Any]:
         """graphs: "on", or why there are none. graphs_captured, graph_replays; of these
-        steps_ahead, and rows of them computed in_vain. eager_steps: by reason."""
+        steps_ahead, and wasted_rows, computed for nothing. eager_steps: by reason."""
         graphs = self._graphs
         return {
             "graphs": self._refusal or "on",

@@ -79,13 +79,11 @@ class VisionCache:
         # A view would keep the whole batch it was encoded in alive.
         self._device.put(key, features.detach().clone())
 
-    def clear(self, disk: bool = False) -> None:
-        """Forget what is in memory, and with `disk` delete the files too."""
+    def clear(self) -> None:
+        """Forget what is in memory; files stay."""
         self._device.clear()
         if self._host is not None:
             self._host.clear()
-        if disk and self._disk is not None:
-            self._disk.clear()
 
     def stats(self) -> dict[str, int]:
         """queries and hits of all tiers; evictions, pairs and bytes of the first, and the same

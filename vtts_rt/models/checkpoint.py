@@ -320,6 +320,8 @@ def write_hf_config(
     eos, text = list(config.eos_token_ids), asdict(config.language)
     rope = {"rope_type": "default", "rope_theta": text.pop("rope_theta")}
     rope["mrope_section"] = list(text.pop("mrope_section"))
+    if config.language.mrope_interleaved:
+        rope["mrope_interleaved"] = True  # vLLM reads it; transformers' class knows
     tied = text.pop("tie_word_embeddings")
     known = theirs.sub_configs["text_config"]  # without what the family fixes
     text = {name: value for name, value in text.items() if hasattr(known, name)}

@@ -154,27 +154,17 @@ class Op:
             return Choice(f"{use} on {device}", "none", str(error))
 
 
-_registry: dict[str, Op] = {}  # filled by importing vtts_rt.ops
-
-
-def names() -> list[str]:
-    """All registered ops."""
-    return list(_registry)
-
-
-def backend_names(name: str) -> list[str]:
-    """Names of all backends of an op, best first, whether they can run here or not."""
-    return [b.name for b in _registry[name].backends]
+registry: dict[str, Op] = {}  # filled by importing vtts_rt.ops
 
 
 def backends(name: str, device: str) -> list[str]:
     """Names of the backends of an op that can run tensors of `device` here, best first."""
-    return [b.name for b in _registry[name].backends if b.supports(device) is None]
+    return [b.name for b in registry[name].backends if b.supports(device) is None]
 
 
 def register(name: str, *backends: Backend) -> Op:
     """Make an op known under `name`; backends in order of preference."""
-    return _registry.setdefault(name, Op(name, *backends))
+    return registry.setdefault(name, Op(name, *backends))
 
 
 def devices() -> tuple[str, ...]:
@@ -184,4 +174,4 @@ def devices() -> tuple[str, ...]:
 
 def explain() -> list[Choice]:
     """The table of all registered ops, a row for each device there is."""
-    return [op.explain(op.name, device) for op in _registry.values() for device in devices()]
+    return [op.explain(op.name, device) for op in registry.values() for device in devices()]

@@ -43,8 +43,7 @@ def _triton(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return kernel.rotary(x, cos.contiguous(), sin.contiguous())  # type: ignore[no-any-return]
 
 
-def _native_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
-    """Why the native kernel cannot take these tensors, or None."""
+def _native_refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     num_rows, num_heads, dim = x.shape
     packed = x.stride(2) == 1 and x.stride(1) == dim
     apart = num_rows < 2 or x.stride(0) >= num_heads * dim
@@ -55,8 +54,7 @@ def _native_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     return native.refusal(x, cos, sin)
 
 
-def _triton_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
-    """Why the Triton kernel cannot take these tensors, or None."""
+def _triton_refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
     num_rows, num_heads, dim = x.shape
     apart = num_heads < 2 or x.stride(1) >= dim
     apart = apart and (num_rows < 2 or x.stride(0) >= (num_heads - 1) * x.stride(1) + dim)
@@ -69,12 +67,12 @@ def _triton_refusal(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
 
 _OP = register(
     "rotary",
-    Backend("triton", triton_supports, _triton, _triton_refusal),
+    Backend("triton", triton_supports, _triton, _triton_refuses),
     Backend(
         "cpu",
         native.supports,
         _native,
-        _native_refusal,
+        _native_refuses,
         lambda x, *_: native.slow_sweep(x.shape[0]),
     ),
     Backend("torch", anything, _torch),
