@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 from transformers_tools import Clip, Image, TransformersPeer
-from utils import LOOK
+from utils import LOOK, tiny_checkpoint, tiny_qwen3_vl
 
-from vtts_rt import BadMedia, BadRequest, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt import BadMedia, BadRequest, PerceptionConfig, Reply, Runtime, SamplingParams
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 
 PIXEL = GEOMETRY.token_px**2
 GREEDY = SamplingParams(max_tokens=8, ignore_eos=True)
 LOOK_AT = PerceptionConfig(parity="transformers", **LOOK)
 # As in the tokenizer_config.json of Qwen2.5-VL: a system turn where there is none, parts in order.
+# That of Qwen3-VL writes no such turn.
 TEMPLATE = """{%- for m in messages -%}
 {%- if loop.first and m.role != 'system' -%}
 {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' -}}
@@ -55,7 +56,7 @@ def conversation(seed: int) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = [{"type": "text", "text": "Which pattern, naïve café?"}]
         for _ in range(dice.randint(0, 2)):
             kind = dice.choice(["image", "video"])
-            shape = [dice.randint(4, 30)] * (kind == "video") + [dice.randint(30, 90)] * 2
+            shape = [dice.randint(4, 30)] * (kind == "video") + [dice.randint(32, 90)] * 2
             parts.insert(dice.randint(0, len(parts)), {"type": kind, kind: pixels(*shape)})
         return {"role": "user", "content": parts}
 
@@ -72,19 +73,42 @@ def conversation(seed: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_chat_is_transformers_chat(peer: TransformersPeer, runtime: Runtime, seed: int) -> None:
-    messages = conversation(seed)
+    text, reply = same_reply(peer, runtime, conversation(seed), least_pixels=2 * PIXEL)
+    assert reply.prompt == text
+    assert reply.finish_reason == "length" and reply.timings.total > 0.0
+    told = reply.transcript
+    assert told.token_ids[told.generated].tolist() == reply.token_ids
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_chat_of_qwen3_vl_is_transformers_chat(tmp_path: Path, seed: int) -> None:
+    """Its processor writes every pair behind its time."""
+    folder = tiny_checkpoint(tmp_path, tiny_qwen3_vl)
+    with Runtime.from_pretrained(folder, device="cpu") as runtime:
+        template = TEMPLATE.replace("loop.first and", "false and")
+        peer = TransformersPeer(folder)
+        same_reply(peer, runtime, conversation(seed), least_pixels=1, template=template)
+
+
+def same_reply(
+    peer: TransformersPeer,
+    runtime: Runtime,
+    messages: list[dict[str, Any]],
+    least_pixels: int,
+    template: str = TEMPLATE,
+) -> tuple[str, Reply]:
+    """transformers' text, and our reply, which is transformers'."""
     config = PerceptionConfig(
         parity="transformers",
         sample_fps=2.0,
         max_frames=8,
-        min_pixels=2 * PIXEL,
-        total_pixels=768 * PIXEL * 32,  # every frame and image may have 768 tokens
+        min_pixels=least_pixels,
+        total_pixels=768 * 32 * 32 * 32,  # every frame and image may have 768 tokens
     )
     reply = runtime.chat(messages, source_fps=8.0, perception=config, sampling=GREEDY)
     text = peer.processor.apply_chat_template(
-        messages, chat_template=TEMPLATE, tokenize=False, add_generation_prompt=True
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True
     )
-    assert reply.prompt == text
     given = [
         part[part["type"]]
         for message in messages
@@ -92,21 +116,19 @@ def test_chat_is_transformers_chat(peer: TransformersPeer, runtime: Runtime, see
         for part in message["content"]
         if part["type"] != "text"
     ]
+    size = least_pixels, 768 * runtime.engine.model.geometry.token_px**2
     media: list[Clip | Image] = []
     for content, segment in zip(given, reply.plan.segments, strict=True):
         if segment.is_image:
-            media.append(Image(content, (2 * PIXEL, 768 * PIXEL)))
+            media.append(Image(content, size))
         else:
             shown = list(dict.fromkeys(segment.frame_indices))
-            size = (2 * PIXEL, 768 * PIXEL)
             media.append(Clip(content[shown], shown, len(content), 8.0, size))
     theirs = peer.generate(text, media, 8)
     assert reply.token_ids == theirs.token_ids
     assert reply.prompt_tokens == theirs.num_prompt_tokens
     assert reply.logprobs == pytest.approx(theirs.logprobs, abs=2e-4)
-    assert reply.finish_reason == "length" and reply.timings.total > 0.0
-    told = reply.transcript
-    assert told.token_ids[told.generated].tolist() == reply.token_ids
+    return text, reply
 
 
 def test_a_second_turn_prefills_only_what_is_new(runtime: Runtime, clip: Path) -> None:

@@ -250,3 +250,17 @@ def test_parities_agree_where_the_release_says_nothing(runtime: Runtime, clip: P
     assert {s.resize for answer in both for r in answer.rounds for s in r.plan.segments} == {
         "fixed"
     }
+
+
+def test_a_chat_writes_a_video_as_the_family_does(
+    family: Family, runtime: Runtime, clip: Path
+) -> None:
+    content = [{"type": "video", "video": str(clip)}, {"type": "text", "text": "which?"}]
+    looks = PerceptionConfig(sample_fps=1.0, min_pixels=3136, total_pixels=60_000)
+    limits = SamplingParams(max_tokens=3, ignore_eos=True)
+    messages = [{"role": "user", "content": content}]
+    reply = runtime.chat(messages, perception=looks, sampling=limits)
+    (segment,) = reply.plan.segments
+    times = reply.prompt.count(" seconds>")
+    assert times == (len(segment.pairs) if family is QWEN3_VL else 0)
+    assert reply.prompt.count("<|vision_start|>") == times + 1

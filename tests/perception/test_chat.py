@@ -60,7 +60,7 @@ def test_turns_and_markers() -> None:
 @FORMATS
 def test_a_prompt_may_go_on_behind_an_answer(chat: ChatFormat) -> None:
     message = Message("user", ("more",))
-    fresh = chat.text(chat.render([message]))
+    fresh = chat.text(chat.render([message], system=""))
     assert chat.text(chat.render([message], goes_on=True)) == chat.turn_close + fresh
 
 

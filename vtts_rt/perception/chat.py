@@ -29,7 +29,8 @@ class ChatFormat:
     token that stands for a segment before expansion, and for each of its tokens after it.
     control: what all control tokens of the family begin with, two characters that differ.
     time_label: what is written before a frame pair, with {seconds}, unless the wording says
-    otherwise. per_pair: a video is written pair by pair in every layout, each a vision segment
+    otherwise. system: the system turn of a conversation that brings none, "" leaves it out.
+    per_pair: a video is written pair by pair in every layout, each a vision segment
     behind its label, which then says the mean time of its two frames. box_unit: of the boxes that
     the family writes: pixels of the resized view, or thousandths of its sides.
     """
@@ -43,6 +44,7 @@ class ChatFormat:
     video_pad: str
     control: str
     time_label: str
+    system: str = ""
     per_pair: bool = False
     box_unit: BoxUnit = "px"
 
@@ -50,14 +52,20 @@ class ChatFormat:
     def vision_tokens(self) -> tuple[str, ...]:
         return self.image_pad, self.video_pad, self.vision_start, self.vision_end
 
-    def render(self, messages: Sequence[Message], *, goes_on: bool = False) -> Prompt:
+    def render(
+        self, messages: Sequence[Message], *, system: str | None = None, goes_on: bool = False
+    ) -> Prompt:
         """The messages as turns, then the beginning of the assistant's.
 
-        goes_on: the prompt stands behind what a model has said, and closes that turn first.
+        system: of messages that do not begin with a system turn; None: the format's own. goes_on:
+        the prompt stands behind what a model has said, and closes that turn first.
         A control token in a message would end its turn or stand for an image: texts are
         neutralised. Neighbouring texts run as one, so that a tokenizer sees each run as a whole.
         """
         parts: list[PromptPart] = [self.turn_close] if goes_on else []
+        system = self.system if system is None else system
+        if system and not goes_on and messages[0].role != "system":
+            messages = [Message("system", (system,)), *messages]
         for message in messages:
             parts.append(self.turn_open.format(role=message.role))
             parts += self._neutral(_joined(message.parts))

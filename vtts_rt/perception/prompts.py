@@ -43,8 +43,9 @@ _TASK = (
 class PromptTemplates:
     """Texts of all strategies. Placeholders stand in braces and are checked; `{{` is a brace.
 
-    system: the system turn; "" leaves the turn out. context {context}, question {question},
-    option {letter} {text} (one line each) and options {options} (the lines) show the task.
+    system: the system turn; "" leaves it out, None is the chat format's.
+    context {context}, question {question}, option {letter} {text} (one line each) and options
+    {options} (the lines) show the task.
     look, final: the instruction of a round that is followed by another, and of the last one,
     in `official` and `grid`. task: what `refresh` and `append` say once, before the pairs;
     cue_look, cue_final: what they say after the pairs of a round.
@@ -53,7 +54,7 @@ class PromptTemplates:
     the source frame): before a frame pair; None is the chat format's.
     """
 
-    system: str = "You are a helpful assistant."
+    system: str | None = None
     context: str = "Text that belongs to the video:\n{context}\n\n"
     question: str = "Question: {question}\n"
     options: str = "Options:\n{options}\n"

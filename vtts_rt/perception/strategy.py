@@ -149,10 +149,7 @@ def build_prompt(
     )
     reply = DIALECTS[dialect].reply if goes_on else None
     parts = strategy.lay_out(turn) if reply is None else reply_turn(reply, turn)
-    messages = [Message("user", tuple(parts))]
-    if templates.system and not goes_on:
-        messages.insert(0, Message("system", (templates.system,)))
-    return chat.render(messages, goes_on=goes_on)
+    return chat.render([Message("user", tuple(parts))], system=templates.system, goes_on=goes_on)
 
 
 def _check(videos: _Videos) -> None:

@@ -135,12 +135,10 @@ def _look(
         plan = plan_round("official", config, videos, [], 0)
     templates, shown = resources.prompts(config), _written(resources, config, plan)
     messages = []
-    if templates.system and turns[0][0] != "system":
-        messages.append(Message("system", (templates.system,)))
     for role, said in turns:
         parts = [[p] if isinstance(p, str) else next(shown) for p in said]
         messages.append(Message(role, tuple(chain.from_iterable(parts))))
-    prompt = engine.model.chat.render(messages)
+    prompt = engine.model.chat.render(messages, system=templates.system)
     provider = resources.store.provider(sources)
     request = GenerationRequest(
         encode(engine, "chat", prompt),

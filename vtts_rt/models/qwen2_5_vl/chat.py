@@ -33,4 +33,5 @@ CHAT = ChatFormat(
     video_pad="<|video_pad|>",
     control="<|",
     time_label="<{seconds}s>",  # ours; `<12.0s>` is about four tokens
+    system="You are a helpful assistant.",
 )

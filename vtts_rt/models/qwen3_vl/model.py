@@ -15,8 +15,15 @@ from vtts_rt.types import Geometry
 
 # transformers, Qwen3VLVideoProcessor.
 GEOMETRY = Geometry(patch_px=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-# Its processor writes the time of a frame pair so; boxes as in its cookbooks.
-CHAT = replace(QWEN2_5_CHAT, time_label="<{seconds} seconds>", per_pair=True, box_unit="thousandth")
+# Its processor writes the time of a frame pair so, its chat template no system turn; boxes as in
+# its cookbooks.
+CHAT = replace(
+    QWEN2_5_CHAT,
+    time_label="<{seconds} seconds>",
+    system="",
+    per_pair=True,
+    box_unit="thousandth",
+)
 
 
 class Qwen3_VL(VideoLM):
