@@ -36,6 +36,10 @@ CHOSEN = [
     ("h264 interlaced", "mp4", "cut", 0),
     ("h264 refresh", "matroska", "cut", 6),  # what was broken before a recovery point
     ("hevc", "mp4", "flip", 6),  # a slice that ends early without an error
+    ("hevc", "mp4", "cut", 6007),  # a packet that ends within its header
+    ("hevc open gop", "matroska", "empty", 5000),  # what nothing refers to throws out references
+    ("hevc open gop", "matroska", "flip", 5001),
+    ("hevc open gop", "matroska", "cut", 6101),  # a picture that decoders skip after a seek
     ("mpeg2", "matroska", "drop", 2),
     ("mpeg2", "mpegts", "cut", 8),  # one that the decoder shows without a word
     ("mpeg4", "mp4", "empty", 1),
@@ -135,6 +139,12 @@ def test_sound_files_are_read_exactly(codec: str, container: str, threads: list[
         # decoded once more.
         if codec not in ("h264 refresh", "mpeg2"):
             assert not source._damaged
+
+
+def test_errors_of_threads_at_work_do_not_outlast_a_seek(threads: list[int]) -> None:
+    data = bytearray(sound("h264 slices", "mp4"))
+    data[data.find(packets_of(bytes(data))[24].data) + 10] ^= 0x40
+    compare_ways(bytes(data), random.Random(1000), threads, fresh=2)
 
 
 def test_unwritten_parts_of_hevc_are_damage() -> None:

@@ -21,6 +21,7 @@ PARAMETER_BYTES = 1024
 AVCC_LENGTH_AT, HVCC_LENGTH_AT = 4, 21
 HEVC_VPS = 32
 HEVC_UNREFERRED = frozenset(range(0, 16, 2))  # TRAIL_N, TSA_N, STSA_N, RADL_N, RASL_N, reserved
+HEVC_RASL = frozenset({8, 9})
 
 
 def is_disposable(codec_context: Any, packet: Any) -> bool:
@@ -51,12 +52,19 @@ def _is_disposable_hevc(data: memoryview, extradata: bytes | None) -> bool:
     layers = _hevc_layers(extradata)
     found = False
     for start in _units(data, extradata, HVCC_LENGTH_AT):
-        kind = data[start] >> 1 & 0x3F
+        kind, temporal_id = data[start] >> 1 & 0x3F, data[start + 1 : start + 2]
         if kind < HEVC_VPS:
-            if kind not in HEVC_UNREFERRED or data[start + 1] & 7 != layers:
+            if kind not in HEVC_UNREFERRED or not temporal_id or temporal_id[0] & 7 != layers:
                 return False
             found = True
     return found
+
+
+def is_skipped_leading(codec_context: Any, packet: Any) -> bool:
+    """Whether a packet of HEVC says that decoders skip it if they start at its keyframe (RASL)."""
+    data = memoryview(packet)
+    units = _units(data, codec_context.extradata, HVCC_LENGTH_AT)
+    return any(data[start] >> 1 & 0x3F in HEVC_RASL for start in units)
 
 
 def _hevc_layers(extradata: bytes | None) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from vtts_rt.video.container import Media
 from vtts_rt.video.index import PacketIndex, decoded
 from vtts_rt.video.packets import SEEK_GAP_PACKETS, Misplaced, PacketReader
-from vtts_rt.video.references import FrameNumbers, is_disposable
+from vtts_rt.video.references import FrameNumbers, is_disposable, is_skipped_leading
 from vtts_rt.video.unwritten import UnwrittenParts
 
 # Codecs reorder by at most 16 frames; a frame not seen that long after its turn is lost.
@@ -39,8 +39,9 @@ class Run:
     came out that nothing refers to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
-    start, every packet from there on, but for broken ones that nothing refers to: decoders carry
-    what is left of them into later pictures, so they are decoded for their own sake only.
+    start, every packet from there on, but for broken ones that nothing refers to, and those near
+    a frame that is lost without an error: decoders carry what is left of them into later pictures,
+    or drop what later ones refer to, so they are decoded for their own sake only.
 
     start: ordinal of the packet it was started at; ended: it was drained, only a start revives it;
     expected: frames that it was fed and has not given; failed: frames (of an exact run) whose
@@ -82,7 +83,7 @@ class Run:
 
     def start_at(self, ordinal: int, find_all: bool = False) -> None:
         """Go to a keyframe packet. find_all: give the frames of packets to leave out too, once."""
-        if not self.ended and self._clears_memory():
+        if not self.ended and not self._exact:
             self._drain()
         self.ended = True
         self.packets.start_at(ordinal)
@@ -159,6 +160,10 @@ class Run:
                 ):
                     return []
                 self._disposable.add(ordinal)
+            # What decoders that start at its keyframe skip, and others do not.
+            leads = order < index.order[index.keyframe_before(ordinal + 1)]
+            if self._clears_memory() and not leads and is_skipped_leading(context, packet):
+                raise Damaged
             if shown >= 0:
                 self.expected.add(shown)
         try:
@@ -191,14 +196,16 @@ class Run:
                 raise Damaged  # a frame before it did not come
             self._latest = max(self._latest, i)
             self._held[i] = self._pixels(frame) if shows(i) else None
-            if frame.is_corrupt and frame.pts in self._disposable:
+            left_out = frame.pts in self._left_out[self.start]
+            if left_out or (frame.is_corrupt and frame.pts in self._disposable):
                 spoiling = frame.pts
                 break
         if clears:
             self._unwritten.recycle(frames)
-        if spoiling < 0:
-            return self._released(self._first_missing())
-        before = self._released(min(spoiling, self._first_missing()))
+        missing = self._first_missing()
+        if spoiling < 0 or missing < 0:
+            return self._released(missing)
+        before = self._released(min(spoiling, missing))
         before.append((i, self._held.pop(i)))  # it does not come again
         self._leave_out(spoiling)
         return before
@@ -210,27 +217,42 @@ class Run:
             if self.expected and self.ended:
                 raise Damaged
             return min((int(packet_of[i]) for i in self.expected), default=MAX_ORDINAL)
-        self.expected = {i for i in self.expected if not self.is_past(i)}
-        fed = (int(packet_of[i]) for i in self.expected)
-        return min((packet for packet in fed if packet in self._disposable), default=MAX_ORDINAL)
+        lost = {i for i in self.expected if self.is_past(i)}
+        self.expected -= lost
+        # Without an error: one that nothing refers to may have thrown out what these refer to.
+        silent = {int(packet_of[i]) for i in lost - self.failed}
+        left_out = self._left_out[self.start]
+        near = min(silent, default=MAX_ORDINAL) - REORDER_FRAMES
+        suspects = {d for d in self._disposable if near <= d < self.packets.next} - left_out
+        if suspects:
+            self._leave_out(*suspects)
+            return -1
+        if silent & left_out:
+            self.ended = True
+            return -1
+        fed = {int(packet_of[i]) for i in self.expected}
+        return min(fed & self._disposable, default=MAX_ORDINAL)
 
     def _released(self, end: int) -> list[tuple[int, np.ndarray | None]]:
         """Frames of packets in front of `end`, of those that were held back."""
         free = [i for i in self._held if self._index.packet_of[i] < end]
         return [(i, self._held.pop(i)) for i in free]
 
-    def _leave_out(self, ordinal: int) -> None:
-        """Start again without a packet."""
-        self._left_out[self.start].add(ordinal)
+    def _leave_out(self, *ordinals: int) -> None:
+        """Start again without some packets."""
+        self._left_out[self.start].update(ordinals)
         self.start_at(self.start)
 
     def _clears_memory(self) -> bool:
         return not self._exact and self.packets.context.name == "hevc"
 
     def _drain(self) -> None:
-        """Take out the frames that a flush would give back as they are."""
+        """Take out frames that a flush would give back as they are, and errors of threads at work:
+        what these leave behind in a decoder outlasts a flush."""
         try:
-            self._unwritten.recycle(decoded(self.packets.context, None, 0))
+            frames = decoded(self.packets.context, None, 0)
+            if self._clears_memory():
+                self._unwritten.recycle(frames)
         except (av.FFmpegError, OSError):
             self.close()
 
