@@ -33,6 +33,7 @@ CHOSEN = [
     ("h264 pyramid", "mp4", "drop", 1),  # a gap that FFmpeg fills without a word
     ("h264 slices", "mpegts", "drop", 3),  # a parameter set that decoders keep
     ("h264 slices", "mpegts", "drop", 9),  # a broken B-picture that changes what follows it
+    ("h264 slices", "mpegts", "drop", 7000),  # concealed from pictures that nothing refers to
     ("h264 interlaced", "mp4", "cut", 0),
     ("h264 refresh", "matroska", "cut", 6),  # what was broken before a recovery point
     ("hevc", "mp4", "flip", 6),  # a slice that ends early without an error

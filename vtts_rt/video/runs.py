@@ -39,9 +39,9 @@ class Run:
     came out that nothing refers to.
     What it gave before that is what an exact run gives. An exact run conceals damage as FFmpeg
     does by default, and gives the same frames always: no frame threads, a new decoder at every
-    start, every packet from there on, but for broken ones that nothing refers to, and those near
-    a frame that is lost without an error: decoders carry what is left of them into later pictures,
-    or drop what later ones refer to, so they are decoded for their own sake only.
+    start, every packet from there on, but for broken ones that nothing refers to, and those of HEVC
+    near a frame lost without an error: decoders carry what is left of them into later pictures, or
+    drop what these refer to, so they are decoded for their own sake only.
 
     start: ordinal of the packet it was started at; ended: it was drained, only a start revives it;
     expected: frames that it was fed and has not given; failed: frames (of an exact run) whose
@@ -160,7 +160,6 @@ class Run:
                 ):
                     return []
                 self._disposable.add(ordinal)
-            # What decoders that start at its keyframe skip, and others do not.
             leads = order < index.order[index.keyframe_before(ordinal + 1)]
             if self._clears_memory() and not leads and is_skipped_leading(context, packet):
                 raise Damaged
@@ -219,8 +218,9 @@ class Run:
             return min((int(packet_of[i]) for i in self.expected), default=MAX_ORDINAL)
         lost = {i for i in self.expected if self.is_past(i)}
         self.expected -= lost
-        # Without an error: one that nothing refers to may have thrown out what these refer to.
-        silent = {int(packet_of[i]) for i in lost - self.failed}
+        # HEVC without an error: what nothing refers to may have thrown out what these refer to.
+        hevc = self.packets.context.name == "hevc"
+        silent = {int(packet_of[i]) for i in lost - self.failed if hevc}
         left_out = self._left_out[self.start]
         near = min(silent, default=MAX_ORDINAL) - REORDER_FRAMES
         suspects = {d for d in self._disposable if near <= d < self.packets.next} - left_out
