@@ -37,6 +37,8 @@ _DELEGATES = {
     "report": ("report/__init__.py", "write the tables of README and docs from results"),
 }
 
+_SWITCH: Any = {"action": "store_true", "default": None}  # None leaves it to the model
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="vtts-rt", description=__doc__.split("\n")[0] if __doc__ else None)
@@ -59,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--timeout-seconds", type=float, help="stop with what there is")
     ask.add_argument(
         "--constrain-clues",
-        action="store_true",
+        **_SWITCH,
         help="a grammar keeps every clue parseable (needs vtts_rt[grammar])",
     )
     ask.add_argument(
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         help="most tokens drafted from earlier rounds; 0: none (never changes the answer)",
     )
     ask.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    ask.add_argument("--ignore-eos", action="store_true", help="always --max-tokens (benches)")
+    ask.add_argument("--ignore-eos", **_SWITCH, help="always --max-tokens (benches)")
     ask.add_argument(
         "--assume-clues",
         metavar="JSON",
@@ -107,19 +109,23 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dialect", choices=RUNNING_DIALECTS, help="how the model asks for another look (its own)"
     )
-    parser.add_argument("--rounds", type=int, metavar="K", help="looks at the video")
+    parser.add_argument(
+        "--rounds", dest="max_rounds", type=int, metavar="K", help="looks at the video"
+    )
     parser.add_argument("--sample-fps", type=float, metavar="F")
     parser.add_argument("--max-frames", type=int, metavar="N")
     parser.add_argument("--total-pixels", type=int, metavar="N")
     parser.add_argument("--min-pixels", type=int, metavar="N")
     parser.add_argument(
         "--video-first",
-        action="store_true",
+        dest="text_first",
+        action="store_false",
+        default=None,
         help="refresh, append: the first look before the question, for many questions a video",
     )
     parser.add_argument(
         "--sticky-clues",
-        action="store_true",
+        **_SWITCH,
         help="official: a round without a clue looks where the last clue pointed",
     )
     parser.add_argument("--parity", choices=PARITIES, help="whose numbers are reproduced")
@@ -224,33 +230,23 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that `ask` and `plan` share."""
     from vtts_rt.config import PerceptionConfig
 
-    perception = PerceptionConfig(
-        strategy=args.strategy,
-        dialect=args.dialect,
-        max_rounds=args.rounds,
-        sample_fps=args.sample_fps,
-        max_frames=args.max_frames,
-        total_pixels=args.total_pixels,
-        min_pixels=args.min_pixels,
-        parity=args.parity,
-        video_wrapper=args.video_wrapper,
-        sticky_clues=args.sticky_clues or None,
-        prompts=args.prompts,
-        text_first=False if args.video_first else None,
-        constrain_clues=getattr(args, "constrain_clues", False) or None,
-    )
     return {
         "video": [args.video, *args.and_video],
         "question": args.question,
         "options": args.option,
         "context": "" if args.context is None else _read_text(args.command, args.context),
-        "perception": perception,
+        "perception": _made_of(PerceptionConfig, args),
         "start_seconds": args.start_seconds,
         "end_seconds": args.end_seconds,
         "source_fps": args.source_fps,
         "limits": MediaLimits(**dict(args.media_limit)),
         "allow_urls": args.allow_urls,
     }
+
+
+def _made_of(kind: type, args: argparse.Namespace) -> Any:
+    """A configuration of the flags that have the names of its fields; None where one is unset."""
+    return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
 
 def _read_text(command: str, path: str) -> str:
@@ -266,18 +262,6 @@ def _ask(args: argparse.Namespace) -> int:
     from vtts_rt.types import SamplingParams
 
     question = _question(args)
-    sampling = SamplingParams(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        repetition_penalty=args.repetition_penalty,
-        presence_penalty=args.presence_penalty,
-        frequency_penalty=args.frequency_penalty,
-        stop=args.stop,
-        max_tokens=args.max_tokens,
-        seed=args.seed,
-        ignore_eos=args.ignore_eos or None,
-    )
     clues = None
     if args.assume_clues is not None:
         try:
@@ -289,7 +273,7 @@ def _ask(args: argparse.Namespace) -> int:
     with _Progress(enabled=not args.json) as progress, _runtime(args) as runtime:
         answer = runtime.ask(
             **question,
-            sampling=sampling,
+            sampling=_made_of(SamplingParams, args),
             assume_clues=clues,
             timeout_seconds=args.timeout_seconds,
             on_event=progress.show,
