@@ -69,15 +69,15 @@ def _short_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needle, "write_clip", short)
 
 
-def test_evaluate_counts_by_rounds() -> None:
-    oracle, seen = _Oracle(), []
+def test_evaluate_counts_by_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    oracle = _Oracle()
     result = needle.evaluate(
         oracle,  # type: ignore[arg-type]
         seed=5,
         num=3,
         rounds=(1, 3),
         footage=False,
-        on_clip=lambda done, means: seen.append((done, means[1]["accuracy"])),
+        progress=True,
     )
     assert {k: result[k] for k in ("task", "model", "strategy", "split", "seed", "num")} == {
         "task": "needle",
@@ -95,7 +95,8 @@ def test_evaluate_counts_by_rounds() -> None:
     assert first["span_iou"] < 0.2 and first["box_iou"] < 0.2
     assert (first["visual_tokens"], third["visual_tokens"]) == (36, 108)
     assert (first["ms"], third["ms"]) == (10.0, 30.0)
-    assert seen == [(1, 1.0), (2, 1.0), (3, 1.0)]
+    out, err = capsys.readouterr()
+    assert out == "" and "100%" in err
     assert oracle.cleared == len(oracle.asked) == 6
     assert not oracle.asked[0]["video"].exists()
     json.dumps(result)

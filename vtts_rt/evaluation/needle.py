@@ -10,11 +10,14 @@ import argparse
 import json
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from vtts_rt.checks import CommandParser
 from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig
@@ -87,7 +90,7 @@ def evaluate(
     perception: PerceptionConfig | None = None,
     letter: LetterRule = "lenient",
     together: bool = False,
-    on_clip: Callable[[int, list[dict[str, Any]]], None] | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Ask about one card of each of `num` clips with every number of rounds.
 
@@ -98,8 +101,7 @@ def evaluate(
     chosen option is read, see `option_letter`. together: ask once
     with the most rounds and take what stood after each number of them; the same result in half
     the time where the last round is asked for in the words of the others, as the embedded
-    model's are, and another question where it is not. on_clip(done, means
-    so far): called after each clip.
+    model's are, and another question where it is not. progress: shown on stderr.
     Returns {"task", "model", "strategy", "parity", "letter", "split", "footage", "codec", "seed",
     "num", "together", "rounds"}; "rounds" is a list of {"rounds", "accuracy", "span_iou",
     "box_iou", "visual_tokens", "ms"}: means over clips; IoUs are those of the last clue with the
@@ -114,7 +116,8 @@ def evaluate(
     known = f"one of {', '.join(LETTER_RULES)}"
     require("eval needle", "letter", letter, letter in LETTER_RULES, known)
     tallies = {count: _Tally(letter) for count in rounds}
-    for done in range(num):
+    stderr = Console(stderr=True)
+    for done in track(range(num), "clips", console=stderr, disable=not progress):
         scene = make_scene(seed + done, split, footage)
         question = make_question(scene, (seed + done) % len(scene.cards))
         row = needle_row(scene, question, "clip")
@@ -135,8 +138,6 @@ def evaluate(
                     sampling=SamplingParams(max_tokens=MAX_TOKENS),
                 )
                 tally.add(answer, row, count)
-        if on_clip is not None:
-            on_clip(done + 1, [t.means(count, done + 1) for count, t in tallies.items()])
     return {
         "task": "needle",
         "model": runtime.name,
@@ -188,18 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`vtts-rt eval needle`; argv without the program's name. Returns the exit status."""
     args = _parser().parse_args(argv)
     rounds = _rounds(args.rounds)
-    began = time.monotonic()
-
-    def progress(done: int, means: list[dict[str, Any]]) -> None:
-        if sys.stderr.isatty():
-            accuracies = " ".join(f"{m['rounds']}: {m['accuracy']:.3f}" for m in means)
-            seconds = time.monotonic() - began
-            print(
-                f"\r{done}/{args.num} clips, {seconds:.0f} s, accuracy by rounds {accuracies}",
-                end="",
-                file=sys.stderr,
-            )
-
     with Runtime.from_pretrained(args.model, dtype=args.dtype, device=args.device) as runtime:
         perception = PerceptionConfig(strategy=args.strategy, parity=args.parity)
         result = evaluate(
@@ -212,15 +201,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             perception=perception,
             letter=args.letter,
             together=args.together,
-            on_clip=progress,
+            progress=sys.stderr.isatty(),
         )
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
     if args.json:
         print(json.dumps(result))
         return 0
-    columns = ("rounds", "accuracy", "span_iou", "box_iou", "visual_tokens", "ms")
-    print("  ".join(f"{name:>13}" for name in columns))
+    table = Table(*result["rounds"][0])
     for line in result["rounds"]:
-        print("  ".join(f"{line[name]:>13}" for name in columns))
+        table.add_row(*map(str, line.values()))
+    Console().print(table)
     return 0
