@@ -115,7 +115,7 @@ class Batch:
             for index, member in self._members.items()
             if member.request is not None
             and member.ticket is not None
-            and (left := seconds_left(member.request, member.ticket)) is not None
+            and (left := seconds_left(member.request.deadline_seconds, member.ticket)) is not None
         ]
         if not waits:
             return self._arrivals.get()

@@ -9,9 +9,9 @@ from vtts_rt import process
 from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.reply import most_of_reply
-from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
+from vtts_rt.perception.strategy import find_strategy, plan_round
 from vtts_rt.rounds.ask import Ask
-from vtts_rt.rounds.prepare import Resources
+from vtts_rt.rounds.prepare import Resources, round_prompt, with_videos_open
 from vtts_rt.sampling import MAX_TOKENS
 
 
@@ -39,30 +39,19 @@ class Cost(TypedDict):
 
 
 @process.native_calls()
-def plan_cost(resources: Resources, ask: Ask, max_tokens: int | None) -> Cost:
-    """What the rounds of one question would cost (see Runtime.plan)."""
-    engine, config = resources.engine, resources.perception(ask.perception)
+def plan_cost(resources: Resources, called: float, ask: Ask, max_tokens: int | None) -> Cost:
+    """See `Runtime.plan`. called: as `Resources.open`."""
+    engine = resources.engine
     with ExitStack() as stack:
-        videos = [source.metadata for source in resources.open(stack, ask)]
-    max_tokens = max_tokens or (ask.sampling and ask.sampling.max_tokens) or MAX_TOKENS
+        request = with_videos_open(resources, called, ask, stack)
+    config, videos = request.perception, request.videos
+    max_tokens = max_tokens or request.sampling.max_tokens or MAX_TOKENS
     first = plan_round(config.strategy, config, videos, [], 0)
-    chat = engine.model.chat
-    prompt = build_prompt(
-        config.strategy,
-        chat,
-        resources.prompts(config),
-        question=ask.question,
-        options=ask.options,
-        context=ask.context,
-        round_index=0,
-        max_rounds=config.max_rounds,
-        plan=first,
-        history=[],
-        text_first=config.text_first,
-        video_wrapper=config.video_wrapper,
-    )
+    prompt = round_prompt(request, first, 0)
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = engine.tokenizer.count(chat.text(prompt)) - len(prompt.segments)  # one pad each
+    text = engine.tokenizer.count(engine.model.chat.text(prompt)) - len(
+        prompt.segments
+    )  # one pad each
     num_tokens = text + vision
     seen = {(p.video, f) for s in first.segments for p in s.pairs for f in (p.frame_a, p.frame_b)}
     pairs = first.num_pairs
