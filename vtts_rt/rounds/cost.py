@@ -49,10 +49,8 @@ def plan_cost(resources: Resources, called: float, ask: Ask, max_tokens: int | N
     first = plan_round(config.strategy, config, videos, [], 0)
     prompt = round_prompt(request, first, 0)
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = engine.tokenizer.count(engine.model.chat.text(prompt)) - len(
-        prompt.segments
-    )  # one pad each
-    num_tokens = text + vision
+    # Of each segment the text holds one pad.
+    text = engine.tokenizer.count(engine.model.chat.text(prompt)) - len(prompt.segments)
     seen = {(p.video, f) for s in first.segments for p in s.pairs for f in (p.frame_a, p.frame_b)}
     pairs = first.num_pairs
     strategy, reply = find_strategy(config.strategy), DIALECTS[config.dialect].reply
@@ -63,26 +61,21 @@ def plan_cost(resources: Resources, called: float, ask: Ask, max_tokens: int | N
     if reply is not None:
         frames, later = most_of_reply(reply, config, videos)
         pairs = frames if reply.as_images else -(-frames // 2)
-    rounds = [
-        RoundCost(
-            index=0,
-            exact=True,
-            frames=len(seen),
-            pairs=first.num_pairs,
-            vision_tokens=vision,
-            prompt_tokens=num_tokens,
-        )
-    ]
-    for index in range(1, config.max_rounds):
-        num_tokens = (num_tokens + max_tokens if strategy.continues else text) + later
+    of_first, of_later = (len(seen), first.num_pairs, vision), (frames, pairs, later)
+    rounds: list[RoundCost] = []
+    for index in range(config.max_rounds):
+        num_frames, num_pairs, num_vision = of_later if index else of_first
+        before = text
+        if index and strategy.continues:
+            before = rounds[-1]["prompt_tokens"] + max_tokens
         rounds.append(
             RoundCost(
                 index=index,
-                exact=False,
-                frames=frames,
-                pairs=pairs,
-                vision_tokens=later,
-                prompt_tokens=num_tokens,
+                exact=index == 0,
+                frames=num_frames,
+                pairs=num_pairs,
+                vision_tokens=num_vision,
+                prompt_tokens=before + num_vision,
             )
         )
     all_vision = sum(r["vision_tokens"] for r in rounds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -163,10 +162,11 @@ class RoundRequest:
     def answer(self, stop_reason: StopReason) -> Answer:
         """What the rounds so far came to: the answer of the latest that answered."""
         texts = [text for result in reversed(self.results) if (text := result.answered)]
-        text = texts[0] if texts else ""
+        text, options = texts[0] if texts else "", self.ask.options
+        chosen = option_letter(text, options) if text and options else None
         return Answer(
             text=text,
-            option=chosen_option(text, self.ask.options),
+            option=None if chosen is None else chr(ord("A") + chosen),
             stop_reason=stop_reason,
             rounds=self.results,
             model=self.resources.model,
@@ -180,12 +180,6 @@ class RoundRequest:
             total_ms=1e3 * (time.perf_counter() - self.began),
             weights_version=self.weights_version,
         )
-
-
-def chosen_option(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names; None where there is none."""
-    index = option_letter(text, options) if text and options else None
-    return None if index is None else chr(ord("A") + index)
 
 
 @dataclass(slots=True)
@@ -260,6 +254,7 @@ def prepared_round(
 
 
 def round_prompt(request: RoundRequest, plan: FramePlan, index: int) -> Prompt:
+    """What round `index` adds to the conversation, or all of its prompt."""
     config = request.perception
     return build_prompt(
         config.strategy,

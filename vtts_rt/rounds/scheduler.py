@@ -173,7 +173,8 @@ class RoundScheduler:
         assert request.first is not None
         ready = request.first
         for index in range(config.max_rounds):
-            if _expired(request.deadline_seconds):
+            deadline = request.deadline_seconds
+            if deadline is not None and time.monotonic() >= deadline:
                 stop = "timeout"
                 break
             if index > 0:
@@ -220,7 +221,7 @@ class RoundScheduler:
             # What a deadline cut off while it might have become a stop text.
             yield from (_told(index, region) for region in clues.feed(completion.text[num_fed:]))
             said = clues.finish()
-            forced = _forced(clues_given, index)
+            forced = clues_given[index] if clues_given and index < len(clues_given) else None
             look = RoundHistory(plan, forced or said, forced is not None, chat.box_unit)
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
             answer = _letter(completion.text, request.ask.options) if is_cut else said.answer
@@ -318,16 +319,6 @@ def _told(index: int, region: RawRegion) -> ClueFound:
     """A region with a time and a box is told as its time."""
     kind = "span" if region.span else "box" if region.box else "region"
     return ClueFound(index, kind, region.span or region.box or ())
-
-
-def _forced(assume_clues: Sequence[Clue] | None, index: int) -> Clue | None:
-    if assume_clues is None or index >= len(assume_clues):
-        return None
-    return assume_clues[index]
-
-
-def _expired(deadline_seconds: float | None) -> bool:
-    return deadline_seconds is not None and time.monotonic() >= deadline_seconds
 
 
 def _frames_by_video(pairs: Iterable[PairRef]) -> dict[int, list[int]]:
