@@ -207,6 +207,8 @@ def test_arguments_that_contradict_each_other(runtime: Runtime, opened: list[Any
         call(runtime, "ask", start_seconds=3, end_seconds=2)
     with pytest.raises(ValueError, match="^stream: timestamps_seconds must be a list of 2"):
         call(runtime, "stream", video=["a", "b"], timestamps_seconds=[[0, 1]])
+    with pytest.raises(ValueError, match="^ask_group: member must be None, as"):
+        runtime.ask_group(Ask("a", "which?", member=3), num_answers=2)
     assert not opened
 
 

@@ -319,8 +319,7 @@ class Runtime:
         videos: Videos = None,
     ) -> list[float]:
         """Log-probability (natural log) of token ids after a text prompt, or of what the model said
-        in a transcript, by the current weights without sampling (`logprobs="raw"`); all of them by
-        the same weights.
+        in a transcript, all by the current weights, without sampling (`logprobs="raw"`).
 
         videos: of the transcript, for features that are no longer cached: as they were given, or
         opened alike. BadRequest where they are needed and missing.
