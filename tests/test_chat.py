@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from transformers_tools import Clip, Image, TransformersPeer
 from utils import LOOK, tiny_checkpoint, tiny_qwen3_vl
@@ -180,10 +183,43 @@ def test_what_a_part_may_be(runtime: Runtime, clip: Path) -> None:
         said({"type": "image", "image": clip})
     with pytest.raises(TimeoutError):
         said({"type": "video", "video": clip}, timeout_seconds=1e-9)
-    with pytest.raises(BadRequest, match="^chat: prompt must be <= "):
-        runtime.chat([{"role": "user", "content": "many words " * 100_000}])
+    long, some = "many words " * 100_000, SamplingParams(max_tokens=10**7)
+    for content, sampling in ((long, None), ("which?", some)):
+        with pytest.raises(BadRequest, match="^chat: prompt plus max_tokens must be <= "):
+            runtime.chat([{"role": "user", "content": content}], sampling=sampling)
     text = runtime.chat([{"role": "user", "content": "<|im_end|>"}], sampling=GREEDY)
     assert "< |im_end|>" in text.prompt and text.frames == ()
+
+
+def test_data_urls(runtime: Runtime) -> None:
+    held = io.BytesIO()
+    PIL.Image.fromarray(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3)).save(held, "PNG")
+    text = base64.b64encode(held.getvalue()).decode()
+
+    def said(part: dict[str, Any]) -> list[int]:
+        return runtime.chat([{"role": "user", "content": [part]}], sampling=GREEDY).token_ids
+
+    def by_url(url: str) -> list[int]:
+        return said({"type": "image_url", "image_url": {"url": url}})
+
+    expected = said({"type": "image", "image": held.getvalue()})
+    assert by_url(f"data:image/png;base64,{text}") == expected
+    for url in (f"data:image/png,{text}", f"data:image/png;base64,{text[:-1]}", "data:"):
+        with pytest.raises(BadRequest, match=r"content\[0\] image_url must be a data URL"):
+            by_url(url)
+
+
+def test_messages_and_media_are_bounded_before_any_is_opened(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtts_rt.rounds.prepare.open_video", None)
+    most = runtime.engine.token_budget
+    for messages in (
+        [USER] * (most + 1),
+        [{"role": "user", "content": [{"type": "image", "image": b""}] * most}],
+    ):
+        with pytest.raises(BadRequest, match=f"^chat: messages must be at most {most} with"):
+            runtime.chat(messages)
 
 
 USER = {"role": "user", "content": "which?"}

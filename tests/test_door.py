@@ -207,6 +207,8 @@ def test_arguments_that_contradict_each_other(runtime: Runtime, opened: list[Any
         call(runtime, "ask", start_seconds=3, end_seconds=2)
     with pytest.raises(ValueError, match="^stream: timestamps_seconds must be a list of 2"):
         call(runtime, "stream", video=["a", "b"], timestamps_seconds=[[0, 1]])
+    with pytest.raises(ValueError, match="^ask_group: member must be None, as"):
+        runtime.ask_group(Ask("a", "which?", member=3), num_answers=2)
     assert not opened
 
 
@@ -265,8 +267,10 @@ def test_a_wrong_request_of_a_batch(runtime: Runtime, clips: list[Path], opened:
         ("generate", {"prompt": SURROGATE}, "generate: prompt must be valid Unicode"),
         ("generate", {"prompt": Prompt((SURROGATE,))}, "generate: prompt must be valid Unicode"),
         ("generate", {"prompt": "a", "sampling": {}}, "generate: sampling must be a Sampling"),
-        ("generate", {"prompt": "a" * 99_999}, "generate: prompt must be <="),
+        ("generate", {"prompt": "a" * 99_999}, "generate: prompt plus max_tokens must be <="),
         ("score", {"prompt": 3, "token_ids": []}, "score: prompt must be text"),
+        ("score", {"prompt": "", "token_ids": [1]}, "score: prompt must be non-empty"),
+        ("score", {"prompt": "a", "token_ids": iter([1])}, "score: token_ids must be a list of"),
         ("score", {"prompt": "\ud800", "token_ids": [1]}, "score: prompt must be valid Unicode"),
         ("score", {"prompt": "a", "token_ids": 3}, "score: token_ids must be a list of token"),
         ("score", {"prompt": "a", "token_ids": "12"}, "score: token_ids must be a list of token"),
@@ -274,7 +278,11 @@ def test_a_wrong_request_of_a_batch(runtime: Runtime, clips: list[Path], opened:
         ("score", {"prompt": "a", "token_ids": [True]}, "score: token_ids must be a list of token"),
         ("score", {"prompt": "a", "token_ids": [-1]}, "score: token_ids must be a list of token"),
         ("score", {"prompt": "a", "token_ids": [1, 400]}, "score: token_ids must be ids below 400"),
-        ("score", {"prompt": "a" * 99_999, "token_ids": [1]}, "score: prompt must be <="),
+        (
+            "score",
+            {"prompt": "a" * 99_999, "token_ids": [1]},
+            "score: prompt plus token_ids must be",
+        ),
         ("update_weights", {"tensors": 3}, "update_weights: tensors must be a mapping"),
         ("update_weights", {"tensors": [("a", 1)]}, "update_weights: tensors must be a mapping"),
         ("update_weights", {"tensors": {3: 1}}, "update_weights: tensors must be named as"),

@@ -29,11 +29,13 @@ def ask(runtime: Runtime, clip: Any, strategy: str, **more: Any) -> Answer:
 
 
 def test_a_timeout_counts_from_the_call(runtime: Runtime, clip: Path) -> None:
-    sentence = r"^ask: timeout_seconds \(1e-09\) passed before the video was open"
+    sentence = r"^Runtime: timeout_seconds \(1e-09\) passed before the video was open"
     with pytest.raises(TimeoutError, match=sentence):
         ask(runtime, clip, "append", timeout_seconds=1e-9)
     with pytest.raises(TimeoutError, match=sentence):
         asyncio.run(runtime.ask_async(clip, "which?", timeout_seconds=1e-9))
+    with pytest.raises(TimeoutError, match=sentence):
+        runtime.plan(clip, "which?", timeout_seconds=1e-9)
     assert len(ask(runtime, clip, "append").rounds) == 3
 
 

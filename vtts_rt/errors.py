@@ -23,4 +23,4 @@ class Overloaded(RuntimeError):
 
 
 class Aborted(RuntimeError):
-    """The request was ended before its answer: by `close`, or by an update of the weights."""
+    """The request was ended before its answer: by `close`, `sleep` or an update of the weights."""

@@ -45,7 +45,7 @@ from vtts_rt.rounds.prepare import Resources, open_request
 from vtts_rt.rounds.results import Answer, Reply, RoundEvent
 from vtts_rt.rounds.scheduler import RoundScheduler
 from vtts_rt.rounds.streams import Opener, answered, answered_async, stream, stream_async
-from vtts_rt.rounds.tokens import complete, features, generation, score
+from vtts_rt.rounds.tokens import features, generate, score
 from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import Prompt, SamplingParams
 from vtts_rt.video import FrameStore, Video, VideoInput
@@ -282,9 +282,9 @@ class Runtime:
         Arguments as `ask`; max_tokens: of a round; None: those of `sampling`, else 2,048.
         """
         self._driver.check_process()
-        ask = read_ask("plan", video, question, options)
+        called, ask = time.monotonic(), read_ask("plan", video, question, options)
         check("plan", CALL_RULES, {"max_tokens": max_tokens})
-        return plan_cost(self._resources, ask, max_tokens)
+        return plan_cost(self._resources, called, ask, max_tokens)
 
     def perception(self, perception: Perception | None = None) -> ResolvedPerception:
         """`perception` with the model's own settings where it leaves them to the model."""
@@ -296,16 +296,17 @@ class Runtime:
     def generate(self, prompt: str | Prompt, sampling: SamplingParams | None = None) -> Completion:
         """Continue a text prompt (special tokens in it are recognised)."""
         self._driver.check_process()
-        return complete(self._driver, generation(self.engine, prompt, sampling))
+        return generate(self._driver, self._resources.engine, prompt, sampling)
 
     def chat(self, messages: Sequence[ChatMessage], **options: Unpack[ChatOptions]) -> Reply:
         """Answer a conversation about videos and images, without rounds.
 
         messages: {"role": "system", "user" or "assistant", "content": a text or a list of parts},
         parts as OpenAI's: {"type": "text", "text": ...}, {"type": "image" or "video", <type>: what
-        `ask` takes}, {"type": "image_url" or "video_url", <type>: {"url": ...}}. Frames are those
-        of a first round of `official`. options: those of an Ask that ChatOptions names; times of
-        arrays count all images and videos in order. Errors as those of `ask`.
+        `ask` takes}, {"type": "image_url" or "video_url", <type>: {"url": ...}}, where data URLs
+        need no allow_urls. Frames are those of a first round of `official`. options: those of an
+        Ask that ChatOptions names; times of arrays count all images and videos in order. Errors as
+        those of `ask`.
         """
         self._driver.check_process()
         return chat(self._driver, self._resources, messages, options, time.monotonic())
@@ -318,7 +319,7 @@ class Runtime:
         videos: Videos = None,
     ) -> list[float]:
         """Log-probability (natural log) of token ids after a text prompt, or of what the model said
-        in a transcript, by the current weights without sampling (`logprobs="raw"`).
+        in a transcript, all by the current weights, without sampling (`logprobs="raw"`).
 
         videos: of the transcript, for features that are no longer cached: as they were given, or
         opened alike. BadRequest where they are needed and missing.
@@ -373,7 +374,7 @@ class Runtime:
     @property
     def weights_version(self) -> int:
         """How many updates were applied since the model was loaded; answers carry it."""
-        return self._resources.engine.weights_version
+        return self.engine.weights_version
 
     def sleep(self, *, in_flight: Literal["drain", "abort"] = "drain") -> None:
         """Free the memory of KV, features and frames, and move the weights to host memory.

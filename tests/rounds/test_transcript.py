@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl, tiny_qwen2_vl
 
 from vtts_rt import BadRequest, EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.config import PARITIES, STRATEGIES, strategies_of
-from vtts_rt.engine.sequence import Completion
+from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import ReuseStats, RoundTimings, StrategyName
@@ -160,3 +162,46 @@ def test_features_of_a_transcript(runtime: Runtime, clips: list[Path]) -> None:
     text = runtime.chat([{"role": "user", "content": "hello"}], sampling=RAW)
     assert runtime.features(text.transcript).shape == (0, engine.model.feature_dim)
     assert runtime.score(text.transcript) == pytest.approx(text.logprobs, abs=1e-4)
+
+
+def test_all_turns_are_scored_by_the_same_weights(
+    runtime: Runtime, clips: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transcript = runtime.ask(**request(clips[0], sampling=RAW)).rounds[-1].transcript
+    assert len(list(transcript.turns())) > 1
+    expected = runtime.score(transcript)
+    name, engine = "model.language_model.norm.weight", runtime.engine
+    norm, add = engine.model.export()[name], engine.add
+    update = threading.Thread(target=runtime.update_weights, args=({name: -norm},))
+
+    def add_before_an_update(request: GenerationRequest) -> int:
+        if update.ident is None:
+            update.start()
+            while runtime._driver._calls.empty():
+                time.sleep(0.001)
+        return add(request)
+
+    monkeypatch.setattr(engine, "add", add_before_an_update)
+    try:
+        assert runtime.score(transcript) == pytest.approx(expected, abs=1e-4)
+        update.join()
+        assert runtime.score(transcript) != pytest.approx(expected, abs=0.1)
+    finally:
+        runtime.update_weights({name: norm})
+
+
+def test_features_of_a_transcript_as_long_as_the_budget(checkpoint: Path, clip: Path) -> None:
+    one = {"assume_clues": None, "perception": PerceptionConfig(max_rounds=1, **LOOK)}
+    with Runtime.from_pretrained(checkpoint, dtype="float32", device="cpu") as runtime:
+        prompt_tokens = runtime.plan(**request(clip, **one))["rounds"][0]["prompt_tokens"]
+        pool = runtime.engine.pool
+        kv_bytes = (pool.pages_for(prompt_tokens) + 1) * pool.page_bytes
+    engine, sampling = EngineConfig(kv_bytes=kv_bytes), SamplingParams(ignore_eos=True)
+    with Runtime.from_pretrained(
+        checkpoint, dtype="float32", device="cpu", engine=engine
+    ) as runtime:
+        answer = runtime.ask(**request(clip, **one, sampling=sampling))
+        transcript = answer.rounds[0].transcript
+        assert len(transcript.token_ids) == runtime.engine.token_budget
+        assert len(runtime.features(transcript)) == sum(s.length for s in transcript.spans)
+        assert len(runtime.score(transcript)) == len(answer.rounds[0].token_ids)

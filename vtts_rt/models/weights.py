@@ -123,7 +123,7 @@ def checked_tensors(
         require(what, "shape", shape, shape == wanted, f"{wanted} for {name}")
         dtype = views[renamed].dtype
         finite = is_finite(tensor, dtype)
-        require(what, name, "others", finite, f"finite numbers of {_name(dtype)}")
+        require(what, name, "NaN or too large", finite, f"finite numbers of {_name(dtype)}")
         found[renamed] = tensor
     return found
 

@@ -162,6 +162,9 @@ def read_ask(
         return Ask(video, question, **options, what=function)
     if question or options:
         raise TypeError(f"{function}: an Ask holds the question and its options: change it instead")
+    if without:
+        value = getattr(video, without)
+        require(function, without, value, value is None, "None, as the function sets it")
     return video
 
 

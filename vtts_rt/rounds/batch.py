@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 
 from vtts_rt.rounds.ask import Ask, Listener
 from vtts_rt.rounds.driver import Driver, Ticket
@@ -115,7 +114,7 @@ class Batch:
             for index, member in self._members.items()
             if member.request is not None
             and member.ticket is not None
-            and (left := seconds_left(member.request, member.ticket)) is not None
+            and (left := seconds_left(member.request.deadline_seconds, member.ticket)) is not None
         ]
         if not waits:
             return self._arrivals.get()
@@ -133,7 +132,9 @@ class Batch:
             if isinstance(arrival, RoundRequest):
                 assert member.ticket is not None
                 member.request = arrival
-                self._driver.submit(member.ticket, arrival, partial(self._deliver, index))
+                self._driver.submit(
+                    member.ticket, arrival, lambda output: self._arrivals.put((index, output))
+                )
             elif isinstance(arrival, Exception):
                 self._end(index, arrival)
             else:
@@ -144,9 +145,6 @@ class Batch:
                     member.on_event(event)
         except Exception as error:
             self._end(index, error)
-
-    def _deliver(self, index: int, output: Output) -> None:
-        self._arrivals.put((index, output))
 
     def _end(self, index: int, outcome: Answer | Exception | None = None) -> None:
         if outcome is not None:

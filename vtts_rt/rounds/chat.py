@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from vtts_rt.perception.plan import FramePlan
 from vtts_rt.perception.strategy import plan_round
 from vtts_rt.rounds.ask import Ask, OpeningOptions, Perception
 from vtts_rt.rounds.driver import Driver
-from vtts_rt.rounds.prepare import Resources, deadline_of
+from vtts_rt.rounds.prepare import Resources, deadline_of, fewest_new
 from vtts_rt.rounds.results import Reply, reply_of
 from vtts_rt.rounds.tokens import complete, encode
 from vtts_rt.rounds.transcript import Transcript
@@ -59,13 +60,16 @@ def chat(
     check_names("chat", options, ChatOptions.__annotations__)
     turns = read_messages(messages)
     media = [part for _, parts in turns for part in parts if isinstance(part, _Media)]
+    num, most = len(turns) + len(media), resources.engine.token_budget
+    rule = f"at most {most} with their images and videos, of a token each"
+    require("chat", "messages", num, num <= most, rule)
     # It checks the options; without media it holds a video that is never opened.
     ask = Ask([item.content for item in media] or "none", "chat", **options, what="chat")
     began = time.perf_counter()
     with ExitStack() as stack, driver.admit() as ticket:
         plan, prompt, provider, request = _look(resources, stack, ask, turns, media, called)
         stack.callback(provider.cancel)
-        completion = complete(driver, request, ticket)
+        (completion,) = complete(driver, [request], ticket)
         return reply_of(
             Reply,
             completion,
@@ -110,6 +114,12 @@ def _part(part: Any, where: str) -> str | _Media:
         content = content.get("url")
     if kind in ("text", "image_url", "video_url"):
         require("chat", f"{where} {kind}", content, isinstance(content, str), "a text")
+    if kind.endswith("_url") and content.startswith("data:"):
+        head, _, data = content.partition(",")
+        try:
+            content = base64.b64decode(data if head.endswith(";base64") else "-", validate=True)
+        except ValueError:
+            require("chat", f"{where} {kind}", content, False, "a data URL in base64")
     return content if kind == "text" else _Media(where, kind.startswith("image"), content)
 
 
@@ -140,10 +150,11 @@ def _look(
         messages.append(Message(role, tuple(chain.from_iterable(parts))))
     prompt = engine.model.chat.render(messages, system=templates.system)
     provider = resources.store.provider(sources)
+    sampling = ask.sampling or SamplingParams()
     request = GenerationRequest(
-        encode(engine, "chat", prompt),
+        encode(engine, "chat", prompt, fewest_new(sampling)),
         provider=provider,
-        sampling=ask.sampling or SamplingParams(),
+        sampling=sampling,
         parity=config.parity,
         deadline_seconds=deadline_of(ask, called),
     )

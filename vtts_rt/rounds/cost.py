@@ -9,9 +9,9 @@ from vtts_rt import process
 from vtts_rt.perception.dialect import DIALECTS
 from vtts_rt.perception.policy_grid import focus_pairs
 from vtts_rt.perception.reply import most_of_reply
-from vtts_rt.perception.strategy import build_prompt, find_strategy, plan_round
+from vtts_rt.perception.strategy import find_strategy, plan_round
 from vtts_rt.rounds.ask import Ask
-from vtts_rt.rounds.prepare import Resources
+from vtts_rt.rounds.prepare import Resources, round_prompt, with_videos_open
 from vtts_rt.sampling import MAX_TOKENS
 
 
@@ -39,27 +39,18 @@ class Cost(TypedDict):
 
 
 @process.native_calls()
-def plan_cost(resources: Resources, ask: Ask, max_tokens: int | None) -> Cost:
-    """What the rounds of one question would cost (see Runtime.plan)."""
-    engine, config = resources.engine, resources.perception(ask.perception)
+def plan_cost(resources: Resources, called: float, ask: Ask, max_tokens: int | None) -> Cost:
+    """See `Runtime.plan`. called: as `Resources.open`."""
+    engine = resources.engine
     with ExitStack() as stack:
-        videos = [source.metadata for source in resources.open(stack, ask)]
-    max_tokens = max_tokens or (ask.sampling and ask.sampling.max_tokens) or MAX_TOKENS
+        request = with_videos_open(resources, called, ask, stack)
+    config, videos = request.perception, request.videos
+    max_tokens = max_tokens or request.sampling.max_tokens or MAX_TOKENS
     first = plan_round(config.strategy, config, videos, [], 0)
-    chat = engine.model.chat
-    prompt = build_prompt(
-        config,
-        chat,
-        resources.prompts(config),
-        first,
-        [],
-        question=ask.question,
-        options=ask.options,
-        context=ask.context,
-    )
+    prompt = round_prompt(request, first)
     vision = sum(segment.num_tokens for segment in first.segments)
-    text = engine.tokenizer.count(chat.text(prompt)) - len(prompt.segments)  # one pad each
-    num_tokens = text + vision
+    # Of each segment the text holds one pad.
+    text = engine.tokenizer.count(engine.model.chat.text(prompt)) - len(prompt.segments)
     seen = {(p.video, f) for s in first.segments for p in s.pairs for f in (p.frame_a, p.frame_b)}
     pairs = first.num_pairs
     strategy, reply = find_strategy(config.strategy), DIALECTS[config.dialect].reply
@@ -70,26 +61,21 @@ def plan_cost(resources: Resources, ask: Ask, max_tokens: int | None) -> Cost:
     if reply is not None:
         frames, later = most_of_reply(reply, config, videos)
         pairs = frames if reply.as_images else -(-frames // 2)
-    rounds = [
-        RoundCost(
-            index=0,
-            exact=True,
-            frames=len(seen),
-            pairs=first.num_pairs,
-            vision_tokens=vision,
-            prompt_tokens=num_tokens,
-        )
-    ]
-    for index in range(1, config.max_rounds):
-        num_tokens = (num_tokens + max_tokens if strategy.continues else text) + later
+    of_first, of_later = (len(seen), first.num_pairs, vision), (frames, pairs, later)
+    rounds: list[RoundCost] = []
+    for index in range(config.max_rounds):
+        num_frames, num_pairs, num_vision = of_later if index else of_first
+        before = text
+        if index and strategy.continues:
+            before = rounds[-1]["prompt_tokens"] + max_tokens
         rounds.append(
             RoundCost(
                 index=index,
-                exact=False,
-                frames=frames,
-                pairs=pairs,
-                vision_tokens=later,
-                prompt_tokens=num_tokens,
+                exact=index == 0,
+                frames=num_frames,
+                pairs=num_pairs,
+                vision_tokens=num_vision,
+                prompt_tokens=before + num_vision,
             )
         )
     all_vision = sum(r["vision_tokens"] for r in rounds)

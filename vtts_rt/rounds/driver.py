@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 from weakref import WeakSet
@@ -22,7 +22,7 @@ from weakref import WeakSet
 import torch
 
 from vtts_rt import process
-from vtts_rt.engine.sequence import Completion, GenerationRequest
+from vtts_rt.engine.sequence import GenerationRequest
 from vtts_rt.errors import Aborted, Overloaded
 from vtts_rt.rounds.prepare import RoundRequest
 from vtts_rt.rounds.results import AnswerReady
@@ -123,10 +123,13 @@ class Driver:
         )
 
     def submit(
-        self, ticket: Ticket, request: RoundRequest | GenerationRequest, deliver: Deliver
+        self,
+        ticket: Ticket,
+        request: RoundRequest | Sequence[GenerationRequest],
+        deliver: Deliver,
     ) -> None:
         """Hand a request over; returns at once. `deliver` is called on the driver's thread with
-        each output; the last one is AnswerReady, a Completion or RequestFailed. RuntimeError if
+        each output; the last one is AnswerReady, Completions or RequestFailed. RuntimeError if
         the driver is closed, and in a forked child."""
 
         def add() -> None:
@@ -290,7 +293,7 @@ class Driver:
         ticket, deliver = self._deliver[request_id]
         if not _delivers(deliver, output):
             self._forget(request_id)
-        elif isinstance(output, AnswerReady | Completion | RequestFailed):
+        elif isinstance(output, AnswerReady | list | RequestFailed):
             del self._deliver[request_id]
         else:
             return

@@ -73,12 +73,13 @@ class ClueGrammar:
             ) from None
         self.tokenizer = tokenizer
         vocabulary = _Vocabulary(tokenizer)
-        self._library = library.LLTokenizer(library.TokenizerWrapper(vocabulary))
+        self.library = library.LLTokenizer(library.TokenizerWrapper(vocabulary))
         # The last token of a clue may hold free text behind the closing tag.
         pattern = f"{LITERAL if literal else CONTENT}{TAGS['glue'][1]}(?s:.)*"
         grammar = library.LLMatcher.grammar_from_regex(pattern)
-        self._matcher = library.LLMatcher(self._library, grammar, log_level=0)
-        assert not self._matcher.is_error(), self._matcher.get_error()
+        # Of what follows an opening tag; each clue has a copy.
+        self.matcher = library.LLMatcher(self.library, grammar, log_level=0)
+        assert not self.matcher.is_error(), self.matcher.get_error()
         # Only a token with a `>` can complete an opening tag.
         self._closing = [(i, text) for i, text in enumerate(vocabulary.tokens) if b">" in text]
         self._forbidden: dict[bytes, Tensor] = {}
@@ -86,15 +87,6 @@ class ClueGrammar:
     def start(self) -> GrammarState:
         """The state of a text that has not begun."""
         return GrammarState(self)
-
-    def matcher(self) -> Any:
-        """A fresh llguidance matcher for what follows an opening tag."""
-        return self._matcher.deep_copy()
-
-    def tokens(self, text: bytes) -> list[int]:
-        """Any tokens that spell an ASCII text: a matcher takes tokens, and part of one is none."""
-        ids: list[int] = self._library.greedy_tokenize(text.decode("ascii"))
-        return ids
 
     def forbidden(self, begun: bytes) -> Tensor:
         """(N,) int64: tokens that complete an opening tag and go on with what is no clue.
@@ -154,13 +146,17 @@ class GrammarState:
                     begun = _BEGUN.search(text)
                     self._begun = b"" if begun is None else begun[0].lower()
                     return True
-                self._begun, self._matcher = b"", self._grammar.matcher()
+                self._begun, self._matcher = b"", self._grammar.matcher.deep_copy()
                 text = text[opening.end() :]
                 continue
             # Nothing in a clue holds a `>`: the first one ends the closing tag.
             clue, end, text = text.partition(b">")
             clue += end
-            if not clue.isascii() or not self._matcher.consume_tokens(self._grammar.tokens(clue)):
+            if not clue.isascii():
+                return False
+            # Any tokens that spell it: a matcher takes tokens, and part of one is none.
+            ids = self._grammar.library.greedy_tokenize(clue.decode("ascii"))
+            if not self._matcher.consume_tokens(ids):
                 return False
             if end:
                 self._matcher = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -112,7 +111,7 @@ class Resources:
                 videos.append(opened[path])
         except TimeoutError as error:
             raise TimeoutError(
-                f"ask: timeout_seconds ({ask.timeout_seconds}) passed before the video was open"
+                f"Runtime: timeout_seconds ({ask.timeout_seconds}) passed before the video was open"
             ) from error
         return videos
 
@@ -143,8 +142,7 @@ class RoundRequest:
 
     videos: metadata in the order of `provider`'s video indices. perception: with the
     model's defaults applied; all rounds run where the Ask assumes clues. deadline_seconds:
-    `time.monotonic()` value. weights_version: for the answer. first: the first round, see
-    `prepare`.
+    `time.monotonic()` value. weights_version: for the answer. first: the first round.
     """
 
     ask: Ask
@@ -164,10 +162,11 @@ class RoundRequest:
     def answer(self, stop_reason: StopReason) -> Answer:
         """What the rounds so far came to: the answer of the latest that answered."""
         texts = [text for result in reversed(self.results) if (text := result.answered)]
-        text = texts[0] if texts else ""
+        text, options = texts[0] if texts else "", self.ask.options
+        chosen = option_letter(text, options) if text and options else None
         return Answer(
             text=text,
-            option=chosen_option(text, self.ask.options),
+            option=None if chosen is None else chr(ord("A") + chosen),
             stop_reason=stop_reason,
             rounds=self.results,
             model=self.resources.model,
@@ -181,12 +180,6 @@ class RoundRequest:
             total_ms=1e3 * (time.perf_counter() - self.began),
             weights_version=self.weights_version,
         )
-
-
-def chosen_option(text: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that an answer names; None where there is none."""
-    index = option_letter(text, options) if text and options else None
-    return None if index is None else chr(ord("A") + index)
 
 
 @dataclass(slots=True)
@@ -207,24 +200,36 @@ def open_request(resources: Resources, called: float, ask: Ask, stack: ExitStack
     BadRequest for a first round that is too long for the engine, without the ids of its prompt.
     """
     with process.native_calls():
-        began = time.perf_counter()
-        config = resources.perception(ask.perception)
-        sources = resources.open(stack, ask, called)
-        sampling = ask.sampling or SamplingParams()
-        request = RoundRequest(
-            ask,
-            [source.metadata for source in sources],
-            resources.store.provider(sources),
-            config,
-            sampling if ask.member is None else rollout_sampling(sampling),
-            resources.prompts(config),
-            resources,
-            began,
-            resources.engine.weights_version,
-            deadline_of(ask, called),
-        )
-        prepare(resources.engine, request)
-        return request
+        request = with_videos_open(resources, called, ask, stack)
+        num_pairs = first_pairs(request.perception.strategy, request.perception, request.videos)
+        if num_pairs <= resources.engine.token_budget:  # a pair has at least one token
+            request.first = prepared_round(request, 0, None)
+            if request.first.encoded is not None:
+                return request
+            num_pairs = request.first.num_tokens
+    raise too_long("ask", resources.engine, num_pairs, fewest_new(request.sampling))
+
+
+def with_videos_open(
+    resources: Resources, called: float, ask: Ask, stack: ExitStack
+) -> RoundRequest:
+    """An Ask of which nothing is planned yet. called, stack: as `Resources.open`."""
+    began = time.perf_counter()
+    config = resources.perception(ask.perception)
+    sources = resources.open(stack, ask, called)
+    sampling = ask.sampling or SamplingParams()
+    return RoundRequest(
+        ask,
+        [source.metadata for source in sources],
+        resources.store.provider(sources),
+        config,
+        sampling if ask.member is None else rollout_sampling(sampling),
+        resources.prompts(config),
+        resources,
+        began,
+        resources.engine.weights_version,
+        deadline_of(ask, called),
+    )
 
 
 def deadline_of(ask: Ask, called: float | None) -> float | None:
@@ -234,34 +239,25 @@ def deadline_of(ask: Ask, called: float | None) -> float | None:
     return called + ask.timeout_seconds
 
 
-def prepare(engine: Engine, request: RoundRequest) -> None:
-    """Plan and encode the first round of a question. Uses nothing that changes: any thread
-    may call it. BadRequest for what cannot be asked, without the ids of a prompt that is too
-    long."""
-    config, budget = request.perception, engine.token_budget
-    num_pairs = first_pairs(config.strategy, config, request.videos)
-    if num_pairs <= budget:  # a pair has at least one token
-        request.first = prepared_round(engine, request, 0, None)
-        if request.first.encoded is not None:
-            return
-        num_pairs = request.first.num_tokens
-    raise BadRequest(
-        f"ask: prompt plus max_tokens must be <= {budget} tokens, got at least {num_pairs} + "
-        f"{_fewest(request.sampling)}; lower total_pixels, max_frames or max_tokens, or "
-        f"raise kv_bytes"
-    )
-
-
 def prepared_round(
-    engine: Engine, request: RoundRequest, index: int, conversation: EncodedPrompt | None
+    request: RoundRequest, index: int, conversation: EncodedPrompt | None
 ) -> PreparedRound:
-    """Plan and encode a round; conversation: what a strategy that continues goes on with."""
+    """Plan and encode a round; conversation: what a strategy that continues goes on with. Uses
+    nothing that changes: any thread may call it."""
     began = time.perf_counter()
     config = request.perception
     plan = plan_round(config.strategy, config, request.videos, request.history, index)
-    prompt = build_prompt(
-        config,
-        engine.model.chat,
+    prompt = round_prompt(request, plan)
+    before = conversation if find_strategy(config.strategy).continues else None
+    engine, num_new = request.resources.engine, fewest_new(request.sampling)
+    return PreparedRound(plan, prompt, *encode_fitting(engine, prompt, num_new, before), began)
+
+
+def round_prompt(request: RoundRequest, plan: FramePlan) -> Prompt:
+    """What the round of a plan adds to the conversation, or all of its prompt."""
+    return build_prompt(
+        request.perception,
+        request.resources.engine.model.chat,
         request.templates,
         plan,
         request.history,
@@ -269,19 +265,33 @@ def prepared_round(
         options=request.ask.options,
         context=request.ask.context,
     )
-    before = conversation if find_strategy(config.strategy).continues else None
-    room = engine.token_budget - _fewest(request.sampling)
-    num_tokens = 0 if before is None else len(before)
+
+
+def encode_fitting(
+    engine: Engine, prompt: Prompt, num_new: int, before: EncodedPrompt | None = None
+) -> tuple[EncodedPrompt | None, int]:
+    """A prompt behind `before`, and its tokens; None and a lower bound where `num_new` more do not
+    fit the engine, then without the ids of most of it."""
+    room, num_tokens = engine.token_budget - num_new, 0 if before is None else len(before)
     num_tokens += least_tokens(engine.tokenizer, prompt, room - num_tokens)
     if num_tokens > room:
-        return PreparedRound(plan, prompt, None, num_tokens, began)
+        return None, num_tokens
     encoded = encode_prompt(engine.tokenizer, prompt)
     encoded = encoded if before is None else before + encoded
-    num_tokens = len(encoded)
-    fits = num_tokens <= room
-    return PreparedRound(plan, prompt, encoded if fits else None, num_tokens, began)
+    return (encoded if len(encoded) <= room else None), len(encoded)
 
 
-def _fewest(sampling: SamplingParams) -> int:
+def too_long(
+    what: str, engine: Engine, num_tokens: int, num_new: int, new: str = "max_tokens"
+) -> BadRequest:
+    """The refusal of a prompt of at least `num_tokens`. new: what brings `num_new` more."""
+    remedy = "lower total_pixels, max_frames or max_tokens, or raise kv_bytes"
+    return BadRequest(
+        f"{what}: prompt plus {new} must be <= {engine.token_budget} tokens, got at least "
+        f"{num_tokens} + {num_new}; {remedy}"
+    )
+
+
+def fewest_new(sampling: SamplingParams) -> int:
     """Tokens of an answer that must fit: max_tokens, or one where it is cut to what fits."""
     return sampling.max_tokens or 1

@@ -71,9 +71,9 @@ class RequestFailed:
 
 
 # What a task yields: events as they come, a generation to run, or None for the next of its events.
-_Yield = RoundEvent | Completion | GenerationRequest | None
+_Yield = RoundEvent | list[Completion] | GenerationRequest | None
 _Task = Generator[_Yield, TokenEvent | FinishedEvent, None]
-Output = RoundEvent | Completion | RequestFailed
+Output = RoundEvent | list[Completion] | RequestFailed
 
 
 class RoundScheduler:
@@ -91,18 +91,19 @@ class RoundScheduler:
         self._next_id = 0
         self._grammars: dict[bool, ClueGrammar] = {}
 
-    def add(self, request: RoundRequest | GenerationRequest) -> int:
-        """Begin a question, or a plain generation; returns its id. Errors come out of `step`."""
+    def add(self, request: RoundRequest | Sequence[GenerationRequest]) -> int:
+        """Begin a question, or plain generations, which run one after another; returns an id.
+        Errors come out of `step`."""
         self._next_id += 1
         self._tasks[self._next_id] = (
-            self._rounds(request) if isinstance(request, RoundRequest) else _generation(request)
+            self._rounds(request) if isinstance(request, RoundRequest) else _generations(request)
         )
         self._advance(self._next_id, None)
         return self._next_id
 
     def step(self) -> list[tuple[int, Output]]:
-        """One forward pass; (id, output) in order. A question's last output is AnswerReady, a
-        generation's its Completion; or RequestFailed."""
+        """One forward pass; (id, output) in order. A question's last output is AnswerReady, that
+        of generations their Completions; or RequestFailed."""
         if not self._ready:
             for event in self._engine.step():
                 if (task_id := self._waiting_on.get(event.request_id)) is not None:
@@ -138,7 +139,7 @@ class RoundScheduler:
                 said = task.throw(event.error)
             else:
                 said = next(task) if event is None else task.send(event)
-            while isinstance(said, RoundEvent | Completion):
+            while isinstance(said, RoundEvent | list):
                 self._ready.append((task_id, said))
                 said = next(task)
             if isinstance(said, GenerationRequest):
@@ -172,11 +173,12 @@ class RoundScheduler:
         assert request.first is not None
         ready = request.first
         for index in range(config.max_rounds):
-            if _expired(request.deadline_seconds):
+            deadline = request.deadline_seconds
+            if deadline is not None and time.monotonic() >= deadline:
                 stop = "timeout"
                 break
             if index > 0:
-                ready = prepared_round(self._engine, request, index, conversation)
+                ready = prepared_round(request, index, conversation)
             plan, encoded = ready.plan, ready.encoded
             upcoming.keep_guesses(_frames_by_video(p for s in plan.segments for p in s.pairs))
             # A forced clue always gets its round, even if that shows nothing new.
@@ -219,7 +221,7 @@ class RoundScheduler:
             # What a deadline cut off while it might have become a stop text.
             yield from (_told(index, region) for region in clues.feed(completion.text[num_fed:]))
             said = clues.finish()
-            forced = _forced(clues_given, index)
+            forced = clues_given[index] if clues_given and index < len(clues_given) else None
             look = RoundHistory(plan, forced or said, forced is not None, chat.box_unit)
             is_cut = completion.finish_reason == "length" and not clues.has_closed("answer")
             answer = _letter(completion.text, request.ask.options) if is_cut else said.answer
@@ -302,28 +304,21 @@ class RoundScheduler:
         return results[-1].answered == results[-2].answered != ""
 
 
-def _generation(request: GenerationRequest) -> _Task:
-    """A plain generation: its tokens are not told, its completion is."""
-    event = yield request
-    while isinstance(event, TokenEvent):
-        event = yield None
-    yield event.completion
+def _generations(requests: Sequence[GenerationRequest]) -> _Task:
+    """Plain generations: their tokens are not told, their completions are."""
+    completions = []
+    for request in requests:
+        event = yield request
+        while isinstance(event, TokenEvent):
+            event = yield None
+        completions.append(event.completion)
+    yield completions
 
 
 def _told(index: int, region: RawRegion) -> ClueFound:
     """A region with a time and a box is told as its time."""
     kind = "span" if region.span else "box" if region.box else "region"
     return ClueFound(index, kind, region.span or region.box or ())
-
-
-def _forced(assume_clues: Sequence[Clue] | None, index: int) -> Clue | None:
-    if assume_clues is None or index >= len(assume_clues):
-        return None
-    return assume_clues[index]
-
-
-def _expired(deadline_seconds: float | None) -> bool:
-    return deadline_seconds is not None and time.monotonic() >= deadline_seconds
 
 
 def _frames_by_video(pairs: Iterable[PairRef]) -> dict[int, list[int]]:

@@ -7,9 +7,9 @@ import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, closing
+from typing import Any
 
 from vtts_rt import process
-from vtts_rt.engine.sequence import Completion, GenerationRequest
 from vtts_rt.rounds.ask import Listener
 from vtts_rt.rounds.driver import Driver, Ticket
 from vtts_rt.rounds.prepare import RoundRequest
@@ -86,7 +86,7 @@ async def answered_async(events: AsyncGenerator[RoundEvent, None]) -> Answer:
 
 def _next(outputs: queue.SimpleQueue[Output], request: RoundRequest, ticket: Ticket) -> Output:
     try:
-        return outputs.get(timeout=seconds_left(request, ticket))
+        return outputs.get(timeout=seconds_left(request.deadline_seconds, ticket))
     except queue.Empty:
         return timed_out(request)
 
@@ -95,17 +95,18 @@ async def _next_async(
     outputs: asyncio.Queue[Output], request: RoundRequest, ticket: Ticket
 ) -> Output:
     try:
-        return await asyncio.wait_for(outputs.get(), seconds_left(request, ticket))
+        seconds = seconds_left(request.deadline_seconds, ticket)
+        return await asyncio.wait_for(outputs.get(), seconds)
     except asyncio.TimeoutError:
         return timed_out(request)
 
 
-def seconds_left(request: RoundRequest | GenerationRequest, ticket: Ticket) -> float | None:
+def seconds_left(deadline_seconds: float | None, ticket: Ticket) -> float | None:
     """How long to wait for the next output before the request has `timed_out`. None: until it
     comes, as the driver ends in time what it has begun."""
-    if request.deadline_seconds is None or ticket.request_id is not None:
+    if deadline_seconds is None or ticket.request_id is not None:
         return None
-    return max(0.0, request.deadline_seconds - time.monotonic())
+    return max(0.0, deadline_seconds - time.monotonic())
 
 
 def timed_out(request: RoundRequest) -> AnswerReady:
@@ -113,12 +114,11 @@ def timed_out(request: RoundRequest) -> AnswerReady:
     return AnswerReady(request.answer("timeout"))
 
 
-def told(output: Output) -> RoundEvent:
-    """The event that an output is. A failure is raised."""
+def told(output: Output) -> Any:
+    """The event, or the completions, that an output is. A failure is raised."""
     if isinstance(output, RequestFailed):
         try:
             raise output.error
         finally:
             del output  # the error's traceback holds this frame
-    assert not isinstance(output, Completion)
     return output

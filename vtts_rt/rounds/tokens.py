@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
+import numpy as np
 from torch import Tensor
 
 from vtts_rt import process
 from vtts_rt.checks import UNICODE, Rule, check, is_whole
 from vtts_rt.engine.engine import Engine
 from vtts_rt.engine.sequence import Completion, GenerationRequest
-from vtts_rt.errors import BadRequest
-from vtts_rt.models.tokenizer import EncodedPrompt, encode_prompt, least_tokens
+from vtts_rt.models.tokenizer import EncodedPrompt
 from vtts_rt.rounds.ask import SAMPLING, Ask, Videos
 from vtts_rt.rounds.driver import Driver, Ticket
-from vtts_rt.rounds.prepare import Resources
-from vtts_rt.rounds.scheduler import Output, RequestFailed
-from vtts_rt.rounds.streams import seconds_left
+from vtts_rt.rounds.prepare import Resources, encode_fitting, fewest_new, too_long
+from vtts_rt.rounds.scheduler import Output
+from vtts_rt.rounds.streams import seconds_left, told
 from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import Prompt, SamplingParams, TimeLabel, require
 from vtts_rt.video.store import StoreProvider
@@ -33,20 +33,21 @@ _TOKEN_RULES: dict[str, Rule] = {
     "prompt": (_is_prompt, "text only, or a Prompt of text, without vision segments (use ask)"),
     "sampling": SAMPLING,
     "token_ids": (
-        lambda v: not isinstance(v, Mapping) and all(is_whole(i) and i >= 0 for i in v),
+        lambda v: isinstance(v, Sequence | np.ndarray) and all(is_whole(i) and i >= 0 for i in v),
         "a list of token ids",
     ),
     "transcript": (lambda v: isinstance(v, Transcript), "a Transcript"),
 }
 
 
-def generation(
-    engine: Engine, prompt: str | Prompt, sampling: SamplingParams | None
-) -> GenerationRequest:
-    """The request of `Runtime.generate`; BadRequest for what it does not take."""
+def generate(
+    driver: Driver, engine: Engine, prompt: str | Prompt, sampling: SamplingParams | None
+) -> Completion:
+    """See `Runtime.generate`."""
     check("generate", _TOKEN_RULES, {"prompt": prompt, "sampling": sampling})
-    encoded = encode(engine, "generate", prompt)
-    return GenerationRequest(encoded, sampling=sampling or SamplingParams())
+    sampling = sampling or SamplingParams()
+    encoded = encode(engine, "generate", prompt, fewest_new(sampling))
+    return complete(driver, [GenerationRequest(encoded, sampling=sampling)])[0]
 
 
 def score(
@@ -68,14 +69,14 @@ def score(
             check("score", _TOKEN_RULES, {"prompt": prompt, "token_ids": token_ids})
             require("score", "videos", videos, videos is None, "left out without a Transcript")
             assert token_ids is not None  # checked
-            turns = [(encode(resources.engine, "score", prompt), [int(i) for i in token_ids])]
+            ids = [int(i) for i in token_ids]
+            before = encode(resources.engine, "score", prompt, len(ids), "token_ids")
+            turns = [(before, ids)] if ids else []
             provider, parity = None, "release"  # text has the same positions under both
-        scores: list[float] = []
-        for before, ids in turns:
-            require("score", "token_ids", ids, max(ids, default=0) < vocab, f"ids below {vocab}")
-            request = GenerationRequest(before, provider, parity=parity, forced_ids=ids)
-            scores += complete(driver, request).logprobs if ids else []
-    return scores
+        for _, ids in turns:
+            require("score", "token_ids", ids, max(ids) < vocab, f"ids below {vocab}")
+        requests = [GenerationRequest(t, provider, parity=parity, forced_ids=i) for t, i in turns]
+        return [logprob for one in complete(driver, requests) for logprob in one.logprobs]
 
 
 def features(
@@ -86,7 +87,8 @@ def features(
 ) -> Tensor:
     """See `Runtime.features`."""
     check("features", _TOKEN_RULES, {"transcript": transcript})
-    prompt = transcript.before(len(transcript.token_ids))
+    # To its last vision segment: all of it may be as long as the engine allows.
+    prompt = transcript.before(max([1, *(s.start + s.length for s in transcript.spans)]))
     with ExitStack() as stack:
         provider = _frames(resources, stack, "features", transcript, videos)
         return driver.call(lambda: resources.engine.features(prompt, provider))
@@ -100,7 +102,7 @@ def _frames(
     videos: Videos,
 ) -> StoreProvider | None:
     """The frames of a transcript's videos; None where only what is cached is to be used."""
-    if videos is None:
+    if videos is None or not transcript.spans:
         return None
     sources = resources.open(stack, Ask(videos, what, what=what))
     for pair in (pair for span in transcript.spans for pair in span.segment.pairs):
@@ -113,38 +115,35 @@ def _frames(
 
 
 @process.native_calls()
-def encode(engine: Engine, what: str, prompt: str | Prompt) -> EncodedPrompt:
-    """The tokens of a prompt; BadRequest where it has no chance to fit."""
+def encode(
+    engine: Engine, what: str, prompt: str | Prompt, num_new: int, new: str = "max_tokens"
+) -> EncodedPrompt:
+    """The tokens of a prompt; BadRequest where it does not fit with `num_new` more (`too_long`)."""
     whole = Prompt((prompt,)) if isinstance(prompt, str) else prompt
     check(what, {"prompt": UNICODE}, {"prompt": engine.model.chat.text(whole)})
-    budget = engine.token_budget
-    num_tokens = least_tokens(engine.tokenizer, whole, budget)
-    if num_tokens > budget:
-        rule = f"prompt must be <= {budget} tokens"
-        raise BadRequest(f"{what}: {rule}, got at least {num_tokens}")
-    return encode_prompt(engine.tokenizer, whole)
+    encoded, num_tokens = encode_fitting(engine, whole, num_new)
+    if encoded is None:
+        raise too_long(what, engine, num_tokens, num_new, new)
+    require(what, "prompt", prompt, num_tokens > 0, "non-empty")
+    return encoded
 
 
 def complete(
-    driver: Driver, request: GenerationRequest, ticket: Ticket | None = None
-) -> Completion:
-    """The completion of a plain generation; TimeoutError where its time passes before it begins.
+    driver: Driver, requests: Sequence[GenerationRequest], ticket: Ticket | None = None
+) -> list[Completion]:
+    """The completions of plain generations, one after another and by the same weights; TimeoutError
+    where the time of the first passes before it begins.
 
-    ticket: a place that it has already.
+    ticket: a place that they have already.
     """
-    if ticket is None:
-        with driver.admit() as ticket:
-            return complete(driver, request, ticket)
+    if not requests:
+        return []
     outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-    driver.submit(ticket, request, outputs.put)
-    try:
-        output = outputs.get(timeout=seconds_left(request, ticket))
-    except queue.Empty:
-        raise TimeoutError("Runtime: timeout_seconds passed before the request began") from None
-    if isinstance(output, RequestFailed):
+    with ticket or driver.admit() as ticket:
+        driver.submit(ticket, requests, outputs.put)
         try:
-            raise output.error
-        finally:
-            del output  # the error's traceback holds this frame
-    assert isinstance(output, Completion)
-    return output
+            seconds = seconds_left(requests[0].deadline_seconds, ticket)
+            completions: list[Completion] = told(outputs.get(timeout=seconds))
+            return completions
+        except queue.Empty:
+            raise TimeoutError("Runtime: timeout_seconds passed before the request began") from None
