@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--draft-tokens",
         type=int,
+        default=argparse.SUPPRESS,
         metavar="N",
         help="most tokens drafted from earlier rounds; 0: none (never changes the answer)",
     )
@@ -138,7 +139,9 @@ def _question_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start-seconds", type=float, help="the video begins here")
     parser.add_argument("--end-seconds", type=float, help="the video ends here")
-    parser.add_argument("--decoder", choices=DECODERS, help="of video files (auto: see env)")
+    parser.add_argument(
+        "--decoder", choices=DECODERS, default="auto", help="of video files (auto: see env)"
+    )
     parser.add_argument(
         "--media-limit",
         action="append",
@@ -215,14 +218,13 @@ def _runtime(args: argparse.Namespace) -> Runtime:
     from vtts_rt.config import EngineConfig, RuntimeConfig
     from vtts_rt.runtime import Runtime
 
-    drafts = getattr(args, "draft_tokens", None)
     return Runtime.from_pretrained(
         args.model,
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
-        engine=EngineConfig() if drafts is None else EngineConfig(draft_tokens=drafts),
-        config=RuntimeConfig(threads=args.threads, decoder=args.decoder or "auto"),
+        engine=_made_of(EngineConfig, args),
+        config=_made_of(RuntimeConfig, args),
     )
 
 
@@ -236,16 +238,14 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         "options": args.option,
         "context": "" if args.context is None else _read_text(args.command, args.context),
         "perception": _made_of(PerceptionConfig, args),
-        "start_seconds": args.start_seconds,
-        "end_seconds": args.end_seconds,
-        "source_fps": args.source_fps,
         "limits": MediaLimits(**dict(args.media_limit)),
+        **{n: getattr(args, n) for n in ("start_seconds", "end_seconds", "source_fps")},
         "allow_urls": args.allow_urls,
     }
 
 
 def _made_of(kind: type, args: argparse.Namespace) -> Any:
-    """A configuration of the flags that have the names of its fields; None where one is unset."""
+    """A configuration of the flags that have the names of its fields."""
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
 
