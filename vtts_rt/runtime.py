@@ -92,13 +92,13 @@ class Runtime:
             threads=config.threads or None,
             max_requests=core.config.max_sequences + config.max_queued_requests,
         )
-        weakref.finalize(self, self._driver.begin_closing).atexit = False
         self._own_store = frame_store is None
         if frame_store is None:
             frame_store = FrameStore(config.frame_store_bytes, config.device_frame_store_bytes)
-        place = model.device
-        device = place.index or 0 if place.type == "cuda" else None
+        device = model.device.index or 0 if model.device.type == "cuda" else None
         self._resources = Resources(core, frame_store, config, templates, name, device)
+        # Requests hold them too: a stream goes on when nothing else refers to its runtime.
+        weakref.finalize(self._resources, self._driver.begin_closing).atexit = False
         self._staged = StagedWeights(model)
         self._resources.load_ms = 1e3 * (time.perf_counter() - began)
 

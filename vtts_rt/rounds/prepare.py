@@ -26,7 +26,7 @@ from vtts_rt.video import FrameStore, Video, VideoInput, open_video
 from vtts_rt.video.store import StoreProvider
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Resources:
     """What all requests of a runtime share.
 
