@@ -107,7 +107,8 @@ WAYS = {
     "a daemon thread plans": Way(
         "rt = load(); e = threading.Event()\n"
         "def f():\n    while True: rt.plan(CLIP, 'x' * 999); e.set()\n"
-        "thread(f); e.wait()"
+        "thread(f); e.wait()",
+        quick=True,
     ),
     "a thread goes on asking": Way(
         "rt = load()\n"

@@ -31,7 +31,7 @@ _at_exit: _Owners = WeakKeyDictionary()
 _after_fork: _Owners = WeakKeyDictionary()
 _changed = threading.Condition()
 _num_inside = 0  # callers in native code
-_thread = threading.local()  # depth: how often this thread is one of them
+_thread = threading.local()  # inside: whether this thread is one of them
 _ending = _ended = _forked = False
 
 
@@ -76,21 +76,24 @@ def wait_for_end() -> None:
 @contextmanager
 def native_calls() -> Iterator[None]:
     """A section in which a caller's thread may be in native code; the end of the process waits
-    for it, and lets no daemon thread in or out any more."""
+    for it, and lets no daemon thread in or out any more. Sections within it change nothing."""
     global _num_inside
+    if getattr(_thread, "inside", False):
+        yield
+        return
     with _changed:
         entered = not _ended
         _num_inside += entered
     if not entered:
         wait_for_end()
-    _thread.depth = depth = getattr(_thread, "depth", 0) + entered
+    _thread.inside = entered
     try:
         yield
     finally:
-        _thread.depth = depth - entered
         with _changed:
-            _num_inside -= entered
+            _num_inside -= _thread.inside
             _changed.notify_all()
+        _thread.inside = False
         wait_for_end()
 
 
@@ -99,18 +102,17 @@ def outside_calls() -> Iterator[None]:
     """A part of such a section that only waits, for a network: the end of the process does not wait
     for it."""
     global _num_inside
-    depth = getattr(_thread, "depth", 0)
+    inside = getattr(_thread, "inside", False)
     with _changed:
-        _num_inside -= depth
+        _num_inside -= inside
         _changed.notify_all()
     try:
         yield
     finally:
         with _changed:
-            ended = _ended
-            _num_inside += 0 if ended else depth
-        if ended:
-            wait_for_end()
+            _thread.inside = inside and not _ended
+            _num_inside += _thread.inside
+        wait_for_end()
 
 
 def _main_thread_ended() -> None:
