@@ -115,11 +115,13 @@ def test_the_script_files_the_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(strategies, "DURATIONS_SECONDS", (20,))
 
     def run(*flags: str) -> None:
+        model = str(resolve_model("tiny"))
         flags = ("--num", "0", "--device", "cpu", "--result-dir", str(tmp_path), *flags)
+        flags = ("--model", model, *flags)
         monkeypatch.setattr("sys.argv", ["bench_strategies.py", *flags])
         strategies.main()
 
-    run("--plans", "2", "--model", str(resolve_model("tiny")))
+    run("--plans", "2")
     (path,) = tmp_path.iterdir()
     result = json.loads(path.read_text())
     assert result["accuracy"] == []
