@@ -1,4 +1,4 @@
-// bfloat16 as a storage type: the upper half of a float32. Arithmetic is float32 everywhere.
+// The upper half of a float32: how weights and activations are stored. Arithmetic is in float32.
 #pragma once
 
 #include <cstdint>
@@ -9,32 +9,23 @@ namespace vtts {
 struct BFloat16 {
   uint16_t bits;
 
+  BFloat16() = default;
+  // Rounds to nearest, ties to even; a NaN stays one.
+  explicit BFloat16(float value) {
+    uint32_t whole;
+    std::memcpy(&whole, &value, sizeof(whole));
+    const bool is_nan = (whole & 0x7fffffff) > 0x7f800000;
+    bits = static_cast<uint16_t>(is_nan ? whole >> 16 | 0x40
+                                        : (whole + 0x7fff + (whole >> 16 & 1)) >> 16);
+  }
   operator float() const {
-    const uint32_t wide = uint32_t{bits} << 16;
+    const uint32_t whole = uint32_t{bits} << 16;
     float value;
-    std::memcpy(&value, &wide, sizeof(value));
+    std::memcpy(&value, &whole, sizeof(value));
     return value;
   }
 };
 
-// The nearest, ties to even; a NaN stays one.
-inline BFloat16 to_bfloat16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if (value != value) return {static_cast<uint16_t>(bits >> 16 | 0x40)};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-// `value` in a storage type, float or BFloat16.
-template <typename T>
-T stored(float value);
-template <>
-inline float stored(float value) {
-  return value;
-}
-template <>
-inline BFloat16 stored(float value) {
-  return to_bfloat16(value);
-}
+static_assert(sizeof(BFloat16) == 2, "as in memory of tensors");
 
 }  // namespace vtts

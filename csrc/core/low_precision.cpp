@@ -40,11 +40,14 @@ float from_float16(uint16_t bits) {
 }  // namespace
 
 uint16_t to_16_bits(float value, DType type) {
-  return type == DType::kFloat16 ? to_float16(value) : to_bfloat16(value).bits;
+  return type == DType::kFloat16 ? to_float16(value) : BFloat16(value).bits;
 }
 
 float from_16_bits(uint16_t bits, DType type) {
-  return type == DType::kFloat16 ? from_float16(bits) : float{BFloat16{bits}};
+  if (type == DType::kFloat16) return from_float16(bits);
+  BFloat16 value;
+  value.bits = bits;
+  return value;
 }
 
 void fold_patch_embed(const float* weight, const float* bias, int64_t num_outputs,
