@@ -39,8 +39,9 @@ def _native(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = native.adjacent(x)
     out = x.new_empty((x.shape[0], weight.shape[0]))
     _C.linear(
-        *(x.data_ptr(), x.stride(0), weight.data_ptr(), native.address(bias), out.data_ptr()),
+        *(x.data_ptr(), x.stride(0), weight.data_ptr(), 0, native.address(bias), out.data_ptr()),
         *(*x.shape, weight.shape[0]),
+        *("float32", "float32", False),
         torch.get_num_threads(),
     )
     return out
