@@ -1,6 +1,7 @@
 // Portable float kernels: the same bodies over arrays that a compiler may vectorise.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "core/float_kernels.h"
 
@@ -30,7 +31,15 @@ struct Vec {
     std::fill(result.v, result.v + kLanes, x);
     return result;
   }
-  void store(float* to) const { std::copy(v, v + kLanes, to); }
+  template <typename T>
+  void store(T* to) const {
+    for (int i = 0; i < kLanes; ++i) to[i] = T(v[i]);
+  }
+  Vec rounded() const {
+    Vec result;
+    for (int i = 0; i < kLanes; ++i) result.v[i] = BFloat16(v[i]);
+    return result;
+  }
   static Vec add(Vec a, Vec b) {
     for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
     return a;
@@ -83,9 +92,9 @@ inline void prefetch(const void*) {}
 }  // namespace
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {linear<float>, linear<int8_t>, dequantize, attend,
-                                       weigh_columns, rmsnorm,        swiglu,     rotate,
-                                       maximum,       sum_exp};
+  static const FloatKernels kernels = {linear<float>, linear<int8_t>,
+                                       dequantize,    attend,
+                                       weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
   return kernels;
 }
 

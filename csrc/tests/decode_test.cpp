@@ -217,7 +217,7 @@ void test_row_ops(std::mt19937& random) {
   }
   for (const vtts::Isa isa : isas()) {
     std::vector<float> y(kRows * kChannels, NAN), h = y, out = y, rows = heads;
-    vtts::rmsnorm({x.data(), kChannels, residual.data(), kChannels, weight.data(), 1e-6f, kRows,
+    vtts::rmsnorm<float>({x.data(), kChannels, residual.data(), kChannels, weight.data(), 1e-6f, kRows,
                    kChannels, y.data(), h.data()},
                   isa, 2);
     check(close(y, normed, 1e-5), "rmsnorm");

@@ -214,7 +214,7 @@ class LanguageModel(nn.Module):
             assert isinstance(layer, DecoderLayer)
             attention, mlp = layer.self_attn, layer.mlp
             matrices = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
-            if any(type(matrix) is not Linear for matrix in matrices):
+            if any(type(m) is not Linear or m.matrix.packed for m in matrices):
                 return None  # of 8 bits
             qkv, output, gate_up, down = (matrix.weight for matrix in matrices)
             norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight

@@ -30,7 +30,6 @@ from vtts_rt.ops.quantized import exact_product, product_in_parts, scaled
 from vtts_rt.types import require
 
 LARGEST = 127.0  # of int8 weights: -128 is not used, they are symmetric
-_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def linear_ref(x: Tensor, weight: Tensor | Matrix, bias: Tensor | None = None) -> Tensor:
@@ -69,7 +68,7 @@ def _native(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     _C.linear(
         *(rows.data_ptr(), rows.stride(0), matrix.address, native.address(matrix.scale)),
         *(native.address(bias), out.data_ptr(), *rows.shape, matrix.num_outputs),
-        *(str(x.dtype).removeprefix("torch."), matrix.weight_dtype, matrix.packed),
+        *(native.STORAGE[x.dtype], matrix.weight_dtype, matrix.packed),
         torch.get_num_threads(),
     )
     return out
@@ -77,14 +76,12 @@ def _native(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
 
 def _native_refuses(x: Tensor, matrix: Matrix, bias: Tensor | None) -> str | None:
     weight, scale = matrix.tensor, matrix.scale
-    tensors = [t for t in (x, weight, scale, bias) if t is not None]
-    kinds = {t.dtype for t in (x, bias, weight if scale is None else None) if t is not None}
-    if len(kinds) > 1 or x.dtype not in _DTYPES or not all(t.is_cpu for t in tensors):
-        return "a tensor that is not float32 or bfloat16 as the others on the CPU"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return "a tensor that needs a gradient"
-    if not all(t.is_contiguous() for t in tensors[1:]):
-        return "a weight or bias that is not contiguous"
+    wide = weight if scale is None else None
+    if (why := native.refusal(x, bias, wide, dtypes=native.STORAGE)) is not None:
+        return why
+    own = [t for t in (weight, scale, bias) if t is not None]
+    if not all(t.is_cpu and t.is_contiguous() for t in own):
+        return "a weight or bias that is not contiguous on the CPU"
     together = channels_together(weight.dtype)
     if weight.shape[3] != together if matrix.packed else weight.shape[1] % together:
         return f"channels of {matrix.weight_dtype} that are not {together} and {together} together"
@@ -102,7 +99,7 @@ def packs(matrix: Matrix) -> bool:
     """Whether products here gain from packing a matrix that is not: native ones would run."""
     weight = matrix.tensor
     (first, *_), _ = _OP.resolve(weight.device.type)
-    known = first.name == "cpu" and weight.dtype in (*_DTYPES, torch.int8)
+    known = first.name == "cpu" and weight.dtype in (*native.STORAGE, torch.int8)
     even = weight.shape[1] % channels_together(weight.dtype) == 0
     return known and even and not matrix.packed and weight.is_contiguous()
 
@@ -112,7 +109,8 @@ def linear(
 ) -> Tensor:
     """x (scale weight)^T + bias.
 
-    x: (..., C); weight: (O, C) of x's dtype, or a Matrix: packed, or int8 with a scale; bias: (O,) of x's dtype or None; all on one device.
+    x: (..., C); weight: (O, C) of x's dtype, or a Matrix: packed, or int8 with a scale; bias: (O,)
+        of x's dtype or None; all on one device.
     backend: "auto", "cpu" (native: float32 or bfloat16 on the CPU, weight and bias contiguous, no
         gradient wanted, an even C in bfloat16) or "torch" (unpacks a packed weight, and turns int8
         into x's dtype, for every call).
@@ -125,7 +123,7 @@ def linear(
     num_outputs, num_channels = matrix.shape
     if len(matrix.tensor) != (-(-num_outputs // PANEL) if matrix.packed else num_outputs):
         require("linear", "weight", tuple(matrix.tensor.shape), False, f"of {num_outputs} outputs")
- < 1 or x.shape[-1] != num_channels:
+    if x.dim() < 1 or x.shape[-1] != num_channels:
         require("linear", "x", tuple(x.shape), False, f"(..., C) for weight {matrix.shape}")
     if bias is not None and bias.shape != (num_outputs,):
         require("linear", "bias", tuple(bias.shape), False, f"({num_outputs},)")
