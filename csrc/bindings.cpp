@@ -14,7 +14,7 @@
 #include "bindings_cuda.h"
 #include "core/decode_step.h"
 #include "core/linear.h"
-#include "core/linear_int8.h"
+#include "core/product_kernels.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/patch_embed.h"
@@ -63,6 +63,8 @@ vtts::Isa parse_isa(const std::string& what, const std::string& isa) {
                            {"scalar", vtts::Isa::kScalar},
                            {"avx2", vtts::Isa::kAvx2},
                            {"avx512", vtts::Isa::kAvx512},
+                           {"avx512_bf16", vtts::Isa::kAvx512Bf16},
+                           {"amx", vtts::Isa::kAmx},
                            {"neon", vtts::Isa::kNeon}});
 }
 
@@ -150,39 +152,36 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void linear(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t bias, uintptr_t out,
-            int64_t num_rows, int64_t num_channels, int64_t num_outputs, int num_threads,
+vtts::DType parse_dtype(const char* what, const std::string& dtype) {
+  return parse<vtts::DType>(
+      what, "dtype", dtype,
+      {{"float32", vtts::DType::kFloat32}, {"bfloat16", vtts::DType::kBFloat16}});
+}
+
+vtts::Matrix::Type parse_weight(const char* what, const std::string& dtype) {
+  return parse<vtts::Matrix::Type>(what, "weight_dtype", dtype,
+                                   {{"float32", vtts::Matrix::kFloat32},
+                                    {"bfloat16", vtts::Matrix::kBFloat16},
+                                    {"int8", vtts::Matrix::kInt8}});
+}
+
+void linear(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scale, uintptr_t bias,
+            uintptr_t out, int64_t num_rows, int64_t num_channels, int64_t num_outputs,
+            const std::string& dtype, const std::string& weight_dtype, bool packed, int num_threads,
             const std::string& isa) {
   vtts::LinearArgs args;
-  args.x = pointer<const float>(x);
+  args.type = parse_dtype("linear", dtype);
+  args.x = pointer<const void>(x);
   args.x_stride = x_stride;
-  args.weight = pointer<const float>(weight);
-  args.bias = pointer<const float>(bias);
-  args.out = pointer<float>(out);
+  args.weight = {pointer<const void>(weight), parse_weight("linear", weight_dtype), packed,
+                 pointer<const float>(scale), pointer<const void>(bias)};
+  args.out = pointer<void>(out);
   args.num_rows = num_rows;
   args.num_channels = num_channels;
   args.num_outputs = num_outputs;
   const vtts::Isa chosen = parse_isa("linear", isa);
   const py::gil_scoped_release release;
   vtts::linear(args, chosen, num_threads);
-}
-
-void linear_int8(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scale, uintptr_t bias,
-                 uintptr_t out, int64_t num_rows, int64_t num_channels, int64_t num_outputs,
-                 int num_threads, const std::string& isa) {
-  vtts::LinearInt8Args args;
-  args.x = pointer<const float>(x);
-  args.x_stride = x_stride;
-  args.weight = pointer<const int8_t>(weight);
-  args.scale = pointer<const float>(scale);
-  args.bias = pointer<const float>(bias);
-  args.out = pointer<float>(out);
-  args.num_rows = num_rows;
-  args.num_channels = num_channels;
-  args.num_outputs = num_outputs;
-  const vtts::Isa chosen = parse_isa("linear_int8", isa);
-  const py::gil_scoped_release release;
-  vtts::linear_int8(args, chosen, num_threads);
 }
 
 using DecodeLayerAddresses = std::array<uintptr_t, 11>;
@@ -382,7 +381,7 @@ std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const st
 PYBIND11_MODULE(_C, m) {
   vtts::prepare_for_fork();
   bind_cuda(m);
-  m.attr("FEW_ROWS") = vtts::kFewRows;
+  m.attr("PANEL") = vtts::kPanel;
   m.attr("MAX_HEAD_DIM") = vtts::kMaxHeadDim;
   m.doc() = "Native kernels of vtts_rt; see vtts_rt.ops for the public functions.";
   m.def("patchify", &patchify, py::arg("jobs"), py::arg("out").noconvert(), py::arg("patch_px"),
@@ -394,17 +393,13 @@ PYBIND11_MODULE(_C, m) {
         py::arg("mean"), py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "patchify and linear in one: the jobs' rows times `weight` (outputs, 6 * patch_px^2), plus "
         "`bias` (outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
-  m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("bias"),
-        py::arg("out"), py::arg("num_rows"), py::arg("num_channels"), py::arg("num_outputs"),
+  m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
+        py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
+        py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
         py::arg("num_threads"), py::arg("isa") = "auto",
-        "out = x weight^T + bias: addresses of float32 data, bias 0 for none; vtts_rt.ops.linear "
-        "checks them. The GIL is released.");
-  m.def("linear_int8", &linear_int8, py::arg("x"), py::arg("x_stride"), py::arg("weight"),
-        py::arg("scale"), py::arg("bias"), py::arg("out"), py::arg("num_rows"),
-        py::arg("num_channels"), py::arg("num_outputs"), py::arg("num_threads"),
-        py::arg("isa") = "auto",
-        "out = scale (x weight^T) + bias: addresses of int8 weights and float32 data, bias 0 for "
-        "none; vtts_rt.ops.linear_int8 checks them. The GIL is released.");
+        "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
+        "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
+        "vtts_rt.ops.linear checks them. The GIL is released.");
   m.def("decode_step", &decode_step, py::arg("layers"), py::arg("final_norm"), py::arg("sizes"),
         py::arg("eps"), py::arg("scale"), py::arg("embeds"), py::arg("num_rows"), py::arg("cos"),
         py::arg("sin"), py::arg("slots"), py::arg("page_table"), py::arg("table_stride"),
@@ -455,6 +450,6 @@ PYBIND11_MODULE(_C, m) {
       "isa_supported",
       [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },
       py::arg("isa"),
-      "Whether this build and this machine can run `isa` (auto, scalar, avx2, avx512, neon).");
-  m.def("cpu_is_intel", &vtts::cpu_is_intel, "Whether the processor is Intel's own.");
+      "Whether this build and this machine can run `isa` (auto, scalar, avx2, avx512, avx512_bf16, "
+      "amx, neon).");
 }

@@ -92,8 +92,8 @@ void decode_step(const DecodeStepArgs& args, Isa isa, int num_threads) {
     LinearArgs call;
     call.x = from;
     call.x_stride = from_floats;
-    call.weight = weight;
-    call.bias = bias;
+    call.weight.values = weight;
+    call.weight.bias = bias;
     call.out = to;
     call.num_rows = rows;
     call.num_channels = from_floats;

@@ -27,14 +27,6 @@ struct AttentionBlock {
   float scale;
 };
 
-// out[n * out_stride + o] = scale[o] * (x[n] . weight[o]) + bias[o] for n < num_rows and o in
-// [begin, end); rows of x are x_stride apart, those of weight num_channels. A scale of null is one,
-// a bias of null zero.
-template <typename Weight>
-using LinearKernel = void (*)(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                              const float* scale, const float* bias, int64_t num_channels,
-                              int64_t begin, int64_t end, float* out, int64_t out_stride);
-
 // One pass over values of a storage type T, float or BFloat16; what is written is rounded once.
 template <typename T>
 struct SweepKernels {
@@ -51,9 +43,6 @@ struct SweepKernels {
 };
 
 struct FloatKernels {
-  LinearKernel<float> linear;
-  LinearKernel<int8_t> linear_int8;
-  void (*dequantize)(const int8_t* from, float scale, int64_t count, float* to);
   // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
   // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
   void (*attend)(const AttentionBlock& block);

@@ -1,5 +1,6 @@
 // NEON float kernels: a vector is a pair of registers, so that bodies see the 8 lanes of AVX2.
 #include "core/float_kernels.h"
+#include "core/product_kernels.h"
 
 #if defined(__aarch64__) && defined(__GNUC__)
 
@@ -30,6 +31,18 @@ struct Vec {
     return {vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vget_low_u16(bits)), 16)),
             vreinterpretq_f32_u32(vshlq_n_u32(vmovl_high_u16(bits), 16))};
   }
+  // The weights of 8 outputs at a step of `ByChannel`; those of BFloat16 stand in pairs.
+  template <typename T>
+  VTTS_INLINE static Vec load_weights(const T* from, int) {
+    return load(from);
+  }
+  VTTS_INLINE static Vec load_weights(const BFloat16* from, int step) {
+    const uint32x4_t low = vreinterpretq_u32_u16(vld1q_u16(&from->bits));
+    const uint32x4_t high = vreinterpretq_u32_u16(vld1q_u16(&from->bits + 8));
+    const uint32x4_t mask = vdupq_n_u32(0xffff0000u);
+    return {vreinterpretq_f32_u32(step == 0 ? vshlq_n_u32(low, 16) : vandq_u32(low, mask)),
+            vreinterpretq_f32_u32(step == 0 ? vshlq_n_u32(high, 16) : vandq_u32(high, mask))};
+  }
   // The first `count` <= kLanes values, then zeros.
   template <typename T>
   VTTS_INLINE static Vec load_part(const T* from, int count) {
@@ -48,6 +61,15 @@ struct Vec {
     vst1q_u16(&to->bits, vshrn_high_n_u32(first, vreinterpretq_u32_f32(all.high), 16));
   }
   VTTS_INLINE Vec rounded() const { return {rounded(low), rounded(high)}; }
+  VTTS_INLINE static void transpose(Vec (&v)[kLanes]) {
+    float values[kLanes][kLanes];
+    for (int i = 0; i < kLanes; ++i) v[i].store(values[i]);
+    for (int i = 0; i < kLanes; ++i) {
+      float line[kLanes];
+      for (int j = 0; j < kLanes; ++j) line[j] = values[j][i];
+      v[i] = load(line);
+    }
+  }
   VTTS_INLINE static Vec add(Vec a, Vec b) {
     return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)};
   }
@@ -103,14 +125,20 @@ VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
 
 VTTS_INLINE void prefetch(const void* from) { __builtin_prefetch(from); }
 
+// 6 rows of 2 vectors of 2 registers each, with two weights and an input in the 32.
+constexpr int kTileRows = 6;
+constexpr int kAccumulators = 12;
+
 #include "cpu/float_kernels_body.h"
+#include "cpu/product_kernels_body.h"
 
 }  // namespace
 
+const ProductKernels* neon_product_kernels() { return &kProducts; }
+
 const FloatKernels* neon_float_kernels() {
-  static const FloatKernels kernels = {linear<float>, linear<int8_t>,
-                                       dequantize,    attend,
-                                       weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {
+      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
   return &kernels;
 }
 
@@ -121,6 +149,7 @@ const FloatKernels* neon_float_kernels() {
 namespace vtts {
 
 const FloatKernels* neon_float_kernels() { return nullptr; }
+const ProductKernels* neon_product_kernels() { return nullptr; }
 
 }  // namespace vtts
 

@@ -2,8 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <utility>
 
 #include "core/float_kernels.h"
+#include "core/product_kernels.h"
 
 #define VTTS_TARGET
 #define VTTS_INLINE inline
@@ -24,6 +26,16 @@ struct Vec {
   static Vec load_part(const T* from, int count) {
     Vec result = {};
     for (int i = 0; i < count; ++i) result.v[i] = from[i];
+    return result;
+  }
+  // The weights of 8 outputs at a step of `ByChannel`; those of BFloat16 stand in pairs.
+  template <typename T>
+  static Vec load_weights(const T* from, int) {
+    return load(from);
+  }
+  static Vec load_weights(const BFloat16* from, int step) {
+    Vec result;
+    for (int i = 0; i < kLanes; ++i) result.v[i] = from[2 * i + step];
     return result;
   }
   static Vec broadcast(float x) {
@@ -64,6 +76,11 @@ struct Vec {
     for (float& x : a.v) x = std::exp(x);
     return a;
   }
+  static void transpose(Vec (&all)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = 0; j < i; ++j) std::swap(all[i].v[j], all[j].v[i]);
+    }
+  }
   Vec halves_swapped() const {
     Vec result;
     std::rotate_copy(v, v + kLanes / 2, v + kLanes, result.v);
@@ -87,14 +104,19 @@ inline void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
 
 inline void prefetch(const void*) {}
 
+constexpr int kTileRows = 4;
+constexpr int kAccumulators = 8;
+
 #include "cpu/float_kernels_body.h"
+#include "cpu/product_kernels_body.h"
 
 }  // namespace
 
+const ProductKernels& scalar_product_kernels() { return kProducts; }
+
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {linear<float>, linear<int8_t>,
-                                       dequantize,    attend,
-                                       weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {
+      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
   return kernels;
 }
 

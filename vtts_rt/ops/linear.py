@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from vtts_rt.ops import native
 from vtts_rt.ops.dispatch import Backend, anything, register
-from vtts_rt.ops.packed import PANEL, Matrix, channels_together
+from vtts_rt.ops.packed import PANEL, Matrix, channels_together, pack
 from vtts_rt.ops.quantized import exact_product, product_in_parts, scaled
 from vtts_rt.types import require
 
@@ -63,6 +63,8 @@ def _torch(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
 def _native(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     from vtts_rt import _C
 
+    if matrix.scale is not None and not matrix.packed:
+        matrix = matrix._replace(tensor=pack(matrix.tensor))
     rows = native.rows_of(x)
     out = x.new_empty((*x.shape[:-1], matrix.num_outputs))
     _C.linear(

@@ -37,8 +37,6 @@ def tiles_refusal() -> str | None:
         return reason
     from vtts_rt import _C
 
-    if _C.cpu_is_intel():
-        return "an Intel processor, where MKL runs its best code"
     if not _C.isa_supported("avx512"):
         return "no AVX-512, where tiles were not measured"
     return None
