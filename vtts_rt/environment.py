@@ -80,11 +80,13 @@ def _build() -> dict[str, str]:
 
 def _native() -> dict[str, str]:
     """What the backend "cpu" does on this processor."""
-    why = native.tiles_refusal()
+    isa = native.bfloat16_isa()
     return {
         "instruction set of native kernels": native.best_isa(),
-        f"more than {native.MAX_ROWS} rows by native linear and attention": (
-            "yes" if why is None else f"no, by torch ({why})"
+        'dtype "auto" of bfloat16 models on cpu': (
+            f"bfloat16 ({isa})"
+            if isa
+            else "float32 (the processor has neither AVX512_BF16 nor AMX)"
         ),
         f"decoding of up to {native.MAX_ROWS} float32 rows in one native call": (
             "yes" if usable(torch.empty(1, 128), 128) else "no (an op runs another backend)"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vtts_rt.models.attention import Attend, PackedAttention, PagedKV
 from vtts_rt.models.config import LanguageConfig
-from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
+from vtts_rt.models.layers import Embedding, GatedMLP, Linear, RMSNorm, inverse_frequencies
 from vtts_rt.ops.decode_step import LayerWeights, decode_step, usable
 from vtts_rt.ops.linear import linear
 from vtts_rt.types import require
@@ -146,7 +146,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self._feature_dim = feature_dim or config.hidden_size
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
@@ -214,7 +214,7 @@ class LanguageModel(nn.Module):
             assert isinstance(layer, DecoderLayer)
             attention, mlp = layer.self_attn, layer.mlp
             matrices = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
-            if any(type(matrix) is not Linear for matrix in matrices):
+            if any(type(m) is not Linear or m.matrix.packed for m in matrices):
                 return None  # of 8 bits
             qkv, output, gate_up, down = (matrix.weight for matrix in matrices)
             norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
@@ -265,7 +265,7 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (N, C) -> (N, vocab_size), in the model's dtype."""
         if self.lm_head is None:
-            return linear(hidden, self.embed_tokens.weight)
+            return linear(hidden, self.embed_tokens.matrix)
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
