@@ -14,11 +14,11 @@
 #include "bindings_cuda.h"
 #include "core/decode_step.h"
 #include "core/linear.h"
-#include "core/product_kernels.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/patch_embed.h"
 #include "core/patchify.h"
+#include "core/product_kernels.h"
 #include "core/row_ops.h"
 #include "core/tiled_attention.h"
 #include "cpu/cpu_features.h"
@@ -165,6 +165,16 @@ vtts::Matrix::Type parse_weight(const char* what, const std::string& dtype) {
                                     {"int8", vtts::Matrix::kInt8}});
 }
 
+// Calls `run` with a value of the storage type of that name.
+template <typename Run>
+void in_storage(const std::string& what, const std::string& dtype, const Run& run) {
+  if (parse<bool>(what, "dtype", dtype, {{"float32", false}, {"bfloat16", true}})) {
+    run(vtts::BFloat16{});
+  } else {
+    run(0.0f);
+  }
+}
+
 void linear(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scale, uintptr_t bias,
             uintptr_t out, int64_t num_rows, int64_t num_channels, int64_t num_outputs,
             const std::string& dtype, const std::string& weight_dtype, bool packed, int num_threads,
@@ -184,47 +194,58 @@ void linear(uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t scale, ui
   vtts::linear(args, chosen, num_threads);
 }
 
-using DecodeLayerAddresses = std::array<uintptr_t, 11>;
+// input_norm; values, scales and bias of qkv; q_norm, k_norm; the same three of output; post_norm;
+// of gate_up; of down.
+using DecodeLayerAddresses = std::array<uintptr_t, 16>;
 
 void decode_step(const std::vector<DecodeLayerAddresses>& layers, uintptr_t final_norm,
                  const std::tuple<int64_t, int64_t, int, int, int>& sizes, float eps, float scale,
                  uintptr_t embeds, int64_t num_rows, uintptr_t cos, uintptr_t sin, uintptr_t slots,
                  uintptr_t page_table, int64_t table_stride, uintptr_t row_starts,
-                 uintptr_t num_keys, int64_t num_sequences,
-                 const std::tuple<int64_t, int64_t>& pool_shape, uintptr_t out, int num_threads,
-                 const std::string& isa) {
-  std::vector<vtts::DecodeLayer> native;
-  for (const auto& [input_norm, qkv, qkv_bias, q_norm, k_norm, output, post_norm, gate_up, down,
-                    keys, values] : layers) {
-    native.push_back({pointer<const float>(input_norm), pointer<const float>(qkv),
-                      pointer<const float>(qkv_bias), pointer<const float>(q_norm),
-                      pointer<const float>(k_norm), pointer<const float>(output),
-                      pointer<const float>(post_norm), pointer<const float>(gate_up),
-                      pointer<const float>(down), pointer<float>(keys), pointer<float>(values)});
-  }
-  vtts::DecodeStepArgs args;
-  args.layers = native.data();
-  args.num_layers = static_cast<int>(native.size());
-  args.final_norm = pointer<const float>(final_norm);
-  std::tie(args.num_channels, args.num_hidden, args.num_heads, args.num_kv_heads, args.head_dim) =
-      sizes;
-  args.eps = eps;
-  args.scale = scale;
-  args.embeds = pointer<const float>(embeds);
-  args.num_rows = num_rows;
-  args.cos = pointer<const float>(cos);
-  args.sin = pointer<const float>(sin);
-  args.slots = pointer<const int64_t>(slots);
-  args.page_table = pointer<const int64_t>(page_table);
-  args.table_stride = table_stride;
-  args.row_starts = pointer<const int64_t>(row_starts);
-  args.num_keys = pointer<const int64_t>(num_keys);
-  args.num_sequences = num_sequences;
-  std::tie(args.num_pages, args.page_size) = pool_shape;
-  args.out = pointer<float>(out);
+                 uintptr_t num_keys, int64_t num_sequences, uintptr_t pages,
+                 const std::tuple<int64_t, int64_t>& pool_shape, uintptr_t out,
+                 const std::string& dtype, const std::string& weight_dtype, bool packed,
+                 int num_threads, const std::string& isa) {
   const vtts::Isa chosen = parse_isa("decode_step", isa);
-  const py::gil_scoped_release release;
-  vtts::decode_step(args, chosen, num_threads);
+  const vtts::Matrix::Type type = parse_weight("decode_step", weight_dtype);
+  in_storage("decode_step", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    vtts::DecodeStepArgs<T> args;
+    std::tie(args.num_channels, args.num_hidden, args.num_heads, args.num_kv_heads, args.head_dim) =
+        sizes;
+    std::tie(args.num_pages, args.page_size) = pool_shape;
+    const auto matrix = [&](const DecodeLayerAddresses& at, int first) -> vtts::Matrix {
+      return {pointer<const void>(at[first]), type, packed, pointer<const float>(at[first + 1]),
+              pointer<const void>(at[first + 2])};
+    };
+    const int64_t pool = args.num_pages * args.page_size * args.num_kv_heads * args.head_dim;
+    T* next = pointer<T>(pages);
+    std::vector<vtts::DecodeLayer<T>> native;
+    for (const DecodeLayerAddresses& at : layers) {
+      native.push_back({pointer<const T>(at[0]), matrix(at, 1), pointer<const T>(at[4]),
+                        pointer<const T>(at[5]), matrix(at, 6), pointer<const T>(at[9]),
+                        matrix(at, 10), matrix(at, 13), next, next + pool});
+      next += 2 * pool;
+    }
+    args.layers = native.data();
+    args.num_layers = static_cast<int>(native.size());
+    args.final_norm = pointer<const T>(final_norm);
+    args.eps = eps;
+    args.scale = scale;
+    args.embeds = pointer<const T>(embeds);
+    args.num_rows = num_rows;
+    args.cos = pointer<const float>(cos);
+    args.sin = pointer<const float>(sin);
+    args.slots = pointer<const int64_t>(slots);
+    args.page_table = pointer<const int64_t>(page_table);
+    args.table_stride = table_stride;
+    args.row_starts = pointer<const int64_t>(row_starts);
+    args.num_keys = pointer<const int64_t>(num_keys);
+    args.num_sequences = num_sequences;
+    args.out = pointer<T>(out);
+    const py::gil_scoped_release release;
+    vtts::decode_step(args, chosen, num_threads);
+  });
 }
 
 void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, uintptr_t values,
@@ -274,16 +295,6 @@ void segment_attention(uintptr_t queries, uintptr_t keys, uintptr_t values, int6
   const vtts::Isa chosen = parse_isa("segment_attention", isa);
   const py::gil_scoped_release release;
   vtts::segment_attention(args, chosen, num_threads);
-}
-
-// Calls `run` with a value of the storage type of that name.
-template <typename Run>
-void in_storage(const std::string& what, const std::string& dtype, const Run& run) {
-  if (parse<bool>(what, "dtype", dtype, {{"float32", false}, {"bfloat16", true}})) {
-    run(vtts::BFloat16{});
-  } else {
-    run(0.0f);
-  }
 }
 
 // A few rows take a few microseconds, on one thread: not worth giving the GIL away.
@@ -393,20 +404,23 @@ PYBIND11_MODULE(_C, m) {
         py::arg("mean"), py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "patchify and linear in one: the jobs' rows times `weight` (outputs, 6 * patch_px^2), plus "
         "`bias` (outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
-  m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
-        py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
-        py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
-        py::arg("num_threads"), py::arg("isa") = "auto",
-        "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
-        "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
-        "vtts_rt.ops.linear checks them. The GIL is released.");
+  m.def(
+      "linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
+      py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
+      py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
+      py::arg("num_threads"), py::arg("isa") = "auto",
+      "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
+      "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
+      "vtts_rt.ops.linear checks them. The GIL is released.");
   m.def("decode_step", &decode_step, py::arg("layers"), py::arg("final_norm"), py::arg("sizes"),
         py::arg("eps"), py::arg("scale"), py::arg("embeds"), py::arg("num_rows"), py::arg("cos"),
         py::arg("sin"), py::arg("slots"), py::arg("page_table"), py::arg("table_stride"),
-        py::arg("row_starts"), py::arg("num_keys"), py::arg("num_sequences"), py::arg("pool_shape"),
-        py::arg("out"), py::arg("num_threads"), py::arg("isa") = "auto",
-        "All layers of a language model for a few rows: addresses of float32 and int64 data; "
-        "vtts_rt.ops.decode_step checks them. The GIL is released.");
+        py::arg("row_starts"), py::arg("num_keys"), py::arg("num_sequences"), py::arg("pages"),
+        py::arg("pool_shape"), py::arg("out"), py::arg("dtype"), py::arg("weight_dtype"),
+        py::arg("packed"), py::arg("num_threads"), py::arg("isa") = "auto",
+        "All layers of a language model for a few rows: addresses of int64 data, float32 angles, "
+        "matrices of weight_dtype and other data of dtype; vtts_rt.ops.decode_step checks them. "
+        "The GIL is released.");
   m.def(
       "paged_attention", &paged_attention, py::arg("queries"), py::arg("query_stride"),
       py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),
