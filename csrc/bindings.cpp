@@ -14,11 +14,11 @@
 #include "bindings_cuda.h"
 #include "core/decode_step.h"
 #include "core/linear.h"
-#include "core/product_kernels.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/patch_embed.h"
 #include "core/patchify.h"
+#include "core/product_kernels.h"
 #include "core/row_ops.h"
 #include "core/tiled_attention.h"
 #include "cpu/cpu_features.h"
@@ -276,11 +276,21 @@ void segment_attention(uintptr_t queries, uintptr_t keys, uintptr_t values, int6
   vtts::segment_attention(args, chosen, num_threads);
 }
 
+// Calls `run` with a value of the storage type of that name.
+template <typename Run>
+void in_storage(const std::string& what, const std::string& dtype, const Run& run) {
+  if (parse<bool>(what, "dtype", dtype, {{"float32", false}, {"bfloat16", true}})) {
+    run(vtts::BFloat16{});
+  } else {
+    run(0.0f);
+  }
+}
+
 // A few rows take a few microseconds, on one thread: not worth giving the GIL away.
 class RowsGil {
  public:
-  RowsGil(int64_t num_floats, int num_threads) {
-    if (num_floats <= vtts::kRowTaskFloats) return;
+  RowsGil(int64_t num_values, int num_threads) {
+    if (num_values <= vtts::kRowTaskValues) return;
     release_ = std::make_unique<py::gil_scoped_release>();
     num_threads_ = num_threads;
   }
@@ -293,37 +303,70 @@ class RowsGil {
 
 void rmsnorm(uintptr_t x, int64_t x_stride, uintptr_t residual, int64_t residual_stride,
              uintptr_t weight, float eps, int64_t num_rows, int64_t num_channels, uintptr_t y,
-             uintptr_t h, int num_threads, const std::string& isa) {
-  vtts::RmsnormArgs args;
-  args.x = pointer<const float>(x);
-  args.x_stride = x_stride;
-  args.residual = pointer<const float>(residual);
-  args.residual_stride = residual_stride;
-  args.weight = pointer<const float>(weight);
-  args.eps = eps;
-  args.num_rows = num_rows;
-  args.num_channels = num_channels;
-  args.y = pointer<float>(y);
-  args.h = pointer<float>(h);
+             uintptr_t h, int num_threads, const std::string& isa, const std::string& dtype) {
   const vtts::Isa chosen = parse_isa("rmsnorm", isa);
-  const RowsGil gil(num_rows * num_channels, num_threads);
-  vtts::rmsnorm(args, chosen, gil.num_threads());
+  in_storage("rmsnorm", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    vtts::RmsnormArgs<T> args;
+    args.x = pointer<const T>(x);
+    args.x_stride = x_stride;
+    args.residual = pointer<const T>(residual);
+    args.residual_stride = residual_stride;
+    args.weight = pointer<const T>(weight);
+    args.eps = eps;
+    args.num_rows = num_rows;
+    args.num_channels = num_channels;
+    args.y = pointer<T>(y);
+    args.h = pointer<T>(h);
+    const RowsGil gil(num_rows * num_channels, num_threads);
+    vtts::rmsnorm(args, chosen, gil.num_threads());
+  });
 }
 
 void swiglu(uintptr_t gate_up, int64_t num_rows, int64_t num_hidden, uintptr_t out, int num_threads,
-            const std::string& isa) {
+            const std::string& isa, const std::string& dtype) {
   const vtts::Isa chosen = parse_isa("swiglu", isa);
-  const RowsGil gil(2 * num_rows * num_hidden, num_threads);
-  vtts::swiglu(pointer<const float>(gate_up), num_rows, num_hidden, pointer<float>(out), chosen,
-               gil.num_threads());
+  in_storage("swiglu", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    const RowsGil gil(2 * num_rows * num_hidden, num_threads);
+    vtts::swiglu(pointer<const T>(gate_up), num_rows, num_hidden, pointer<T>(out), chosen,
+                 gil.num_threads());
+  });
 }
 
 void rotary(uintptr_t x, int64_t row_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim,
-            uintptr_t cos, uintptr_t sin, int num_threads, const std::string& isa) {
+            uintptr_t cos, uintptr_t sin, int num_threads, const std::string& isa,
+            const std::string& dtype) {
   const vtts::Isa chosen = parse_isa("rotary", isa);
-  const RowsGil gil(num_rows * num_heads * head_dim, num_threads);
-  vtts::rotary(pointer<float>(x), row_stride, num_rows, num_heads, head_dim,
-               pointer<const float>(cos), pointer<const float>(sin), chosen, gil.num_threads());
+  in_storage("rotary", dtype, [&](auto storage) {
+    const RowsGil gil(num_rows * num_heads * head_dim, num_threads);
+    vtts::rotary(pointer<decltype(storage)>(x), row_stride, num_rows, num_heads, head_dim,
+                 pointer<const float>(cos), pointer<const float>(sin), chosen, gil.num_threads());
+  });
+}
+
+void rotary_kv(uintptr_t qkv, int64_t row_stride, int64_t num_rows, int64_t num_heads,
+               uintptr_t cos, uintptr_t sin, uintptr_t slots,
+               const std::tuple<int64_t, int64_t, int64_t>& pool_shape, uintptr_t keys,
+               uintptr_t values, int num_threads, const std::string& isa,
+               const std::string& dtype) {
+  const vtts::Isa chosen = parse_isa("rotary_kv", isa);
+  in_storage("rotary_kv", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    vtts::RotaryKvArgs<T> args;
+    args.qkv = pointer<T>(qkv);
+    args.row_stride = row_stride;
+    args.num_rows = num_rows;
+    args.num_heads = num_heads;
+    std::tie(args.num_slots, args.num_kv_heads, args.head_dim) = pool_shape;
+    args.cos = pointer<const float>(cos);
+    args.sin = pointer<const float>(sin);
+    args.slots = pointer<const int64_t>(slots);
+    args.keys = pointer<T>(keys);
+    args.values = pointer<T>(values);
+    const RowsGil gil(num_rows * row_stride, num_threads);
+    vtts::rotary_kv(args, chosen, gil.num_threads());
+  });
 }
 
 std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const std::string& isa) {
@@ -350,13 +393,14 @@ PYBIND11_MODULE(_C, m) {
         py::arg("mean"), py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "patchify and linear in one: the jobs' rows times `weight` (outputs, 6 * patch_px^2), plus "
         "`bias` (outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
-  m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
-        py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
-        py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
-        py::arg("num_threads"), py::arg("isa") = "auto",
-        "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
-        "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
-        "vtts_rt.ops.linear checks them. The GIL is released.");
+  m.def(
+      "linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
+      py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
+      py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
+      py::arg("num_threads"), py::arg("isa") = "auto",
+      "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
+      "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
+      "vtts_rt.ops.linear checks them. The GIL is released.");
   m.def("decode_step", &decode_step, py::arg("layers"), py::arg("final_norm"), py::arg("sizes"),
         py::arg("eps"), py::arg("scale"), py::arg("embeds"), py::arg("num_rows"), py::arg("cos"),
         py::arg("sin"), py::arg("slots"), py::arg("page_table"), py::arg("table_stride"),
@@ -382,17 +426,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
         py::arg("residual_stride"), py::arg("weight"), py::arg("eps"), py::arg("num_rows"),
         py::arg("num_channels"), py::arg("y"), py::arg("h"), py::arg("num_threads"),
-        py::arg("isa") = "auto",
+        py::arg("isa") = "auto", py::arg("dtype") = "float32",
         "h = x + residual (0: none, h is not written); y = weight * (h / rms(h)), row by row: "
-        "addresses of float32 data. The GIL is released.");
+        "addresses of data of a dtype, float32 or bfloat16.");
   m.def("swiglu", &swiglu, py::arg("gate_up"), py::arg("num_rows"), py::arg("num_hidden"),
         py::arg("out"), py::arg("num_threads"), py::arg("isa") = "auto",
-        "out = silu(gate) * up, rows of gate_up being [gate; up]: addresses of float32 data.");
+        py::arg("dtype") = "float32",
+        "out = silu(gate) * up, rows of gate_up being [gate; up]: addresses of data of a dtype.");
   m.def("rotary", &rotary, py::arg("x"), py::arg("row_stride"), py::arg("num_rows"),
         py::arg("num_heads"), py::arg("head_dim"), py::arg("cos"), py::arg("sin"),
-        py::arg("num_threads"), py::arg("isa") = "auto",
-        "Turns pairs (i, i + head_dim / 2) of every head in place: addresses of float32 data. The "
-        "GIL is released.");
+        py::arg("num_threads"), py::arg("isa") = "auto", py::arg("dtype") = "float32",
+        "Turns pairs (i, i + head_dim / 2) of every head in place: addresses of float32 angles and "
+        "of heads of a dtype.");
+  m.def("rotary_kv", &rotary_kv, py::arg("qkv"), py::arg("row_stride"), py::arg("num_rows"),
+        py::arg("num_heads"), py::arg("cos"), py::arg("sin"), py::arg("slots"),
+        py::arg("pool_shape"), py::arg("keys"), py::arg("values"), py::arg("num_threads"),
+        py::arg("isa") = "auto", py::arg("dtype") = "float32",
+        "rotary of queries and keys, then keys and values to their slots of pools of (slots, kv "
+        "heads, head_dim): addresses of int64 slots, float32 angles and data of a dtype.");
   m.def("greedy", &greedy, py::arg("logits"), py::arg("num_logits"), py::arg("isa") = "auto",
         "(index of the first maximum or -1 for a NaN, its log-probability) of float32 logits at "
         "an address. The GIL is released.");

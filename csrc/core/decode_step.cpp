@@ -63,7 +63,7 @@ void decode_step(const DecodeStepArgs& args, Isa isa, int num_threads) {
 
   const auto norm = [&](const float* from, const float* residual, const float* weight, float* y,
                         float* h) {
-    RmsnormArgs call;
+    RmsnormArgs<float> call;
     call.x = from;
     call.x_stride = channels;
     call.residual = residual;
@@ -74,10 +74,10 @@ void decode_step(const DecodeStepArgs& args, Isa isa, int num_threads) {
     call.num_channels = channels;
     call.y = y;
     call.h = h;
-    rmsnorm(call, isa, rows * channels > kRowTaskFloats ? num_threads : 1);
+    rmsnorm(call, isa, rows * channels > kRowTaskValues ? num_threads : 1);
   };
   const auto norm_heads = [&](float* heads, const float* weight, int64_t num_heads) {
-    RmsnormArgs call;
+    RmsnormArgs<float> call;
     call.x = heads;
     call.x_stride = head_dim;
     call.weight = weight;

@@ -5,7 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 
+#include "core/bfloat16.h"
 #include "cpu/cpu_features.h"
 
 namespace vtts {
@@ -25,6 +27,21 @@ struct AttentionBlock {
   float scale;
 };
 
+// One pass over values of a storage type T, float or BFloat16; what is written is rounded once.
+template <typename T>
+struct SweepKernels {
+  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
+  // nothing is written to it. Rounds h, and the quotient before the weight is applied, to T.
+  void (*rmsnorm)(const T* x, const T* residual, const T* weight, float eps, int64_t count, T* y,
+                  T* h);
+  // out = gate / (1 + exp(-gate)) * up
+  void (*swiglu)(const T* gate, const T* up, int64_t count, T* out);
+  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count values each, in place.
+  void (*rotate)(T* low, T* high, const float* cos, const float* sin, int64_t count);
+  float (*maximum)(const T* x, int64_t count);
+  float (*sum_exp)(const T* x, int64_t count, float shift);  // of exp(x - shift)
+};
+
 struct FloatKernels {
   // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
   // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
@@ -34,16 +51,7 @@ struct FloatKernels {
   // old maxima is to be multiplied by shares; sums are.
   void (*weigh_columns)(float* scores, int64_t num_keys, int64_t width, float* maxima, float* sums,
                         float* shares);
-  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
-  // nothing is written to it.
-  void (*rmsnorm)(const float* x, const float* residual, const float* weight, float eps,
-                  int64_t count, float* y, float* h);
-  // out = gate / (1 + exp(-gate)) * up
-  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
-  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count floats each, in place.
-  void (*rotate)(float* low, float* high, const float* cos, const float* sin, int64_t count);
-  float (*maximum)(const float* x, int64_t count);
-  float (*sum_exp)(const float* x, int64_t count, float shift);  // of exp(x - shift)
+  std::tuple<SweepKernels<float>, SweepKernels<BFloat16>> sweeps;
 };
 
 const FloatKernels& scalar_float_kernels();

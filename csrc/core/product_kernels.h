@@ -13,8 +13,8 @@
 
 namespace vtts {
 
-inline constexpr int kPanel = 16;      // outputs of a panel
-inline constexpr int64_t kRun = 256;   // channels that a sum runs over before it is added to others
+inline constexpr int kPanel = 16;     // outputs of a panel
+inline constexpr int64_t kRun = 256;  // channels that a sum runs over before it is added to others
 
 // sums[n * sums_stride + 16 p + o] = (adds ? itself : 0) + sum_c x[n * x_stride + c] weight_p[c][o]
 // for n < num_rows, p < num_panels and o < 16. Panel p begins p * panel_stride values behind

@@ -1,6 +1,7 @@
 // Portable float kernels: the same bodies over arrays that a compiler may vectorise.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "core/float_kernels.h"
@@ -45,6 +46,11 @@ struct Vec {
   template <typename T>
   void store(T* to) const {
     for (int i = 0; i < kLanes; ++i) to[i] = T(v[i]);
+  }
+  Vec rounded() const {
+    Vec result;
+    for (int i = 0; i < kLanes; ++i) result.v[i] = BFloat16(v[i]);
+    return result;
   }
   static Vec add(Vec a, Vec b) {
     for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
@@ -109,8 +115,7 @@ constexpr int kAccumulators = 8;
 const ProductKernels& scalar_product_kernels() { return kProducts; }
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {attend, weigh_columns, rmsnorm, swiglu,
-                                       rotate, maximum,       sum_exp};
+  static const FloatKernels kernels = {attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
   return kernels;
 }
 

@@ -1,8 +1,8 @@
 // Bodies of the product kernels, compiled once per instruction set.
 //
 // The including file is inside an anonymous namespace and has defined VTTS_TARGET and VTTS_INLINE
-// (attributes of functions), kTileRows and kAccumulators (vectors of sums that registers hold) and a
-// struct Vec of kLanes floats.
+// (attributes of functions), kTileRows and kAccumulators (vectors of sums that registers hold) and
+// a struct Vec of kLanes floats.
 
 constexpr int kPanelVecs = kPanel / Vec::kLanes;
 constexpr int64_t kAheadBytes = 1024;  // of the weights that few rows fetch before they need them
@@ -79,9 +79,8 @@ VTTS_TARGET void tile(const typename Step::Row* x, int64_t x_stride,
 // As a Multiply, of the rows of one tile.
 template <typename Step, int kRows>
 VTTS_TARGET void tile_rows(const typename Step::Row* x, int64_t x_stride,
-                           const typename Step::Value* panels, int64_t panel_stride,
-                           int num_panels, int64_t num_channels, float* sums, int64_t sums_stride,
-                           bool adds) {
+                           const typename Step::Value* panels, int64_t panel_stride, int num_panels,
+                           int64_t num_channels, float* sums, int64_t sums_stride, bool adds) {
   constexpr int kPanels = panels_with(kRows);
   int p = 0;
   for (; p + kPanels <= num_panels; p += kPanels) {

@@ -43,12 +43,12 @@ def test_auto_turns_in_place_where_it_can_and_asks_torch_otherwise() -> None:
     torch.testing.assert_close(got, expected)
     overlapping = torch.randn(1, 3, 8).expand(4, 3, 8)
     transposed = torch.randn(8, 3, 4).transpose(0, 2)
-    for other in (overlapping, transposed, torch.randn(4, 3, 8, dtype=torch.bfloat16)):
+    for other in (overlapping, transposed, torch.randn(4, 3, 8).half()):
         before = other.clone()
         with torch.no_grad():
             got = rotary(other, cos, sin)
         assert torch.equal(other, before) and got.dtype == other.dtype
-        limit = 0.05 if other.dtype is torch.bfloat16 else 1e-5
+        limit = 0.01 if other.dtype is torch.float16 else 1e-5
         assert (got - rotary_ref(before, cos, sin)).abs().max() < limit
     x, weight = torch.randn(4, 3, 8), torch.ones(1, requires_grad=True)
     product = x * weight  # its gradient needs x as it is now
