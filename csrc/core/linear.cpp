@@ -13,7 +13,7 @@ namespace {
 // Panels of a task that are multiplied at once, at most: as many as one row takes.
 constexpr int kMaxPanels = 4;
 // Values of the rows of a task: they stay in the second-level cache while its panels pass.
-constexpr int64_t kRowValues = 96 << 10;
+constexpr int64_t kRowValues = 160 << 10;
 // Least products and weights of a task: some 10 us of arithmetic or of reading, long against
 // claiming it.
 constexpr int64_t kTaskProducts = 400 << 10, kTaskWeights = 32 << 10;

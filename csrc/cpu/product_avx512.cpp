@@ -5,6 +5,7 @@
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/intrinsics_avx512.h"
 

@@ -5,6 +5,7 @@
 #if (defined(__x86_64__) || defined(__i386__)) && (__GNUC__ >= 10 || __clang_major__ >= 9)
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/intrinsics_avx512.h"
 

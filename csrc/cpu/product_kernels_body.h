@@ -100,6 +100,19 @@ void tile_of(int64_t rows, Args... args) {
   if constexpr (kRows > 1) tile_of<Step, kRows - 1>(rows, args...);
 }
 
+// The float32 panel that `panel` stands for; values of fewer bytes are widened exactly.
+template <typename Step>
+VTTS_TARGET void widen_panel(const typename Step::Value* panel, int64_t num_channels, float* to) {
+  for (int64_t c = 0; c < num_channels; c += Step::kChannels) {
+    for (int step = 0; step < Step::kSteps; ++step) {
+      for (int i = 0; i < kPanelVecs; ++i) {
+        Step::weights(panel + c * kPanel + i * Vec::kLanes * Step::kChannels, step)
+            .store(to + (c + step) * kPanel + i * Vec::kLanes);
+      }
+    }
+  }
+}
+
 // Rows in tiles of nearly equal size; each panel, or few of them, for all rows: they stay in cache.
 template <typename Step>
 void multiply(const typename Step::Row* x, int64_t x_stride, int64_t num_rows,
@@ -107,6 +120,17 @@ void multiply(const typename Step::Row* x, int64_t x_stride, int64_t num_rows,
               int64_t num_channels, float* sums, int64_t sums_stride, bool adds) {
   const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
   if (num_tiles == 0) return;
+  if constexpr (!std::is_same_v<typename Step::Value, typename Step::Row>) {
+    if (num_tiles > 3) {  // what is widened once serves all of them
+      alignas(64) float wide[kRun * kPanel];
+      for (int p = 0; p < num_panels; ++p) {
+        widen_panel<Step>(panels + p * panel_stride, num_channels, wide);
+        multiply<ByChannel<float>>(x, x_stride, num_rows, wide, 0, 1, num_channels,
+                                   sums + p * kPanel, sums_stride, adds);
+      }
+      return;
+    }
+  }
   const int together = panels_with(static_cast<int>((num_rows + num_tiles - 1) / num_tiles));
   for (int p = 0; p < num_panels; p += together) {
     for (int64_t i = 0; i < num_tiles; ++i) {
