@@ -139,7 +139,7 @@ constexpr int kAccumulators = 12;
 
 }  // namespace
 
-const ProductKernels* avx2_product_kernels() { return &kProducts; }
+const ProductKernels* avx2_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* avx2_float_kernels() {
   static const FloatKernels kernels = {attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};

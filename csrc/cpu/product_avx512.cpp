@@ -25,7 +25,7 @@ constexpr int kAccumulators = 28;
 
 }  // namespace
 
-const ProductKernels* avx512_product_kernels() { return &kProducts; }
+const ProductKernels* avx512_product_kernels() { return &kProducts<>; }
 
 }  // namespace vtts
 

@@ -192,6 +192,8 @@ VTTS_TARGET void pack(const float* from, int64_t stride, int num_lines, int64_t 
   }
 }
 
+// A template, so that a file that does not name it does not compile it.
+template <typename = void>
 constexpr ProductKernels kProducts = {multiply<ByChannel<float>>,
                                       multiply<ByChannel<int8_t>>,
                                       multiply<ByChannel<BFloat16>>,
