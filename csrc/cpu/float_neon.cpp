@@ -134,11 +134,10 @@ constexpr int kAccumulators = 12;
 
 }  // namespace
 
-const ProductKernels* neon_product_kernels() { return &kProducts; }
+const ProductKernels* neon_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* neon_float_kernels() {
-  static const FloatKernels kernels = {
-      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
   return &kernels;
 }
 

@@ -112,11 +112,10 @@ constexpr int kAccumulators = 8;
 
 }  // namespace
 
-const ProductKernels& scalar_product_kernels() { return kProducts; }
+const ProductKernels& scalar_product_kernels() { return kProducts<>; }
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {
-      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
   return kernels;
 }
 
