@@ -54,17 +54,23 @@ struct AttentionKernels {
 inline constexpr float kExp2[] = {1.53533620e-4f, 1.33988739e-3f, 9.61843692e-3f, 5.55033237e-2f,
                                   2.40226477e-1f, 6.93147182e-1f, 1.0f};
 
-struct FloatKernels {
+// One pass over values of a storage type T, float or BFloat16; what is written is rounded once.
+template <typename T>
+struct SweepKernels {
   // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
-  // nothing is written to it.
-  void (*rmsnorm)(const float* x, const float* residual, const float* weight, float eps,
-                  int64_t count, float* y, float* h);
+  // nothing is written to it. Rounds h, and the quotient before the weight is applied, to T.
+  void (*rmsnorm)(const T* x, const T* residual, const T* weight, float eps, int64_t count, T* y,
+                  T* h);
   // out = gate / (1 + exp(-gate)) * up
-  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
-  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count floats each, in place.
-  void (*rotate)(float* low, float* high, const float* cos, const float* sin, int64_t count);
-  float (*maximum)(const float* x, int64_t count);
-  float (*sum_exp)(const float* x, int64_t count, float shift);  // of exp(x - shift)
+  void (*swiglu)(const T* gate, const T* up, int64_t count, T* out);
+  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count values each, in place.
+  void (*rotate)(T* low, T* high, const float* cos, const float* sin, int64_t count);
+  float (*maximum)(const T* x, int64_t count);
+  float (*sum_exp)(const T* x, int64_t count, float shift);  // of exp(x - shift)
+};
+
+struct FloatKernels {
+  std::tuple<SweepKernels<float>, SweepKernels<BFloat16>> sweeps;
   std::tuple<AttentionKernels<float>, AttentionKernels<BFloat16>> attention;
 };
 

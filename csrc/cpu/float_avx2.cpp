@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #define VTTS_TARGET __attribute__((target("avx2,fma")))
 #define VTTS_INLINE __attribute__((target("avx2,fma"), always_inline)) inline
@@ -31,17 +32,13 @@ struct Vec {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
     return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
   }
-  VTTS_INLINE static Vec load_part(const int8_t* from, int count) {
-    int8_t part[kLanes] = {};
-    std::copy(from, from + count, part);
-    return load(part);
-  }
   VTTS_INLINE static Vec load(const BFloat16* from) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
   }
-  VTTS_INLINE static Vec load_part(const BFloat16* from, int count) {
-    BFloat16 part[kLanes] = {};
+  template <typename T>
+  VTTS_INLINE static Vec load_part(const T* from, int count) {
+    T part[kLanes] = {};
     std::copy(from, from + count, part);
     return load(part);
   }
@@ -53,23 +50,26 @@ struct Vec {
   VTTS_INLINE static Vec load_weights(const BFloat16* from, int step) {
     const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     const __m256i bits = step == 0 ? _mm256_slli_epi32(pairs, 16)
-                                   : _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000)));
+                                   : _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000));
     return {_mm256_castsi256_ps(bits)};
   }
   VTTS_INLINE static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
   VTTS_INLINE void store(float* to) const { _mm256_storeu_ps(to, v); }
-  // Rounded to nearest, ties to even; a NaN stays one.
   VTTS_INLINE void store(BFloat16* to) const {
-    const __m256i whole = _mm256_castps_si256(v);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(whole, 16), _mm256_set1_epi32(1));
-    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
-    const __m256i rounded =
-        _mm256_blendv_epi8(_mm256_add_epi32(whole, half),
-                           _mm256_or_si256(whole, _mm256_set1_epi32(0x400000)), is_nan);
-    const __m256i high = _mm256_srli_epi32(rounded, 16);
-    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(packed));
+    const __m256i halves = _mm256_srli_epi32(_mm256_castps_si256(rounded().v), 16);
+    const __m128i high = _mm256_extracti128_si256(halves, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                     _mm_packus_epi32(_mm256_castsi256_si128(halves), high));
+  }
+  // The nearest bfloat16 values, ties to even; a NaN stays one.
+  VTTS_INLINE Vec rounded() const {
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256 quiet = _mm256_or_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
+    const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+    const __m256 all = _mm256_blendv_ps(_mm256_castsi256_ps(up), quiet, nan);
+    return {_mm256_and_ps(all, _mm256_castsi256_ps(_mm256_set1_epi32(-0x10000)))};
   }
   VTTS_INLINE static Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
   VTTS_INLINE static Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
@@ -148,11 +148,11 @@ constexpr int kAccumulators = 12;
 
 }  // namespace
 
-const ProductKernels* avx2_product_kernels() { return &kProducts; }
+const ProductKernels* avx2_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* avx2_float_kernels() {
-  static const FloatKernels kernels = {rmsnorm, swiglu,  rotate,
-                                       maximum, sum_exp, {kAttention<float>, kAttention<BFloat16>}};
+  static const FloatKernels kernels = {{kSweeps<float>, kSweeps<BFloat16>},
+                                       {kAttention<float>, kAttention<BFloat16>}};
   return &kernels;
 }
 

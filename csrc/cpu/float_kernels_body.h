@@ -146,8 +146,15 @@ template <typename T>
 constexpr AttentionKernels<T> kAttention = {pack_keys<T>, pack_values<T>, scale_row<T>,
                                             weigh,        join,           divide_row<T>};
 
-VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* weight, float eps,
-                         int64_t count, float* y, float* h) {
+template <typename T>
+VTTS_INLINE Vec rounded(Vec v) {
+  if constexpr (std::is_same_v<T, BFloat16>) return v.rounded();
+  return v;
+}
+
+template <typename T>
+VTTS_TARGET void rmsnorm(const T* x, const T* residual, const T* weight, float eps, int64_t count,
+                         T* y, T* h) {
   Vec squares = Vec::zero();
   float sum = 0.0f;
   int64_t i = 0;
@@ -155,24 +162,25 @@ VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* wei
     for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
       Vec::add(Vec::load(x + i), Vec::load(residual + i)).store(h + i);
     }
-    for (; i < count; ++i) h[i] = x[i] + residual[i];
+    for (; i < count; ++i) h[i] = T(float{x[i]} + float{residual[i]});
     x = h;
   }
   for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec part = Vec::load(x + i);
     squares = Vec::fma(part, part, squares);
   }
-  for (int64_t j = i; j < count; ++j) sum += x[j] * x[j];
+  for (int64_t j = i; j < count; ++j) sum += float{x[j]} * float{x[j]};
   const float mean = (squares.sum() + sum) / static_cast<float>(count);
   const float scale = 1.0f / std::sqrt(mean + eps);
   const Vec scales = Vec::broadcast(scale);
   for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
-    Vec::mul(Vec::load(weight + i), Vec::mul(Vec::load(x + i), scales)).store(y + i);
+    Vec::mul(Vec::load(weight + i), rounded<T>(Vec::mul(Vec::load(x + i), scales))).store(y + i);
   }
-  for (; i < count; ++i) y[i] = weight[i] * (x[i] * scale);
+  for (; i < count; ++i) y[i] = T(float{weight[i]} * float{T(x[i] * scale)});
 }
 
-VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float* out) {
+template <typename T>
+VTTS_TARGET void swiglu(const T* gate, const T* up, int64_t count, T* out) {
   const Vec one = Vec::broadcast(1.0f);
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
@@ -185,13 +193,13 @@ VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float
   const int left = static_cast<int>(count - i);
   const Vec x = Vec::load_part(gate + i, left);
   const Vec decayed = Vec::add(one, Vec::exp(Vec::sub(Vec::zero(), x)));
-  float last[Vec::kLanes];
+  T last[Vec::kLanes];
   Vec::mul(Vec::div(x, decayed), Vec::load_part(up + i, left)).store(last);
   std::copy(last, last + left, out + i);
 }
 
-VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* sin,
-                        int64_t count) {
+template <typename T>
+VTTS_TARGET void rotate(T* low, T* high, const float* cos, const float* sin, int64_t count) {
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec l = Vec::load(low + i), h = Vec::load(high + i);
@@ -201,23 +209,25 @@ VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* 
   }
   for (; i < count; ++i) {
     const float l = low[i], h = high[i];
-    low[i] = l * cos[i] - h * sin[i];
-    high[i] = h * cos[i] + l * sin[i];
+    low[i] = T(l * cos[i] - h * sin[i]);
+    high[i] = T(h * cos[i] + l * sin[i]);
   }
 }
 
-VTTS_TARGET float maximum(const float* x, int64_t count) {
+template <typename T>
+VTTS_TARGET float maximum(const T* x, int64_t count) {
   Vec most = Vec::broadcast(-INFINITY);
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) most = Vec::max(most, Vec::load(x + i));
   float lanes[Vec::kLanes];
   most.store(lanes);
   float result = *std::max_element(lanes, lanes + Vec::kLanes);
-  for (; i < count; ++i) result = std::max(result, x[i]);
+  for (; i < count; ++i) result = std::max(result, float{x[i]});
   return result;
 }
 
-VTTS_TARGET float sum_exp(const float* x, int64_t count, float shift) {
+template <typename T>
+VTTS_TARGET float sum_exp(const T* x, int64_t count, float shift) {
   const Vec shifts = Vec::broadcast(shift);
   Vec sums = Vec::zero();
   int64_t i = 0;
@@ -228,3 +238,6 @@ VTTS_TARGET float sum_exp(const float* x, int64_t count, float shift) {
   for (; i < count; ++i) sum += std::exp(x[i] - shift);
   return sum;
 }
+
+template <typename T>
+constexpr SweepKernels<T> kSweeps = {rmsnorm<T>, swiglu<T>, rotate<T>, maximum<T>, sum_exp<T>};

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #define VTTS_TARGET
 #define VTTS_INLINE __attribute__((always_inline)) inline
@@ -27,8 +28,8 @@ struct Vec {
   }
   VTTS_INLINE static Vec load(const BFloat16* from) {
     const uint16x8_t bits = vld1q_u16(&from->bits);
-    return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(bits), 16)),
-            vreinterpretq_f32_u32(vshll_high_n_u16(bits, 16))};
+    return {vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vget_low_u16(bits)), 16)),
+            vreinterpretq_f32_u32(vshlq_n_u32(vmovl_high_u16(bits), 16))};
   }
   // The weights of 8 outputs at a step of `ByChannel`; those of BFloat16 stand in pairs.
   template <typename T>
@@ -55,10 +56,11 @@ struct Vec {
     vst1q_f32(to + 4, high);
   }
   VTTS_INLINE void store(BFloat16* to) const {
-    float values[kLanes];
-    store(values);
-    for (int i = 0; i < kLanes; ++i) to[i] = BFloat16(values[i]);
+    const Vec all = rounded();
+    const uint16x4_t first = vshrn_n_u32(vreinterpretq_u32_f32(all.low), 16);
+    vst1q_u16(&to->bits, vshrn_high_n_u32(first, vreinterpretq_u32_f32(all.high), 16));
   }
+  VTTS_INLINE Vec rounded() const { return {rounded(low), rounded(high)}; }
   VTTS_INLINE static void transpose(Vec (&v)[kLanes]) {
     float values[kLanes][kLanes];
     for (int i = 0; i < kLanes; ++i) v[i].store(values[i]);
@@ -91,6 +93,15 @@ struct Vec {
   VTTS_INLINE static Vec exp2(Vec x) { return {exp2(x.low), exp2(x.high)}; }
 
  private:
+  // The nearest bfloat16 values, ties to even; a NaN stays one.
+  VTTS_INLINE static float32x4_t rounded(float32x4_t x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    const uint32x4_t up = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+    const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x400000));
+    const uint32x4_t all = vbslq_u32(vceqq_f32(x, x), up, quiet);
+    return vreinterpretq_f32_u32(vandq_u32(all, vdupq_n_u32(0xffff0000)));
+  }
   // exp within 2 ulp, cut off to [2^-126, 2^127], as in the AVX2 kernels: x = n ln 2 + r with
   // |r| <= ln 2 / 2, ln 2 in two parts, and the Taylor polynomial of degree 7. A NaN stays one.
   VTTS_INLINE static float32x4_t exp(float32x4_t x) {
@@ -128,11 +139,11 @@ constexpr int kAccumulators = 12;
 
 }  // namespace
 
-const ProductKernels* neon_product_kernels() { return &kProducts; }
+const ProductKernels* neon_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* neon_float_kernels() {
-  static const FloatKernels kernels = {rmsnorm, swiglu,  rotate,
-                                       maximum, sum_exp, {kAttention<float>, kAttention<BFloat16>}};
+  static const FloatKernels kernels = {{kSweeps<float>, kSweeps<BFloat16>},
+                                       {kAttention<float>, kAttention<BFloat16>}};
   return &kernels;
 }
 

@@ -1,6 +1,7 @@
 // Portable float kernels: the same bodies over arrays that a compiler may vectorise.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "core/float_kernels.h"
@@ -45,6 +46,11 @@ struct Vec {
   template <typename T>
   void store(T* to) const {
     for (int i = 0; i < kLanes; ++i) to[i] = T(v[i]);
+  }
+  Vec rounded() const {
+    Vec result;
+    for (int i = 0; i < kLanes; ++i) result.v[i] = BFloat16(v[i]);
+    return result;
   }
   static Vec add(Vec a, Vec b) {
     for (int i = 0; i < kLanes; ++i) a.v[i] += b.v[i];
@@ -100,11 +106,11 @@ constexpr int kAccumulators = 8;
 
 }  // namespace
 
-const ProductKernels& scalar_product_kernels() { return kProducts; }
+const ProductKernels& scalar_product_kernels() { return kProducts<>; }
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {rmsnorm, swiglu,  rotate,
-                                       maximum, sum_exp, {kAttention<float>, kAttention<BFloat16>}};
+  static const FloatKernels kernels = {{kSweeps<float>, kSweeps<BFloat16>},
+                                       {kAttention<float>, kAttention<BFloat16>}};
   return kernels;
 }
 
