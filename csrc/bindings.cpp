@@ -14,11 +14,11 @@
 #include "bindings_cuda.h"
 #include "core/decode_step.h"
 #include "core/linear.h"
-#include "core/product_kernels.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/patch_embed.h"
 #include "core/patchify.h"
+#include "core/product_kernels.h"
 #include "core/row_ops.h"
 #include "core/tiled_attention.h"
 #include "cpu/cpu_features.h"
@@ -393,13 +393,14 @@ PYBIND11_MODULE(_C, m) {
         py::arg("mean"), py::arg("std"), py::arg("isa") = "auto", py::arg("num_threads") = 1,
         "patchify and linear in one: the jobs' rows times `weight` (outputs, 6 * patch_px^2), plus "
         "`bias` (outputs) or None, to `out` (rows, outputs), all float32. The GIL is released.");
-  m.def("linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
-        py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
-        py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
-        py::arg("num_threads"), py::arg("isa") = "auto",
-        "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
-        "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
-        "vtts_rt.ops.linear checks them. The GIL is released.");
+  m.def(
+      "linear", &linear, py::arg("x"), py::arg("x_stride"), py::arg("weight"), py::arg("scale"),
+      py::arg("bias"), py::arg("out"), py::arg("num_rows"), py::arg("num_channels"),
+      py::arg("num_outputs"), py::arg("dtype"), py::arg("weight_dtype"), py::arg("packed"),
+      py::arg("num_threads"), py::arg("isa") = "auto",
+      "out = scale (x weight^T) + bias: addresses, scale (float32) and bias 0 for none. dtype: of "
+      "x, bias and out, float32 or bfloat16; weight_dtype: the same or int8; packed: in panels. "
+      "vtts_rt.ops.linear checks them. The GIL is released.");
   m.def("decode_step", &decode_step, py::arg("layers"), py::arg("final_norm"), py::arg("sizes"),
         py::arg("eps"), py::arg("scale"), py::arg("embeds"), py::arg("num_rows"), py::arg("cos"),
         py::arg("sin"), py::arg("slots"), py::arg("page_table"), py::arg("table_stride"),

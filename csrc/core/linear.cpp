@@ -13,7 +13,7 @@ namespace {
 // Panels of a task that are multiplied at once, at most: as many as one row takes.
 constexpr int kMaxPanels = 4;
 // Values of the rows of a task: they stay in the second-level cache while its panels pass.
-constexpr int64_t kRowValues = 96 << 10;
+constexpr int64_t kRowValues = 160 << 10;
 // Least products and weights of a task: some 10 us of arithmetic or of reading, long against
 // claiming it.
 constexpr int64_t kTaskProducts = 400 << 10, kTaskWeights = 32 << 10;
@@ -27,8 +27,8 @@ Tasks tasks_of(const LinearArgs& args, int tile_rows) {
   const int64_t channels = std::max<int64_t>(1, args.num_channels);
   const int64_t most = std::max<int64_t>(4 * tile_rows, kRowValues / channels);
   const int64_t blocks = ceil_div(args.num_rows, most), rows = ceil_div(args.num_rows, blocks);
-  const int64_t least = std::max(kTaskProducts / (rows * channels * kPanel),
-                                 kTaskWeights / (channels * kPanel));
+  const int64_t least =
+      std::max(kTaskProducts / (rows * channels * kPanel), kTaskWeights / (channels * kPanel));
   const int64_t panels = ceil_div(least + 1, kMaxPanels) * kMaxPanels;
   return {blocks, ceil_div(ceil_div(args.num_outputs, kPanel), panels), panels};
 }
@@ -50,8 +50,8 @@ void run(const LinearArgs& args, const X* x, int64_t x_stride, Multiply<X, Weigh
     const int64_t end = std::min(args.num_outputs, begin + tasks.panels_of_range * kPanel);
     thread_local Scratch scratch;
     const bool packs = !args.weight.packed;
-    float* const sums = scratch.floats(rows * kMaxPanels * kPanel +
-                                       (packs ? kMaxPanels * panel_values : 0));
+    float* const sums =
+        scratch.floats(rows * kMaxPanels * kPanel + (packs ? kMaxPanels * panel_values : 0));
     float* const made = sums + rows * kMaxPanels * kPanel;
     for (int64_t o = begin; o < end; o += kMaxPanels * kPanel) {
       const int outputs = static_cast<int>(std::min<int64_t>(end - o, kMaxPanels * kPanel));
@@ -84,7 +84,8 @@ void run(const LinearArgs& args, const X* x, int64_t x_stride, Multiply<X, Weigh
 const float* widened(const LinearArgs& args, const ProductKernels& kernels, int num_threads) {
   thread_local Scratch scratch;
   float* const rows = scratch.floats(args.num_rows * args.num_channels);
-  const int64_t at_once = std::max<int64_t>(1, kTaskWeights / std::max<int64_t>(1, args.num_channels));
+  const int64_t at_once =
+      std::max<int64_t>(1, kTaskWeights / std::max<int64_t>(1, args.num_channels));
   parallel_for(ceil_div(args.num_rows, at_once), num_threads, [&](int, size_t i) {
     const int64_t first = static_cast<int64_t>(i) * at_once;
     for (int64_t n = first; n < std::min(args.num_rows, first + at_once); ++n) {

@@ -13,12 +13,13 @@
 
 namespace vtts {
 
-inline constexpr int kPanel = 16;      // outputs of a panel
-inline constexpr int64_t kRun = 256;   // channels that a sum runs over before it is added to others
+inline constexpr int kPanel = 16;     // outputs of a panel
+inline constexpr int64_t kRun = 256;  // channels that a sum runs over before it is added to others
 
 // sums[n * sums_stride + 16 p + o] = (adds ? itself : 0) + sum_c x[n * x_stride + c] weight_p[c][o]
 // for n < num_rows, p < num_panels and o < 16. Panel p begins p * panel_stride values behind
-// `panels` and holds [channel][16], of BFloat16 [pair of channels][16][2], their number being even.
+// `panels` and holds [channel][16], of BFloat16 [pair of channels][16][2]; num_channels is at most
+// kRun and of BFloat16 even.
 template <typename X, typename Weight>
 using Multiply = void (*)(const X* x, int64_t x_stride, int64_t num_rows, const Weight* panels,
                           int64_t panel_stride, int num_panels, int64_t num_channels, float* sums,

@@ -5,8 +5,10 @@
 
 #include "core/product_kernels.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -14,7 +16,11 @@
 namespace vtts {
 namespace {
 
-#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#if defined(VTTS_EMULATED)
+
+Isa find_best() { return Isa::kAmx; }
+
+#elif (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 
 // Whether bit `bit` of register `which` (eax, ebx, ecx, edx) of a subleaf of CPUID's leaf 7 is set.
 bool leaf_7(unsigned subleaf, int which, int bit) {

@@ -50,7 +50,7 @@ struct Vec {
   VTTS_INLINE static Vec load_weights(const BFloat16* from, int step) {
     const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     const __m256i bits = step == 0 ? _mm256_slli_epi32(pairs, 16)
-                                   : _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000)));
+                                   : _mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000));
     return {_mm256_castsi256_ps(bits)};
   }
   VTTS_INLINE static Vec broadcast(float x) { return {_mm256_set1_ps(x)}; }
@@ -139,7 +139,7 @@ constexpr int kAccumulators = 12;
 
 }  // namespace
 
-const ProductKernels* avx2_product_kernels() { return &kProducts; }
+const ProductKernels* avx2_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* avx2_float_kernels() {
   static const FloatKernels kernels = {

@@ -134,7 +134,7 @@ constexpr int kAccumulators = 12;
 
 }  // namespace
 
-const ProductKernels* neon_product_kernels() { return &kProducts; }
+const ProductKernels* neon_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* neon_float_kernels() {
   static const FloatKernels kernels = {

@@ -112,7 +112,7 @@ constexpr int kAccumulators = 8;
 
 }  // namespace
 
-const ProductKernels& scalar_product_kernels() { return kProducts; }
+const ProductKernels& scalar_product_kernels() { return kProducts<>; }
 
 const FloatKernels& scalar_float_kernels() {
   static const FloatKernels kernels = {

@@ -4,9 +4,9 @@
 
 #if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 
-#include "cpu/intrinsics_avx512.h"
-
 #include <algorithm>
+
+#include "cpu/intrinsics_avx512.h"
 
 #define VTTS_TARGET VTTS_TARGET_OF("amx-tile,amx-bf16")
 

@@ -1,12 +1,13 @@
-// AVX512_BF16 product kernels: an instruction multiplies two channels of 16 outputs. Sums take pairs
-// of channels in order, in float32, small numbers below 2^-126 counting as zero.
+// AVX512_BF16 product kernels: an instruction multiplies two channels of 16 outputs. Sums take
+// pairs of channels in order, in float32, small numbers below 2^-126 counting as zero.
 #include "core/product_kernels.h"
 
 #if (defined(__x86_64__) || defined(__i386__)) && (__GNUC__ >= 10 || __clang_major__ >= 9)
 
-#include "cpu/intrinsics_avx512.h"
-
 #include <algorithm>
+#include <type_traits>
+
+#include "cpu/intrinsics_avx512.h"
 
 #define VTTS_TARGET VTTS_TARGET_OF("avx512f,avx512bf16")
 #define VTTS_INLINE VTTS_INLINE_OF("avx512f,avx512bf16")
@@ -15,6 +16,10 @@ namespace vtts {
 namespace {
 
 #include "cpu/vec_avx512.h"
+
+// 14 rows of 2 vectors, with two weights and an input in the 32 registers.
+constexpr int kTileRows = 14;
+constexpr int kAccumulators = 28;
 
 #include "cpu/product_kernels_body.h"
 

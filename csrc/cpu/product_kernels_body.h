@@ -1,8 +1,8 @@
 // Bodies of the product kernels, compiled once per instruction set.
 //
 // The including file is inside an anonymous namespace and has defined VTTS_TARGET and VTTS_INLINE
-// (attributes of functions), kTileRows and kAccumulators (vectors of sums that registers hold) and a
-// struct Vec of kLanes floats.
+// (attributes of functions), kTileRows and kAccumulators (vectors of sums that registers hold) and
+// a struct Vec of kLanes floats.
 
 constexpr int kPanelVecs = kPanel / Vec::kLanes;
 constexpr int64_t kAheadBytes = 1024;  // of the weights that few rows fetch before they need them
@@ -79,9 +79,8 @@ VTTS_TARGET void tile(const typename Step::Row* x, int64_t x_stride,
 // As a Multiply, of the rows of one tile.
 template <typename Step, int kRows>
 VTTS_TARGET void tile_rows(const typename Step::Row* x, int64_t x_stride,
-                           const typename Step::Value* panels, int64_t panel_stride,
-                           int num_panels, int64_t num_channels, float* sums, int64_t sums_stride,
-                           bool adds) {
+                           const typename Step::Value* panels, int64_t panel_stride, int num_panels,
+                           int64_t num_channels, float* sums, int64_t sums_stride, bool adds) {
   constexpr int kPanels = panels_with(kRows);
   int p = 0;
   for (; p + kPanels <= num_panels; p += kPanels) {
@@ -101,6 +100,19 @@ void tile_of(int64_t rows, Args... args) {
   if constexpr (kRows > 1) tile_of<Step, kRows - 1>(rows, args...);
 }
 
+// The float32 panel that `panel` stands for; values of fewer bytes are widened exactly.
+template <typename Step>
+VTTS_TARGET void widen_panel(const typename Step::Value* panel, int64_t num_channels, float* to) {
+  for (int64_t c = 0; c < num_channels; c += Step::kChannels) {
+    for (int step = 0; step < Step::kSteps; ++step) {
+      for (int i = 0; i < kPanelVecs; ++i) {
+        Step::weights(panel + c * kPanel + i * Vec::kLanes * Step::kChannels, step)
+            .store(to + (c + step) * kPanel + i * Vec::kLanes);
+      }
+    }
+  }
+}
+
 // Rows in tiles of nearly equal size; each panel, or few of them, for all rows: they stay in cache.
 template <typename Step>
 void multiply(const typename Step::Row* x, int64_t x_stride, int64_t num_rows,
@@ -108,6 +120,17 @@ void multiply(const typename Step::Row* x, int64_t x_stride, int64_t num_rows,
               int64_t num_channels, float* sums, int64_t sums_stride, bool adds) {
   const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
   if (num_tiles == 0) return;
+  if constexpr (!std::is_same_v<typename Step::Value, typename Step::Row>) {
+    if (num_tiles > 3) {  // what is widened once serves all of them
+      alignas(64) float wide[kRun * kPanel];
+      for (int p = 0; p < num_panels; ++p) {
+        widen_panel<Step>(panels + p * panel_stride, num_channels, wide);
+        multiply<ByChannel<float>>(x, x_stride, num_rows, wide, 0, 1, num_channels,
+                                   sums + p * kPanel, sums_stride, adds);
+      }
+      return;
+    }
+  }
   const int together = panels_with(static_cast<int>((num_rows + num_tiles - 1) / num_tiles));
   for (int p = 0; p < num_panels; p += together) {
     for (int64_t i = 0; i < num_tiles; ++i) {
@@ -169,6 +192,8 @@ VTTS_TARGET void pack(const float* from, int64_t stride, int num_lines, int64_t 
   }
 }
 
+// A template, so that a file that does not name it does not compile it.
+template <typename = void>
 constexpr ProductKernels kProducts = {multiply<ByChannel<float>>,
                                       multiply<ByChannel<int8_t>>,
                                       multiply<ByChannel<BFloat16>>,

@@ -28,7 +28,7 @@ struct Vec {
   VTTS_INLINE static Vec load_weights(const BFloat16* from, int step) {
     const __m512i pairs = _mm512_loadu_si512(from);
     return of_bits(step == 0 ? _mm512_slli_epi32(pairs, 16)
-                             : _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+                             : _mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
   }
   VTTS_INLINE static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   VTTS_INLINE static Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -40,9 +40,9 @@ struct Vec {
     const __m512i whole = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(whole, 16), _mm512_set1_epi32(1));
     const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    const __m512i rounded = _mm512_mask_or_epi32(
-        _mm512_add_epi32(whole, half), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), whole,
-        _mm512_set1_epi32(0x400000));
+    const __m512i rounded =
+        _mm512_mask_or_epi32(_mm512_add_epi32(whole, half), _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q),
+                             whole, _mm512_set1_epi32(0x400000));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
@@ -75,7 +75,3 @@ struct Vec {
 VTTS_INLINE void prefetch(const void* from) {
   _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0);
 }
-
-// 14 rows of 2 vectors, with two weights and an input in the 32 registers.
-constexpr int kTileRows = 14;
-constexpr int kAccumulators = 28;

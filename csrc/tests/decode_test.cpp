@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -13,9 +14,9 @@
 
 #include "core/decode_step.h"
 #include "core/linear.h"
-#include "core/linear_int8.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
+#include "core/product_kernels.h"
 #include "core/row_ops.h"
 #include "tests/check.h"
 
@@ -26,7 +27,8 @@ using testing::num_failures;
 
 std::vector<vtts::Isa> isas() {
   std::vector<vtts::Isa> result = {vtts::Isa::kScalar};
-  for (const vtts::Isa isa : {vtts::Isa::kAvx2, vtts::Isa::kAvx512, vtts::Isa::kNeon}) {
+  for (const vtts::Isa isa : {vtts::Isa::kAvx2, vtts::Isa::kAvx512, vtts::Isa::kAvx512Bf16,
+                              vtts::Isa::kAmx, vtts::Isa::kNeon}) {
     if (vtts::isa_supported(isa)) result.push_back(isa);
   }
   return result;
@@ -46,64 +48,114 @@ bool close(const std::vector<float>& values, const std::vector<double>& exact, d
   return values.size() == exact.size();
 }
 
-// Few rows and many run other kernels; `part` rows among `num_rows` are of the same kind.
-void test_linear(int64_t num_rows, int64_t part, std::mt19937& random) {
-  constexpr int64_t kChannels = 203, kOutputs = 501;
-  const auto x = noise(num_rows * kChannels, random), weight = noise(kOutputs * kChannels, random);
+// A matrix as it lies in memory, (kOutputs, kChannels) row-major, in panels of 16 outputs: pairs of
+// channels side by side where values are of 2 bytes.
+template <typename T>
+std::vector<T> in_panels(const std::vector<T>& matrix, int64_t num_outputs, int64_t num_channels) {
+  constexpr int64_t kTogether = sizeof(T) == 2 ? 2 : 1;
+  const int64_t num_panels = (num_outputs + vtts::kPanel - 1) / vtts::kPanel;
+  std::vector<T> panels(num_panels * vtts::kPanel * num_channels, T(0));
+  for (int64_t o = 0; o < num_outputs; ++o) {
+    for (int64_t c = 0; c < num_channels; ++c) {
+      const int64_t line = o / vtts::kPanel * num_channels + c / kTogether * kTogether;
+      panels[line * vtts::kPanel + o % vtts::kPanel * kTogether + c % kTogether] =
+          matrix[o * num_channels + c];
+    }
+  }
+  return panels;
+}
+
+// Rows X times weights: exact to rounding, and the same to the bit alone, in any company, on any
+// number of threads, packed before and on the way.
+template <typename X, typename Weight>
+void test_linear(int64_t num_rows, int64_t num_channels, int64_t num_outputs, double rounding,
+                 std::mt19937& random) {
+  constexpr bool kBytes = sizeof(Weight) == 1;
+  const auto values = noise(num_rows * num_channels, random);
+  const auto weights = noise(num_outputs * num_channels, random);
+  const auto biases = noise(num_outputs, random);
+  std::vector<X> x, bias;
+  for (const float value : values) x.push_back(X(value));
+  for (const float value : biases) bias.push_back(X(value));
+  std::vector<Weight> weight;
+  for (const float value : weights) weight.push_back(Weight(kBytes ? 30 * value : value));
+  const std::vector<Weight> panels = in_panels(weight, num_outputs, num_channels);
+  std::vector<float> scale;
+  for (int64_t o = 0; o < num_outputs; ++o) scale.push_back(0.01f * static_cast<float>(o % 13 + 1));
   for (const vtts::Isa isa : isas()) {
-    std::vector<float> together(num_rows * kOutputs), alone(part * kOutputs);
-    vtts::linear({x.data(), kChannels, weight.data(), nullptr, together.data(), num_rows, kChannels,
-                  kOutputs},
-                 isa, 3);
-    for (int64_t n = 0; n + part <= num_rows; n += part) {
-      vtts::linear({x.data() + n * kChannels, kChannels, weight.data(), nullptr, alone.data(), part,
-                    kChannels, kOutputs},
-                   isa, 1);
-      check(std::equal(alone.begin(), alone.end(), together.begin() + n * kOutputs),
-            "a row is the same in any company");
+    vtts::LinearArgs args;
+    args.type = sizeof(X) == 2 ? vtts::DType::kBFloat16 : vtts::DType::kFloat32;
+    args.x = x.data();
+    args.x_stride = num_channels;
+    args.weight = {panels.data(),
+                   kBytes                ? vtts::Matrix::kInt8
+                   : sizeof(Weight) == 2 ? vtts::Matrix::kBFloat16
+                                         : vtts::Matrix::kFloat32,
+                   true, kBytes ? scale.data() : nullptr, bias.data()};
+    args.num_rows = num_rows;
+    args.num_channels = num_channels;
+    args.num_outputs = num_outputs;
+    std::vector<X> together(num_rows * num_outputs), others(num_rows * num_outputs);
+    args.out = together.data();
+    vtts::linear(args, isa, 3);
+    const auto same = [&] {
+      return std::memcmp(together.data(), others.data(), together.size() * sizeof(X)) == 0;
+    };
+    for (const int64_t part : {1, 5}) {
+      for (int64_t n = 0; n < num_rows; n += part) {
+        args.x = x.data() + n * num_channels;
+        args.out = others.data() + n * num_outputs;
+        args.num_rows = std::min(part, num_rows - n);
+        vtts::linear(args, isa, 1);
+      }
+      check(same(), "a row is the same in any company");
+    }
+    if (!kBytes) {
+      std::fill(others.begin(), others.end(), X(0));
+      args.x = x.data();
+      args.out = others.data();
+      args.num_rows = num_rows;
+      args.weight.values = weight.data();
+      args.weight.packed = false;
+      vtts::linear(args, isa, 2);
+      check(same(), "a plain matrix gives the same as a packed one");
     }
     double worst = 0.0;
-    for (int64_t i = 0; i < num_rows * kOutputs; ++i) {
-      double exact = 0.0;
-      for (int64_t c = 0; c < kChannels; ++c) {
-        exact += double{x[i / kOutputs * kChannels + c]} * weight[i % kOutputs * kChannels + c];
+    for (int64_t n = 0; n < num_rows; ++n) {
+      for (int64_t o = 0; o < num_outputs; ++o) {
+        double exact = 0.0;
+        for (int64_t c = 0; c < num_channels; ++c) {
+          exact += double{x[n * num_channels + c]} * double(weight[o * num_channels + c]);
+        }
+        exact = exact * (kBytes ? scale[o] : 1.0f) + double{bias[o]};
+        const double error = std::abs(double{together[n * num_outputs + o]} - exact);
+        worst = std::max(worst, error / (1.0 + std::abs(exact)));
       }
-      worst = std::max(worst, std::abs(together[i] - exact));
     }
-    check(worst < 1e-4, "products are exact to rounding");
+    check(worst < rounding, "products are exact to rounding");
   }
 }
 
-void test_linear_int8(int64_t num_rows, int64_t part, std::mt19937& random) {
-  constexpr int64_t kChannels = 203, kOutputs = 501;
-  const auto x = noise(num_rows * kChannels, random), bias = noise(kOutputs, random);
-  std::uniform_int_distribution<int> bytes(-128, 127);
-  std::vector<int8_t> weight(kOutputs * kChannels);
-  for (int8_t& value : weight) value = static_cast<int8_t>(bytes(random));
-  std::vector<float> scale(kOutputs);
-  for (int64_t o = 0; o < kOutputs; ++o) scale[o] = 0.001f * static_cast<float>(o % 13 + 1);
-  std::vector<double> exact(num_rows * kOutputs);
-  for (int64_t i = 0; i < num_rows * kOutputs; ++i) {
-    const int64_t o = i % kOutputs;
-    for (int64_t c = 0; c < kChannels; ++c) {
-      exact[i] += double{x[i / kOutputs * kChannels + c]} * weight[o * kChannels + c];
+void test_linear_refuses() {
+  vtts::LinearArgs args;
+  const auto refuses = [&](const std::string& part) {
+    try {
+      vtts::linear(args, vtts::Isa::kAuto, 1);
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what()).find(part) != std::string::npos;
     }
-    exact[i] = exact[i] * scale[o] + bias[o];
-  }
-  for (const vtts::Isa isa : isas()) {
-    std::vector<float> together(num_rows * kOutputs, NAN), alone(part * kOutputs, NAN);
-    vtts::linear_int8({x.data(), kChannels, weight.data(), scale.data(), bias.data(),
-                       together.data(), num_rows, kChannels, kOutputs},
-                      isa, 3);
-    for (int64_t n = 0; n + part <= num_rows; n += part) {
-      vtts::linear_int8({x.data() + n * kChannels, kChannels, weight.data(), scale.data(),
-                         bias.data(), alone.data(), part, kChannels, kOutputs},
-                        isa, 1);
-      check(std::equal(alone.begin(), alone.end(), together.begin() + n * kOutputs),
-            "a row times bytes is the same in any company");
-    }
-    check(close(together, exact, 1e-4), "products with bytes are exact to rounding");
-  }
+    return false;
+  };
+  args.weight.type = vtts::Matrix::kBFloat16;
+  check(refuses("type of rows"), "weights of another type are refused");
+  args.type = vtts::DType::kBFloat16;
+  args.num_channels = 3;
+  check(refuses("even"), "an odd number of channels is refused");
+  args.type = vtts::DType::kFloat16;
+  check(refuses("float16"), "float16 is refused");
+  args.type = vtts::DType::kFloat32;
+  args.weight.type = vtts::Matrix::kInt8;
+  check(refuses("packed"), "plain bytes are refused");
 }
 
 void test_attention_refuses() {
@@ -217,9 +269,9 @@ void test_row_ops(std::mt19937& random) {
   }
   for (const vtts::Isa isa : isas()) {
     std::vector<float> y(kRows * kChannels, NAN), h = y, out = y, rows = heads;
-    vtts::rmsnorm<float>({x.data(), kChannels, residual.data(), kChannels, weight.data(), 1e-6f, kRows,
-                   kChannels, y.data(), h.data()},
-                  isa, 2);
+    vtts::rmsnorm<float>({x.data(), kChannels, residual.data(), kChannels, weight.data(), 1e-6f,
+                          kRows, kChannels, y.data(), h.data()},
+                         isa, 2);
     check(close(y, normed, 1e-5), "rmsnorm");
     vtts::swiglu(gate_up.data(), kRows, kChannels, out.data(), isa, 2);
     check(close(out, gated, 1e-5), "swiglu");
@@ -379,10 +431,14 @@ void test_decode_step(std::mt19937& random) {
 
 int main() {
   std::mt19937 random(0);
-  test_linear(7, 1, random);
-  test_linear(95, 19, random);
-  test_linear_int8(7, 1, random);
-  test_linear_int8(95, 19, random);
+  for (const int64_t rows : {1, 7, 95}) {
+    test_linear<float, float>(rows, 203, 501, 1e-4, random);
+    test_linear<float, int8_t>(rows, 203, 501, 1e-4, random);
+    test_linear<vtts::BFloat16, vtts::BFloat16>(rows, 302, 501, 1.0 / 256, random);
+    test_linear<vtts::BFloat16, int8_t>(rows, 203, 501, 1.0 / 256, random);
+  }
+  test_linear<float, float>(3, 0, 5, 1e-6, random);
+  test_linear_refuses();
   test_attention_refuses();
   test_attention(5, random);
   test_attention(40, random);
