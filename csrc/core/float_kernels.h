@@ -51,8 +51,13 @@ struct AttentionKernels {
 };
 
 // Of 2^r for |r| <= 1/2: coefficients of r^6 to r^0.
-inline constexpr float kExp2[] = {1.53533620e-4f, 1.33988739e-3f, 9.61843692e-3f, 5.55033237e-2f,
-                                  2.40226477e-1f, 6.93147182e-1f, 1.0f};
+inline constexpr float kExp2[] = {1.53533620e-4f,
+                                  1.33988739e-3f,
+                                  9.61843692e-3f,
+                                  5.55033237e-2f,
+                                  2.40226477e-1f,
+                                  6.93147182e-1f,
+                                  1.0f};
 
 // One pass over values of a storage type T, float or BFloat16; what is written is rounded once.
 template <typename T>

@@ -119,8 +119,8 @@ struct Vec {
     return {_mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)))};
   }
 
-  // 2^x for x < 128 within 1.5 ulp, cut off at 2^-126: x = n + r with |r| <= 1/2, and the polynomial
-  // of degree 6 for 2^r of least relative error (2e-9) that is 1 at 0. A NaN stays one.
+  // 2^x for x < 128 within 1.5 ulp, cut off at 2^-126: x = n + r with |r| <= 1/2, and the
+  // polynomial of degree 6 for 2^r of least relative error (2e-9) that is 1 at 0. A NaN stays one.
   VTTS_INLINE static Vec exp2(Vec x) {
     const __m256 cut = _mm256_max_ps(_mm256_set1_ps(-126.0f), x.v);
     const __m256 shift = _mm256_set1_ps(0x1.8p23f);  // behind it there is no place for fractions
@@ -128,9 +128,8 @@ struct Vec {
     const __m256 r = _mm256_sub_ps(cut, _mm256_sub_ps(shifted, shift));
     __m256 y = _mm256_set1_ps(kExp2[0]);
     for (int i = 1; i < 7; ++i) y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(kExp2[i]));
-    const __m256i power =
-        _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
-                         _mm256_set1_epi32(127 << 23));
+    const __m256i power = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
+                                           _mm256_set1_epi32(127 << 23));
     return {_mm256_mul_ps(y, _mm256_castsi256_ps(power))};
   }
 };
