@@ -26,13 +26,7 @@ using testing::check;
 using testing::isas;
 using testing::noise;
 using testing::num_failures;
-
-bool close(const std::vector<float>& values, const std::vector<double>& exact, double tolerance) {
-  for (size_t i = 0; i < exact.size(); ++i) {
-    if (!(std::abs(values[i] - exact[i]) <= tolerance)) return false;  // a NaN is not close
-  }
-  return values.size() == exact.size();
-}
+using testing::stored;
 
 // A matrix as it lies in memory, (kOutputs, kChannels) row-major, in panels of 16 outputs: pairs of
 // channels side by side where values are of 2 bytes.
@@ -148,7 +142,7 @@ void test_attention_refuses() {
   const std::vector<float> zeros(64, 0.0f);
   std::vector<float> out(64);
   const int64_t page = 2, starts[] = {0, 1}, num_keys = 1;
-  vtts::PagedAttentionArgs args;
+  vtts::PagedAttentionArgs<float> args;
   args.queries = args.keys = args.values = zeros.data();
   args.page_table = &page;
   args.table_stride = 1;
@@ -168,61 +162,89 @@ void test_attention_refuses() {
   }
 }
 
-// One sequence whose pages lie backwards; fewer rows than kFewRows and more run other kernels.
-void test_attention(int64_t num_new, std::mt19937& random) {
-  constexpr int64_t kPages = 23, kPageSize = 16, kKeys = kPages * kPageSize - 5;
-  constexpr int kHeads = 6, kKvHeads = 2, kDim = 24;
-  const int64_t row = kHeads * kDim, slot = kKvHeads * kDim;
-  const auto queries = noise(num_new * row, random);
-  const auto keys = noise(kPages * kPageSize * slot, random);
-  const auto values = noise(kPages * kPageSize * slot, random);
-  std::vector<int64_t> pages(kPages);
-  for (int64_t p = 0; p < kPages; ++p) pages[p] = kPages - 1 - p;
-  const int64_t starts[] = {0, num_new}, num_keys = kKeys;
-  vtts::PagedAttentionArgs args;
-  args.queries = queries.data();
-  args.query_stride = row;
-  args.keys = keys.data();
-  args.values = values.data();
-  args.page_table = pages.data();
-  args.table_stride = args.num_pages = kPages;
-  args.row_starts = starts;
-  args.num_keys = &num_keys;
-  args.num_rows = num_new;
-  args.num_sequences = 1;
-  args.page_size = kPageSize;
-  args.num_heads = kHeads;
-  args.num_kv_heads = kKvHeads;
-  args.head_dim = kDim;
-  args.scale = 0.2f;
-  const auto at = [&](int64_t key, int64_t head) {
-    return (pages[key / kPageSize] * kPageSize + key % kPageSize) * slot + head / 3 * kDim;
-  };
-  std::vector<double> exact(num_new * row, 0.0);
-  for (int64_t i = 0; i < num_new * kHeads; ++i) {
-    const int64_t sees = kKeys - num_new + i / kHeads + 1;
-    double sum = 0.0;
-    for (int64_t j = 0; j < sees; ++j) {
-      double score = 0.0;
-      for (int d = 0; d < kDim; ++d) {
-        score += double{queries[i * kDim + d]} * keys[at(j, i % kHeads) + d];
-      }
-      const double weight = std::exp(args.scale * score);
-      sum += weight;
-      for (int d = 0; d < kDim; ++d) {
-        exact[i * kDim + d] += weight * values[at(j, i % kHeads) + d];
-      }
-    }
-    for (int d = 0; d < kDim; ++d) exact[i * kDim + d] /= sum;
+// One sequence of kKeys keys whose pages lie backwards.
+template <typename T>
+struct AttentionCase {
+  static constexpr int64_t kPages = 44, kPageSize = 16, kKeys = kPages * kPageSize - 5;
+  static constexpr int kHeads = 6, kKvHeads = 2, kDim = 24;
+  static constexpr int64_t kRow = kHeads * kDim, kSlot = kKvHeads * kDim;
+  std::vector<T> queries, keys, values;
+  std::vector<int64_t> pages;
+
+  explicit AttentionCase(std::mt19937& random)
+      : queries(stored<T>(noise(kKeys * kRow, random))),
+        keys(stored<T>(noise(kPages * kPageSize * kSlot, random))),
+        values(stored<T>(noise(kPages * kPageSize * kSlot, random))) {
+    for (int64_t p = 0; p < kPages; ++p) pages.push_back(kPages - 1 - p);
   }
+
+  // Rows from `first` to `end` of the sequence, as far as its keys are there then, to `out`.
+  void run(int64_t first, int64_t end, vtts::Isa isa, int num_threads, T* out) const {
+    const int64_t starts[] = {0, end - first};
+    vtts::PagedAttentionArgs<T> args;
+    args.queries = queries.data() + first * kRow;
+    args.query_stride = kRow;
+    args.keys = keys.data();
+    args.values = values.data();
+    args.page_table = pages.data();
+    args.table_stride = args.num_pages = kPages;
+    args.row_starts = starts;
+    args.num_keys = &end;
+    args.out = out + first * kRow;
+    args.num_rows = end - first;
+    args.num_sequences = 1;
+    args.page_size = kPageSize;
+    args.num_heads = kHeads;
+    args.num_kv_heads = kKvHeads;
+    args.head_dim = kDim;
+    args.scale = 0.2f;
+    vtts::paged_attention(args, isa, num_threads);
+  }
+
+  double exact(int64_t i, int d) const {
+    const int64_t head = i % kHeads / 3 * kDim;
+    double sum = 0.0, weighted = 0.0;
+    for (int64_t j = 0; j <= i / kHeads; ++j) {
+      const int64_t at = (pages[j / kPageSize] * kPageSize + j % kPageSize) * kSlot + head;
+      double score = 0.0;
+      for (int c = 0; c < kDim; ++c) score += double{queries[i * kDim + c]} * double{keys[at + c]};
+      const double weight = std::exp(0.2 * score);
+      sum += weight;
+      weighted += weight * double{values[at + d]};
+    }
+    return weighted / sum;
+  }
+};
+
+// A prompt at once, row by row, in parts of any size and on any number of threads: the same bits.
+template <typename T>
+void test_attention(std::mt19937& random) {
+  const AttentionCase<T> prompt(random);
+  constexpr int64_t kKeys = prompt.kKeys, kRow = prompt.kRow;
   for (const vtts::Isa isa : isas()) {
-    std::vector<float> once(num_new * row, NAN), again(num_new * row, NAN);
-    args.out = once.data();
-    vtts::paged_attention(args, isa, 1);
-    args.out = again.data();
-    vtts::paged_attention(args, isa, 3);
-    check(once == again, "threads do not change attention");
-    check(close(once, exact, 1e-5), "attention is exact to rounding");
+    const std::string name = vtts::isa_name(isa);
+    std::vector<T> whole(kKeys * kRow, T(NAN)), other = whole;
+    prompt.run(0, kKeys, isa, 3, whole.data());
+    const auto same = [&](const char* what) {
+      const bool is = std::memcmp(whole.data(), other.data(), sizeof(T) * whole.size()) == 0;
+      check(is, what + name);
+      std::fill(other.begin(), other.end(), T(NAN));
+    };
+    for (int64_t n = 0; n < kKeys; ++n) prompt.run(n, n + 1, isa, 2, other.data());
+    same("attention row by row, ");
+    for (int64_t n = 0; n < kKeys;) {
+      const int64_t end = std::min<int64_t>(kKeys, n + 1 + random() % 200);
+      prompt.run(n, end, isa, 1, other.data());
+      n = end;
+    }
+    same("attention in parts, ");
+    double worst = 0.0;
+    for (int64_t i = 0; i < kKeys * prompt.kHeads; i += 7) {
+      const double exact = prompt.exact(i, i % prompt.kDim);
+      const double error = std::abs(double{whole[i * prompt.kDim + i % prompt.kDim]} - exact);
+      worst = std::max(worst, error / (1.0 + std::abs(exact)));
+    }
+    check(worst < (sizeof(T) == sizeof(float) ? 1e-6 : 0x1p-8), "attention is exact to rounding");
   }
 }
 
@@ -280,8 +302,8 @@ int main() {
   test_linear<float, float>(3, 0, 5, 1e-6, random);
   test_linear_refuses();
   test_attention_refuses();
-  test_attention(5, random);
-  test_attention(40, random);
+  test_attention<float>(random);
+  test_attention<vtts::BFloat16>(random);
   test_greedy(random);
   test_threads_that_are_kept();
   std::printf("%s (best: %s)\n", num_failures == 0 ? "all passed" : "failed",
