@@ -20,6 +20,7 @@
 #include "core/patch_embed.h"
 #include "core/patchify.h"
 #include "core/row_ops.h"
+#include "core/sampling.h"
 #include "core/tiled_attention.h"
 #include "cpu/cpu_features.h"
 
@@ -327,11 +328,22 @@ void rotary(uintptr_t x, int64_t row_stride, int64_t num_rows, int64_t num_heads
                pointer<const float>(cos), pointer<const float>(sin), chosen, gil.num_threads());
 }
 
-std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const std::string& isa) {
-  const vtts::Isa chosen = parse_isa("greedy", isa);
+void sample(uintptr_t logits, bool is_bfloat16, const std::tuple<int64_t, int64_t, int64_t>& shape,
+            uintptr_t temperature, uintptr_t top_k, uintptr_t top_p, uintptr_t noise,
+            uintptr_t tokens, uintptr_t logprobs, int num_threads, const std::string& isa) {
+  vtts::SampleArgs args;
+  args.logits = pointer<const void>(logits);
+  args.is_bfloat16 = is_bfloat16;
+  std::tie(args.num_rows, args.num_logits, args.row_stride) = shape;
+  args.temperature = pointer<const float>(temperature);
+  args.top_k = pointer<const int64_t>(top_k);
+  args.top_p = pointer<const double>(top_p);
+  args.noise = pointer<const int64_t>(noise);
+  args.tokens = pointer<int64_t>(tokens);
+  args.logprobs = pointer<float>(logprobs);
+  const vtts::Isa chosen = parse_isa("sample", isa);
   const py::gil_scoped_release release;
-  const vtts::Choice choice = vtts::greedy(pointer<const float>(logits), num_logits, chosen);
-  return {choice.index, choice.logprob};
+  vtts::sample(args, chosen, num_threads);
 }
 
 }  // namespace
@@ -398,9 +410,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("num_threads"), py::arg("isa") = "auto",
         "Turns pairs (i, i + head_dim / 2) of every head in place: addresses of float32 data. The "
         "GIL is released.");
-  m.def("greedy", &greedy, py::arg("logits"), py::arg("num_logits"), py::arg("isa") = "auto",
-        "(index of the first maximum or -1 for a NaN, its log-probability) of float32 logits at "
-        "an address. The GIL is released.");
+  m.def("sample", &sample,
+        "Chooses a token of each of shape[0] rows of shape[1] logits, shape[2] apart, as "
+        "vtts_rt.ops.sampling says, which checks the addresses. The GIL is released.");
   m.def(
       "isa_supported",
       [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },

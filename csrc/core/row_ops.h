@@ -37,11 +37,4 @@ void swiglu(const float* gate_up, int64_t num_rows, int64_t num_hidden, float* o
 void rotary(float* x, int64_t row_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim,
             const float* cos, const float* sin, Isa isa, int num_threads);
 
-struct Choice {
-  int64_t index;   // of the first maximum; -1 where a NaN hides it
-  double logprob;  // its log-probability under the softmax
-};
-
-Choice greedy(const float* logits, int64_t num_logits, Isa isa);
-
 }  // namespace vtts
