@@ -5,7 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 
+#include "core/bfloat16.h"
 #include "cpu/cpu_features.h"
 
 namespace vtts {
@@ -25,18 +27,22 @@ struct AttentionBlock {
   float scale;
 };
 
-// out[n * out_stride + o] = scale[o] * (x[n] . weight[o]) + bias[o] for n < num_rows and o in
-// [begin, end); rows of x are x_stride apart, those of weight num_channels. A scale of null is one,
-// a bias of null zero.
-template <typename Weight>
-using LinearKernel = void (*)(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                              const float* scale, const float* bias, int64_t num_channels,
-                              int64_t begin, int64_t end, float* out, int64_t out_stride);
+// One pass over values of a storage type T, float or BFloat16; what is written is rounded once.
+template <typename T>
+struct SweepKernels {
+  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
+  // nothing is written to it. Rounds h, and the quotient before the weight is applied, to T.
+  void (*rmsnorm)(const T* x, const T* residual, const T* weight, float eps, int64_t count, T* y,
+                  T* h);
+  // out = gate / (1 + exp(-gate)) * up
+  void (*swiglu)(const T* gate, const T* up, int64_t count, T* out);
+  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count values each, in place.
+  void (*rotate)(T* low, T* high, const float* cos, const float* sin, int64_t count);
+  float (*maximum)(const T* x, int64_t count);
+  float (*sum_exp)(const T* x, int64_t count, float shift);  // of exp(x - shift)
+};
 
 struct FloatKernels {
-  LinearKernel<float> linear;
-  LinearKernel<int8_t> linear_int8;
-  void (*dequantize)(const int8_t* from, float scale, int64_t count, float* to);
   // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
   // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
   void (*attend)(const AttentionBlock& block);
@@ -45,16 +51,7 @@ struct FloatKernels {
   // old maxima is to be multiplied by shares; sums are.
   void (*weigh_columns)(float* scores, int64_t num_keys, int64_t width, float* maxima, float* sums,
                         float* shares);
-  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
-  // nothing is written to it.
-  void (*rmsnorm)(const float* x, const float* residual, const float* weight, float eps,
-                  int64_t count, float* y, float* h);
-  // out = gate / (1 + exp(-gate)) * up
-  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
-  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count floats each, in place.
-  void (*rotate)(float* low, float* high, const float* cos, const float* sin, int64_t count);
-  float (*maximum)(const float* x, int64_t count);
-  float (*sum_exp)(const float* x, int64_t count, float shift);  // of exp(x - shift)
+  std::tuple<SweepKernels<float>, SweepKernels<BFloat16>> sweeps;
 };
 
 const FloatKernels& scalar_float_kernels();

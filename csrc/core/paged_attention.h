@@ -9,6 +9,7 @@
 namespace vtts {
 
 inline constexpr int kMaxHeadDim = 256;
+inline constexpr int64_t kFewRows = 16;
 
 // float32. Sequence s has the rows [row_starts[s], row_starts[s + 1]) of `queries` and num_keys[s]
 // keys, its rows being the last of them: row i of n sees the first num_keys - n + i + 1 keys. Key j

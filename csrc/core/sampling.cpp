@@ -4,6 +4,9 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/bfloat16.h"
@@ -108,7 +111,7 @@ class Race {
 
 class Row {
  public:
-  Row(const float* scores, int64_t size, const FloatKernels& kernels)
+  Row(const float* scores, int64_t size, const SweepKernels<float>& kernels)
       : scores_(scores), size_(size), kernels_(kernels), maxima_(ceil_div(size, kBlock)) {
     for (int64_t i = 0; i < size; i += kBlock) {
       maxima_[i / kBlock] = kernels.maximum(scores + i, std::min(kBlock, size - i));
@@ -220,34 +223,25 @@ class Row {
 
   const float* scores_;
   int64_t size_;
-  const FloatKernels& kernels_;
+  const SweepKernels<float>& kernels_;
   std::vector<float> maxima_;  // of blocks
   Scored best_;
   double total_ = 0.0;
 };
 
-template <typename Logit>
-void load(const Logit* logits, int64_t count, float temperature, float* scores) {
-  if (temperature == 0.0f) {
-    for (int64_t i = 0; i < count; ++i) scores[i] = static_cast<float>(logits[i]);
-  } else {
-    for (int64_t i = 0; i < count; ++i) scores[i] = static_cast<float>(logits[i]) / temperature;
-  }
-}
-
-void choose(const SampleArgs& args, int64_t n, const FloatKernels& kernels) {
+template <typename T>
+void choose(const SampleArgs<T>& args, int64_t n, const SweepKernels<float>& kernels) {
   static thread_local Scratch scratch;
-  const int64_t size = args.num_logits, offset = n * args.row_stride;
+  const int64_t size = args.num_logits;
+  const T* logits = args.logits + n * args.row_stride;
   const float temperature = args.temperature[n];
-  const auto* floats = static_cast<const float*>(args.logits) + offset;
-  if (args.is_bfloat16) {
-    const auto* logits = static_cast<const BFloat16*>(args.logits) + offset;
+  const float* floats;
+  if (std::is_same_v<T, float> && temperature == 0.0f) {
+    floats = reinterpret_cast<const float*>(logits);
+  } else {
+    const float divisor = temperature == 0.0f ? 1.0f : temperature;
     float* scores = scratch.floats(size);
-    load(logits, size, temperature, scores);
-    floats = scores;
-  } else if (temperature != 0.0f) {
-    float* scores = scratch.floats(size);
-    load(floats, size, temperature, scores);
+    for (int64_t i = 0; i < size; ++i) scores[i] = static_cast<float>(logits[i]) / divisor;
     floats = scores;
   }
   const Row row(floats, size, kernels);
@@ -277,11 +271,15 @@ void choose(const SampleArgs& args, int64_t n, const FloatKernels& kernels) {
 
 }  // namespace
 
-void sample(const SampleArgs& args, Isa isa, int num_threads) {
-  const FloatKernels& kernels = float_kernels("sample", isa);
-  const bool is_small = args.num_rows * args.num_logits <= kRowTaskFloats;
+template <typename T>
+void sample(const SampleArgs<T>& args, Isa isa, int num_threads) {
+  const auto& kernels = std::get<SweepKernels<float>>(float_kernels("sample", isa).sweeps);
+  const bool is_small = args.num_rows * args.num_logits <= kRowTaskValues;
   parallel_for(args.num_rows, is_small ? 1 : num_threads,
                [&](int, size_t n) { choose(args, static_cast<int64_t>(n), kernels); });
 }
+
+template void sample(const SampleArgs<float>&, Isa, int);
+template void sample(const SampleArgs<BFloat16>&, Isa, int);
 
 }  // namespace vtts

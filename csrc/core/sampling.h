@@ -7,9 +7,9 @@
 
 namespace vtts {
 
+template <typename T>  // of logits: float or BFloat16
 struct SampleArgs {
-  const void* logits = nullptr;  // float32, or bfloat16; rows row_stride values apart
-  bool is_bfloat16 = false;
+  const T* logits = nullptr;  // rows row_stride values apart
   int64_t num_rows = 0;
   int64_t num_logits = 0;
   int64_t row_stride = 0;
@@ -25,6 +25,7 @@ struct SampleArgs {
 };
 
 // A row's choice depends neither on the other rows nor on num_threads.
-void sample(const SampleArgs& args, Isa isa, int num_threads);
+template <typename T>
+void sample(const SampleArgs<T>& args, Isa isa, int num_threads);
 
 }  // namespace vtts

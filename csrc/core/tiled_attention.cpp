@@ -203,6 +203,19 @@ Problem segment_problem(const SegmentAttentionArgs& args, int64_t segment, int64
 
 }  // namespace
 
+const TileKernel& tile_kernel(const char* what, Isa isa) {
+  switch (resolve_isa(what, isa)) {
+    case Isa::kScalar:
+      return scalar_tile_kernel();
+    case Isa::kAvx2:
+      return *avx2_tile_kernel();
+    case Isa::kNeon:
+      return *neon_tile_kernel();
+    default:
+      return *avx512_tile_kernel();
+  }
+}
+
 void tiled_attention(const PagedAttentionArgs& args, int64_t sequence, Isa isa, int num_threads) {
   thread_local Scratch scratch;
   for (int first = 0; first < args.num_kv_heads;) {

@@ -3,112 +3,7 @@
 // The including file is inside an anonymous namespace and has defined VTTS_TARGET and VTTS_INLINE
 // (attributes of functions) and a struct Vec of kLanes floats.
 
-// Outputs of one block, for up to kBlockRows rows: 4 x 3 sums, three weights and an input fill the
-// 16 registers of AVX2, and 12 chains hide the latency of its fused multiply-add.
-constexpr int kBlockRows = 4;
-constexpr int kBlockOutputs = 3;
 constexpr int kCacheLine = 16;  // floats
-
-template <int kRows, int kOutputs, bool kWhole, typename Weight>
-VTTS_INLINE void linear_step(Vec (&sums)[kRows][kOutputs], const float* x, int64_t x_stride,
-                             const Weight* weight, int64_t num_channels, int count) {
-  Vec weights[kOutputs];
-  for (int o = 0; o < kOutputs; ++o) {
-    const Weight* from = weight + o * num_channels;
-    weights[o] = kWhole ? Vec::load(from) : Vec::load_part(from, count);
-  }
-  for (int n = 0; n < kRows; ++n) {
-    const float* from = x + n * x_stride;
-    const Vec input = kWhole ? Vec::load(from) : Vec::load_part(from, count);
-    for (int o = 0; o < kOutputs; ++o) sums[n][o] = Vec::fma(input, weights[o], sums[n][o]);
-  }
-}
-
-template <int kRows, int kOutputs, typename Weight>
-VTTS_TARGET void linear_block(const float* x, int64_t x_stride, const Weight* weight,
-                              const float* scale, const float* bias, int64_t num_channels,
-                              float* out, int64_t out_stride) {
-  Vec sums[kRows][kOutputs];
-  for (int n = 0; n < kRows; ++n) {
-    for (int o = 0; o < kOutputs; ++o) sums[n][o] = Vec::zero();
-  }
-  constexpr int kLine = kCacheLine * sizeof(float) / sizeof(Weight);  // weights of a cache line
-  int64_t c = 0;
-  for (; c + kLine <= num_channels; c += kLine) {
-    // The next block's weights. Without it 151,936 x 512 takes 23 ms a core with one row and 31
-    // with four; with it 20 and 23.
-    for (int o = 0; o < kOutputs; ++o) prefetch(weight + (kOutputs + o) * num_channels + c);
-    for (int i = 0; i < kLine; i += Vec::kLanes) {
-      linear_step<kRows, kOutputs, true>(sums, x + c + i, x_stride, weight + c + i, num_channels,
-                                         Vec::kLanes);
-    }
-  }
-  for (; c < num_channels; c += Vec::kLanes) {
-    const int count =
-        static_cast<int>(num_channels - c < Vec::kLanes ? num_channels - c : int64_t{Vec::kLanes});
-    linear_step<kRows, kOutputs, false>(sums, x + c, x_stride, weight + c, num_channels, count);
-  }
-  for (int n = 0; n < kRows; ++n) {
-    for (int o = 0; o < kOutputs; ++o) {
-      out[n * out_stride + o] = sums[n][o].sum() * (scale == nullptr ? 1.0f : scale[o]) +
-                                (bias == nullptr ? 0.0f : bias[o]);
-    }
-  }
-}
-
-template <int kOutputs, typename Weight>
-VTTS_TARGET void linear_rows(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                             const float* scale, const float* bias, int64_t num_channels,
-                             float* out, int64_t out_stride) {
-  for (int n = 0; n < num_rows; n += kBlockRows) {
-    const float* from = x + n * x_stride;
-    float* to = out + n * out_stride;
-    switch (num_rows - n) {
-      case 1:
-        linear_block<1, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                  out_stride);
-        break;
-      case 2:
-        linear_block<2, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                  out_stride);
-        break;
-      case 3:
-        linear_block<3, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                  out_stride);
-        break;
-      default:
-        linear_block<kBlockRows, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                           out_stride);
-    }
-  }
-}
-
-template <typename Weight>
-VTTS_TARGET void linear(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                        const float* scale, const float* bias, int64_t num_channels, int64_t begin,
-                        int64_t end, float* out, int64_t out_stride) {
-  const auto from = [](const float* values, int64_t o) {
-    return values == nullptr ? nullptr : values + o;
-  };
-  int64_t o = begin;
-  for (; o + kBlockOutputs <= end; o += kBlockOutputs) {
-    linear_rows<kBlockOutputs>(x, x_stride, num_rows, weight + o * num_channels, from(scale, o),
-                               from(bias, o), num_channels, out + o, out_stride);
-  }
-  for (; o < end; ++o) {
-    linear_rows<1>(x, x_stride, num_rows, weight + o * num_channels, from(scale, o), from(bias, o),
-                   num_channels, out + o, out_stride);
-  }
-}
-
-VTTS_TARGET void dequantize(const int8_t* from, float scale, int64_t count, float* to) {
-  const Vec scales = Vec::broadcast(scale);
-  int64_t i = 0;
-  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
-    Vec::mul(Vec::load(from + i), scales).store(to + i);
-  }
-  for (; i < count; ++i) to[i] = from[i] * scale;
-}
 
 constexpr int kScores = kKeyRange * kAttentionRows;
 constexpr int kKeysAhead = 16;  // how far ahead keys are fetched: pages lie anywhere in memory
@@ -257,8 +152,15 @@ VTTS_TARGET void weigh_columns(float* scores, int64_t num_keys, int64_t width, f
   }
 }
 
-VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* weight, float eps,
-                         int64_t count, float* y, float* h) {
+template <typename T>
+VTTS_INLINE Vec rounded(Vec v) {
+  if constexpr (std::is_same_v<T, BFloat16>) return v.rounded();
+  return v;
+}
+
+template <typename T>
+VTTS_TARGET void rmsnorm(const T* x, const T* residual, const T* weight, float eps, int64_t count,
+                         T* y, T* h) {
   Vec squares = Vec::zero();
   float sum = 0.0f;
   int64_t i = 0;
@@ -266,24 +168,25 @@ VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* wei
     for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
       Vec::add(Vec::load(x + i), Vec::load(residual + i)).store(h + i);
     }
-    for (; i < count; ++i) h[i] = x[i] + residual[i];
+    for (; i < count; ++i) h[i] = T(float{x[i]} + float{residual[i]});
     x = h;
   }
   for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec part = Vec::load(x + i);
     squares = Vec::fma(part, part, squares);
   }
-  for (int64_t j = i; j < count; ++j) sum += x[j] * x[j];
+  for (int64_t j = i; j < count; ++j) sum += float{x[j]} * float{x[j]};
   const float mean = (squares.sum() + sum) / static_cast<float>(count);
   const float scale = 1.0f / std::sqrt(mean + eps);
   const Vec scales = Vec::broadcast(scale);
   for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
-    Vec::mul(Vec::load(weight + i), Vec::mul(Vec::load(x + i), scales)).store(y + i);
+    Vec::mul(Vec::load(weight + i), rounded<T>(Vec::mul(Vec::load(x + i), scales))).store(y + i);
   }
-  for (; i < count; ++i) y[i] = weight[i] * (x[i] * scale);
+  for (; i < count; ++i) y[i] = T(float{weight[i]} * float{T(x[i] * scale)});
 }
 
-VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float* out) {
+template <typename T>
+VTTS_TARGET void swiglu(const T* gate, const T* up, int64_t count, T* out) {
   const Vec one = Vec::broadcast(1.0f);
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
@@ -296,13 +199,13 @@ VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float
   const int left = static_cast<int>(count - i);
   const Vec x = Vec::load_part(gate + i, left);
   const Vec decayed = Vec::add(one, Vec::exp(Vec::sub(Vec::zero(), x)));
-  float last[Vec::kLanes];
+  T last[Vec::kLanes];
   Vec::mul(Vec::div(x, decayed), Vec::load_part(up + i, left)).store(last);
   std::copy(last, last + left, out + i);
 }
 
-VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* sin,
-                        int64_t count) {
+template <typename T>
+VTTS_TARGET void rotate(T* low, T* high, const float* cos, const float* sin, int64_t count) {
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec l = Vec::load(low + i), h = Vec::load(high + i);
@@ -312,23 +215,25 @@ VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* 
   }
   for (; i < count; ++i) {
     const float l = low[i], h = high[i];
-    low[i] = l * cos[i] - h * sin[i];
-    high[i] = h * cos[i] + l * sin[i];
+    low[i] = T(l * cos[i] - h * sin[i]);
+    high[i] = T(h * cos[i] + l * sin[i]);
   }
 }
 
-VTTS_TARGET float maximum(const float* x, int64_t count) {
+template <typename T>
+VTTS_TARGET float maximum(const T* x, int64_t count) {
   Vec most = Vec::broadcast(-INFINITY);
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) most = Vec::max(most, Vec::load(x + i));
   float lanes[Vec::kLanes];
   most.store(lanes);
   float result = *std::max_element(lanes, lanes + Vec::kLanes);
-  for (; i < count; ++i) result = std::max(result, x[i]);
+  for (; i < count; ++i) result = std::max(result, float{x[i]});
   return result;
 }
 
-VTTS_TARGET float sum_exp(const float* x, int64_t count, float shift) {
+template <typename T>
+VTTS_TARGET float sum_exp(const T* x, int64_t count, float shift) {
   const Vec shifts = Vec::broadcast(shift);
   Vec sums = Vec::zero();
   int64_t i = 0;
@@ -339,3 +244,6 @@ VTTS_TARGET float sum_exp(const float* x, int64_t count, float shift) {
   for (; i < count; ++i) sum += std::exp(x[i] - shift);
   return sum;
 }
+
+template <typename T>
+constexpr SweepKernels<T> kSweeps = {rmsnorm<T>, swiglu<T>, rotate<T>, maximum<T>, sum_exp<T>};

@@ -57,7 +57,7 @@ def test_every_instruction_set_and_number_of_threads(params: ResolvedSampling) -
         columns = (own.temperature, own.top_k, own.top_p.contiguous(), noise, tokens, logprobs)
         addresses = (column.data_ptr() for column in columns)
         shape = (*logits.shape, logits.stride(0))
-        _C.sample(logits.data_ptr(), False, shape, *addresses, num_threads, isa)
+        _C.sample(logits.data_ptr(), shape, *addresses, num_threads, isa, "float32")
         assert torch.equal(tokens, expected[0])
         assert torch.allclose(logprobs, expected[1], atol=2e-6)
 

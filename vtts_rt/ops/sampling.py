@@ -173,8 +173,7 @@ def _choose(
 def _cpu(logits: Tensor, params: SampleParams, coordinates: _Coordinates) -> tuple[Tensor, Tensor]:
     from vtts_rt import _C
 
-    is_bfloat16 = logits.dtype is torch.bfloat16
-    rows = native.adjacent(logits if is_bfloat16 else logits.float())
+    rows = native.adjacent(logits if logits.dtype in native.STORAGE else logits.float())
     temperature, top_k, top_p = (column.contiguous() for column in params[:3])
     noise = torch.stack((params.seed, *coordinates), dim=1)
     tokens = torch.empty(len(rows), dtype=torch.int64)
@@ -182,7 +181,7 @@ def _cpu(logits: Tensor, params: SampleParams, coordinates: _Coordinates) -> tup
     columns = (temperature, top_k, top_p, noise, tokens, logprobs)
     addresses = (column.data_ptr() for column in columns)
     shape, num_threads = (*rows.shape, rows.stride(0)), torch.get_num_threads()
-    _C.sample(rows.data_ptr(), is_bfloat16, shape, *addresses, num_threads, "auto")
+    _C.sample(rows.data_ptr(), shape, *addresses, num_threads, "auto", native.STORAGE[rows.dtype])
     if (tokens < 0).any():
         left = (tokens < 0).nonzero()[:, 0]
         temperature, top_k, top_p, seed = (column[left] for column in params[:4])
