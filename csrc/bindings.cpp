@@ -21,6 +21,7 @@
 #include "core/patchify.h"
 #include "core/product_kernels.h"
 #include "core/row_ops.h"
+#include "core/sampling.h"
 #include "core/segment_attention.h"
 #include "cpu/cpu_features.h"
 
@@ -388,11 +389,24 @@ void rotary_kv(uintptr_t qkv, int64_t row_stride, int64_t num_rows, int64_t num_
   });
 }
 
-std::pair<int64_t, double> greedy(uintptr_t logits, int64_t num_logits, const std::string& isa) {
-  const vtts::Isa chosen = parse_isa("greedy", isa);
-  const py::gil_scoped_release release;
-  const vtts::Choice choice = vtts::greedy(pointer<const float>(logits), num_logits, chosen);
-  return {choice.index, choice.logprob};
+void sample(uintptr_t logits, const std::tuple<int64_t, int64_t, int64_t>& shape,
+            uintptr_t temperature, uintptr_t top_k, uintptr_t top_p, uintptr_t noise,
+            uintptr_t tokens, uintptr_t logprobs, int num_threads, const std::string& isa,
+            const std::string& dtype) {
+  const vtts::Isa chosen = parse_isa("sample", isa);
+  in_storage("sample", dtype, [&](auto storage) {
+    vtts::SampleArgs<decltype(storage)> args;
+    args.logits = pointer<decltype(storage)>(logits);
+    std::tie(args.num_rows, args.num_logits, args.row_stride) = shape;
+    args.temperature = pointer<const float>(temperature);
+    args.top_k = pointer<const int64_t>(top_k);
+    args.top_p = pointer<const double>(top_p);
+    args.noise = pointer<const int64_t>(noise);
+    args.tokens = pointer<int64_t>(tokens);
+    args.logprobs = pointer<float>(logprobs);
+    const py::gil_scoped_release release;
+    vtts::sample(args, chosen, num_threads);
+  });
 }
 
 }  // namespace
@@ -465,9 +479,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("isa") = "auto", py::arg("dtype") = "float32",
         "rotary of queries and keys, then keys and values to their slots of pools of (slots, kv "
         "heads, head_dim): addresses of int64 slots, float32 angles and data of a dtype.");
-  m.def("greedy", &greedy, py::arg("logits"), py::arg("num_logits"), py::arg("isa") = "auto",
-        "(index of the first maximum or -1 for a NaN, its log-probability) of float32 logits at "
-        "an address. The GIL is released.");
+  m.def("sample", &sample,
+        "Chooses a token of each of shape[0] rows of shape[1] logits, shape[2] apart, as "
+        "vtts_rt.ops.sampling says, which checks the addresses. The GIL is released.");
   m.def(
       "isa_supported",
       [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },

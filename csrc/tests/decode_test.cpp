@@ -16,7 +16,7 @@
 #include "core/paged_attention.h"
 #include "core/parallel.h"
 #include "core/product_kernels.h"
-#include "core/row_ops.h"
+#include "core/sampling.h"
 #include "tests/check.h"
 #include "tests/kernels.h"
 
@@ -248,18 +248,32 @@ void test_attention(std::mt19937& random) {
   }
 }
 
-void test_greedy(std::mt19937& random) {
-  auto logits = noise(5003, random);
+void test_sample(std::mt19937& random) {
+  constexpr int64_t kRows = 5, kLogits = 5003;
+  std::vector<float> logits = noise(kRows * kLogits, random), logprobs(kRows);
   logits[4711] = logits[4712] = 9.0f;
+  logits[4 * kLogits + 17] = NAN;
   double sum = 0.0;
-  for (const float logit : logits) sum += std::exp(double{logit} - 9.0);
+  for (int i = 0; i < kLogits; ++i) sum += std::exp(double{logits[i]} - 9.0);
+  const std::vector<float> temperature = {0.0f, 1.0f, 0.5f, 0.5f, 1.0f};
+  const std::vector<double> top_p = {1.0, 1.0, 0.5, 0.9, 1.0};
+  const std::vector<int64_t> top_k = {0, 0, 0, 1, 0}, places(4 * kRows, 7);
+  std::vector<int64_t> tokens(kRows), expected;
+  const vtts::SampleArgs<float> args = {
+      logits.data(), kRows,        kLogits,       kLogits,       temperature.data(),
+      top_k.data(),  top_p.data(), places.data(), tokens.data(), logprobs.data()};
   for (const vtts::Isa isa : isas()) {
-    const vtts::Choice choice = vtts::greedy(logits.data(), 5003, isa);
-    check(choice.index == 4711, "the first maximum is chosen");
-    check(std::abs(choice.logprob + std::log(sum)) < 1e-6, "its log-probability");
+    for (const int num_threads : {1, 3}) {
+      vtts::sample(args, isa, num_threads);
+      if (expected.empty()) expected = tokens;
+      check(tokens == expected, "a choice depends on instructions or threads");
+      check(std::abs(logprobs[0] + std::log(sum)) < 1e-6, "log-probability of the maximum");
+    }
   }
-  logits[7] = NAN;
-  check(vtts::greedy(logits.data(), 5003, vtts::Isa::kAuto).index == -1, "a NaN is not hidden");
+  check(tokens[0] == 4711, "the first maximum is chosen");
+  check(tokens[4] == -1, "a NaN is not hidden");
+  const auto row = logits.begin() + 3 * kLogits;
+  check(row + tokens[3] == std::max_element(row, row + kLogits), "the only one of a top-k of 1");
 }
 
 // Calls of many sizes in a row, calls within calls, and an exception in between: each task runs
@@ -304,7 +318,7 @@ int main() {
   test_attention_refuses();
   test_attention<float>(random);
   test_attention<vtts::BFloat16>(random);
-  test_greedy(random);
+  test_sample(random);
   test_threads_that_are_kept();
   std::printf("%s (best: %s)\n", num_failures == 0 ? "all passed" : "failed",
               vtts::isa_name(vtts::resolve_isa("test", vtts::Isa::kAuto)));
