@@ -13,6 +13,7 @@
 
 #include "bindings_cuda.h"
 #include "core/decode_step.h"
+#include "core/head_attention.h"
 #include "core/linear.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
@@ -21,7 +22,7 @@
 #include "core/product_kernels.h"
 #include "core/row_ops.h"
 #include "core/sampling.h"
-#include "core/tiled_attention.h"
+#include "core/segment_attention.h"
 #include "cpu/cpu_features.h"
 
 namespace py = pybind11;
@@ -253,49 +254,56 @@ void paged_attention(uintptr_t queries, int64_t query_stride, uintptr_t keys, ui
                      uintptr_t page_table, int64_t table_stride, uintptr_t row_starts,
                      uintptr_t num_keys, uintptr_t out, int64_t num_rows, int64_t num_sequences,
                      const std::tuple<int64_t, int64_t, int, int>& pool_shape, int num_heads,
-                     float scale, int num_threads, const std::string& isa) {
-  vtts::PagedAttentionArgs args;
-  args.queries = pointer<const float>(queries);
-  args.query_stride = query_stride;
-  args.keys = pointer<const float>(keys);
-  args.values = pointer<const float>(values);
-  args.page_table = pointer<const int64_t>(page_table);
-  args.table_stride = table_stride;
-  args.row_starts = pointer<const int64_t>(row_starts);
-  args.num_keys = pointer<const int64_t>(num_keys);
-  args.out = pointer<float>(out);
-  args.num_rows = num_rows;
-  args.num_sequences = num_sequences;
-  std::tie(args.num_pages, args.page_size, args.num_kv_heads, args.head_dim) = pool_shape;
-  args.num_heads = num_heads;
-  args.scale = scale;
+                     float scale, int num_threads, const std::string& isa,
+                     const std::string& dtype) {
   const vtts::Isa chosen = parse_isa("paged_attention", isa);
-  const py::gil_scoped_release release;
-  vtts::paged_attention(args, chosen, num_threads);
+  in_storage("paged_attention", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    vtts::PagedAttentionArgs<T> args;
+    args.queries = pointer<const T>(queries);
+    args.query_stride = query_stride;
+    args.keys = pointer<const T>(keys);
+    args.values = pointer<const T>(values);
+    args.page_table = pointer<const int64_t>(page_table);
+    args.table_stride = table_stride;
+    args.row_starts = pointer<const int64_t>(row_starts);
+    args.num_keys = pointer<const int64_t>(num_keys);
+    args.out = pointer<T>(out);
+    args.num_rows = num_rows;
+    args.num_sequences = num_sequences;
+    std::tie(args.num_pages, args.page_size, args.num_kv_heads, args.head_dim) = pool_shape;
+    args.num_heads = num_heads;
+    args.scale = scale;
+    const py::gil_scoped_release release;
+    vtts::paged_attention(args, chosen, num_threads);
+  });
 }
 
 void segment_attention(uintptr_t queries, uintptr_t keys, uintptr_t values, int64_t row_stride,
                        const std::vector<int64_t>& starts, const std::vector<int64_t>& lengths,
                        uintptr_t out, const std::tuple<int64_t, int, int>& shape, float scale,
-                       int num_threads, const std::string& isa) {
+                       int num_threads, const std::string& isa, const std::string& dtype) {
   if (starts.size() != lengths.size()) {
     throw std::invalid_argument("segment_attention: lengths must be one for each start, got " +
                                 std::to_string(lengths.size()));
   }
-  vtts::SegmentAttentionArgs args;
-  args.queries = pointer<const float>(queries);
-  args.keys = pointer<const float>(keys);
-  args.values = pointer<const float>(values);
-  args.row_stride = row_stride;
-  args.starts = starts.data();
-  args.lengths = lengths.data();
-  args.num_segments = static_cast<int64_t>(starts.size());
-  std::tie(args.num_rows, args.num_heads, args.head_dim) = shape;
-  args.scale = scale;
-  args.out = pointer<float>(out);
   const vtts::Isa chosen = parse_isa("segment_attention", isa);
-  const py::gil_scoped_release release;
-  vtts::segment_attention(args, chosen, num_threads);
+  in_storage("segment_attention", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    vtts::SegmentAttentionArgs<T> args;
+    args.queries = pointer<const T>(queries);
+    args.keys = pointer<const T>(keys);
+    args.values = pointer<const T>(values);
+    args.row_stride = row_stride;
+    args.starts = starts.data();
+    args.lengths = lengths.data();
+    args.num_segments = static_cast<int64_t>(starts.size());
+    std::tie(args.num_rows, args.num_heads, args.head_dim) = shape;
+    args.scale = scale;
+    args.out = pointer<T>(out);
+    const py::gil_scoped_release release;
+    vtts::segment_attention(args, chosen, num_threads);
+  });
 }
 
 // A few rows take a few microseconds, on one thread: not worth giving the GIL away.
@@ -440,16 +448,16 @@ PYBIND11_MODULE(_C, m) {
       py::arg("keys"), py::arg("values"), py::arg("page_table"), py::arg("table_stride"),
       py::arg("row_starts"), py::arg("num_keys"), py::arg("out"), py::arg("num_rows"),
       py::arg("num_sequences"), py::arg("pool_shape"), py::arg("num_heads"), py::arg("scale"),
-      py::arg("num_threads"), py::arg("isa") = "auto",
+      py::arg("num_threads"), py::arg("isa") = "auto", py::arg("dtype") = "float32",
       "Attention of the rows of each sequence to keys in pages of (num_pages, page_size, kv heads, "
-      "head_dim): addresses of float32 and int64 data; vtts_rt.ops.paged_attention checks them. "
-      "The GIL is released.");
+      "head_dim): addresses of int64 data and of data of a dtype, float32 or bfloat16; "
+      "vtts_rt.ops.paged_attention checks them. The GIL is released.");
   m.def("segment_attention", &segment_attention, py::arg("queries"), py::arg("keys"),
         py::arg("values"), py::arg("row_stride"), py::arg("starts"), py::arg("lengths"),
         py::arg("out"), py::arg("shape"), py::arg("scale"), py::arg("num_threads"),
-        py::arg("isa") = "auto",
-        "Attention inside segments of rows of shape (rows, heads, head_dim): addresses of float32 "
-        "data; vtts_rt.ops.segment_attention checks them. The GIL is released.");
+        py::arg("isa") = "auto", py::arg("dtype") = "float32",
+        "Attention inside segments of rows of shape (rows, heads, head_dim): addresses of data of a "
+        "dtype; vtts_rt.ops.segment_attention checks them. The GIL is released.");
   m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
         py::arg("residual_stride"), py::arg("weight"), py::arg("eps"), py::arg("num_rows"),
         py::arg("num_channels"), py::arg("y"), py::arg("h"), py::arg("num_threads"),

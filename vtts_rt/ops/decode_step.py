@@ -87,6 +87,7 @@ def step_weights(
             for part, s in zip(layer, shapes, strict=True)
         )
         and len(kinds) == 1
+        and matrices[0].tensor.dtype in (final_norm.dtype, torch.int8)
         and native.refusal(*vectors, dtypes=native.STORAGE) is None
         and all(vector.is_contiguous() for vector in vectors)
         and not any(native_refuses(final_norm[None], matrix, None) for matrix in matrices)
