@@ -1,9 +1,9 @@
 """linear: the native kernel against torch (MKL), in GFLOP/s, at the shapes of the bench model.
 
-    python bench/bench_linear.py [--runs N] [--threads N] [--output FILE]
+    python bench/bench_linear.py [--dtype DTYPE] [--runs N] [--threads N] [--output FILE]
 
-Rows times a matrix of float32 on the CPU. Runs alternate, so that a busy moment of the machine hits
-both; products are compared before anything is timed.
+Rows times a matrix of float32 or bfloat16 on the CPU, packed for the native kernel. Runs alternate,
+so that a busy moment of the machine hits both; products are compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from vtts_rt.bench.setting import (
     results_name,
     write_result,
 )
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.ops.linear import linear
+from vtts_rt.ops.packed import Matrix, pack
 
 ROOT = Path(__file__).resolve().parents[1]
 BACKENDS = ("torch", "cpu")
+TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (1.6e-2, 0.25)}  # relative, absolute
 CASES = [  # what it is, rows, channels, outputs
     ("head, one token", 1, 512, 151936),
     ("head, a token and 8 drafts", 9, 512, 151936),
@@ -44,21 +47,32 @@ CASES = [  # what it is, rows, channels, outputs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=25)
-    add_compute_flags(parser, devices=("cpu",), dtypes=("float32",))  # what the kernel takes
+    add_compute_flags(
+        parser,
+        devices=("cpu",),
+        dtypes=("float32", "bfloat16"),  # what the kernel takes
+        dtype_help="default: float32",
+    )
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     check_compute(args)
 
+    name = args.dtype or "float32"
+    dtype = DTYPES[name]
+    theme = "linear" if name == "float32" else f"linear{name}"
     results = []
     for about, num_rows, num_channels, num_outputs in CASES:
-        x, weight = torch.randn(num_rows, num_channels), torch.randn(num_outputs, num_channels)
-        products = [linear(x, weight, backend=backend) for backend in BACKENDS]
-        torch.testing.assert_close(*products, rtol=1e-4, atol=1e-3)
+        x = torch.randn(num_rows, num_channels).to(dtype)
+        weight = torch.randn(num_outputs, num_channels).to(dtype)
+        weights = {"torch": weight, "cpu": Matrix(pack(weight), num_outputs)}
+        products = [linear(x, weights[backend], backend=backend) for backend in BACKENDS]
+        rtol, atol = TOLERANCES[dtype]
+        torch.testing.assert_close(*products, rtol=rtol, atol=atol)
         seconds: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
         for _ in range(args.runs):
             for backend, times in seconds.items():
                 began = time.perf_counter()
-                linear(x, weight, backend=backend)
+                linear(x, weights[backend], backend=backend)
                 times.append(time.perf_counter() - began)
         medians = {backend: statistics.median(times) for backend, times in seconds.items()}
         gflop = 2e-9 * num_rows * num_channels * num_outputs
@@ -74,12 +88,12 @@ def main() -> None:
         results.append(entry)
         print(f"{about:36} {entry['gflops']}  {entry['speedup']:.2f}x")
     report = {
-        "theme": "linear",
+        "theme": theme,
         **origin(args.threads),
-        "setting": {"dtype": "float32", "runs": args.runs},
+        "setting": {"dtype": name, "runs": args.runs},
         "results": results,
     }
-    output = args.output or ROOT / "bench" / "results" / results_name("linear")
+    output = args.output or ROOT / "bench" / "results" / results_name(theme)
     write_result(output, report)
 
 

@@ -56,7 +56,9 @@ def contenders(
     allow_broken_torchvision()
     loader = transformers.Qwen2_5_VLForConditionalGeneration
     theirs = loader.from_pretrained(folder, dtype=dtype).model.visual.eval()
-    ours = load_model(folder, dtype=dtype).visual
+    model = load_model(folder, dtype=dtype)
+    model.pack()
+    ours = model.visual
 
     def transformers_features(rows: torch.Tensor, num_pairs: int) -> torch.Tensor:
         return theirs(rows, grid_thw=torch.tensor([(1, *GRID_HW)] * num_pairs)).pooler_output

@@ -235,13 +235,13 @@ class VideoLM(nn.Module, ABC):
             if not given:
                 continue
             owner = self.get_submodule(name.rpartition(".")[0])
-            packed = isinstance(owner, Packable) and parameter.dim() == 4
-            plain = owner.matrix.plain() if packed else parameter
+            packed = owner if isinstance(owner, Packable) and parameter.dim() == 4 else None
+            plain = parameter if packed is None else packed.matrix.plain()
             views = hf_views([(name, plain)], self.config)
             if not all(_same(tensors[source], views[source]) for source in given):
                 for source in given:
                     views[source].copy_(tensors[source])
-                if packed:
+                if packed is not None:
                     parameter.copy_(pack(plain))
                 changed.add(name.partition(".")[0])
         self.forget_versions(changed)

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from vtts_rt.models.attention import Attend, PackedAttention, PagedKV
 from vtts_rt.models.config import LanguageConfig
-from vtts_rt.models.layers import Embedding, GatedMLP, Linear, RMSNorm, inverse_frequencies
+from vtts_rt.models.layers import (
+    Embedding,
+    GatedMLP,
+    Linear,
+    Packable,
+    RMSNorm,
+    inverse_frequencies,
+)
 from vtts_rt.ops.decode_step import (
     LayerWeights,
     StepWeights,
@@ -169,7 +176,7 @@ class LanguageModel(nn.Module):
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head: nn.Module | None = (
+        self.lm_head: Packable | None = (
             None
             if config.tie_word_embeddings
             else Linear(config.hidden_size, config.vocab_size, bias=False)

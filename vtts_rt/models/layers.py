@@ -19,7 +19,7 @@ from vtts_rt.ops.swiglu import swiglu
 
 
 class Packable(nn.Module):
-    """A module whose `weight` (O, C) may be packed (`vtts_rt.ops.packed`): then it has 4 dimensions.
+    """A module whose `weight` (O, C) may be packed, and has 4 dimensions then (`ops.packed`).
 
     Packed it gives the same bits in less time. It follows `to` and the like, and its state dict is
     that of the plain one.

@@ -50,9 +50,9 @@ def quantize(model: VideoLM, quantization: str) -> None:
     """Replace the matrices of the language tower's layers by 8-bit ones, in place.
 
     quantization: "int8" (float32 or bfloat16 models on the CPU; logits too are then a product with
-    bytes, the embedding stays) or "fp8" (e4m3, any device and dtype; the head stays). The vision tower and
-    norms stay. The model answers as before but for the rounding of weights; it cannot be trained,
-    saved or given new weights any more, and `version("language")` is another.
+    bytes, the embedding stays) or "fp8" (e4m3, any device and dtype; the head stays). The vision
+    tower and norms stay. The model answers as before but for the rounding of weights; it cannot be
+    trained, saved or given new weights any more, and `version("language")` is another.
     Raises ValueError for another name, a model that does not fit it, or one quantized already.
     """
     known = quantization in QUANTIZATIONS
@@ -72,7 +72,6 @@ def quantize_language(language: LanguageModel, quantization: str) -> None:
     _replace(language.layers, quantization)
     if quantization == "int8":
         head = language.embed_tokens if language.lm_head is None else language.lm_head
-        assert isinstance(head, Packable)
         language.lm_head = QuantizedLinear(quantization, head.matrix.plain())
 
 

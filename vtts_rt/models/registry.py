@@ -127,10 +127,11 @@ def load_model(
     path_or_id: as `resolve_model`. dtype: "float32", "bfloat16", "float16" or the torch dtype;
     "auto" takes the checkpoint's own on an accelerator. On the CPU that is what the recipe says
     (`dtype`, by type of device), else bfloat16 of a bfloat16 checkpoint where the processor
-    multiplies it (`native.bfloat16_isa`), else float32. What config.json says is compared with the names and
-    shapes in the files before anything is built. An adapter in the folder is merged through peft
-    in float32, which takes 4 bytes a parameter of host memory for the while. ValueError for
-    anything in the folder that does not fit, RuntimeError for a model that cannot be had.
+    multiplies it (`native.bfloat16_isa`), else float32. What config.json says is compared with the
+    names and shapes in the files before anything is built. An adapter in the folder is merged
+    through peft in float32, which takes 4 bytes a parameter of host memory for the while.
+    ValueError for anything in the folder that does not fit, RuntimeError for a model that cannot be
+    had.
     """
     folder = resolve_model(path_or_id)
     base = base_folder(folder)

@@ -85,7 +85,8 @@ def pack(weight: Tensor) -> Tensor:
     weight = weight.detach().contiguous()
     if missing := -len(weight) % PANEL:
         weight = F.pad(weight, (0, 0, 0, missing))
-    units = _units(weight.view(-1, PANEL, num_channels // together, together))
+    panels = weight.view(len(weight) // PANEL, PANEL, num_channels // together, together)
+    units = _units(panels)
     return units.transpose(1, 2).contiguous().view(weight.dtype)
 
 
@@ -93,5 +94,5 @@ def unpack(packed: Tensor, num_outputs: int) -> Tensor:
     """(ceil(O / 16), C / k, 16, k) of any dtype -> (O, C), contiguous; differentiable."""
     units = _units(packed)
     panels, steps, _, together = units.shape
-    plain = units.transpose(1, 2).reshape(panels * PANEL, steps * together)
+    plain = units.transpose(1, 2).contiguous().view(panels * PANEL, steps * together)
     return (plain if units is packed else plain.view(packed.dtype))[:num_outputs]
