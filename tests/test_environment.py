@@ -12,6 +12,7 @@ import torch
 from vtts_rt.cli import main
 from vtts_rt.environment import environment
 from vtts_rt.ops import dispatch, native
+from vtts_rt.ops.decode_step import MAX_ROWS
 from vtts_rt.video.index_cache import FILE_NAME
 
 
@@ -53,7 +54,7 @@ def test_attention_is_reported_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None
 
     ours = "cpu" if native.supports("cpu") is None else "torch"
     assert list(told().values()) == [ours, ours]
-    one_call = "decoding of up to 16 float32 rows in one native call"
+    one_call = f"decoding of up to {MAX_ROWS} rows in one native call"
     assert environment()["ops"][one_call].startswith("yes") == (ours == "cpu")
     monkeypatch.setenv("VTTS_RT_BACKEND", "paged_attention=reference")
     assert set(told().values()) == {"reference"}

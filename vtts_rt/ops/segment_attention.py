@@ -57,7 +57,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
             for x in (q, k, v)
         )
         out = F.scaled_dot_product_attention(query, key, value)  # (num, H, length, D)
-        outputs.append(out.transpose(1, 2).reshape(stop - run.start, -1))
+        outputs.append(out.transpose(1, 2).reshape(stop - run.start, q.shape[1] * q.shape[2]))
     return outputs[0] if len(outputs) == 1 else torch.cat([q[:0].flatten(1), *outputs])
 
 
