@@ -11,7 +11,7 @@ import torch
 import vtts_rt
 from vtts_rt.config import ENVIRONMENT_VARIABLES, index_cache_folder
 from vtts_rt.ops import native
-from vtts_rt.ops.decode_step import usable
+from vtts_rt.ops.decode_step import MAX_ROWS, usable
 from vtts_rt.ops.dispatch import explain, interpreted
 from vtts_rt.ops.paged_attention import by_use
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS, dali_refusal
@@ -88,7 +88,7 @@ def _native() -> dict[str, str]:
             if isa is not None
             else "float32 (neither AMX nor AVX512_BF16: bfloat16 is widened)"
         ),
-        f"decoding of up to {native.MAX_ROWS} float32 rows in one native call": (
+        f"decoding of up to {MAX_ROWS} rows in one native call": (
             "yes" if usable(torch.empty(1, 128), 128) else "no (an op runs another backend)"
         ),
     }

@@ -105,17 +105,4 @@ VTTS_ROW_OPS(float)
 VTTS_ROW_OPS(BFloat16)
 #undef VTTS_ROW_OPS
 
-Choice greedy(const float* logits, int64_t num_logits, Isa isa) {
-  const SweepKernels<float>& kernels = sweeps<float>("greedy", isa);
-  constexpr int64_t kBlock = 1024;  // summed in float32, the blocks in float64
-  const float maximum = kernels.maximum(logits, num_logits);
-  const float* found = std::find(logits, logits + num_logits, maximum);
-  double sum = 0.0;
-  for (int64_t i = 0; i < num_logits; i += kBlock) {
-    sum += kernels.sum_exp(logits + i, std::min(kBlock, num_logits - i), maximum);
-  }
-  const bool usable = found != logits + num_logits && std::isfinite(sum);
-  return {usable ? found - logits : -1, -std::log(sum)};
-}
-
 }  // namespace vtts

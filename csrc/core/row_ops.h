@@ -65,11 +65,4 @@ struct RotaryKvArgs {
 template <typename T>
 void rotary_kv(const RotaryKvArgs<T>& args, Isa isa, int num_threads);
 
-struct Choice {
-  int64_t index;   // of the first maximum; -1 where a NaN hides it
-  double logprob;  // its log-probability under the softmax
-};
-
-Choice greedy(const float* logits, int64_t num_logits, Isa isa);
-
 }  // namespace vtts

@@ -76,7 +76,6 @@ struct Vec {
   VTTS_INLINE static Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
   VTTS_INLINE static Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
   VTTS_INLINE static Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
-  VTTS_INLINE Vec halves_swapped() const { return {_mm256_permute2f128_ps(v, v, 1)}; }
   VTTS_INLINE static Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   // Eight lines of eight channels to eight channels of eight lines.
   VTTS_INLINE static void transpose(Vec (&v)[kLanes]) {
@@ -119,12 +118,21 @@ struct Vec {
     const __m256i power = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(y, _mm256_castsi256_ps(_mm256_slli_epi32(power, 23)))};
   }
-};
 
-VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
-  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
-  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
-}
+  // 2^x for x < 128 within 1.5 ulp, cut off at 2^-126: x = n + r with |r| <= 1/2, and the
+  // polynomial of degree 6 for 2^r of least relative error (2e-9) that is 1 at 0. A NaN stays one.
+  VTTS_INLINE static Vec exp2(Vec x) {
+    const __m256 cut = _mm256_max_ps(_mm256_set1_ps(-126.0f), x.v);
+    const __m256 shift = _mm256_set1_ps(0x1.8p23f);  // behind it there is no place for fractions
+    const __m256 shifted = _mm256_add_ps(cut, shift);
+    const __m256 r = _mm256_sub_ps(cut, _mm256_sub_ps(shifted, shift));
+    __m256 y = _mm256_set1_ps(kExp2[0]);
+    for (int i = 1; i < 7; ++i) y = _mm256_fmadd_ps(y, r, _mm256_set1_ps(kExp2[i]));
+    const __m256i power = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
+                                           _mm256_set1_epi32(127 << 23));
+    return {_mm256_mul_ps(y, _mm256_castsi256_ps(power))};
+  }
+};
 
 VTTS_INLINE void prefetch(const void* from) {
   _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0);
@@ -142,8 +150,8 @@ constexpr int kAccumulators = 12;
 const ProductKernels* avx2_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* avx2_float_kernels() {
-  static const FloatKernels kernels = {
-      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {{kSweeps<float>, kSweeps<BFloat16>},
+                                       {kAttention<float>, kAttention<BFloat16>}};
   return &kernels;
 }
 

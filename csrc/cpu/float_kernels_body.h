@@ -3,154 +3,148 @@
 // The including file is inside an anonymous namespace and has defined VTTS_TARGET and VTTS_INLINE
 // (attributes of functions) and a struct Vec of kLanes floats.
 
-constexpr int kCacheLine = 16;  // floats
-
-constexpr int kScores = kKeyRange * kAttentionRows;
-constexpr int kKeysAhead = 16;  // how far ahead keys are fetched: pages lie anywhere in memory
-
-// Fetches key `j + kKeysAhead` and the value of key `j`, which is wanted when all scores are there.
-VTTS_INLINE void prefetch_key(const AttentionBlock& block, int j) {
-  const float* ahead = block.keys[std::min(j + kKeysAhead, block.num_keys - 1)];
-  const float* value = block.keys[j] + block.values_behind_keys;
-  for (int d = 0; d < block.head_dim; d += kCacheLine) {
-    prefetch(ahead + d);
-    prefetch(value + d);
-  }
+// Values from `from` on, up to a vector of them, then zeros.
+template <typename T>
+VTTS_INLINE Vec load_up_to(const T* from, int count) {
+  if (count >= Vec::kLanes) return Vec::load(from);
+  return count > 0 ? Vec::load_part(from, count) : Vec::zero();
 }
 
-// scores[j * kAttentionRows + r] = scale * query_r . key_j for kKeys keys.
-template <int kKeys>
-VTTS_TARGET void score_keys(const AttentionBlock& block, int first, float* scores) {
-  Vec sums[kKeys][kAttentionRows];
-  for (int j = 0; j < kKeys; ++j) {
-    prefetch_key(block, first + j);
-    for (int r = 0; r < kAttentionRows; ++r) sums[j][r] = Vec::zero();
-  }
-  for (int d = 0; d < block.head_dim; d += Vec::kLanes) {
-    Vec keys[kKeys];
-    for (int j = 0; j < kKeys; ++j) keys[j] = Vec::load(block.keys[first + j] + d);
-    for (int r = 0; r < kAttentionRows; ++r) {
-      const Vec query = Vec::load(block.queries[r] + d);
-      for (int j = 0; j < kKeys; ++j) sums[j][r] = Vec::fma(query, keys[j], sums[j][r]);
+// Dims d up to d + 8 of eight of the keys; kWhole: all of them are there.
+template <bool kWhole, typename T>
+VTTS_INLINE void pack_eight(const T* const* keys, int num_keys, int d, int head_dim, float* to) {
+  Vec lines[Vec::kLanes];
+  for (int i = 0; i < Vec::kLanes; ++i) {
+    if (kWhole) {
+      lines[i] = Vec::load(keys[i] + d);
+    } else {
+      lines[i] = i < num_keys ? load_up_to(keys[i] + d, head_dim - d) : Vec::zero();
     }
   }
-  for (int j = 0; j < kKeys; ++j) {
-    float* to = scores + (first + j) * kAttentionRows;
-    store_four_sums(sums[j][0], sums[j][1], sums[j][2], sums[j][3], to);
-    for (int r = 0; r < kAttentionRows; ++r) to[r] *= block.scale;
-  }
+  Vec::transpose(lines);
+  const int there = kWhole ? Vec::kLanes : std::min(Vec::kLanes, head_dim - d);
+  for (int i = 0; i < there; ++i) lines[i].store(to + (d + i) * kPanel);
 }
 
-// The weighted values of kVecs vectors from dimension d on.
-template <int kVecs>
-VTTS_TARGET void weigh_values(const AttentionBlock& block, const float* weights, int d) {
-  Vec sums[kAttentionRows][kVecs];
-  for (auto& row : sums) {
-    for (int i = 0; i < kVecs; ++i) row[i] = Vec::zero();
-  }
-  for (int j = 0; j < block.num_keys; ++j) {
-    const float* value = block.keys[j] + block.values_behind_keys + d;
-    Vec values[kVecs];
-    for (int i = 0; i < kVecs; ++i) values[i] = Vec::load(value + i * Vec::kLanes);
-    for (int r = 0; r < kAttentionRows; ++r) {
-      const Vec weight = Vec::broadcast(weights[j * kAttentionRows + r]);
-      for (int i = 0; i < kVecs; ++i) sums[r][i] = Vec::fma(weight, values[i], sums[r][i]);
-    }
-  }
-  for (int r = 0; r < kAttentionRows; ++r) {
-    for (int i = 0; i < kVecs; ++i) sums[r][i].store(block.partials[r] + d + i * Vec::kLanes);
-  }
+// Fetches the numbers of a head while other things are computed: pages lie anywhere in memory.
+template <typename T>
+VTTS_INLINE void prefetch_head(const T* from, int head_dim) {
+  for (int d = 0; d < head_dim; d += 64 / sizeof(T)) prefetch(from + d);
 }
 
-VTTS_TARGET void attend(const AttentionBlock& block) {
-  static_assert(Vec::kLanes == 2 * kAttentionRows, "a vector is two keys of scores");
-  alignas(64) float scores[kScores];
-  int j = 0;
-  for (; j + 3 <= block.num_keys; j += 3) score_keys<3>(block, j, scores);
-  for (; j < block.num_keys; ++j) score_keys<1>(block, j, scores);
-
-  // What a row does not see lies behind what it sees; an odd number of keys is filled up.
-  const int num_scores = block.num_keys * kAttentionRows;
-  const int padded = (num_scores + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
-  const int seen_by_all = *std::min_element(block.visible, block.visible + kAttentionRows);
-  const auto hide = [&](float value) {
-    for (int key = seen_by_all; key * kAttentionRows < padded; ++key) {
-      for (int r = 0; r < kAttentionRows; ++r) {
-        if (key >= block.visible[r]) scores[key * kAttentionRows + r] = value;
+template <typename T>
+VTTS_TARGET void pack_keys(const BlockAddresses<T>& block, int first, int head_dim, float* panel) {
+  const int there = std::min(block.num_keys - first, kPanel);
+  for (int j = first; j < first + there; ++j) {
+    prefetch_head(block.keys[std::min(j + kPanel, block.num_keys - 1)], head_dim);
+    prefetch_head(block.values[j], head_dim);
+  }
+  for (int half = 0; half < kPanel; half += Vec::kLanes) {
+    const T* const* const keys = block.keys + first + half;
+    int d = 0;
+    if (half + Vec::kLanes <= there) {
+      for (; d + Vec::kLanes <= head_dim; d += Vec::kLanes) {
+        pack_eight<true>(keys, there - half, d, head_dim, panel + half);
       }
     }
-  };
-  hide(-INFINITY);
-  Vec maxima = Vec::load(scores);
-  for (int i = Vec::kLanes; i < padded; i += Vec::kLanes) {
-    maxima = Vec::max(maxima, Vec::load(scores + i));
-  }
-  maxima = Vec::max(maxima, maxima.halves_swapped());
-  for (int i = 0; i < padded; i += Vec::kLanes) {
-    Vec::exp(Vec::sub(Vec::load(scores + i), maxima)).store(scores + i);
-  }
-  hide(0.0f);
-  Vec sums = Vec::load(scores);
-  for (int i = Vec::kLanes; i < padded; i += Vec::kLanes) {
-    sums = Vec::add(sums, Vec::load(scores + i));
-  }
-  sums = Vec::add(sums, sums.halves_swapped());
-
-  int d = 0;
-  for (; d + 2 * Vec::kLanes <= block.head_dim; d += 2 * Vec::kLanes) {
-    weigh_values<2>(block, scores, d);
-  }
-  for (; d < block.head_dim; d += Vec::kLanes) weigh_values<1>(block, scores, d);
-  float last[2][Vec::kLanes];
-  maxima.store(last[0]);
-  sums.store(last[1]);
-  for (int r = 0; r < kAttentionRows; ++r) {
-    block.partials[r][block.head_dim] = last[0][r];
-    block.partials[r][block.head_dim + 1] = last[1][r];
-  }
-}
-
-template <int kVecs>
-VTTS_TARGET void weigh_vectors(float* scores, int64_t num_keys, int64_t width, float* maxima,
-                               float* sums, float* shares) {
-  Vec most[kVecs], sum[kVecs];
-  for (int i = 0; i < kVecs; ++i) most[i] = Vec::load(maxima + i * Vec::kLanes);
-  for (int64_t j = 0; j < num_keys; ++j) {
-    for (int i = 0; i < kVecs; ++i) {
-      most[i] = Vec::max(most[i], Vec::load(scores + j * width + i * Vec::kLanes));
+    for (; d < head_dim; d += Vec::kLanes) {
+      pack_eight<false>(keys, there - half, d, head_dim, panel + half);
     }
   }
-  for (int i = 0; i < kVecs; ++i) {
-    const Vec share = Vec::exp(Vec::sub(Vec::load(maxima + i * Vec::kLanes), most[i]));
-    share.store(shares + i * Vec::kLanes);
-    most[i].store(maxima + i * Vec::kLanes);
-    sum[i] = Vec::mul(share, Vec::load(sums + i * Vec::kLanes));
-  }
-  for (int64_t j = 0; j < num_keys; ++j) {
-    for (int i = 0; i < kVecs; ++i) {
-      float* const at = scores + j * width + i * Vec::kLanes;
-      const Vec weight = Vec::exp(Vec::sub(Vec::load(at), most[i]));
-      weight.store(at);
-      sum[i] = Vec::add(sum[i], weight);
-    }
-  }
-  for (int i = 0; i < kVecs; ++i) sum[i].store(sums + i * Vec::kLanes);
 }
 
-VTTS_TARGET void weigh_columns(float* scores, int64_t num_keys, int64_t width, float* maxima,
-                               float* sums, float* shares) {
-  static_assert(Vec::kLanes == 8, "a vector is 8 columns");
-  switch (width / Vec::kLanes) {
-    case 4:
-      weigh_vectors<4>(scores, num_keys, width, maxima, sums, shares);
-      break;
-    case 2:
-      weigh_vectors<2>(scores, num_keys, width, maxima, sums, shares);
-      break;
-    default:
-      weigh_vectors<1>(scores, num_keys, width, maxima, sums, shares);
+template <typename T>
+VTTS_TARGET void pack_values(const BlockAddresses<T>& block, int first, int head_dim,
+                             float* panel) {
+  if (first + kPanel <= head_dim) {
+    for (int j = 0; j < block.num_keys; ++j) {
+      for (int i = 0; i < kPanel; i += Vec::kLanes) {
+        Vec::load(block.values[j] + first + i).store(panel + j * kPanel + i);
+      }
+    }
+    return;
+  }
+  for (int j = 0; j < block.num_keys; ++j) {
+    for (int i = 0; i < kPanel; i += Vec::kLanes) {
+      load_up_to(block.values[j] + first + i, head_dim - first - i).store(panel + j * kPanel + i);
+    }
   }
 }
+
+template <typename T>
+VTTS_TARGET void scale_row(const T* from, float scale, int count, float* to) {
+  const Vec scales = Vec::broadcast(scale);
+  for (int i = 0; i < count; i += Vec::kLanes) {
+    Vec::mul(load_up_to(from + i, count - i), scales).store(to + i);
+  }
+}
+
+VTTS_TARGET void weigh(float* scores, int64_t stride, int64_t num_rows, const int* seen,
+                       int num_keys, float* maxima, float* sums) {
+  for (int64_t n = 0; n < num_rows; ++n) {
+    float* const row = scores + n * stride;
+    const int whole = seen[n] / Vec::kLanes * Vec::kLanes;
+    const int padded = (seen[n] + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+    std::fill(row + seen[n], row + padded, -INFINITY);
+    Vec most = Vec::broadcast(-INFINITY);
+    for (int i = 0; i < padded; i += Vec::kLanes) most = Vec::max(most, Vec::load(row + i));
+    float lanes[Vec::kLanes];
+    most.store(lanes);
+    maxima[n] = *std::max_element(lanes, lanes + Vec::kLanes);
+    most = Vec::broadcast(maxima[n]);
+
+    Vec sum = Vec::zero();
+    for (int i = 0; i < whole; i += Vec::kLanes) {
+      const Vec weight = Vec::exp2(Vec::sub(Vec::load(row + i), most));
+      weight.store(row + i);
+      sum = Vec::add(sum, weight);
+    }
+    if (whole < padded) {
+      Vec::exp2(Vec::sub(Vec::load(row + whole), most)).store(row + whole);
+      sum = Vec::add(sum, Vec::load_part(row + whole, seen[n] - whole));
+    }
+    sums[n] = sum.sum();
+    std::fill(row + seen[n], row + std::max(padded, num_keys), 0.0f);
+  }
+}
+
+VTTS_TARGET void join(const Partials& into, const Partials& part, int64_t num_rows,
+                      int64_t row_floats) {
+  for (int64_t first = 0; first < num_rows; first += Vec::kLanes) {
+    const Vec old = Vec::load(into.maxima + first), other = Vec::load(part.maxima + first);
+    const Vec most = Vec::max(old, other);
+    const Vec keep = Vec::exp2(Vec::sub(old, most)), take = Vec::exp2(Vec::sub(other, most));
+    most.store(into.maxima + first);
+    Vec::fma(Vec::load(part.sums + first), take, Vec::mul(Vec::load(into.sums + first), keep))
+        .store(into.sums + first);
+    float keeps[Vec::kLanes], takes[Vec::kLanes];
+    keep.store(keeps);
+    take.store(takes);
+    const int64_t end = std::min<int64_t>(num_rows, first + Vec::kLanes);
+    for (int64_t n = first; n < end; ++n) {
+      const Vec kept = Vec::broadcast(keeps[n - first]), taken = Vec::broadcast(takes[n - first]);
+      float* const to = into.out + n * row_floats;
+      const float* const from = part.out + n * row_floats;
+      for (int64_t d = 0; d < row_floats; d += Vec::kLanes) {
+        Vec::fma(Vec::load(from + d), taken, Vec::mul(Vec::load(to + d), kept)).store(to + d);
+      }
+    }
+  }
+}
+
+template <typename T>
+VTTS_TARGET void divide_row(const float* from, float divisor, int count, T* to) {
+  const Vec divisors = Vec::broadcast(divisor);
+  int i = 0;
+  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
+    Vec::div(Vec::load(from + i), divisors).store(to + i);
+  }
+  for (; i < count; ++i) to[i] = static_cast<T>(from[i] / divisor);
+}
+
+template <typename T>
+constexpr AttentionKernels<T> kAttention = {pack_keys<T>, pack_values<T>, scale_row<T>,
+                                            weigh,        join,           divide_row<T>};
 
 template <typename T>
 VTTS_INLINE Vec rounded(Vec v) {

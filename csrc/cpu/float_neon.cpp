@@ -85,12 +85,12 @@ struct Vec {
   VTTS_INLINE static Vec max(Vec a, Vec b) {
     return {vmaxq_f32(a.low, b.low), vmaxq_f32(a.high, b.high)};
   }
-  VTTS_INLINE Vec halves_swapped() const { return {high, low}; }
   VTTS_INLINE static Vec fma(Vec a, Vec b, Vec c) {
     return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
   }
   VTTS_INLINE float sum() const { return vaddvq_f32(vaddq_f32(low, high)); }
   VTTS_INLINE static Vec exp(Vec x) { return {exp(x.low), exp(x.high)}; }
+  VTTS_INLINE static Vec exp2(Vec x) { return {exp2(x.low), exp2(x.high)}; }
 
  private:
   // The nearest bfloat16 values, ties to even; a NaN stays one.
@@ -116,12 +116,17 @@ struct Vec {
     const int32x4_t power = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
     return vmulq_f32(y, vreinterpretq_f32_s32(vshlq_n_s32(power, 23)));
   }
+  // 2^x for x < 128, cut off at 2^-126, as in the AVX2 kernels. A NaN stays one.
+  VTTS_INLINE static float32x4_t exp2(float32x4_t x) {
+    const float32x4_t cut = vmaxq_f32(vdupq_n_f32(-126.0f), x);
+    const float32x4_t n = vrndnq_f32(cut);
+    const float32x4_t r = vsubq_f32(cut, n);
+    float32x4_t y = vdupq_n_f32(kExp2[0]);
+    for (int i = 1; i < 7; ++i) y = vfmaq_f32(vdupq_n_f32(kExp2[i]), y, r);
+    const int32x4_t power = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(y, vreinterpretq_f32_s32(vshlq_n_s32(power, 23)));
+  }
 };
-
-VTTS_INLINE void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
-  const auto halves = [](Vec v) { return vaddq_f32(v.low, v.high); };
-  vst1q_f32(to, vpaddq_f32(vpaddq_f32(halves(a), halves(b)), vpaddq_f32(halves(c), halves(d))));
-}
 
 VTTS_INLINE void prefetch(const void* from) { __builtin_prefetch(from); }
 
@@ -137,8 +142,8 @@ constexpr int kAccumulators = 12;
 const ProductKernels* neon_product_kernels() { return &kProducts<>; }
 
 const FloatKernels* neon_float_kernels() {
-  static const FloatKernels kernels = {
-      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {{kSweeps<float>, kSweeps<BFloat16>},
+                                       {kAttention<float>, kAttention<BFloat16>}};
   return &kernels;
 }
 

@@ -76,15 +76,14 @@ struct Vec {
     for (float& x : a.v) x = std::exp(x);
     return a;
   }
+  static Vec exp2(Vec a) {
+    for (float& x : a.v) x = std::exp2(x);
+    return a;
+  }
   static void transpose(Vec (&all)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) {
       for (int j = 0; j < i; ++j) std::swap(all[i].v[j], all[j].v[i]);
     }
-  }
-  Vec halves_swapped() const {
-    Vec result;
-    std::rotate_copy(v, v + kLanes / 2, v + kLanes, result.v);
-    return result;
   }
   static Vec fma(Vec a, Vec b, Vec c) {
     for (int i = 0; i < kLanes; ++i) c.v[i] += a.v[i] * b.v[i];
@@ -96,11 +95,6 @@ struct Vec {
     return (half[0] + half[1]) + (half[2] + half[3]);
   }
 };
-
-inline void store_four_sums(Vec a, Vec b, Vec c, Vec d, float* to) {
-  const Vec* all[] = {&a, &b, &c, &d};
-  for (int i = 0; i < 4; ++i) to[i] = all[i]->sum();
-}
 
 inline void prefetch(const void*) {}
 
@@ -115,8 +109,8 @@ constexpr int kAccumulators = 8;
 const ProductKernels& scalar_product_kernels() { return kProducts<>; }
 
 const FloatKernels& scalar_float_kernels() {
-  static const FloatKernels kernels = {
-      attend, weigh_columns, {kSweeps<float>, kSweeps<BFloat16>}};
+  static const FloatKernels kernels = {{kSweeps<float>, kSweeps<BFloat16>},
+                                       {kAttention<float>, kAttention<BFloat16>}};
   return kernels;
 }
 

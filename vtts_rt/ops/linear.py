@@ -76,7 +76,7 @@ def _native(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
     return out
 
 
-def _native_refuses(x: Tensor, matrix: Matrix, bias: Tensor | None) -> str | None:
+def native_refuses(x: Tensor, matrix: Matrix, bias: Tensor | None) -> str | None:
     weight, scale = matrix.tensor, matrix.scale
     wide = weight if scale is None else None
     if (why := native.refusal(x, bias, wide, dtypes=native.STORAGE)) is not None:
@@ -92,7 +92,7 @@ def _native_refuses(x: Tensor, matrix: Matrix, bias: Tensor | None) -> str | Non
 
 _OP = register(
     "linear",
-    Backend("cpu", native.supports, _native, _native_refuses),
+    Backend("cpu", native.supports, _native, native_refuses),
     Backend("torch", anything, _torch),
 )
 
