@@ -63,7 +63,7 @@ TOGETHER = 8  # rows of a decoding step of eight requests
 MANY_ROWS = 256  # from here a product's rate counts as a peak
 KEYS = 512  # decoding attention is told apart by its keys in multiples of these
 _PRODUCTS, _ATTENTION = ("linear",), ("segment_attention", "paged_attention")
-_CACHES = 256 << 20  # bytes, more than any CPU's caches
+_CACHES = 128 << 20  # bytes, more than a CPU's caches
 _SECONDS = 1.0  # for the repetitions of one call, of each side
 SIDES = ("ours", "torch")
 
