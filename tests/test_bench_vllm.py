@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torchvision_shim
+from report import load_results
+from report.answers import TABLES
 from utils import tiny_checkpoint
 from vllm_peer import VllmPeer
 
@@ -213,6 +215,11 @@ def test_the_bench_compares_ours_with_both(
     assert not [d for d in same["differences"] if "prompt tokens of round 1" in d or "frames" in d]
     assert same["equal_tokens"] == [False] * 3
     assert found["append", "vllm loop"]["differences"] is None
+    first = [
+        run["contenders"][name]["rounds"][0]["timings_ms"]["total"]
+        for name in ("vllm append", "append")
+    ]
+    assert same["first_round_speedup"] == pytest.approx(first[0] / first[1], rel=0.01)
 
 
 def test_concurrent_questions_are_served_by_both(
@@ -239,9 +246,12 @@ def test_concurrent_questions_are_served_by_both(
     loop, append = result["comparisons"]
     assert (loop["baseline"], loop["same_work"]) == ("vllm loop", False)
     assert (append["baseline"], append["same_work"]) == ("vllm append", True)
-    assert append["throughput_ratio"] == pytest.approx(
-        sides["vllm append"]["duration"] / sides["append"]["duration"]
-    )
+    ratio = sides["vllm append"]["duration"] / sides["append"]["duration"]
+    assert append["throughput_ratio"] == pytest.approx(ratio)
+    filed = load_results(tmp_path, "concurrent")
+    told = TABLES["concurrent"][1](filed[0])
+    assert f"`append` answers {ratio:.2f} times as many questions a second as the vllm app" in told
+    assert "| vllm loop, 2 on 2 videos |" in told and "vLLM 0.0.fake" in told
 
 
 @pytest.mark.parametrize(

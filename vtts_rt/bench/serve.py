@@ -84,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def theme(args: argparse.Namespace) -> str:
     """What its result is filed under."""
     if args.peer not in ("", "none"):
-        return "concurrent"
+        return "concurrent" if args.dtype in (None, "float32") else f"concurrent{args.dtype}"
     return "serve" if _levels(args) else "onevideo"
 
 

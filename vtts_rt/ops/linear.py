@@ -8,7 +8,7 @@ core); the native kernel takes 20, 23 and 28 ms.
 
 Many rows (prefill, vision tower): the cost is arithmetic. MKL does not run AVX-512 on processors
 that are not Intel's; the native kernel does, and is 0.95 to 1.65 times as fast at the shapes of the
-bench model (bench/bench_linear.py, two cores of an AMD EPYC). Elsewhere torch is left in place.
+bench model (bench/bench_phases.py, two cores of an AMD EPYC). Elsewhere torch is left in place.
 
 A row's values are the same to the bit whatever other rows stand beside it and however many threads
 run, among up to MAX_ROWS rows and among more.
