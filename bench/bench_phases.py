@@ -5,34 +5,32 @@
 The question of `vtts-rt bench rounds` (forced clues, no drafts, cold, on the CPU) is timed by
 phase; then it is asked once more while every call of an op is noted, decoding steps taken apart
 into the ops they consist of. One call of each shape is then repeated by itself, ours and torch's
-operators in turn: those of few rows with their weights out of the caches, as a step finds them.
-What a phase takes beyond the sum of its ops lies between them.
+operators in turn; of decoding the last step of each round, in its order, so that it finds its
+weights as far away as a step does. What a phase takes beyond the sum of its ops lies between them.
 
-Peak: the fastest product measured in a type or a wider one, of either side and of large squares, as
-a narrow type can be multiplied by widening. Floor: products and attention alone, each call the
-longer of its operations at the peak and its weights or keys and values at the rate of reading.
+Peak: the fastest product or attention measured in a type or a wider one, of either side and of
+large squares, as a narrow type can be multiplied by widening. Floor: products and attention alone,
+each call the longer of its operations at the peak and its weights or keys and values at the rate of
+reading.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from op_calls import ATTENTION, PRODUCTS, Again, Calls, Recorder, recorded
 from timing import product_sides
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vtts_rt import bench
@@ -50,19 +48,13 @@ from vtts_rt.bench.setting import (
 )
 from vtts_rt.bench.summary import Run, summary
 from vtts_rt.config import EngineConfig, RuntimeConfig
-from vtts_rt.models.base import VideoLM
 from vtts_rt.models.registry import DTYPES
-from vtts_rt.models.vision import MERGE_UNIT
-from vtts_rt.ops.dispatch import Backend, Op, backends
-from vtts_rt.ops.paged_attention import Call
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import require
 
 FEW_ROWS = 16  # up to here a product reads weights more than it multiplies
 TOGETHER = 8  # rows of a decoding step of eight requests
-MANY_ROWS = 256  # from here a product's rate counts as a peak
-KEYS = 512  # decoding attention is told apart by its keys in multiples of these
-_PRODUCTS, _ATTENTION = ("linear",), ("segment_attention", "paged_attention")
+MANY_ROWS = 256  # from here a rate counts as a peak
 _CACHES = 128 << 20  # bytes, more than a CPU's caches
 _SECONDS = 1.0  # for the repetitions of one call, of each side
 SIDES = ("ours", "torch")
@@ -120,10 +112,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 return Run(time.perf_counter() - began, samples(answer))
 
             found = list(_cold(ask, video, args.repeats + 1))[1:]  # the first warms up
-            with recorded(runtime.engine.model) as calls:
+            with recorded(runtime.engine.model) as recorder:
                 list(_cold(ask, video, 1))
             with torch.inference_mode():
-                runs.append(_run(dtype, found, calls, args.runs))
+                runs.append(_run(dtype, found, recorder, args.runs))
     return {
         **heading("phases", args, ("strategy", "rounds", "max_tokens", "repeats", "runs", "dtype")),
         "setting": setting.as_dict(video_name(args), metadata, resolved),
@@ -139,165 +131,6 @@ def _cold(ask: Callable[[Path], Run], video: Path, count: int) -> Iterator[Run]:
             path = Path(folder) / f"{number}{video.suffix}"
             shutil.copyfile(video, path)
             yield ask(path)
-
-
-# -- what a question calls --------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Calls:
-    """All calls of an op of one phase and shape.
-
-    phase: preprocess, vision, prefill, a token. name: of the product, else of the op. rows: of the
-    first operand. flops, num_bytes: of one call; bytes of weights, or of keys and values. rounds:
-    calls in each round. seconds: of all of them where they happened. again: the call itself.
-    """
-
-    phase: str
-    op: str
-    name: str
-    shape: str
-    rows: int
-    flops: float
-    num_bytes: float
-    again: tuple[Any, ...]
-    rounds: dict[int, int] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-@contextmanager
-def recorded(model: VideoLM) -> Iterator[list[Calls]]:
-    """Every call of an op meanwhile; the list is filled at the end."""
-    recorder, calls = _Recorder(model), list[Calls]()
-    native = "cpu" in backends("swiglu", "cpu")
-    # An op that is asked for by name is called by itself: no step is one native call then.
-    override = {"VTTS_RT_BACKEND": "swiglu=cpu"} if native else {}
-    hooks = [
-        model.visual.register_forward_pre_hook(recorder.encodes),
-        model.language.register_forward_pre_hook(recorder.computes),
-    ]
-    try:
-        with (
-            mock.patch.dict(os.environ, override),
-            mock.patch.object(Op, "choose", recorder.choose),
-        ):
-            yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
-        calls += recorder.found.values()
-
-
-class _Recorder:
-    def __init__(self, model: VideoLM) -> None:
-        self.found: dict[tuple[str, ...], Calls] = {}
-        self._phase, self._round, self._depth = "", 0, 0
-        self._choose = Op.choose
-        self._window = MERGE_UNIT * model.visual.window_tokens**2  # patch rows
-        self._names = {
-            **{("vision", *shape): name for shape, name in _products(model.visual)},
-            **{("", *shape): name for shape, name in _products(model.language)},
-        }
-
-    def encodes(self, *_: Any) -> None:
-        self._enter("vision")
-
-    def computes(self, _: nn.Module, batch: tuple[Any, ...]) -> None:
-        self._enter("a token" if batch[0].token_ids.numel() == 1 else "prefill")
-
-    def _enter(self, phase: str) -> None:
-        self._round += self._phase == "a token" != phase
-        self._phase = phase
-
-    @property
-    def choose(self) -> Callable[..., tuple[Backend, str]]:
-        """In the place of `Op.choose`: what it gives notes its calls."""
-
-        def chosen(op: Op, device: str, name: str, *asked: Any) -> tuple[Backend, str]:
-            backend, reason = self._choose(op, device, name, *asked)
-
-            def run(*call: Any) -> Any:
-                if op.name == "patchify":
-                    self._enter("preprocess")
-                self._depth += 1
-                began = time.perf_counter()
-                try:
-                    out = backend.run(*call)
-                finally:
-                    seconds = time.perf_counter() - began
-                    self._depth -= 1
-                if not self._depth:  # what ops call of others is theirs
-                    self._note(op, (op, device, *call), call, out, seconds)
-                return out
-
-            return replace(backend, run=run), reason
-
-        return chosen
-
-    def _note(
-        self, op: Op, again: tuple[Any, ...], given: tuple[Any, ...], out: Any, seconds: float
-    ) -> None:
-        call = [*(given[0] if isinstance(given[0], Call) else given), out]
-        first = next(x for x in call if isinstance(x, Tensor))
-        shape, flops, num_bytes = _work(op.name, first, call)
-        key = (self._phase, op.name, shape)
-        if key not in self.found:
-            name = self._name(op.name, call)
-            self.found[key] = Calls(
-                self._phase, op.name, name, shape, len(first), flops, num_bytes, again
-            )
-        calls = self.found[key]
-        calls.rounds[self._round] = calls.rounds.get(self._round, 0) + 1
-        calls.seconds += seconds
-
-    def _name(self, op: str, call: list[Any]) -> str:
-        if op in _PRODUCTS:
-            sides = call[0].shape[-1], call[-1].shape[-1]
-            part = "vision" if self._phase == "vision" else ""
-            return self._names.get((part, *sides), f"{sides[0]} -> {sides[1]}")
-        if op == "segment_attention":
-            whole = max(run.length for run in call[3]) > self._window
-            return f"attention, {'whole pairs' if whole else 'windows'}"
-        return "attention" if op in _ATTENTION else op
-
-
-def _products(tower: nn.Module) -> Iterator[tuple[tuple[int, int], str]]:
-    """Channels and outputs of every matrix, and what it is called in tables."""
-    for path, module in tower.named_modules():
-        if isinstance(module, nn.Embedding):
-            yield (module.embedding_dim, module.num_embeddings), "head"
-        elif isinstance(module, nn.Linear):
-            words = path.split(".")
-            name = "merger" if words[0] == "merger" else words[-1].removesuffix("_proj")
-            yield (module.in_features, module.out_features), name
-
-
-def _work(op: str, x: Tensor, call: list[Any]) -> tuple[str, float, float]:
-    """Shape in words, floating-point operations, and bytes of weights or of keys and values.
-
-    x: the first tensor of the call; call: its arguments and what came out.
-    """
-    if op in _PRODUCTS:
-        rows, channels, outputs = x.numel() // x.shape[-1], x.shape[-1], call[-1].shape[-1]
-        size = channels * outputs
-        shape = f"{rows:,} x {channels:,} x {outputs:,}"
-        return shape, 2.0 * rows * size, float(size * x.itemsize)
-    if op == "segment_attention":
-        _, heads, dim = x.shape
-        runs = call[3]
-        squares = sum(run.num * run.length**2 for run in runs)
-        shape = ", ".join(f"{run.num} of {run.length}" for run in runs)
-        return shape, 4.0 * heads * dim * squares, 2.0 * x.numel() * x.itemsize
-    if op == "paged_attention":
-        keys, bounds, lengths = call[1], call[4].tolist(), call[5].tolist()
-        news = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
-        scores = sum(n * (m - n) + n * (n + 1) / 2 for n, m in zip(news, lengths, strict=True))
-        most = max(lengths)
-        told = most if max(news) > 1 else -(-most // KEYS) * KEYS
-        shape = f"{max(news)} of {told:,} keys"
-        flops = 4.0 * scores * x.shape[1] * x.shape[2]
-        return shape, flops, 2.0 * sum(lengths) * keys[0, 0].numel() * keys.itemsize
-    return " x ".join(f"{n:,}" for n in x.shape), 0.0, 0.0
 
 
 # -- what each of them takes ------------------------------------------------------------------
@@ -328,44 +161,62 @@ def _medians(
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def _sides(again: tuple[Any, ...]) -> dict[str, Callable[[], Any]]:
+def _sides(again: Again) -> dict[str, Callable[[], Any]]:
     """The call by ours and by torch; products by torch with a matrix of the same size."""
     op, device, *call = again
 
-    def side(name: str) -> None:
-        op.choose(device, name, *call)[0].run(*call)
+    def side(name: str) -> Any:
+        return op.choose(device, name, *call)[0].run(*call)
 
-    if op.name in _PRODUCTS:
-        x = call[0]
-        outputs = op.choose(device, "auto", *call)[0].run(*call).shape[-1]
-        weight = torch.randn(outputs, x.shape[-1]).to(x.dtype)
-        return {"ours": partial(side, "auto"), "torch": lambda: F.linear(x, weight)}
     sides = {"ours": partial(side, "auto")}
     known = {"torch", "reference"} & {backend.name for backend in op.backends}
-    if known:
+    if op.name in PRODUCTS:
+        x = call[0]
+        weight = torch.randn(side("auto").shape[-1], x.shape[-1]).to(x.dtype)
+        sides["torch"] = lambda: F.linear(x, weight)
+    elif known:
         sides["torch"] = partial(side, max(known))
     return sides
 
 
-def _run(dtype: str, found: list[Run], calls: list[Calls], runs: int) -> dict[str, Any]:
+def _stepped(step: Sequence[tuple[Calls, Again]], runs: int) -> dict[int, dict[str, float]]:
+    """Median seconds of the calls of a decoding step in its order, by the id of their `Calls`."""
+    sides = [(id(calls), _sides(again)) for calls, again in step]
+    times: dict[tuple[int, str], list[float]] = {}
+    for run in range(-1, runs):
+        for name in SIDES:
+            for key, both in sides:
+                began = time.perf_counter()
+                both[name]()
+                if run >= 0:
+                    times.setdefault((key, name), []).append(time.perf_counter() - began)
+    return {key: {name: statistics.median(times[key, name]) for name in SIDES} for key, _ in sides}
+
+
+def _run(dtype: str, found: list[Run], recorder: Recorder, runs: int) -> dict[str, Any]:
     """A dtype's part of the result: phases, rate of reading, and all ops."""
-    weights = sum(c.num_bytes * _per_token(c, calls) for c in calls if c.op in _PRODUCTS)
+    step = recorder.steps[0]
+    weights = sum(calls.num_bytes for calls, _ in step if calls.op in PRODUCTS)
     buffer = torch.ones(max(int(weights), _CACHES) // 4)
     reading = buffer.nbytes / _medians({"read": buffer.sum}, 9, None)["read"]
-    caches = buffer[: _CACHES // 4]
-    together = [_rows_together(c) for c in calls if c.op in _PRODUCTS and c.phase == "a token"]
+    caches = buffer[: _CACHES // 4].sum
+    together = _of_eight(step)
+    medians: dict[int, dict[str, float]] = {}
+    for calls in (*recorder.steps.values(), together):
+        medians |= _stepped(calls, runs)
     ops = []
-    for entry in (*calls, *together):
-        few = entry.rows <= FEW_ROWS and entry.num_bytes > 0
-        medians = _medians(_sides(entry.again), runs, caches.sum if few else None)
+    for entry in (*recorder.found.values(), *{id(c): c for c, _ in together}.values()):
+        if id(entry) not in medians:
+            few = entry.rows <= FEW_ROWS and entry.num_bytes > 0
+            medians[id(entry)] = _medians(_sides(entry.again), runs, caches if few else None)
+        rounds = range(max(entry.rounds, default=-1) + 1)
         ops.append(
             {
                 **{k: getattr(entry, k) for k in ("phase", "op", "name", "shape", "rows")},
-                "calls": list(entry.rounds.values())
-                and [entry.rounds.get(number, 0) for number in range(max(entry.rounds) + 1)],
+                "calls": [entry.rounds.get(number, 0) for number in rounds],
                 "gflop": entry.flops / 1e9,
                 "mb": entry.num_bytes / 1e6,
-                "ms": {name: round(1e3 * seconds, 4) for name, seconds in medians.items()},
+                "ms": {name: round(1e3 * sec, 4) for name, sec in medians[id(entry)].items()},
                 "ms_in_place": round(1e3 * entry.seconds, 2),
             }
         )
@@ -380,22 +231,24 @@ def _run(dtype: str, found: list[Run], calls: list[Calls], runs: int) -> dict[st
     }
 
 
-def _per_token(entry: Calls, calls: list[Calls]) -> float:
-    """Calls in one decoding step."""
-    if entry.phase != "a token":
-        return 0.0
-    steps = min(sum(c.rounds.values()) for c in calls if c.phase == "a token" and c.op in _PRODUCTS)
-    return sum(entry.rounds.values()) / steps
-
-
-def _rows_together(entry: Calls) -> Calls:
-    """The product of a step of eight requests."""
-    op, device, x, *rest = entry.again
-    again = (op, device, x.repeat(TOGETHER, 1), *rest)
-    shape = entry.shape.replace("1 x", f"{TOGETHER} x", 1)
-    flops = TOGETHER * entry.flops
-    phase = f"{TOGETHER} tokens"
-    return Calls(phase, entry.op, entry.name, shape, TOGETHER, flops, entry.num_bytes, again)
+def _of_eight(step: Sequence[tuple[Calls, Again]]) -> list[tuple[Calls, Again]]:
+    """The products of a decoding step of eight requests."""
+    made: dict[int, Calls] = {}
+    found = []
+    for calls, (op, device, *call) in step:
+        if calls.op in PRODUCTS:
+            again = (op, device, call[0].repeat(TOGETHER, 1), *call[1:])
+            made.setdefault(
+                id(calls),
+                replace(
+                    calls,
+                    **{"phase": f"{TOGETHER} tokens", "rows": TOGETHER, "again": again},
+                    **{"shape": calls.shape.replace("1 x", f"{TOGETHER} x", 1)},
+                    **{"flops": TOGETHER * calls.flops, "rounds": {}, "seconds": 0.0},
+                ),
+            )
+            found.append((made[id(calls)], again))
+    return found
 
 
 def with_limits(
@@ -411,9 +264,11 @@ def with_limits(
     for other in runs:
         if DTYPES[other["dtype"]].itemsize >= itemsize:
             for op in other["ops"]:
-                if op["op"] in _PRODUCTS and op["rows"] >= MANY_ROWS:
+                if op["gflop"] and op["rows"] >= MANY_ROWS:
                     for side, ms in op["ms"].items():
-                        rates[f"{side}, {op['shape']}, {other['dtype']}"] = 1e3 * op["gflop"] / ms
+                        rates[f"{side}, {op['name']}, {op['shape']}, {other['dtype']}"] = (
+                            1e3 * op["gflop"] / ms
+                        )
     fastest = max(rates, key=rates.__getitem__)
     limited = {**run, "peak_gflops": round(rates[fastest], 1), "peak_of": fastest}
     return {**limited, "phases": list(_phases(limited))}
@@ -442,7 +297,7 @@ def _made_of(
         if op["phase"] not in phases:
             continue
         calls = sum(op["calls"][rounds]) / share
-        kinds = {**dict.fromkeys(_PRODUCTS, "products"), **dict.fromkeys(_ATTENTION, "attention")}
+        kinds = {**dict.fromkeys(PRODUCTS, "products"), **dict.fromkeys(ATTENTION, "attention")}
         made[kinds.get(op["op"], "others")] += calls * op["ms"]["ours"]
         bounds = 1e3 * op["gflop"] / run["peak_gflops"], op["mb"] / run["read_gb_per_second"]
         made["floor"] += calls * max(bounds)

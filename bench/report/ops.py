@@ -7,6 +7,7 @@ from typing import Any
 
 from report.results import Result, markdown
 
+_SUMS = ("calls", "gflop", "mb", "ours", "torch", "in place")
 _FEW_ROWS = 16  # from more on a product multiplies longer than it reads
 
 
@@ -26,20 +27,20 @@ def _patchify(result: Result) -> str:
 
 
 def _products(result: Result) -> str:
-    """Products and attention of many rows by phase: all calls of a question, ms, GFLOP/s and the
-    share of the peak, beside torch's."""
+    """Products and attention of many rows by phase: ms of all calls in a question; by themselves
+    GFLOP/s and the share of the peak, beside torch's."""
     runs, rows = result.data["runs"], []
     header = ["many rows", "calls", "GFLOP"]
     for run in runs:
         header += [f"{run['dtype']}: ms", "GFLOP/s", "of the peak", "torch's GFLOP/s"]
     made = [_grouped(run, lambda op: op["gflop"] and op["rows"] > _FEW_ROWS) for run in runs]
     for name, first in made[0].items():
-        row = [name, f"{first['calls']:,}", f"{first['gflop']:,.1f}"]
+        row = [name, f"{first['calls']:,.0f}", f"{first['gflop']:,.1f}"]
         for run, groups in zip(runs, made, strict=True):
             group = groups[name]
             rates = [1e3 * group["gflop"] / group[side] for side in ("ours", "torch")]
             share = rates[0] / run["peak_gflops"]
-            row += [f"{group['ours']:,.0f}", f"{rates[0]:.0f}", f"{100 * share:.0f} %"]
+            row += [f"{group['in place']:,.0f}", f"{rates[0]:.0f}", f"{100 * share:.0f} %"]
             row.append(f"{rates[1]:.0f}")
         rows.append(row)
     peaks = (f"{run['peak_gflops']:.0f} in {run['dtype']} ({run['peak_of']})" for run in runs)
@@ -77,12 +78,13 @@ def _grouped(
     groups: dict[str, dict[str, float]] = {}
     for op in filter(wanted, run["ops"]):
         name = f"{op['phase']}: {op['name']}"
-        group = groups.setdefault(name, dict.fromkeys(("calls", "gflop", "mb", "ours", "torch"), 0))
+        group = groups.setdefault(name, dict.fromkeys(_SUMS, 0.0))
         decodes = op["phase"].endswith(("token", "tokens"))
         calls = 1 if decodes else sum(op["calls"])
         if decodes and group["calls"]:
-            continue  # attention over more keys
+            continue  # attention over more keys, in a later round
         group["calls"] += calls
+        group["in place"] += op["ms_in_place"]
         for field in ("gflop", "mb"):
             group[field] += calls * op[field]
         for side in ("ours", "torch"):
