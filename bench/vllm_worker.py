@@ -141,7 +141,7 @@ class Peer:
         one.items += self._videos(items, frames)
 
     def _enqueue(self, one: _Asked, max_tokens: int) -> str:
-        """Process the inputs of a round and put it into the queue; the request's id."""
+        """Process the inputs of a round and put it into the queue; its id in outputs."""
         one.vision, one.pairs = self._vision_seconds, self.pairs
         one.token_ids += self._tokenizer.encode(one.look["text"], add_special_tokens=False)
         prompt: dict[str, Any] = {"prompt_token_ids": list(one.token_ids)}
@@ -150,7 +150,7 @@ class Peer:
         greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         (request_id,) = self._llm.enqueue([prompt], greedy, use_tqdm=False)
         one.prepared = time.perf_counter()
-        return str(request_id)
+        return str(request_id).partition("-")[0]  # what is behind it is the engine's own
 
     def _finish(self, one: _Asked, output: Any, eos_token_ids: list[int]) -> None:
         """Note a round that has ended."""

@@ -74,8 +74,8 @@ class LLM:
             raise ValueError("too many tokens for a fake")
         (prompt,) = prompts
         self._added += 1
-        self._queue.append((f"{self._added}-id", prompt, params.max_tokens))
-        return [self._queue[-1][0]]
+        self._queue.append((str(self._added), prompt, params.max_tokens))
+        return [f"{self._added}-{hash(self):x}"]
 
     def _abort(self, request_ids: list[str]) -> None:
         self._queue = [request for request in self._queue if request[0] not in request_ids]

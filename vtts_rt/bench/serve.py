@@ -128,8 +128,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         shares = [number / args.num_videos for number in range(args.num_videos if peers else 1)]
         folder_of = args.cache_dir if args.video is None else files
         videos = [turned(video, share, folder_of) if share else video for share in shares]
-        bench = _Bench(runtime, videos, files, setting, args.draft_tokens > 0)
-        bench.ask(bench.copy(), 0, strategies[0])  # code, threads and allocator, not caches
+        # Code, threads and allocator, not caches.
+        brief = replace(setting, rounds=1, max_tokens=2, clues=[])
+        bench = _Bench(runtime, videos, files, brief, args.draft_tokens > 0)
+        bench.ask(bench.copy(), 0, strategies[0])
         sides: dict[str, Callable[[int], dict[str, Any]]] = {
             name: partial(bench.serve, name, args.num_prompts, args.num_videos)
             for name in strategies
@@ -142,6 +144,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 ask = partial(bench.serve_peer, vllm, PEERS[name], words_of(folder), metadata)
                 ask(1, 1, 1)
                 sides[PEERS[name].label] = partial(ask, args.num_prompts, args.num_videos)
+        bench.setting = setting
         sweep: list[dict[str, Any]] = []
         for level in levels:
             runs = [[ask(level) for ask in sides.values()] for _ in range(args.repeats)]
@@ -163,7 +166,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             **setting.as_dict(video_name(args), metadata, resolved),
             "num_videos": args.num_videos,
             "draft_tokens": args.draft_tokens,
-            "unmeasured": "loading the model; one question on another file",
+            "unmeasured": "loading the models; a warm-up of one round and two tokens a side",
         },
         "vllm": about,
         "sweep": sweep,
@@ -207,7 +210,8 @@ class _Asked:
 
 
 class _Bench:
-    """videos: files that questions are about, each of other frames; copies of them in turn."""
+    """videos: files that questions are about, each of other frames; copies of them in turn.
+    setting: of the questions from now on."""
 
     def __init__(
         self, runtime: Runtime, videos: list[Path], files: Path, setting: Setting, drafts: bool
@@ -215,7 +219,7 @@ class _Bench:
         self._runtime = runtime
         self._videos = [(video.read_bytes(), video.suffix) for video in videos]
         self._files = files
-        self._setting = setting
+        self.setting = setting
         self._drafts = drafts
         self._copies = count()
 
@@ -243,9 +247,9 @@ class _Bench:
             str(video),
             question(number),
             options=OPTIONS,
-            perception=self._setting.perception(strategy),
-            sampling=self._setting.sampling,
-            assume_clues=self._setting.clues,
+            perception=self.setting.perception(strategy),
+            sampling=self.setting.sampling,
+            assume_clues=self.setting.clues,
             on_event=note,
         )
         seconds = time.perf_counter() - began
@@ -270,7 +274,7 @@ class _Bench:
             [videos[number % num_videos] for number in range(num_prompts)],
             [question(number) for number in range(num_prompts)],
             metadata=metadata,
-            **asked_alike(self._runtime, self._setting, peer.strategy, words),
+            **asked_alike(self._runtime, self.setting, peer.strategy, words),
         )
         duration = time.perf_counter() - began
         asked = []
@@ -319,7 +323,7 @@ class _Bench:
         self, strategy: StrategyName, text_first: bool, num_requests: int
     ) -> dict[str, Any]:
         """Requests about one file, together, against each alone and cold, one after the other."""
-        self._setting = replace(self._setting, text_first=text_first)
+        self.setting = replace(self.setting, text_first=text_first)
         name = strategy if text_first else f"{strategy}, video first"
         shared = self.serve(strategy, num_requests, 1, num_requests)
         alone = []
