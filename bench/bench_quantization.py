@@ -42,17 +42,20 @@ def weight_bytes(model: torch.nn.Module) -> int:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if model.lm_head is not None:
         del tensors["embed_tokens.weight"]
-    return sum(t.numel() * t.element_size() for t in tensors.values() if t.dim() == 2)
+    return sum(t.numel() * t.element_size() for t in tensors.values() if t.dim() > 1)
 
 
 @torch.inference_mode()
 def decode(runs: int, keys: int) -> list[dict[str, Any]]:
     """Medians of a decoding step, ms, for each contender and case."""
     config = model_config("118m")
-    models = {name: random_model(config, "cpu", torch.float32).language for name in CONTENDERS}
+    models = {}
     for name, quantization in CONTENDERS.items():
+        model = random_model(config, "cpu", torch.float32)
         if quantization is not None:
-            quantize_language(models[name], quantization)
+            quantize_language(model.language, quantization)
+        model.pack()
+        models[name] = model.language
     results = []
     for num_sequences, rows in CASES:
         steps = {name: Step(model, num_sequences, rows, keys) for name, model in models.items()}

@@ -179,5 +179,5 @@ class Interleaving:
 def flip(model: Any, weights: int) -> None:
     """Two sets of language weights, exactly: the sign of one matrix."""
     matrix = model.language.layers[0].mlp.down_proj.weight
-    if (float(matrix.data[0, 0]) > 0) != (weights == 0):
+    if (float(matrix.data.flatten()[0]) > 0) != (weights == 0):
         matrix.data.neg_()

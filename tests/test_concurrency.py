@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from clip_writer import write_video
-from utils import LOOK, request, tokens
+from utils import LOOK, choose_by, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
 from vtts_rt.rounds.prepare import open_request
@@ -330,7 +330,7 @@ def test_frames_of_a_clue_are_fetched_before_the_answer_ends(
             clips[0], "which?", perception=PerceptionConfig(strategy="append", **LOOK)
         )
         first = plan["rounds"][0]["frames"]
-        monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
+        choose_by(monkeypatch, choose)
         arguments = request(clips[0], assume_clues=None, sampling=SamplingParams())
         answer = runtime.ask(**arguments)
         assert (decoded_at[0] > first) == ahead

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from utils import request
+from utils import choose_by, request
 
 from vtts_rt import EngineConfig, Runtime, SamplingParams
 
@@ -118,7 +118,7 @@ def test_a_timeout_keeps_what_might_have_become_a_stop_text(
     clock = SimpleNamespace(
         monotonic=lambda: time.monotonic() + (1e6 if late else 0.0), perf_counter=time.perf_counter
     )
-    monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
+    choose_by(monkeypatch, choose)
     monkeypatch.setattr("vtts_rt.engine.engine.time", clock)
     sampling = SamplingParams(stop=("</answer>",))
     answer = runtime.ask(**request(clips[0], sampling=sampling, options=(), timeout_seconds=1000))

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from utils import tokens
+from utils import choose_by, tokens
 
 import vtts_rt
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
@@ -124,7 +124,7 @@ def at_token(
 ) -> None:
     """Call `act` before the token at `position` of the first round is chosen; that round's tokens
     are those of `script` where there is one."""
-    from vtts_rt.engine.runner import sample_token
+    from vtts_rt.ops.sampling import sample_token
 
     def choose(logits: Any, params: Any, *, round_index: int, position: int, **more: Any) -> Any:
         if round_index == 0 and position == last:
@@ -134,7 +134,7 @@ def at_token(
         return sample_token(logits, params, round_index=round_index, position=position, **more)
 
     last = position
-    patch.setattr("vtts_rt.engine.runner.sample_token", choose)
+    choose_by(patch, choose)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_frames_of_a_clue_are_read_while_its_answer_is_written(
 
     monkeypatch.setattr(StoreProvider, "prefetch", asked)
     answer = runtime.ask(**question())
-    assert begun == [True] and tokens(answer) == tokens(expected)
+    assert begun and all(begun) and tokens(answer) == tokens(expected)
     new = expected.rounds[1].reuse.frames_decoded
     reuse = answer.rounds[1].reuse
     assert (reuse.frames_guessed, reuse.frames_guessed_used) == (new, new)

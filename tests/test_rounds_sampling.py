@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from utils import LOOK, request, tokens
+from utils import LOOK, choose_by, request, tokens
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
@@ -37,7 +37,7 @@ def test_a_clue_ends_where_bans_leave_nothing_else(
     def choose(logits: Any, params: Any, *, position: int, **_: Any) -> Any:
         return int(opening[position] if position < len(opening) else logits.argmax()), -0.5
 
-    monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
+    choose_by(monkeypatch, choose)
     config = PerceptionConfig(strategy="append", max_rounds=1, constrain_clues=True, **LOOK)
     sampling = SamplingParams(max_tokens=1500, stop="</glue>", no_repeat_ngram_size=1)
     answer = ask(runtime, clips, "append", perception=config, assume_clues=None, sampling=sampling)
@@ -68,7 +68,7 @@ def test_a_cut_round_is_no_answer(
     def choose(logits: Any, params: Any, *, round_index: int, position: int, **_: Any) -> Any:
         return script[round_index][position], -0.5
 
-    monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
+    choose_by(monkeypatch, choose)
     monkeypatch.setattr("vtts_rt.engine.engine.resolve", cut_to(script))
     clues = [[[2, 5]], [[3, 4]]]
     config = PerceptionConfig(strategy="append", max_rounds=2, **LOOK)

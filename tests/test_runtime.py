@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from utils import CLUES, LOOK, request
+from utils import CLUES, LOOK, choose_by, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
@@ -165,7 +165,7 @@ class Scripted:
         def choose(logits: Any, params: Any, *, round_index: int, position: int, **_: Any) -> Any:
             return self.script[round_index][position], -0.5
 
-        monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
+        choose_by(monkeypatch, choose)
 
 
 def said(spans: str, answer: str = "B") -> str:
@@ -215,7 +215,7 @@ def test_a_constrained_clue_always_parses(
         babble = logits if position < len(opening) else logits + torch.randn(logits.shape) * 5
         return int(opening[position] if position < len(opening) else babble.argmax()), -0.5
 
-    monkeypatch.setattr("vtts_rt.engine.runner.sample_token", choose)
+    choose_by(monkeypatch, choose)
     arguments = {
         "assume_clues": None,
         "sampling": SamplingParams(max_tokens=400, stop=("</glue>",)),

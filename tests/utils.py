@@ -227,3 +227,27 @@ def request(video: Any, strategy: str = "append", **more: Any) -> dict[str, Any]
 
 def tokens(answer: Answer) -> list[list[int]]:
     return [r.token_ids for r in answer.rounds]
+
+
+def choose_by(patch: pytest.MonkeyPatch, choose: Callable[..., tuple[int, float]]) -> None:
+    """Let the engine's tokens and log-probabilities be what `choose(logits (V,), params, *, member,
+    round_index, position)` says of each row. A script may end (IndexError) before the drafts do."""
+
+    def chosen_of(*row: Any, **place: int) -> tuple[int, float]:
+        try:
+            return choose(*row, **place)
+        except IndexError:
+            return 0, 0.0
+
+    def sample(
+        logits: torch.Tensor, params: Any, *, members: Any, rounds: Any, positions: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        places = zip(logits, params, members, rounds, map(int, positions), strict=True)
+        chosen = [
+            chosen_of(row, own, member=member, round_index=round_index, position=position)
+            for row, own, member, round_index, position in places
+        ]
+        tokens, logprobs = zip(*chosen, strict=True)
+        return torch.tensor(tokens), torch.tensor(logprobs)
+
+    patch.setattr("vtts_rt.engine.runner.sample", sample)

@@ -11,7 +11,7 @@ import torch
 import vtts_rt
 from vtts_rt.config import ENVIRONMENT_VARIABLES, index_cache_folder
 from vtts_rt.ops import native
-from vtts_rt.ops.decode_step import usable
+from vtts_rt.ops.decode_step import MAX_ROWS, usable
 from vtts_rt.ops.dispatch import explain, interpreted
 from vtts_rt.ops.paged_attention import by_use
 from vtts_rt.video.decoders import DALI_CPU_CODECS, DALI_NVDEC_CODECS, dali_refusal
@@ -80,13 +80,15 @@ def _build() -> dict[str, str]:
 
 def _native() -> dict[str, str]:
     """What the backend "cpu" does on this processor."""
-    why = native.tiles_refusal()
+    isa = native.bfloat16_isa()
     return {
         "instruction set of native kernels": native.best_isa(),
-        f"more than {native.MAX_ROWS} rows by native linear and attention": (
-            "yes" if why is None else f"no, by torch ({why})"
+        'dtype "auto" of bfloat16 models on cpu': (
+            f"bfloat16 ({isa})"
+            if isa
+            else "float32 (the processor has neither AVX512_BF16 nor AMX)"
         ),
-        f"decoding of up to {native.MAX_ROWS} float32 rows in one native call": (
+        f"decoding of up to {MAX_ROWS} rows in one native call": (
             "yes" if usable(torch.empty(1, 128), 128) else "no (an op runs another backend)"
         ),
     }

@@ -117,11 +117,12 @@ class Runtime:
     ) -> Runtime:
         """Load a checkpoint of a known family (models/registry.py).
 
-        model: "tiny" (embedded), a local directory, or a hub id. dtype: "auto" is the
-        checkpoint's own on an accelerator and float32 on the CPU, where half precision is
-        slower; or "float32", "bfloat16", "float16". device: "auto" is cuda where there is one.
-        quantization: None, "int8" (a float32 model on the CPU) or "fp8": 8-bit weights of the
-        language tower, see `models.quantize`; such a runtime takes no `update_weights`.
+        model: "tiny" (embedded), a local directory, or a hub id. dtype: "float32", "bfloat16",
+        "float16" or "auto": the checkpoint's own on an accelerator; on the CPU bfloat16 of a
+        bfloat16 checkpoint where the processor has AVX512_BF16 or AMX, else float32, or what the
+        checkpoint's recipe says. device: "auto" is cuda where there is one.
+        quantization: None, "int8" (on the CPU) or "fp8": 8-bit weights of the language tower,
+        see `models.quantize`; such a runtime takes no `update_weights`.
         engine, config: settings of the engine, and of media, frames and admission.
         frame_store: decoded frames shared with other users of it (a `RolloutDataFeed`, another
         runtime); it keeps its own budget and is not closed with the runtime.
@@ -136,10 +137,7 @@ class Runtime:
         place = resolve_device(device)
         path = resolve_model(model)
         extras = load_extras(path)
-        kind: str | torch.dtype = dtype
-        if dtype == "auto" and place.type == "cpu":
-            kind = torch.float32
-        loaded = load_model(path, dtype=kind, device=place)
+        loaded = load_model(path, dtype=dtype, device=place)
         if quantization is not None:
             quantize(loaded, quantization)
         runtime = cls(

@@ -9,7 +9,7 @@ that of torch's operators in the same storage type, plus one unit in the last pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -57,7 +57,7 @@ class Case:
         same (rounded) inputs. eager: torch's operators in `dtype`, rounding where models round;
         its error bounds the others'. None where every backend must give `exact` bit for bit.
     num_bytes, num_flops: least memory traffic and arithmetic of the call, 0 where it says nothing.
-    without: backends that do not take this call ("cpu" takes no other type than float32 anyway).
+    without: backends that do not take this call. native: storage types that "cpu" takes.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Case:
     num_bytes: int = 0
     num_flops: int = 0
     without: tuple[str, ...] = ()
+    native: Collection[torch.dtype] = (torch.float32,)
 
     def takes(self, backend: str) -> bool:
-        native = backend == "cpu" and self.dtype is not torch.float32
-        return backend not in self.without and not native
+        return backend not in self.without and (backend != "cpu" or self.dtype in self.native)
 
 
 Arguments = ParamSpec("Arguments")

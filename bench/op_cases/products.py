@@ -1,4 +1,4 @@
-"""Cases of linear, linear_int8 and linear_fp8: rows times a matrix."""
+"""Cases of linear and linear_fp8: rows times a matrix."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ def cases(
     run: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     prepare: Prepare,
+    about: str = "",
 ) -> Iterator[Build]:
     """At "check" scale rows that are not adjacent, with a bias and without.
 
     shapes: of "bench" scale by device. run, reference: take x, prepare's operands and a bias.
+    about: behind the shapes in a case's name.
     """
     check = scale == "check"
     for shape in CHECKS if check else shapes[device]:
         for dtype in DTYPES if check else (bench_dtype(device),):
             for with_bias in (False, True) if check else (False,):
-                yield _case(device, dtype, shape, with_bias, check, run, reference, prepare)
+                how = (run, reference, prepare, about)
+                yield _case(device, dtype, shape, with_bias, check, *how)
 
 
 @built_later
@@ -55,6 +58,7 @@ def _case(
     run: Callable[..., Tensor],
     reference: Callable[..., Tensor],
     prepare: Prepare,
+    about: str,
 ) -> Case:
     rows, channels, outputs = shape
     generator = torch.Generator().manual_seed(rows * 7919 + channels)
@@ -66,11 +70,13 @@ def _case(
     operands, num_bytes, dense = prepare(normal(outputs, channels).to(device), dtype)
     bias = normal(outputs).to(device, dtype) if with_bias else None
     return Case(
-        name=f"{rows} x {channels} -> {outputs}{', bias' if with_bias else ''}",
+        name=f"{rows} x {channels} -> {outputs}{about}{', bias' if with_bias else ''}",
         dtype=dtype,
         run=lambda backend: (run(x, *operands, bias, backend=backend),),
         exact=lambda: (reference(x, *operands, bias),),
         eager=lambda: (F.linear(x, dense, bias),),
         num_bytes=num_bytes + (x.numel() + rows * outputs) * dtype.itemsize,
         num_flops=2 * rows * channels * outputs,
+        without=("cpu",) if dtype is torch.bfloat16 and channels % 2 else (),
+        native=(torch.float32, torch.bfloat16),
     )

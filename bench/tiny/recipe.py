@@ -36,6 +36,8 @@ PROMPTS = {
     "cue_look": "",
     "cue_final": "",
 }
+# What README.md's accuracies were taken in, whatever the processor multiplies.
+DTYPE = {"cpu": "float32"}
 
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",

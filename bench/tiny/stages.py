@@ -30,6 +30,7 @@ from tiny.features import encode_views, sketch_matrix
 from tiny.language_stage import EpisodeBatch, Probes, language_loss
 from tiny.loop import LoopConfig, train
 from tiny.recipe import (
+    DTYPE,
     LANGUAGE_STEPS,
     NUM_CLIPS,
     PERCEPTION,
@@ -221,7 +222,7 @@ def export(recipe: Recipe, out: Path) -> None:
 
 def write_checkpoint(model: VideoLM, out: Path) -> None:
     """The embedded model's folder, as transformers and `load_model` read it."""
-    extras = {"perception": perception_fields(), "prompts": PROMPTS}
+    extras = {"dtype": DTYPE, "perception": perception_fields(), "prompts": PROMPTS}
     save_hf(model, out, "bfloat16", extras)
     save_tokenizer(make_tokenizer(), out)
     (out / "preprocessor_config.json").write_text(

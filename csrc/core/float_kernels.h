@@ -5,56 +5,78 @@
 #pragma once
 
 #include <cstdint>
+#include <tuple>
 
+#include "core/bfloat16.h"
+#include "core/product_kernels.h"
 #include "cpu/cpu_features.h"
 
 namespace vtts {
 
-inline constexpr int kKeyRange = 256;     // keys of one attention block
-inline constexpr int kAttentionRows = 4;  // query rows of one attention block
+inline constexpr int kBlockKeys = 256;  // keys of one attention block
 
-// Query rows against a range of keys, each of head_dim floats at an address of its own.
-struct AttentionBlock {
-  const float* queries[kAttentionRows];
-  int visible[kAttentionRows];      // row r sees the first visible[r] keys
-  float* partials[kAttentionRows];  // head_dim weighted values, then maximum and sum of weights
-  const float* keys[kKeyRange];
-  int64_t values_behind_keys;  // floats from a key to its value
+// Where the keys of a block and their values lie.
+template <typename T>
+struct BlockAddresses {
   int num_keys;
-  int head_dim;
-  float scale;
+  const T* keys[kBlockKeys];
+  const T* values[kBlockKeys];
 };
 
-// out[n * out_stride + o] = scale[o] * (x[n] . weight[o]) + bias[o] for n < num_rows and o in
-// [begin, end); rows of x are x_stride apart, those of weight num_channels. A scale of null is one,
-// a bias of null zero.
-template <typename Weight>
-using LinearKernel = void (*)(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                              const float* scale, const float* bias, int64_t num_channels,
-                              int64_t begin, int64_t end, float* out, int64_t out_stride);
+// Rows attended to some of their keys: with scores s in powers of two, sums of w value and of w, w
+// being 2^(s - maximum). maxima and sums hold a multiple of 8 floats.
+struct Partials {
+  float* out;
+  float* maxima;
+  float* sums;
+};
+
+// Attention beside its products, for queries, keys, values and results stored as T.
+template <typename T>
+struct AttentionKernels {
+  // Panels for `ProductKernels::multiply`, of 16 keys from `first` on, [dim][key], and of 16 dims
+  // of all values from `first` on, [key][dim]; keys and dims that are not there are zeros.
+  void (*pack_keys)(const BlockAddresses<T>& block, int first, int head_dim, float* panel);
+  void (*pack_values)(const BlockAddresses<T>& block, int first, int head_dim, float* panel);
+  // to = scale * from; writes up to 7 floats more.
+  void (*scale)(const T* from, float scale, int count, float* to);
+  // Row n sees the first seen[n] scores: its maximum over them (-inf if none), each of them
+  // becoming its weight, zeros from there up to num_keys, and the sum of the weights.
+  void (*weigh)(float* scores, int64_t stride, int64_t num_rows, const int* seen, int num_keys,
+                float* maxima, float* sums);
+  // Adds what rows got from later keys.
+  void (*join)(const Partials& into, const Partials& part, int64_t num_rows, int64_t row_floats);
+  // to = from / divisor, rounded once.
+  void (*divide)(const float* from, float divisor, int count, T* to);
+};
+
+// Of 2^r for |r| <= 1/2: coefficients of r^6 to r^0.
+inline constexpr float kExp2[] = {1.53533620e-4f,
+                                  1.33988739e-3f,
+                                  9.61843692e-3f,
+                                  5.55033237e-2f,
+                                  2.40226477e-1f,
+                                  6.93147182e-1f,
+                                  1.0f};
+
+// One pass over values of a storage type T, float or BFloat16; what is written is rounded once.
+template <typename T>
+struct SweepKernels {
+  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
+  // nothing is written to it. Rounds h, and the quotient before the weight is applied, to T.
+  void (*rmsnorm)(const T* x, const T* residual, const T* weight, float eps, int64_t count, T* y,
+                  T* h);
+  // out = gate / (1 + exp(-gate)) * up
+  void (*swiglu)(const T* gate, const T* up, int64_t count, T* out);
+  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count values each, in place.
+  void (*rotate)(T* low, T* high, const float* cos, const float* sin, int64_t count);
+  float (*maximum)(const T* x, int64_t count);
+  float (*sum_exp)(const T* x, int64_t count, float shift);  // of exp(x - shift)
+};
 
 struct FloatKernels {
-  LinearKernel<float> linear;
-  LinearKernel<int8_t> linear_int8;
-  void (*dequantize)(const int8_t* from, float scale, int64_t count, float* to);
-  // partials[r] = (sum_j w_j value_j, max_j s_j, sum_j w_j), s_j = scale * query . key_j and
-  // w_j = exp(s_j - max). A row that sees nothing gets (0, -inf, 0).
-  void (*attend)(const AttentionBlock& block);
-  // One step of a softmax over columns of scores (num_keys, width), width being 8, 16 or 32: maxima
-  // rise to those of this step, scores become exp(score - maximum), and what was summed under the
-  // old maxima is to be multiplied by shares; sums are.
-  void (*weigh_columns)(float* scores, int64_t num_keys, int64_t width, float* maxima, float* sums,
-                        float* shares);
-  // y = weight * (h / sqrt(mean(h^2) + eps)), h = x + residual; without a residual h is x and
-  // nothing is written to it.
-  void (*rmsnorm)(const float* x, const float* residual, const float* weight, float eps,
-                  int64_t count, float* y, float* h);
-  // out = gate / (1 + exp(-gate)) * up
-  void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
-  // (low, high) -> (low * cos - high * sin, high * cos + low * sin), count floats each, in place.
-  void (*rotate)(float* low, float* high, const float* cos, const float* sin, int64_t count);
-  float (*maximum)(const float* x, int64_t count);
-  float (*sum_exp)(const float* x, int64_t count, float shift);  // of exp(x - shift)
+  std::tuple<SweepKernels<float>, SweepKernels<BFloat16>> sweeps;
+  std::tuple<AttentionKernels<float>, AttentionKernels<BFloat16>> attention;
 };
 
 const FloatKernels& scalar_float_kernels();

@@ -1,128 +1,153 @@
 #include "core/linear.h"
 
 #include <algorithm>
+#include <stdexcept>
 
-#include "core/float_kernels.h"
 #include "core/parallel.h"
+#include "core/product_kernels.h"
 #include "core/scratch.h"
-#include "core/tile_kernels.h"
 
 namespace vtts {
 namespace {
 
-// What one task reads: some 10 us at the speed of memory, long against claiming a task.
-constexpr int64_t kTaskBytes = 128 << 10;
+// Panels of a task that are multiplied at once, at most: as many as one row takes.
+constexpr int kMaxPanels = 4;
+// Values of the rows of a task: they stay in the second-level cache while its panels pass.
+constexpr int64_t kRowValues = 160 << 10;
+// Least products and weights of a task: some 10 us of arithmetic or of reading, long against
+// claiming it.
+constexpr int64_t kTaskProducts = 400 << 10, kTaskWeights = 32 << 10;
 
-// Few rows: the weights are read in place, once for all of them.
-void few_rows(const LinearArgs& args, Isa isa, int num_threads) {
-  const FloatKernels& kernels = float_kernels("linear", isa);
-  const int64_t row_bytes = std::max<int64_t>(1, args.num_channels) * sizeof(float);
-  const int64_t per_task = std::max<int64_t>(1, kTaskBytes / row_bytes);
-  const int64_t num_tasks = ceil_div(args.num_outputs, per_task);
-  parallel_for(num_tasks, num_threads, [&](int, size_t i) {
-    const int64_t begin = static_cast<int64_t>(i) * per_task;
-    kernels.linear(args.x, args.x_stride, static_cast<int>(args.num_rows), args.weight, nullptr,
-                   args.bias, args.num_channels, begin,
-                   std::min(args.num_outputs, begin + per_task), args.out, args.num_outputs);
-  });
-}
-
-// Channels of one run over the tiles: a panel of weights (128 KiB) then stays in the second-level
-// cache. 256 to 1,536 were within 5 % of each other.
-constexpr int64_t kMostChannels = 1024;
-// Channels that a sum runs over before it is added to the result: a sum of them all would err
-// more than twice as much as torch's, which are short too.
-constexpr int64_t kChannelsOfSum = 256;
-// Rows packed at once: 16 MiB with as many channels.
-constexpr int64_t kMostRows = 4096;
-
-// Rows and channels of one run over the tiles.
-struct Block {
-  int64_t first_row, num_rows, first_channel, num_channels;
+// How rows and panels are cut into tasks.
+struct Tasks {
+  int64_t num_blocks, num_ranges, panels_of_range;
 };
 
-void tiles_of_block(const LinearArgs& args, const Block& block, const TileKernel& kernel,
-                    int num_threads) {
-  const int64_t tile_rows = kernel.num_rows, tile_outputs = kernel.num_outputs;
-  const int64_t num_tiles = ceil_div(block.num_rows, tile_rows);
-  const int64_t tile_floats = tile_rows * block.num_channels;
-  thread_local Scratch rows_scratch;
-  float* const rows = rows_scratch.floats(num_tiles * tile_floats);
-  parallel_for(num_tiles, num_threads, [&](int, size_t tile) {
-    const int64_t n = static_cast<int64_t>(tile) * tile_rows;
-    kernel.pack(args.x + (block.first_row + n) * args.x_stride + block.first_channel, args.x_stride,
-                std::min(tile_rows, block.num_rows - n), tile_rows, block.num_channels,
-                rows + tile * tile_floats);
-  });
-  // A task is a panel of outputs for all rows, so that every weight is packed once.
-  parallel_for(ceil_div(args.num_outputs, tile_outputs), num_threads, [&](int, size_t i) {
-    const int64_t o = static_cast<int64_t>(i) * tile_outputs;
-    const int64_t outputs_there = std::min(tile_outputs, args.num_outputs - o);
-    thread_local Scratch panel_scratch;
-    float* const bias = panel_scratch.floats(tile_outputs * (1 + 2 * block.num_channels));
-    float* const panel = bias + tile_outputs;
-    if (args.read_weight) {
-      float* const read = panel + tile_outputs * block.num_channels;
-      args.read_weight(o, outputs_there, block.first_channel, block.num_channels, read);
-      kernel.pack(read, block.num_channels, outputs_there, tile_outputs, block.num_channels, panel);
-    } else {
-      kernel.pack(args.weight + o * args.num_channels + block.first_channel, args.num_channels,
-                  outputs_there, tile_outputs, block.num_channels, panel);
-    }
-    std::fill(bias, bias + tile_outputs, 0.0f);
-    if (args.bias != nullptr) std::copy(args.bias + o, args.bias + o + outputs_there, bias);
-    for (int64_t tile = 0; tile < num_tiles; ++tile) {
-      const int64_t n = tile * tile_rows;
+Tasks tasks_of(const LinearArgs& args, int tile_rows) {
+  const int64_t channels = std::max<int64_t>(1, args.num_channels);
+  const int64_t most = std::max<int64_t>(4 * tile_rows, kRowValues / channels);
+  const int64_t blocks = ceil_div(args.num_rows, most), rows = ceil_div(args.num_rows, blocks);
+  const int64_t least =
+      std::max(kTaskProducts / (rows * channels * kPanel), kTaskWeights / (channels * kPanel));
+  const int64_t panels = ceil_div(least + 1, kMaxPanels) * kMaxPanels;
+  return {blocks, ceil_div(ceil_div(args.num_outputs, kPanel), panels), panels};
+}
+
+// Rows times panels whose values are Weight, sums of runs of channels and what ends them.
+template <typename X, typename Weight, typename Out>
+void run(const LinearArgs& args, const X* x, int64_t x_stride, Multiply<X, Weight> multiply,
+         Finish<Out> finish, const ProductKernels& kernels, int num_threads) {
+  const int64_t channels = args.num_channels, panel_values = channels * kPanel;
+  const Tasks tasks = tasks_of(args, kernels.tile_rows);
+  const auto* weight = static_cast<const Weight*>(args.weight.values);
+  const auto* bias = static_cast<const Out*>(args.weight.bias);
+  parallel_for(tasks.num_blocks * tasks.num_ranges, num_threads, [&](int, size_t i) {
+    const int64_t block = static_cast<int64_t>(i) / tasks.num_ranges;
+    const int64_t range = static_cast<int64_t>(i) % tasks.num_ranges;
+    const int64_t first = block * args.num_rows / tasks.num_blocks;
+    const int64_t rows = (block + 1) * args.num_rows / tasks.num_blocks - first;
+    const int64_t begin = range * tasks.panels_of_range * kPanel;
+    const int64_t end = std::min(args.num_outputs, begin + tasks.panels_of_range * kPanel);
+    thread_local Scratch scratch;
+    const bool packs = !args.weight.packed;
+    float* const sums =
+        scratch.floats(rows * kMaxPanels * kPanel + (packs ? kMaxPanels * panel_values : 0));
+    float* const made = sums + rows * kMaxPanels * kPanel;
+    for (int64_t o = begin; o < end; o += kMaxPanels * kPanel) {
+      const int outputs = static_cast<int>(std::min<int64_t>(end - o, kMaxPanels * kPanel));
+      const int panels = (outputs + kPanel - 1) / kPanel;
+      const Weight* from = weight + o * channels;
+      if (packs) {
+        // Pairs of bfloat16 are moved as one value.
+        const int64_t words = channels * sizeof(Weight) / sizeof(float);
+        for (int p = 0; p < panels; ++p) {
+          kernels.pack(reinterpret_cast<const float*>(from) + p * kPanel * words, words,
+                       std::min(kPanel, outputs - p * kPanel), words, made + p * kPanel * words);
+        }
+        from = reinterpret_cast<const Weight*>(made);
+      }
       int64_t c = 0;
       do {
-        const int64_t count = std::min(kChannelsOfSum, block.num_channels - c);
-        kernel.run(rows + tile * tile_floats + c * tile_rows, panel + c * tile_outputs, count, bias,
-                   block.first_channel + c == 0,
-                   static_cast<int>(std::min(tile_rows, block.num_rows - n)),
-                   static_cast<int>(outputs_there),
-                   args.out + (block.first_row + n) * args.num_outputs + o, args.num_outputs);
-        c += count;
-      } while (c < block.num_channels);
+        multiply(x + first * x_stride + c, x_stride, rows, from + c * kPanel, panel_values, panels,
+                 std::min(kRun, channels - c), sums, kMaxPanels * kPanel, c > 0);
+        c += kRun;
+      } while (c < channels);
+      finish(sums, kMaxPanels * kPanel, rows,
+             args.weight.scale == nullptr ? nullptr : args.weight.scale + o,
+             bias == nullptr ? nullptr : bias + o, outputs,
+             static_cast<Out*>(args.out) + first * args.num_outputs + o, args.num_outputs);
     }
   });
 }
 
-// Many rows: both factors are packed into the order in which tiles of the result read them.
-void many_rows(const LinearArgs& args, Isa isa, int num_threads) {
-  const TileKernel& kernel = tile_kernel("linear", isa);
-  const int64_t runs = std::max<int64_t>(1, ceil_div(args.num_channels, kMostChannels));
-  const int64_t channels = ceil_div(args.num_channels, runs);
-  for (int64_t row = 0; row < args.num_rows; row += kMostRows) {
-    for (int64_t run = 0; run < runs; ++run) {
-      const int64_t first = run * channels;
-      tiles_of_block(args,
-                     {row, std::min(kMostRows, args.num_rows - row), first,
-                      std::min(channels, args.num_channels - first)},
-                     kernel, num_threads);
+// Rows of BFloat16 as float32, packed.
+const float* widened(const LinearArgs& args, const ProductKernels& kernels, int num_threads) {
+  thread_local Scratch scratch;
+  float* const rows = scratch.floats(args.num_rows * args.num_channels);
+  const int64_t at_once =
+      std::max<int64_t>(1, kTaskWeights / std::max<int64_t>(1, args.num_channels));
+  parallel_for(ceil_div(args.num_rows, at_once), num_threads, [&](int, size_t i) {
+    const int64_t first = static_cast<int64_t>(i) * at_once;
+    for (int64_t n = first; n < std::min(args.num_rows, first + at_once); ++n) {
+      kernels.widen(static_cast<const BFloat16*>(args.x) + n * args.x_stride, args.num_channels,
+                    rows + n * args.num_channels);
     }
-  }
+  });
+  return rows;
 }
 
 }  // namespace
 
 void linear(const LinearArgs& args, Isa isa, int num_threads) {
-  if (std::max(args.num_rows, args.product_rows) <= kFewRows) {
-    few_rows(args, isa, num_threads);
+  const ProductKernels& kernels = product_kernels("linear", isa);
+  const bool narrow = args.type == DType::kBFloat16;
+  const Matrix& weight = args.weight;
+  const auto require = [](bool ok, const char* rule) {
+    if (!ok) throw std::invalid_argument(std::string("linear: weight must be ") + rule);
+  };
+  require(args.type != DType::kFloat16, "of rows of float32 or bfloat16, got float16");
+  const auto of_rows = narrow ? Matrix::kBFloat16 : Matrix::kFloat32;
+  require(weight.type == of_rows || weight.type == Matrix::kInt8, "of the type of rows or int8");
+  require(weight.packed || weight.type != Matrix::kInt8, "packed if it is int8");
+  require(weight.type != Matrix::kBFloat16 || args.num_channels % 2 == 0,
+          "of an even number of channels in bfloat16");
+  if (args.num_rows == 0 || args.num_outputs == 0) return;
+  if (!narrow) {
+    const auto* x = static_cast<const float*>(args.x);
+    if (weight.type == Matrix::kInt8) {
+      run(args, x, args.x_stride, kernels.multiply_int8, kernels.finish, kernels, num_threads);
+    } else {
+      run(args, x, args.x_stride, kernels.multiply, kernels.finish, kernels, num_threads);
+    }
+  } else if (weight.type == Matrix::kBFloat16 && kernels.multiply_pairs != nullptr) {
+    run(args, static_cast<const BFloat16*>(args.x), args.x_stride, kernels.multiply_pairs,
+        kernels.finish_bf16, kernels, num_threads);
   } else {
-    many_rows(args, isa, num_threads);
+    const float* x = widened(args, kernels, num_threads);
+    if (weight.type == Matrix::kInt8) {
+      run(args, x, args.num_channels, kernels.multiply_int8, kernels.finish_bf16, kernels,
+          num_threads);
+    } else {
+      run(args, x, args.num_channels, kernels.multiply_widened, kernels.finish_bf16, kernels,
+          num_threads);
+    }
   }
 }
 
-const TileKernel& tile_kernel(const char* what, Isa isa) {
+const ProductKernels& product_kernels(const char* what, Isa isa) {
   switch (resolve_isa(what, isa)) {
+    case Isa::kAmx:
+      return *amx_product_kernels();
+    case Isa::kAvx512Bf16:
+      return *avx512_bf16_product_kernels();
     case Isa::kAvx512:
-      return *avx512_tile_kernel();
+      return *avx512_product_kernels();
     case Isa::kAvx2:
-      return *avx2_tile_kernel();
+      return *avx2_product_kernels();
     case Isa::kNeon:
-      return *neon_tile_kernel();
+      return *neon_product_kernels();
     default:
-      return scalar_tile_kernel();
+      return scalar_product_kernels();
   }
 }
 

@@ -3,25 +3,15 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/bfloat16.h"
 #include "core/patchify.h"
 
 namespace vtts {
 namespace {
 
-uint32_t bits_of(float value) {
+uint16_t to_float16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
-float float_of(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof(value));
-  return value;
-}
-
-uint16_t to_float16(float value) {
-  const uint32_t bits = bits_of(value);
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   const float magnitude = std::fabs(value);
   if (std::isnan(value)) return sign | 0x7e00;
@@ -47,20 +37,17 @@ float from_float16(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
-uint16_t to_bfloat16(float value) {
-  const uint32_t bits = bits_of(value);
-  if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 }  // namespace
 
 uint16_t to_16_bits(float value, DType type) {
-  return type == DType::kFloat16 ? to_float16(value) : to_bfloat16(value);
+  return type == DType::kFloat16 ? to_float16(value) : BFloat16(value).bits;
 }
 
 float from_16_bits(uint16_t bits, DType type) {
-  return type == DType::kFloat16 ? from_float16(bits) : float_of(uint32_t{bits} << 16);
+  if (type == DType::kFloat16) return from_float16(bits);
+  BFloat16 value;
+  value.bits = bits;
+  return value;
 }
 
 void fold_patch_embed(const float* weight, const float* bias, int64_t num_outputs,

@@ -1,48 +1,29 @@
 #include "core/paged_attention.h"
 
 #include <algorithm>
-#include <cmath>
-#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "core/float_kernels.h"
-#include "core/linear.h"
+#include "core/head_attention.h"
 #include "core/parallel.h"
 #include "core/scratch.h"
-#include "core/tiled_attention.h"
 
 namespace vtts {
 namespace {
 
-// One task: the query rows of a sequence that share a key head, over one range of its keys.
-struct Task {
-  int64_t sequence, first_key;
-  int kv_head;
-  float* partials;  // for each row: head_dim weighted values, then maximum and sum
-};
-
-// The row that follows from its place among a task's rows: new token after new token, each with the
-// query heads of one key head.
-struct Rows {
-  int64_t first, num_new;
-  int groups;
-
-  int64_t count() const { return num_new * groups; }
-};
-
-Rows rows_of(const PagedAttentionArgs& args, int64_t sequence) {
-  const int64_t first = args.row_starts[sequence];
-  return {first, args.row_starts[sequence + 1] - first, args.num_heads / args.num_kv_heads};
-}
+// Packed keys and values of several heads at once take up to so many floats, 64 MiB.
+constexpr int64_t kMostPackedFloats = 16 << 20;
+// Joining fewer floats takes some 10 us, and is left to the caller's thread.
+constexpr int64_t kMostFloatsAlone = 64 << 10;
 
 [[noreturn]] void reject(const std::string& argument, const std::string& rule, int64_t got) {
   throw std::invalid_argument("paged_attention: " + argument + " must be " + rule + ", got " +
                               std::to_string(got));
 }
 
-void validate(const PagedAttentionArgs& args) {
+template <typename T>
+void validate(const PagedAttentionArgs<T>& args) {
   if (args.head_dim < 8 || args.head_dim % 8 != 0 || args.head_dim > kMaxHeadDim) {
     reject("head_dim", "a multiple of 8 up to 256", args.head_dim);
   }
@@ -71,95 +52,108 @@ void validate(const PagedAttentionArgs& args) {
   }
 }
 
-void attend(const PagedAttentionArgs& args, const Task& task, const FloatKernels& kernels) {
-  const Rows rows = rows_of(args, task.sequence);
-  const int64_t num_keys = args.num_keys[task.sequence];
-  const int64_t slot_stride = int64_t{args.num_kv_heads} * args.head_dim;
-  const int64_t* pages = args.page_table + task.sequence * args.table_stride;
-
-  AttentionBlock block;
-  block.num_keys = static_cast<int>(std::min<int64_t>(kKeyRange, num_keys - task.first_key));
-  for (int j = 0; j < block.num_keys; ++j) {
-    const int64_t key = task.first_key + j;
-    const int64_t slot = pages[key / args.page_size] * args.page_size + key % args.page_size;
-    block.keys[j] = args.keys + slot * slot_stride + int64_t{task.kv_head} * args.head_dim;
-  }
-  block.values_behind_keys = args.values - args.keys;
-  block.head_dim = args.head_dim;
-  block.scale = args.scale;
-  for (int64_t row = 0; row < rows.count(); row += kAttentionRows) {
-    for (int r = 0; r < kAttentionRows; ++r) {
-      // A row beyond the last repeats it, and its result goes nowhere.
-      const int64_t at = std::min(row + r, rows.count() - 1);
-      const int64_t token = at / rows.groups, head = task.kv_head * rows.groups + at % rows.groups;
-      block.queries[r] =
-          args.queries + (rows.first + token) * args.query_stride + head * args.head_dim;
-      const int64_t sees = num_keys - rows.num_new + token + 1 - task.first_key;
-      block.visible[r] = static_cast<int>(std::clamp<int64_t>(sees, 0, block.num_keys));
-      block.partials[r] = task.partials + at * (args.head_dim + 2);
-    }
-    kernels.attend(block);
-  }
+// The query heads of one sequence that share a key head.
+template <typename T>
+HeadProblem<T> problem_of(const PagedAttentionArgs<T>& args, int64_t sequence, int64_t kv_head) {
+  const int64_t first = args.row_starts[sequence], groups = args.num_heads / args.num_kv_heads;
+  const int64_t head = kv_head * groups * args.head_dim, dim = args.head_dim;
+  HeadProblem<T> problem = {};
+  problem.queries = args.queries + first * args.query_stride + head;
+  problem.query_stride = args.query_stride;
+  problem.keys = args.keys + kv_head * dim;
+  problem.values = args.values + kv_head * dim;
+  problem.slot_stride = args.num_kv_heads * dim;
+  problem.pages = args.page_table + sequence * args.table_stride;
+  problem.page_size = args.page_size;
+  problem.num_new = args.row_starts[sequence + 1] - first;
+  problem.num_keys = args.num_keys[sequence];
+  problem.causal = true;
+  problem.groups = groups;
+  problem.head_dim = dim;
+  problem.scale = args.scale;
+  problem.out_stride = args.num_heads * dim;
+  problem.out = args.out + first * problem.out_stride + head;
+  return problem;
 }
 
-// Joins the ranges of one row, in order.
-void merge(const float* partials, int64_t num_ranges, int64_t range_stride, int head_dim,
-           float* out) {
-  float maximum = -INFINITY, sum = 0.0f;
-  for (int64_t i = 0; i < num_ranges; ++i) {
-    maximum = std::max(maximum, partials[i * range_stride + head_dim]);
+// Few rows a head: a task packs one block of keys, and all rows of a head attend to it.
+template <typename T>
+void attend_by_blocks(const std::vector<HeadAttention<T>>& heads, int num_threads) {
+  struct Task {
+    const HeadAttention<T>* head;
+    int64_t block, partials;
+  };
+  std::vector<Task> tasks;
+  std::vector<int64_t> starts;  // of each head's partials
+  int64_t num_floats = 0;
+  for (const HeadAttention<T>& head : heads) {
+    starts.push_back(num_floats);
+    for (int64_t block = 0; block < head.num_blocks(); ++block) {
+      tasks.push_back({&head, block, num_floats});
+      num_floats += head.partial_floats(head.num_rows());
+    }
   }
-  std::fill(out, out + head_dim, 0.0f);
-  for (int64_t i = 0; i < num_ranges; ++i) {
-    const float* part = partials + i * range_stride;
-    const float share = std::exp(part[head_dim] - maximum);
-    sum += share * part[head_dim + 1];
-    for (int d = 0; d < head_dim; ++d) out[d] += share * part[d];
+  // Heads lie side by side in a page.
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const Task& a, const Task& b) { return a.block < b.block; });
+  thread_local Scratch scratch;
+  float* const partials = scratch.floats(num_floats);
+  parallel_for(tasks.size(), num_threads, [&](int, size_t i) {
+    tasks[i].head->attend_block(tasks[i].block, partials + tasks[i].partials);
+  });
+  parallel_for(heads.size(), num_floats > kMostFloatsAlone ? num_threads : 1,
+               [&](int, size_t i) { heads[i].join(partials + starts[i]); });
+}
+
+// Many rows: all blocks of keys are packed, and a task takes some rows through them. The heads are
+// of one sequence.
+template <typename T>
+void attend_by_rows(const std::vector<HeadAttention<T>>& heads, int num_threads) {
+  const HeadAttention<T>& any = heads.front();
+  const int64_t floats = any.num_blocks() * any.block_floats();
+  const auto at_once = static_cast<size_t>(std::max<int64_t>(1, kMostPackedFloats / floats));
+  thread_local Scratch scratch;
+  for (size_t first = 0; first < heads.size(); first += at_once) {
+    const size_t count = std::min(at_once, heads.size() - first);
+    float* const packed = scratch.floats(floats * count);
+    parallel_for(any.num_blocks() * count, num_threads, [&](int, size_t i) {
+      const int64_t block = i / count;
+      heads[first + i % count].pack(block, packed + i % count * floats + block * any.block_floats());
+    });
+    constexpr int64_t kMost = HeadAttention<T>::kMostRows;
+    const int64_t num_tasks = ceil_div(any.num_rows(), kMost);
+    // The last rows first: they see most keys.
+    parallel_for(num_tasks * count, num_threads, [&](int, size_t i) {
+      const int64_t row = (num_tasks - 1 - static_cast<int64_t>(i / count)) * kMost;
+      heads[first + i % count].attend_all(packed + i % count * floats, row,
+                                          std::min(kMost, any.num_rows() - row));
+    });
   }
-  for (int d = 0; d < head_dim; ++d) out[d] /= sum;
 }
 
 }  // namespace
 
-void paged_attention(const PagedAttentionArgs& args, Isa isa, int num_threads) {
-  const FloatKernels& kernels = float_kernels("paged_attention", isa);
+template <typename T>
+void paged_attention(const PagedAttentionArgs<T>& args, Isa isa, int num_threads) {
+  resolve_isa("paged_attention", isa);
   validate(args);
-  const int64_t row_floats = args.head_dim + 2;
-  std::vector<Task> tasks;
-  int64_t num_floats = 0;
+  std::vector<HeadAttention<T>> few;
   for (int64_t s = 0; s < args.num_sequences; ++s) {
-    const int64_t count = rows_of(args, s).count();
-    if (count == 0) continue;
-    if (rows_of(args, s).num_new > kFewRows) {
-      tiled_attention(args, s, isa, num_threads);
-      continue;
-    }
+    if (args.row_starts[s + 1] == args.row_starts[s]) continue;
+    std::vector<HeadAttention<T>> heads;
     for (int head = 0; head < args.num_kv_heads; ++head) {
-      for (int64_t key = 0; key < args.num_keys[s]; key += kKeyRange) {
-        tasks.push_back({s, key, head, nullptr});
-        num_floats += count * row_floats;
-      }
+      heads.emplace_back(problem_of(args, s, head), "paged_attention", isa);
+    }
+    if (heads.front().num_rows() <= HeadAttention<T>::kMostRows) {
+      few.insert(few.end(), heads.begin(), heads.end());
+    } else {
+      attend_by_rows(heads, num_threads);
     }
   }
-  const std::unique_ptr<float[]> partials(new float[num_floats]);
-  float* next = partials.get();
-  for (Task& task : tasks) {
-    task.partials = next;
-    next += rows_of(args, task.sequence).count() * row_floats;
-  }
-  parallel_for(tasks.size(), num_threads, [&](int, size_t i) { attend(args, tasks[i], kernels); });
-
-  for (size_t i = 0; i < tasks.size();) {
-    const Rows rows = rows_of(args, tasks[i].sequence);
-    const int64_t num_ranges = (args.num_keys[tasks[i].sequence] + kKeyRange - 1) / kKeyRange;
-    for (int64_t at = 0; at < rows.count(); ++at) {
-      const int64_t token = rows.first + at / rows.groups;
-      const int64_t head = tasks[i].kv_head * rows.groups + at % rows.groups;
-      merge(tasks[i].partials + at * row_floats, num_ranges, rows.count() * row_floats,
-            args.head_dim, args.out + (token * args.num_heads + head) * args.head_dim);
-    }
-    i += num_ranges;
-  }
+  attend_by_blocks(few, num_threads);
 }
+
+template void paged_attention(const PagedAttentionArgs<float>&, Isa, int);
+template void paged_attention(const PagedAttentionArgs<BFloat16>&, Isa, int);
 
 }  // namespace vtts

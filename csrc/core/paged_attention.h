@@ -1,5 +1,4 @@
-// paged_attention: new tokens attend to all keys of their sequence, which lie in pages. Those of a
-// few new tokens are read in place; for many, more than kFewRows, they are packed for tiles.
+// paged_attention: new tokens attend to all keys of their sequence, which lie in pages.
 #pragma once
 
 #include <cstdint>
@@ -8,21 +7,21 @@
 
 namespace vtts {
 
-inline constexpr int kMaxHeadDim = 256;
-
-// float32. Sequence s has the rows [row_starts[s], row_starts[s + 1]) of `queries` and num_keys[s]
-// keys, its rows being the last of them: row i of n sees the first num_keys - n + i + 1 keys. Key j
-// lies in page page_table[s * table_stride + j / page_size] at slot j % page_size.
+// T: float or BFloat16; arithmetic is float32. Sequence s has the rows [row_starts[s],
+// row_starts[s + 1]) of `queries` and num_keys[s] keys, its rows being the last of them: row i of n
+// sees the first num_keys - n + i + 1 keys. Key j lies in page page_table[s * table_stride + j /
+// page_size] at slot j % page_size.
+template <typename T>
 struct PagedAttentionArgs {
-  const float* queries = nullptr;  // (rows, num_heads, head_dim), rows query_stride apart
+  const T* queries = nullptr;  // (rows, num_heads, head_dim), rows query_stride apart
   int64_t query_stride = 0;
-  const float* keys = nullptr;  // (num_pages, page_size, num_kv_heads, head_dim) packed
-  const float* values = nullptr;
+  const T* keys = nullptr;  // (num_pages, page_size, num_kv_heads, head_dim) packed
+  const T* values = nullptr;
   const int64_t* page_table = nullptr;
   int64_t table_stride = 0;
   const int64_t* row_starts = nullptr;
   const int64_t* num_keys = nullptr;
-  float* out = nullptr;  // (rows, num_heads, head_dim) packed
+  T* out = nullptr;  // (rows, num_heads, head_dim) packed
   int64_t num_rows = 0;
   int64_t num_sequences = 0;
   int64_t num_pages = 0;
@@ -33,9 +32,9 @@ struct PagedAttentionArgs {
   float scale = 1.0f;
 };
 
-// A row's values depend neither on num_threads nor on the other rows, beyond whether its sequence
-// has few new tokens or many. Throws std::invalid_argument
+// A row's values depend on its query and the keys that it sees alone. Throws std::invalid_argument
 // on fewer keys than rows, a page outside the pool or the table, or a head_dim it does not do.
-void paged_attention(const PagedAttentionArgs& args, Isa isa, int num_threads);
+template <typename T>
+void paged_attention(const PagedAttentionArgs<T>& args, Isa isa, int num_threads);
 
 }  // namespace vtts

@@ -48,15 +48,14 @@ void patch_embed(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions
   thread_local Scratch scratch;
   float* const strip = scratch.floats(strip_rows * row_size);
 
+  float* out = args.out;
   LinearArgs linear_args;
   linear_args.x = strip;
   linear_args.x_stride = row_size;
-  linear_args.weight = args.weight;
-  linear_args.bias = args.bias;
-  linear_args.out = args.out;
+  linear_args.weight.values = args.weight;
+  linear_args.weight.bias = args.bias;
   linear_args.num_channels = row_size;
   linear_args.num_outputs = args.num_outputs;
-  linear_args.product_rows = product_rows;
 
   std::vector<TokenRows> taken;  // the strip's token rows
   int64_t token_rows = 0;
@@ -66,8 +65,9 @@ void patch_embed(const PatchifyJob* jobs, size_t num_jobs, const PatchifyOptions
       cut(run, patch_px, rows_per_part(token_rows, options.num_threads), &parts);
     }
     rows->write(parts);
+    linear_args.out = out;
     linear(linear_args, options.isa, options.num_threads);
-    linear_args.out += linear_args.num_rows * args.num_outputs;
+    out += linear_args.num_rows * args.num_outputs;
     linear_args.num_rows = token_rows = 0;
     taken.clear();
   };

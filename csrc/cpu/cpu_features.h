@@ -3,12 +3,9 @@
 
 namespace vtts {
 
-// Instruction sets with kernels of their own; kAuto takes the best that is supported. AVX-512
-// includes AVX2: an operation without kernels for the one runs those of the other.
-enum class Isa { kAuto, kScalar, kAvx2, kAvx512, kNeon };
-
-// Whether the processor is Intel's own: libraries by Intel choose their code by that.
-bool cpu_is_intel();
+// Instruction sets with kernels of their own; kAuto takes the best that is supported. Each of x86
+// includes those before it: an operation without kernels for the one runs those of another.
+enum class Isa { kAuto, kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmx, kNeon };
 
 const char* isa_name(Isa isa);
 

@@ -3,262 +3,158 @@
 // The including file is inside an anonymous namespace and has defined VTTS_TARGET and VTTS_INLINE
 // (attributes of functions) and a struct Vec of kLanes floats.
 
-// Outputs of one block, for up to kBlockRows rows: 4 x 3 sums, three weights and an input fill the
-// 16 registers of AVX2, and 12 chains hide the latency of its fused multiply-add.
-constexpr int kBlockRows = 4;
-constexpr int kBlockOutputs = 3;
-constexpr int kCacheLine = 16;  // floats
-
-template <int kRows, int kOutputs, bool kWhole, typename Weight>
-VTTS_INLINE void linear_step(Vec (&sums)[kRows][kOutputs], const float* x, int64_t x_stride,
-                             const Weight* weight, int64_t num_channels, int count) {
-  Vec weights[kOutputs];
-  for (int o = 0; o < kOutputs; ++o) {
-    const Weight* from = weight + o * num_channels;
-    weights[o] = kWhole ? Vec::load(from) : Vec::load_part(from, count);
-  }
-  for (int n = 0; n < kRows; ++n) {
-    const float* from = x + n * x_stride;
-    const Vec input = kWhole ? Vec::load(from) : Vec::load_part(from, count);
-    for (int o = 0; o < kOutputs; ++o) sums[n][o] = Vec::fma(input, weights[o], sums[n][o]);
-  }
+// Values from `from` on, up to a vector of them, then zeros.
+template <typename T>
+VTTS_INLINE Vec load_up_to(const T* from, int count) {
+  if (count >= Vec::kLanes) return Vec::load(from);
+  return count > 0 ? Vec::load_part(from, count) : Vec::zero();
 }
 
-template <int kRows, int kOutputs, typename Weight>
-VTTS_TARGET void linear_block(const float* x, int64_t x_stride, const Weight* weight,
-                              const float* scale, const float* bias, int64_t num_channels,
-                              float* out, int64_t out_stride) {
-  Vec sums[kRows][kOutputs];
-  for (int n = 0; n < kRows; ++n) {
-    for (int o = 0; o < kOutputs; ++o) sums[n][o] = Vec::zero();
-  }
-  constexpr int kLine = kCacheLine * sizeof(float) / sizeof(Weight);  // weights of a cache line
-  int64_t c = 0;
-  for (; c + kLine <= num_channels; c += kLine) {
-    // The next block's weights. Without it 151,936 x 512 takes 23 ms a core with one row and 31
-    // with four; with it 20 and 23.
-    for (int o = 0; o < kOutputs; ++o) prefetch(weight + (kOutputs + o) * num_channels + c);
-    for (int i = 0; i < kLine; i += Vec::kLanes) {
-      linear_step<kRows, kOutputs, true>(sums, x + c + i, x_stride, weight + c + i, num_channels,
-                                         Vec::kLanes);
+// Dims d up to d + 8 of eight of the keys; kWhole: all of them are there.
+template <bool kWhole, typename T>
+VTTS_INLINE void pack_eight(const T* const* keys, int num_keys, int d, int head_dim, float* to) {
+  Vec lines[Vec::kLanes];
+  for (int i = 0; i < Vec::kLanes; ++i) {
+    if (kWhole) {
+      lines[i] = Vec::load(keys[i] + d);
+    } else {
+      lines[i] = i < num_keys ? load_up_to(keys[i] + d, head_dim - d) : Vec::zero();
     }
   }
-  for (; c < num_channels; c += Vec::kLanes) {
-    const int count =
-        static_cast<int>(num_channels - c < Vec::kLanes ? num_channels - c : int64_t{Vec::kLanes});
-    linear_step<kRows, kOutputs, false>(sums, x + c, x_stride, weight + c, num_channels, count);
-  }
-  for (int n = 0; n < kRows; ++n) {
-    for (int o = 0; o < kOutputs; ++o) {
-      out[n * out_stride + o] = sums[n][o].sum() * (scale == nullptr ? 1.0f : scale[o]) +
-                                (bias == nullptr ? 0.0f : bias[o]);
-    }
-  }
+  Vec::transpose(lines);
+  const int there = kWhole ? Vec::kLanes : std::min(Vec::kLanes, head_dim - d);
+  for (int i = 0; i < there; ++i) lines[i].store(to + (d + i) * kPanel);
 }
 
-template <int kOutputs, typename Weight>
-VTTS_TARGET void linear_rows(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                             const float* scale, const float* bias, int64_t num_channels,
-                             float* out, int64_t out_stride) {
-  for (int n = 0; n < num_rows; n += kBlockRows) {
-    const float* from = x + n * x_stride;
-    float* to = out + n * out_stride;
-    switch (num_rows - n) {
-      case 1:
-        linear_block<1, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                  out_stride);
-        break;
-      case 2:
-        linear_block<2, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                  out_stride);
-        break;
-      case 3:
-        linear_block<3, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                  out_stride);
-        break;
-      default:
-        linear_block<kBlockRows, kOutputs>(from, x_stride, weight, scale, bias, num_channels, to,
-                                           out_stride);
-    }
-  }
+// Fetches the numbers of a head while other things are computed: pages lie anywhere in memory.
+template <typename T>
+VTTS_INLINE void prefetch_head(const T* from, int head_dim) {
+  for (int d = 0; d < head_dim; d += 64 / sizeof(T)) prefetch(from + d);
 }
 
-template <typename Weight>
-VTTS_TARGET void linear(const float* x, int64_t x_stride, int num_rows, const Weight* weight,
-                        const float* scale, const float* bias, int64_t num_channels, int64_t begin,
-                        int64_t end, float* out, int64_t out_stride) {
-  const auto from = [](const float* values, int64_t o) {
-    return values == nullptr ? nullptr : values + o;
-  };
-  int64_t o = begin;
-  for (; o + kBlockOutputs <= end; o += kBlockOutputs) {
-    linear_rows<kBlockOutputs>(x, x_stride, num_rows, weight + o * num_channels, from(scale, o),
-                               from(bias, o), num_channels, out + o, out_stride);
+template <typename T>
+VTTS_TARGET void pack_keys(const BlockAddresses<T>& block, int first, int head_dim, float* panel) {
+  const int there = std::min(block.num_keys - first, kPanel);
+  for (int j = first; j < first + there; ++j) {
+    prefetch_head(block.keys[std::min(j + kPanel, block.num_keys - 1)], head_dim);
+    prefetch_head(block.values[j], head_dim);
   }
-  for (; o < end; ++o) {
-    linear_rows<1>(x, x_stride, num_rows, weight + o * num_channels, from(scale, o), from(bias, o),
-                   num_channels, out + o, out_stride);
-  }
-}
-
-VTTS_TARGET void dequantize(const int8_t* from, float scale, int64_t count, float* to) {
-  const Vec scales = Vec::broadcast(scale);
-  int64_t i = 0;
-  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
-    Vec::mul(Vec::load(from + i), scales).store(to + i);
-  }
-  for (; i < count; ++i) to[i] = from[i] * scale;
-}
-
-constexpr int kScores = kKeyRange * kAttentionRows;
-constexpr int kKeysAhead = 16;  // how far ahead keys are fetched: pages lie anywhere in memory
-
-// Fetches key `j + kKeysAhead` and the value of key `j`, which is wanted when all scores are there.
-VTTS_INLINE void prefetch_key(const AttentionBlock& block, int j) {
-  const float* ahead = block.keys[std::min(j + kKeysAhead, block.num_keys - 1)];
-  const float* value = block.keys[j] + block.values_behind_keys;
-  for (int d = 0; d < block.head_dim; d += kCacheLine) {
-    prefetch(ahead + d);
-    prefetch(value + d);
-  }
-}
-
-// scores[j * kAttentionRows + r] = scale * query_r . key_j for kKeys keys.
-template <int kKeys>
-VTTS_TARGET void score_keys(const AttentionBlock& block, int first, float* scores) {
-  Vec sums[kKeys][kAttentionRows];
-  for (int j = 0; j < kKeys; ++j) {
-    prefetch_key(block, first + j);
-    for (int r = 0; r < kAttentionRows; ++r) sums[j][r] = Vec::zero();
-  }
-  for (int d = 0; d < block.head_dim; d += Vec::kLanes) {
-    Vec keys[kKeys];
-    for (int j = 0; j < kKeys; ++j) keys[j] = Vec::load(block.keys[first + j] + d);
-    for (int r = 0; r < kAttentionRows; ++r) {
-      const Vec query = Vec::load(block.queries[r] + d);
-      for (int j = 0; j < kKeys; ++j) sums[j][r] = Vec::fma(query, keys[j], sums[j][r]);
-    }
-  }
-  for (int j = 0; j < kKeys; ++j) {
-    float* to = scores + (first + j) * kAttentionRows;
-    store_four_sums(sums[j][0], sums[j][1], sums[j][2], sums[j][3], to);
-    for (int r = 0; r < kAttentionRows; ++r) to[r] *= block.scale;
-  }
-}
-
-// The weighted values of kVecs vectors from dimension d on.
-template <int kVecs>
-VTTS_TARGET void weigh_values(const AttentionBlock& block, const float* weights, int d) {
-  Vec sums[kAttentionRows][kVecs];
-  for (auto& row : sums) {
-    for (int i = 0; i < kVecs; ++i) row[i] = Vec::zero();
-  }
-  for (int j = 0; j < block.num_keys; ++j) {
-    const float* value = block.keys[j] + block.values_behind_keys + d;
-    Vec values[kVecs];
-    for (int i = 0; i < kVecs; ++i) values[i] = Vec::load(value + i * Vec::kLanes);
-    for (int r = 0; r < kAttentionRows; ++r) {
-      const Vec weight = Vec::broadcast(weights[j * kAttentionRows + r]);
-      for (int i = 0; i < kVecs; ++i) sums[r][i] = Vec::fma(weight, values[i], sums[r][i]);
-    }
-  }
-  for (int r = 0; r < kAttentionRows; ++r) {
-    for (int i = 0; i < kVecs; ++i) sums[r][i].store(block.partials[r] + d + i * Vec::kLanes);
-  }
-}
-
-VTTS_TARGET void attend(const AttentionBlock& block) {
-  static_assert(Vec::kLanes == 2 * kAttentionRows, "a vector is two keys of scores");
-  alignas(64) float scores[kScores];
-  int j = 0;
-  for (; j + 3 <= block.num_keys; j += 3) score_keys<3>(block, j, scores);
-  for (; j < block.num_keys; ++j) score_keys<1>(block, j, scores);
-
-  // What a row does not see lies behind what it sees; an odd number of keys is filled up.
-  const int num_scores = block.num_keys * kAttentionRows;
-  const int padded = (num_scores + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
-  const int seen_by_all = *std::min_element(block.visible, block.visible + kAttentionRows);
-  const auto hide = [&](float value) {
-    for (int key = seen_by_all; key * kAttentionRows < padded; ++key) {
-      for (int r = 0; r < kAttentionRows; ++r) {
-        if (key >= block.visible[r]) scores[key * kAttentionRows + r] = value;
+  for (int half = 0; half < kPanel; half += Vec::kLanes) {
+    const T* const* const keys = block.keys + first + half;
+    int d = 0;
+    if (half + Vec::kLanes <= there) {
+      for (; d + Vec::kLanes <= head_dim; d += Vec::kLanes) {
+        pack_eight<true>(keys, there - half, d, head_dim, panel + half);
       }
     }
-  };
-  hide(-INFINITY);
-  Vec maxima = Vec::load(scores);
-  for (int i = Vec::kLanes; i < padded; i += Vec::kLanes) {
-    maxima = Vec::max(maxima, Vec::load(scores + i));
-  }
-  maxima = Vec::max(maxima, maxima.halves_swapped());
-  for (int i = 0; i < padded; i += Vec::kLanes) {
-    Vec::exp(Vec::sub(Vec::load(scores + i), maxima)).store(scores + i);
-  }
-  hide(0.0f);
-  Vec sums = Vec::load(scores);
-  for (int i = Vec::kLanes; i < padded; i += Vec::kLanes) {
-    sums = Vec::add(sums, Vec::load(scores + i));
-  }
-  sums = Vec::add(sums, sums.halves_swapped());
-
-  int d = 0;
-  for (; d + 2 * Vec::kLanes <= block.head_dim; d += 2 * Vec::kLanes) {
-    weigh_values<2>(block, scores, d);
-  }
-  for (; d < block.head_dim; d += Vec::kLanes) weigh_values<1>(block, scores, d);
-  float last[2][Vec::kLanes];
-  maxima.store(last[0]);
-  sums.store(last[1]);
-  for (int r = 0; r < kAttentionRows; ++r) {
-    block.partials[r][block.head_dim] = last[0][r];
-    block.partials[r][block.head_dim + 1] = last[1][r];
-  }
-}
-
-template <int kVecs>
-VTTS_TARGET void weigh_vectors(float* scores, int64_t num_keys, int64_t width, float* maxima,
-                               float* sums, float* shares) {
-  Vec most[kVecs], sum[kVecs];
-  for (int i = 0; i < kVecs; ++i) most[i] = Vec::load(maxima + i * Vec::kLanes);
-  for (int64_t j = 0; j < num_keys; ++j) {
-    for (int i = 0; i < kVecs; ++i) {
-      most[i] = Vec::max(most[i], Vec::load(scores + j * width + i * Vec::kLanes));
+    for (; d < head_dim; d += Vec::kLanes) {
+      pack_eight<false>(keys, there - half, d, head_dim, panel + half);
     }
   }
-  for (int i = 0; i < kVecs; ++i) {
-    const Vec share = Vec::exp(Vec::sub(Vec::load(maxima + i * Vec::kLanes), most[i]));
-    share.store(shares + i * Vec::kLanes);
-    most[i].store(maxima + i * Vec::kLanes);
-    sum[i] = Vec::mul(share, Vec::load(sums + i * Vec::kLanes));
+}
+
+template <typename T>
+VTTS_TARGET void pack_values(const BlockAddresses<T>& block, int first, int head_dim,
+                             float* panel) {
+  if (first + kPanel <= head_dim) {
+    for (int j = 0; j < block.num_keys; ++j) {
+      for (int i = 0; i < kPanel; i += Vec::kLanes) {
+        Vec::load(block.values[j] + first + i).store(panel + j * kPanel + i);
+      }
+    }
+    return;
   }
-  for (int64_t j = 0; j < num_keys; ++j) {
-    for (int i = 0; i < kVecs; ++i) {
-      float* const at = scores + j * width + i * Vec::kLanes;
-      const Vec weight = Vec::exp(Vec::sub(Vec::load(at), most[i]));
-      weight.store(at);
-      sum[i] = Vec::add(sum[i], weight);
+  for (int j = 0; j < block.num_keys; ++j) {
+    for (int i = 0; i < kPanel; i += Vec::kLanes) {
+      load_up_to(block.values[j] + first + i, head_dim - first - i).store(panel + j * kPanel + i);
     }
   }
-  for (int i = 0; i < kVecs; ++i) sum[i].store(sums + i * Vec::kLanes);
 }
 
-VTTS_TARGET void weigh_columns(float* scores, int64_t num_keys, int64_t width, float* maxima,
-                               float* sums, float* shares) {
-  static_assert(Vec::kLanes == 8, "a vector is 8 columns");
-  switch (width / Vec::kLanes) {
-    case 4:
-      weigh_vectors<4>(scores, num_keys, width, maxima, sums, shares);
-      break;
-    case 2:
-      weigh_vectors<2>(scores, num_keys, width, maxima, sums, shares);
-      break;
-    default:
-      weigh_vectors<1>(scores, num_keys, width, maxima, sums, shares);
+template <typename T>
+VTTS_TARGET void scale_row(const T* from, float scale, int count, float* to) {
+  const Vec scales = Vec::broadcast(scale);
+  for (int i = 0; i < count; i += Vec::kLanes) {
+    Vec::mul(load_up_to(from + i, count - i), scales).store(to + i);
   }
 }
 
-VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* weight, float eps,
-                         int64_t count, float* y, float* h) {
+VTTS_TARGET void weigh(float* scores, int64_t stride, int64_t num_rows, const int* seen,
+                       int num_keys, float* maxima, float* sums) {
+  for (int64_t n = 0; n < num_rows; ++n) {
+    float* const row = scores + n * stride;
+    const int whole = seen[n] / Vec::kLanes * Vec::kLanes;
+    const int padded = (seen[n] + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+    std::fill(row + seen[n], row + padded, -INFINITY);
+    Vec most = Vec::broadcast(-INFINITY);
+    for (int i = 0; i < padded; i += Vec::kLanes) most = Vec::max(most, Vec::load(row + i));
+    float lanes[Vec::kLanes];
+    most.store(lanes);
+    maxima[n] = *std::max_element(lanes, lanes + Vec::kLanes);
+    most = Vec::broadcast(maxima[n]);
+
+    Vec sum = Vec::zero();
+    for (int i = 0; i < whole; i += Vec::kLanes) {
+      const Vec weight = Vec::exp2(Vec::sub(Vec::load(row + i), most));
+      weight.store(row + i);
+      sum = Vec::add(sum, weight);
+    }
+    if (whole < padded) {
+      Vec::exp2(Vec::sub(Vec::load(row + whole), most)).store(row + whole);
+      sum = Vec::add(sum, Vec::load_part(row + whole, seen[n] - whole));
+    }
+    sums[n] = sum.sum();
+    std::fill(row + seen[n], row + std::max(padded, num_keys), 0.0f);
+  }
+}
+
+VTTS_TARGET void join(const Partials& into, const Partials& part, int64_t num_rows,
+                      int64_t row_floats) {
+  for (int64_t first = 0; first < num_rows; first += Vec::kLanes) {
+    const Vec old = Vec::load(into.maxima + first), other = Vec::load(part.maxima + first);
+    const Vec most = Vec::max(old, other);
+    const Vec keep = Vec::exp2(Vec::sub(old, most)), take = Vec::exp2(Vec::sub(other, most));
+    most.store(into.maxima + first);
+    Vec::fma(Vec::load(part.sums + first), take, Vec::mul(Vec::load(into.sums + first), keep))
+        .store(into.sums + first);
+    float keeps[Vec::kLanes], takes[Vec::kLanes];
+    keep.store(keeps);
+    take.store(takes);
+    const int64_t end = std::min<int64_t>(num_rows, first + Vec::kLanes);
+    for (int64_t n = first; n < end; ++n) {
+      const Vec kept = Vec::broadcast(keeps[n - first]), taken = Vec::broadcast(takes[n - first]);
+      float* const to = into.out + n * row_floats;
+      const float* const from = part.out + n * row_floats;
+      for (int64_t d = 0; d < row_floats; d += Vec::kLanes) {
+        Vec::fma(Vec::load(from + d), taken, Vec::mul(Vec::load(to + d), kept)).store(to + d);
+      }
+    }
+  }
+}
+
+template <typename T>
+VTTS_TARGET void divide_row(const float* from, float divisor, int count, T* to) {
+  const Vec divisors = Vec::broadcast(divisor);
+  int i = 0;
+  for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
+    Vec::div(Vec::load(from + i), divisors).store(to + i);
+  }
+  for (; i < count; ++i) to[i] = static_cast<T>(from[i] / divisor);
+}
+
+template <typename T>
+constexpr AttentionKernels<T> kAttention = {pack_keys<T>, pack_values<T>, scale_row<T>,
+                                            weigh,        join,           divide_row<T>};
+
+template <typename T>
+VTTS_INLINE Vec rounded(Vec v) {
+  if constexpr (std::is_same_v<T, BFloat16>) return v.rounded();
+  return v;
+}
+
+template <typename T>
+VTTS_TARGET void rmsnorm(const T* x, const T* residual, const T* weight, float eps, int64_t count,
+                         T* y, T* h) {
   Vec squares = Vec::zero();
   float sum = 0.0f;
   int64_t i = 0;
@@ -266,24 +162,25 @@ VTTS_TARGET void rmsnorm(const float* x, const float* residual, const float* wei
     for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
       Vec::add(Vec::load(x + i), Vec::load(residual + i)).store(h + i);
     }
-    for (; i < count; ++i) h[i] = x[i] + residual[i];
+    for (; i < count; ++i) h[i] = T(float{x[i]} + float{residual[i]});
     x = h;
   }
   for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec part = Vec::load(x + i);
     squares = Vec::fma(part, part, squares);
   }
-  for (int64_t j = i; j < count; ++j) sum += x[j] * x[j];
+  for (int64_t j = i; j < count; ++j) sum += float{x[j]} * float{x[j]};
   const float mean = (squares.sum() + sum) / static_cast<float>(count);
   const float scale = 1.0f / std::sqrt(mean + eps);
   const Vec scales = Vec::broadcast(scale);
   for (i = 0; i + Vec::kLanes <= count; i += Vec::kLanes) {
-    Vec::mul(Vec::load(weight + i), Vec::mul(Vec::load(x + i), scales)).store(y + i);
+    Vec::mul(Vec::load(weight + i), rounded<T>(Vec::mul(Vec::load(x + i), scales))).store(y + i);
   }
-  for (; i < count; ++i) y[i] = weight[i] * (x[i] * scale);
+  for (; i < count; ++i) y[i] = T(float{weight[i]} * float{T(x[i] * scale)});
 }
 
-VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float* out) {
+template <typename T>
+VTTS_TARGET void swiglu(const T* gate, const T* up, int64_t count, T* out) {
   const Vec one = Vec::broadcast(1.0f);
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
@@ -296,13 +193,13 @@ VTTS_TARGET void swiglu(const float* gate, const float* up, int64_t count, float
   const int left = static_cast<int>(count - i);
   const Vec x = Vec::load_part(gate + i, left);
   const Vec decayed = Vec::add(one, Vec::exp(Vec::sub(Vec::zero(), x)));
-  float last[Vec::kLanes];
+  T last[Vec::kLanes];
   Vec::mul(Vec::div(x, decayed), Vec::load_part(up + i, left)).store(last);
   std::copy(last, last + left, out + i);
 }
 
-VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* sin,
-                        int64_t count) {
+template <typename T>
+VTTS_TARGET void rotate(T* low, T* high, const float* cos, const float* sin, int64_t count) {
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) {
     const Vec l = Vec::load(low + i), h = Vec::load(high + i);
@@ -312,23 +209,25 @@ VTTS_TARGET void rotate(float* low, float* high, const float* cos, const float* 
   }
   for (; i < count; ++i) {
     const float l = low[i], h = high[i];
-    low[i] = l * cos[i] - h * sin[i];
-    high[i] = h * cos[i] + l * sin[i];
+    low[i] = T(l * cos[i] - h * sin[i]);
+    high[i] = T(h * cos[i] + l * sin[i]);
   }
 }
 
-VTTS_TARGET float maximum(const float* x, int64_t count) {
+template <typename T>
+VTTS_TARGET float maximum(const T* x, int64_t count) {
   Vec most = Vec::broadcast(-INFINITY);
   int64_t i = 0;
   for (; i + Vec::kLanes <= count; i += Vec::kLanes) most = Vec::max(most, Vec::load(x + i));
   float lanes[Vec::kLanes];
   most.store(lanes);
   float result = *std::max_element(lanes, lanes + Vec::kLanes);
-  for (; i < count; ++i) result = std::max(result, x[i]);
+  for (; i < count; ++i) result = std::max(result, float{x[i]});
   return result;
 }
 
-VTTS_TARGET float sum_exp(const float* x, int64_t count, float shift) {
+template <typename T>
+VTTS_TARGET float sum_exp(const T* x, int64_t count, float shift) {
   const Vec shifts = Vec::broadcast(shift);
   Vec sums = Vec::zero();
   int64_t i = 0;
@@ -339,3 +238,6 @@ VTTS_TARGET float sum_exp(const float* x, int64_t count, float shift) {
   for (; i < count; ++i) sum += std::exp(x[i] - shift);
   return sum;
 }
+
+template <typename T>
+constexpr SweepKernels<T> kSweeps = {rmsnorm<T>, swiglu<T>, rotate<T>, maximum<T>, sum_exp<T>};

@@ -71,16 +71,17 @@ void test_bits(int patch_px) {
       vtts::LinearArgs linear;
       linear.x = rows.data();
       linear.x_stride = linear.num_channels = row_size;
-      linear.weight = weight.data();
-      linear.bias = with_bias ? bias.data() : nullptr;
+      linear.weight.values = weight.data();
+      linear.weight.bias = with_bias ? bias.data() : nullptr;
       linear.out = expected.data();
       linear.num_rows = num_rows;
       linear.num_outputs = num_outputs;
       vtts::linear(linear, vtts::Isa::kAuto, 1);
       for (const int num_threads : {1, 3}) {
         std::vector<float> out(expected.size() + 8, NAN);
-        vtts::patch_embed(jobs.data(), jobs.size(), options(num_threads, patch_px),
-                          {weight.data(), linear.bias, num_outputs, out.data()});
+        vtts::patch_embed(
+            jobs.data(), jobs.size(), options(num_threads, patch_px),
+            {weight.data(), with_bias ? bias.data() : nullptr, num_outputs, out.data()});
         check(std::memcmp(out.data(), expected.data(), expected.size() * sizeof(float)) == 0,
               "patches of " + std::to_string(patch_px) + ", call " + std::to_string(i) + " on " +
                   std::to_string(num_threads) + " threads");

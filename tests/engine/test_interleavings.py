@@ -46,7 +46,7 @@ def alone(engine: Engine, request: GenerationRequest, weights: int) -> Completio
 @pytest.fixture(scope="module")
 def caching_nothing(model: Any, tokenizer: Tokenizer) -> Engine:
     with torch.no_grad():
-        model.language.layers[0].mlp.down_proj.weight[0, 0].abs_()
+        model.language.layers[0].mlp.down_proj.weight.view(-1)[0].abs_()
     return make_engine(
         model, tokenizer, prefix_cache=False, vision_cache_bytes=0, draft_tokens=0, max_sequences=1
     )

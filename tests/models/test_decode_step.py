@@ -12,14 +12,16 @@ from vtts_rt.models import language as module
 from vtts_rt.models.attention import PagedKV, plan_calls
 from vtts_rt.models.config import LanguageConfig
 from vtts_rt.models.language import ForwardBatch, LanguageModel
+from vtts_rt.models.layers import Linear, Packable, RMSNorm
 from vtts_rt.models.quantize import quantize_language
+from vtts_rt.ops.decode_step import MAX_ROWS
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
 
 CONFIG = LanguageConfig(
     vocab_size=97,
     hidden_size=60,
-    intermediate_size=37,
+    intermediate_size=38,
     num_hidden_layers=3,
     num_attention_heads=5,
     num_key_value_heads=1,
@@ -43,12 +45,25 @@ class Calls:
         return self._run(*args, **kwargs)  # type: ignore[arg-type]
 
 
-def make(config: LanguageConfig) -> LanguageModel:
+def make(config: LanguageConfig, kind: str = "float32") -> LanguageModel:
+    """kind: a dtype, then what is done to matrices."""
+    dtype, *changes = kind.split(", ")
     torch.manual_seed(0)
     model = LanguageModel(config).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    model.to(getattr(torch, dtype))
+    if "int8" in changes:
+        quantize_language(model, "int8")
+    if "packed" in changes:
+        pack(model)
     return model
+
+
+def pack(model: LanguageModel) -> None:
+    for part in model.modules():
+        if isinstance(part, Packable):
+            part.pack()
 
 
 def run(
@@ -62,7 +77,7 @@ def run(
     pages = torch.randn(
         (config.num_hidden_layers, 2, num_pages, PAGE, config.num_key_value_heads, config.head_dim),
         generator=random,
-    )
+    ).to(model.norm.weight.dtype)
     table = torch.randperm(num_pages, generator=random)[: wide * len(keys)].view(len(keys), wide)
     slots = []
     for place, (num_new, num_keys) in enumerate(zip(news, keys, strict=True)):
@@ -93,8 +108,10 @@ def run(
         ([4], [9], []),
     ],
 )
-@pytest.mark.parametrize("heads", [(5, 1), (3, 3), (6, 2)])
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize(("heads", "qk_norm"), [((5, 1), False), ((3, 3), True), ((6, 2), True)])
+@pytest.mark.parametrize(
+    "kind", ["float32", "float32, int8, packed", "bfloat16, packed", "bfloat16, int8, packed"]
+)
 @torch.inference_mode()
 def test_the_bits_are_those_of_the_layers(
     threads: int,
@@ -103,13 +120,14 @@ def test_the_bits_are_those_of_the_layers(
     rows: list[int] | None,
     heads: tuple[int, int],
     qk_norm: bool,
+    kind: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         sizes = {"num_attention_heads": heads[0], "num_key_value_heads": heads[1]}
-        model = make(replace(CONFIG, qk_norm=qk_norm, qkv_bias=not qk_norm, **sizes))
+        model = make(replace(CONFIG, qk_norm=qk_norm, qkv_bias=not qk_norm, **sizes), kind)
         calls = Calls(monkeypatch)
         together, written = run(model, news, keys, rows)
         assert calls.count == 1
@@ -125,16 +143,20 @@ def test_the_bits_are_those_of_the_layers(
 def test_what_it_cannot_do_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(monkeypatch)
     model = make(CONFIG)
-    run(model, [17], [17], None)  # more rows
+    run(model, [257], [257], None)  # more rows
+    run(model, [40], [40], [39])  # most of which nobody reads
     monkeypatch.setenv("VTTS_RT_BACKEND", "rmsnorm=reference")
     run(model, [1], [9], None)
     monkeypatch.delenv("VTTS_RT_BACKEND")
     assert calls.count == 0
     run(model, [1], [9], None)
     assert calls.count == 1
-    quantize_language(model, "int8")
+    run(model, [256], [300], None)
+    assert calls.count == 2
+    run(make(replace(CONFIG, intermediate_size=37), "bfloat16"), [1], [9], None)  # odd channels
+    quantize_language(model, "fp8")
     run(model, [1], [9], None)
-    assert calls.count == 1
+    assert calls.count == 2
 
 
 @pytest.mark.parametrize(
@@ -175,16 +197,37 @@ def test_what_does_not_fit_is_left_to_the_ops_which_check(
     assert calls.count == 0
 
 
-def test_replaced_weights_count_at_once() -> None:
+def test_replaced_weights_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses are kept from step to step: whatever is replaced has to be noticed."""
+    calls = Calls(monkeypatch)
     model = make(CONFIG)
-    with torch.inference_mode():
-        before, _ = run(model, [1], [9], None)
-    with torch.no_grad():
-        down = model.layers[1].mlp.down_proj
-        down.weight = torch.nn.Parameter(down.weight * 2)
-    with torch.inference_mode():
-        after, _ = run(model, [1], [9], None)
-    assert not torch.equal(before, after)
+    seen: list[Tensor] = []
+
+    def changes() -> bool:
+        with torch.inference_mode():
+            seen.append(run(model, [1], [9], None)[0].float())
+        return not any(torch.equal(seen[-1], earlier) for earlier in seen[:-1])
+
+    mlp = model.layers[1].mlp
+    assert changes() and not changes()
+    mlp.down_proj.weight = torch.nn.Parameter(2 * mlp.down_proj.weight.detach())
+    assert changes() and not changes()
+    mlp.down_proj.weight.data = 2 * mlp.down_proj.weight.detach()
+    assert changes() and not changes()
+    mlp.down_proj.weight.data.mul_(2)
+    assert changes() and not changes()
+    mlp.gate_up_proj = Linear(60, 76, bias=False)
+    assert changes() and not changes()
+    model.layers[0].self_attn.q_norm = RMSNorm(8, 1e-6)
+    model.layers[0].self_attn.k_norm = RMSNorm(8, 1e-6)
+    assert changes() and not changes()
+    mlp.down_proj.pack()
+    assert not changes() and calls.count == len(seen) - 1, "some are packed, others not"
+    pack(model)
+    assert not changes()
+    model.bfloat16()
+    assert changes() and not changes()
+    assert calls.count == len(seen) - 1
 
 
 def test_the_native_call_refuses_slots_outside_the_pool_and_too_many_rows() -> None:
@@ -194,10 +237,10 @@ def test_the_native_call_refuses_slots_outside_the_pool_and_too_many_rows() -> N
 
     def call(num_rows: int) -> None:
         sizes, pool = (8, 8, 1, 1, 8), (2, 4)
-        places = (at, num_rows, at, at, numbers, numbers, 1, numbers, numbers, 1)
-        _C.decode_step([], at, sizes, 1e-6, 1.0, *places, pool, at, 1)
+        places = (at, num_rows, at, at, numbers, numbers, 1, numbers, numbers, 1, at)
+        _C.decode_step([], at, sizes, 1e-6, 1.0, *places, pool, at, "float32", "float32", False, 1)
 
     with pytest.raises(ValueError, match="slots must be inside the pool of 8, got 8"):
         call(1)
-    with pytest.raises(ValueError, match="num_rows must be at most 16, got 17"):
-        call(17)
+    with pytest.raises(ValueError, match="num_rows must be at most 256, got 257"):
+        call(MAX_ROWS + 1)

@@ -7,6 +7,7 @@ import torch
 import torchvision_shim
 from triton_tools import check_interpreted, run_triton
 
+from vtts_rt.ops.native import STORAGE
 from vtts_rt.ops.rmsnorm import rmsnorm, rmsnorm_ref
 
 
@@ -31,7 +32,7 @@ def test_eager_equals_transformers() -> None:
     norm = Qwen2RMSNorm(48, eps=1e-6).to(torch.bfloat16)
     torch.nn.init.normal_(norm.weight)
     x = torch.randn(3, 5, 48).to(torch.bfloat16)
-    y, same = rmsnorm(x, norm.weight.detach(), eps=1e-6)
+    y, same = rmsnorm(x, norm.weight.detach(), eps=1e-6, backend="reference")
     assert torch.equal(y, norm(x)) and same is x
 
 
@@ -52,16 +53,18 @@ def test_bad_arguments_are_refused() -> None:
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "neon"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 64), (2, 515), (900, 96)])
 @pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", list(STORAGE))
 def test_native_is_as_exact_as_eager_on_every_instruction_set(
-    isa: str, shape: tuple[int, int], with_residual: bool
+    isa: str, shape: tuple[int, int], with_residual: bool, dtype: torch.dtype
 ) -> None:
     _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
     if not _C.isa_supported(isa):
         pytest.skip(f"no {isa} here")
     # Rows that are not adjacent, in both.
-    x = 3 * torch.randn(shape[0], shape[1] + 3)[:, : shape[1]]
-    residual = torch.randn(shape[0], shape[1] + 1)[:, : shape[1]]
-    weight, y, h = torch.randn(shape[1]), torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+    x = 3 * torch.randn(shape[0], shape[1] + 3).to(dtype)[:, : shape[1]]
+    residual = torch.randn(shape[0], shape[1] + 1).to(dtype)[:, : shape[1]]
+    weight = torch.randn(shape[1]).to(dtype)
+    y, h = torch.full(shape, torch.nan, dtype=dtype), torch.full(shape, torch.nan, dtype=dtype)
     _C.rmsnorm(
         x.data_ptr(),
         x.stride(0),
@@ -74,19 +77,21 @@ def test_native_is_as_exact_as_eager_on_every_instruction_set(
         h.data_ptr(),
         2,
         isa,
+        STORAGE[dtype],
     )
     total = x + residual if with_residual else x
     assert torch.equal(h, total) if with_residual else bool(h.isnan().all())
     wide = total.double()
     exact = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.double()
     eager, _ = rmsnorm(total, weight, backend="reference")
-    ulp = torch.finfo(torch.float32).eps * exact.abs().max()
+    ulp = torch.finfo(dtype).eps * exact.abs().max()
     assert (y - exact).abs().max() <= 2 * (eager - exact).abs().max() + ulp
 
 
-def test_native_gives_a_row_the_same_bits_in_any_company() -> None:
+@pytest.mark.parametrize("dtype", list(STORAGE))
+def test_native_gives_a_row_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
     pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-    weight, residual, x = torch.randn(640), torch.randn(170, 640), torch.randn(170, 640)
+    weight, residual, x = (torch.randn(*s, 640).to(dtype) for s in ((), (170,), (170,)))
     y, total = rmsnorm(x, weight, residual=residual, backend="cpu")
     assert torch.equal(total, x + residual)
     assert torch.equal(y[33:34], rmsnorm(total[33:34], weight, backend="cpu")[0])
@@ -102,6 +107,7 @@ def test_native_gives_a_row_the_same_bits_in_any_company() -> None:
 
 GRADIENTS = """
 import torch
+from vtts_rt.ops.native import STORAGE
 from vtts_rt.ops.rmsnorm import rmsnorm
 
 x, weight = torch.randn(3, 8), torch.ones(8, requires_grad=True)

@@ -62,6 +62,15 @@ def test_turned_by_nothing_it_is_a_copy() -> None:
     assert torch.equal(args["values"][0, 1], qkv[1, 5:])
 
 
+@pytest.mark.skipif("cpu" not in HERE, reason="built without the native extension")
+def test_slots_beyond_the_pool_are_refused_before_anything_is_written() -> None:
+    args = some([3, 12])
+    before = {name: x.clone() for name, x in args.items()}
+    with pytest.raises(ValueError, match="rotary_kv: slot_mapping must be below 12, got 12"):
+        rotary_kv(**args, num_heads=3, backend="cpu")
+    assert all(torch.equal(x, before[name]) for name, x in args.items())
+
+
 @pytest.mark.parametrize(
     ("name", "make", "rule"),
     [

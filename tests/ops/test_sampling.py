@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from op_cases import cases
@@ -16,6 +18,9 @@ from vtts_rt.ops.sampling import (
 )
 from vtts_rt.sampling import ResolvedSampling
 from vtts_rt.types import SamplingParams
+
+GREEDY, HOT = ResolvedSampling(), ResolvedSampling(temperature=1.3, seed=2**63 - 1)
+FILTERED = ResolvedSampling(temperature=0.7, top_k=50, top_p=0.9, seed=5)
 
 
 def draw(logits: torch.Tensor, params: ResolvedSampling, position: int, member: int = 0) -> int:
@@ -38,15 +43,50 @@ def test_greedy_agrees_with_torch_on_any_size(size: int) -> None:
     assert logprob == pytest.approx(float(logits.double().log_softmax(0)[token]), abs=1e-6)
 
 
-def test_greedy_on_any_instruction_set_and_with_infinities() -> None:
+@pytest.mark.parametrize("params", [GREEDY, HOT, FILTERED], ids=["greedy", "sampled", "filtered"])
+def test_every_instruction_set_and_number_of_threads(params: ResolvedSampling) -> None:
     _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
-    logits = torch.randn(3001)
-    logits[::3] = -torch.inf
-    expected = int(logits.argmax()), float(logits.double().logsumexp(0))
-    for isa in ("auto", "scalar"):
-        token, logprob = _C.greedy(logits.data_ptr(), logits.numel(), isa)
-        assert token == expected[0]
-        assert logprob == pytest.approx(float(logits[token]) - expected[1], abs=1e-6)
+    logits = 3 * torch.randn(9, 5001)
+    logits[:, ::3] = -torch.inf
+    places = {"members": range(9), "rounds": [2] * 9, "positions": range(9)}
+    expected = sample(logits, [params] * 9, **places, backend="reference")
+    own = SampleParams.of([params] * 9, logits.device)
+    noise = torch.tensor([[params.seed, row, 2, row] for row in range(9)])
+    for isa, num_threads in (("auto", 1), ("auto", 3), ("scalar", 1)):
+        tokens, logprobs = torch.zeros(9, dtype=torch.int64), torch.zeros(9)
+        columns = (own.temperature, own.top_k, own.top_p.contiguous(), noise, tokens, logprobs)
+        addresses = (column.data_ptr() for column in columns)
+        shape = (*logits.shape, logits.stride(0))
+        _C.sample(logits.data_ptr(), shape, *addresses, num_threads, isa, "float32")
+        assert torch.equal(tokens, expected[0])
+        assert torch.allclose(logprobs, expected[1], atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lead", [1.0, 5.0, 9.0])
+def test_top_p_keeps_what_the_reference_keeps(dtype: torch.dtype, lead: float) -> None:
+    """Of the vocabulary of Qwen2.5, with many ties; also where the cut is among small weights."""
+    logits = torch.randn(2, 151_936).to(dtype)
+    logits[:, 1000:1030] += lead * torch.linspace(0.3, 1, 30)
+    logits[0, 5000:] = 0.5  # the sum of equals rounds worst
+    params = [ResolvedSampling(1.0, top_p=p, seed=3) for p in (0.7, 0.95)]
+    places = {"members": [0, 1], "rounds": [0, 0], "positions": [3, 4]}
+    found = sample(logits, params, **places, backend="auto")
+    expected = sample(logits, params, **places, backend="reference")
+    assert torch.equal(found[0], expected[0])
+    # The probability of all that is kept is in it: one token more or less shows.
+    assert torch.allclose(found[1], expected[1], atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_chooses_the_same_in_any_company(dtype: torch.dtype) -> None:
+    logits = (3 * torch.randn(6, 20_000)).to(dtype)
+    params = [GREEDY, HOT, FILTERED, replace(HOT, top_p=0.9), replace(HOT, top_k=7), HOT]
+    places = {"members": [1] * 6, "rounds": [2] * 6, "positions": [3] * 6}
+    tokens, logprobs = sample(logits, params, **places)
+    for row, own in enumerate(params):
+        token, logprob = sample_token(logits[row], own, member=1, round_index=2, position=3)
+        assert (tokens[row], logprobs[row]) == (token, logprob)
 
 
 def test_greedy_does_not_hide_a_nan() -> None:
@@ -168,9 +208,9 @@ def test_parameters_on_the_device_are_those_of_a_list() -> None:
 @pytest.mark.parametrize(
     ("change", "rule"),
     [
-        ({"logits": torch.zeros(2, 0)}, r"logits must be \(N, V\) float32"),
-        ({"logits": torch.zeros(2)}, r"logits must be \(N, V\) float32"),
-        ({"logits": torch.zeros(2, 3).double()}, r"logits must be \(N, V\) float32"),
+        ({"logits": torch.zeros(2, 0)}, r"logits must be \(N, V\) of a float dtype"),
+        ({"logits": torch.zeros(2)}, r"logits must be \(N, V\) of a float dtype"),
+        ({"logits": torch.zeros(2, 3).long()}, r"logits must be \(N, V\) of a float dtype"),
         ({"params": [ResolvedSampling()]}, r"temperature must be \(2, torch.float32, 'cpu'\)"),
         ({"members": [0]}, r"members must be \(2, torch.int64, 'cpu'\), got \(1, "),
         ({"rounds": [0, -1]}, r"rounds must be in \[0, 2\*\*63\), got \[0, -1\]"),

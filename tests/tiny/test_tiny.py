@@ -37,7 +37,8 @@ def test_it_is_small() -> None:
 
 def test_the_files_follow_the_recipe() -> None:
     extras = load_extras(FOLDER)
-    assert extras == {"perception": recipe.perception_fields(), "prompts": recipe.PROMPTS}
+    perception = recipe.perception_fields()
+    assert extras == {"dtype": recipe.DTYPE, "perception": perception, "prompts": recipe.PROMPTS}
     model, raw = load_model("tiny"), recipe.make_tokenizer()
     config = recipe.model_config(raw)
     assert model.config.vision == config.vision

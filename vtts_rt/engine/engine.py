@@ -49,10 +49,12 @@ Event = TokenEvent | FinishedEvent | FailedEvent
 class Engine:
     """Generates from prompts of text and vision segments, many requests at once.
 
-    Not thread-safe: one thread calls `add`, `step`, `abort`.
+    Not thread-safe: one thread calls `add`, `step`, `abort`. The model's matrices are packed in
+    place where native kernels run (`VideoLM.pack`).
     """
 
     def __init__(self, model: VideoLM, tokenizer: Tokenizer, config: EngineConfig) -> None:
+        model.pack()
         self.model = model
         self.tokenizer = tokenizer
         self.config = config

@@ -17,13 +17,7 @@ from vtts_rt.errors import BadRequest
 from vtts_rt.models.attention import Call, PagedKV, plan_calls, tensors_of, upload, with_tensors
 from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.ops.logits import Penalties, penalised
-from vtts_rt.ops.sampling import (
-    SampleParams,
-    chosen_logprobs,
-    processed_logits,
-    sample,
-    sample_token,
-)
+from vtts_rt.ops.sampling import SampleParams, chosen_logprobs, processed_logits, sample
 from vtts_rt.sampling import ResolvedSampling
 
 # Logits of about so many rows are made at once: 128 rows of 151,936 float32 are 78 MB.
@@ -37,7 +31,7 @@ Choices = Iterator[tuple[int, float]]
 class Runner:
     """Feeds a model's language tower from a KV pool. Chunks own pages for all their rows.
 
-    on_device: with cascades and with sampling where the model is; nothing asks the host on the way.
+    on_device: with cascades.
     """
 
     def __init__(self, model: VideoLM, pool: PagedKVPool, *, on_device: bool) -> None:
@@ -92,37 +86,41 @@ class Runner:
         yield from self._choices(group)
 
     def _choices(self, group: list[tuple[Chunk, Tensor]]) -> Iterator[Choices]:
-        chunks = [chunk for chunk, _ in group]
         sizes = [len(hidden) for _, hidden in group]
         if not sum(sizes):
             return (iter(()) for _ in group)
         logits = self.model.logits(torch.cat([hidden for _, hidden in group]))
-        logits_of = torch.split(logits, sizes)
-        if not self._on_device:
-            return map(self._choose_each, chunks, logits_of)
-        counts = list(zip(chunks, sizes, strict=True))
-        rows = [(c.sequence, c.drafts[:row]) for c, size in counts for row in range(size)]
+        rows_of = torch.split(logits, sizes)
+        own = [(chunk, rows) for (chunk, _), rows in zip(group, rows_of, strict=True)]
+        free = [one for one in own if not needs_host(one[0])]
+        found = iter(self._drawn(free, logits if len(free) == len(own) else None))
+        return (
+            self._choose_each(chunk, rows)
+            if needs_host(chunk)
+            else iter(list(islice(found, len(rows))))
+            for chunk, rows in own
+        )
+
+    @staticmethod
+    def _drawn(group: list[tuple[Chunk, Tensor]], whole: Tensor | None) -> list[tuple[int, float]]:
+        """Choices of all rows of chunks at once. whole: their logits in one piece, if they are."""
+        rows = [(c.sequence, c.drafts[:row]) for c, own in group for row in range(len(own))]
+        if not rows:
+            return []
+        logits = torch.cat([own for _, own in group]) if whole is None else whole
         places = torch.tensor([len(sequence.logprobs) + len(more) for sequence, more in rows])
-        positions = places.to(logits.device, non_blocking=True)
-        penalties = Penalties.of([(s.rules, more) for s, more in rows], logits.device)
         sampling = [sequence.sampling for sequence, _ in rows]
         is_raw = torch.tensor([params.logprobs == "raw" for params in sampling])
         chosen = drawn(
             logits,
-            penalties,
+            Penalties.of([(s.rules, more) for s, more in rows], logits.device),
             sampling,
             members=[sequence.request.member for sequence, _ in rows],
             rounds=[sequence.request.round_index for sequence, _ in rows],
-            positions=positions,
+            positions=places.to(logits.device, non_blocking=True),
             is_raw=is_raw.to(logits.device, non_blocking=True) if is_raw.any() else None,
         )
-        found = iter(as_choices(fetch(packed(*chosen))()))
-        return (
-            self._choose_each(chunk, own) if needs_host(chunk) else iter(row)
-            for chunk, own, row in zip(
-                chunks, logits_of, [list(islice(found, size)) for size in sizes], strict=True
-            )
-        )
+        return as_choices(fetch(packed(*chosen))())
 
     def _choose_each(self, chunk: Chunk, logits: Tensor) -> Choices:
         """One after the other: masks and forced tokens depend on those before."""
@@ -145,13 +143,14 @@ class Runner:
                             "no_repeat_ngram_size, bad_words_ids and suppress_tokens"
                         )
                     row = constraint.mask(own)
-                token_id, logprob = sample_token(
-                    row,
-                    sampling,
-                    member=request.member,
-                    round_index=request.round_index,
-                    position=position,
+                found = sample(
+                    row[None],
+                    [sampling],
+                    members=[request.member],
+                    rounds=[request.round_index],
+                    positions=[position],
                 )
+                token_id, logprob = int(found[0]), float(found[1])
             if sampling.logprobs == "raw":
                 logprob = float(own.float().log_softmax(-1)[token_id])
             yield token_id, logprob

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vtts_rt.models.config import ModelConfig, TowerConfig
 from vtts_rt.models.language import ForwardBatch, LanguageModel, VisionRows
-from vtts_rt.models.layers import Linear
+from vtts_rt.models.layers import Linear, Packable, plain_tensors
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.vision import VisionTransformer
 from vtts_rt.models.weights import (
@@ -23,9 +23,10 @@ from vtts_rt.models.weights import (
     LM_HEAD,
     PARTS,
     checked_tensors,
+    hf_sources,
     hf_views,
-    part_of,
 )
+from vtts_rt.ops.packed import pack
 from vtts_rt.ops.patch_jobs import PatchifyJob
 from vtts_rt.perception.chat import ChatFormat
 from vtts_rt.types import Geometry, Parity, require
@@ -153,6 +154,17 @@ class VideoLM(nn.Module, ABC):
 
     # -- weights ----------------------------------------------------------------------------
 
+    def pack(self) -> None:
+        """Keep the matrices of products as native kernels read them, where those run: the same
+        values in the same order of sums, without the time that packing takes in every product.
+
+        What only looks up rows stays plain, and `patch_embed`, whose op takes a plain one.
+        """
+        lookup = None if self.language.lm_head is None else self.language.embed_tokens
+        for module in self.modules():
+            if isinstance(module, Packable) and module not in (lookup, self.visual.patch_embed):
+                module.pack()
+
     def version(self, part: str) -> str:
         """Hash of a part's weights: names, shapes, dtypes and all bytes (128 bits). Of the tower's
         also its config and geometry, mean and std among it.
@@ -163,9 +175,9 @@ class VideoLM(nn.Module, ABC):
             tower, digest = self.get_submodule(part), hashlib.blake2b(digest_size=16)
             if part == "visual":
                 digest.update(repr((self.config.vision, self.geometry)).encode())
-            for key, parameter in (*tower.named_parameters(), *tower.named_buffers()):
-                digest.update(f"{key} {tuple(parameter.shape)} {parameter.dtype};".encode())
-                raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
+            for key, tensor in plain_tensors(tower):
+                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype};".encode())
+                raw = tensor.cpu().contiguous().flatten().view(torch.uint8)
                 digest.update(raw.numpy().data)
             self._versions[part] = digest.hexdigest()
         return self._versions[part]
@@ -184,14 +196,15 @@ class VideoLM(nn.Module, ABC):
         self._require_unquantized("export")
         return {
             name: view.to("cpu", dtype or view.dtype).clone(memory_format=torch.contiguous_format)
-            for name, view in hf_views(self.named_parameters(), self.config).items()
+            for tensor in plain_tensors(self)
+            for name, view in hf_views([tensor], self.config).items()
         }
 
     def check(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors under transformers' names as `write` takes them. ValueError for names, shapes,
         dtypes or values that do not fit (see `checked_tensors`) and for a quantized model."""
         self._require_unquantized("update_weights")
-        return checked_tensors(self.named_parameters(), self.config, tensors)
+        return checked_tensors(plain_tensors(self, "meta"), self.config, tensors)
 
     @torch.no_grad()
     def write(self, tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -202,31 +215,36 @@ class VideoLM(nn.Module, ABC):
         is used as transformers 5 uses one in a file: equal to the embedding, it stays tied (or is
         tied again); different, it is the model's own from then on.
         """
-        tensors = dict(tensors)
+        tensors, changed = dict(tensors), set[str]()
         language, tied = self.language, self.language.lm_head is None
-        views = hf_views(self.named_parameters(), self.config)
-        now = {LM_HEAD: views[EMBEDDING], **views}
-        changed = {
-            part
-            for part in PARTS
-            if not all(_same(t, now[name]) for name, t in tensors.items() if part_of(name) == part)
-        }
         if language.config.tie_word_embeddings and (LM_HEAD in tensors or not tied):
-            weight = views[EMBEDDING]
-            head, embedding = tensors.get(LM_HEAD, now[LM_HEAD]), tensors.get(EMBEDDING, weight)
-            if _same(head, embedding, weight.dtype):
+            embedding = language.embed_tokens.matrix.plain()
+            now = embedding if language.lm_head is None else language.lm_head.matrix.plain()
+            head = tensors.get(LM_HEAD, now)
+            if _same(head, tensors.get(EMBEDDING, embedding), self.dtype):
                 tensors.pop(LM_HEAD, None)
                 language.lm_head = None
+                changed |= set[str]() if tied else {"language"}
             elif tied:
                 with torch.device("meta"):
-                    own = Linear(weight.shape[1], weight.shape[0], bias=False)
-                language.lm_head = own.to_empty(device=weight.device).to(weight.dtype)
-        if changed:
-            views = hf_views(self.named_parameters(), self.config)
-            for name, tensor in tensors.items():
-                if part_of(name) in changed:
-                    views[name].copy_(tensor)
-            self.forget_versions(changed)
+                    own = Linear(embedding.shape[1], embedding.shape[0], bias=False)
+                own.weight = nn.Parameter(language.embed_tokens.weight.detach().clone())
+                language.lm_head = own
+        for name, parameter in self.named_parameters():
+            given = [source for source in hf_sources(name) if source in tensors]
+            if not given:
+                continue
+            owner = self.get_submodule(name.rpartition(".")[0])
+            packed = owner if isinstance(owner, Packable) and parameter.dim() == 4 else None
+            plain = parameter if packed is None else packed.matrix.plain()
+            views = hf_views([(name, plain)], self.config)
+            if not all(_same(tensors[source], views[source]) for source in given):
+                for source in given:
+                    views[source].copy_(tensors[source])
+                if packed is not None:
+                    parameter.copy_(pack(plain))
+                changed.add(name.partition(".")[0])
+        self.forget_versions(changed)
         return frozenset(changed)
 
     def _require_unquantized(self, what: str) -> None:

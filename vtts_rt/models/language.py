@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -18,12 +19,28 @@ from torch import Tensor, nn
 
 from vtts_rt.models.attention import Attend, PackedAttention, PagedKV
 from vtts_rt.models.config import LanguageConfig
-from vtts_rt.models.layers import GatedMLP, Linear, RMSNorm, inverse_frequencies
-from vtts_rt.ops.decode_step import LayerWeights, decode_step, usable
+from vtts_rt.models.layers import (
+    Embedding,
+    GatedMLP,
+    Linear,
+    Packable,
+    RMSNorm,
+    inverse_frequencies,
+)
+from vtts_rt.ops.decode_step import (
+    LayerWeights,
+    StepWeights,
+    decode_step,
+    step_weights,
+    usable,
+)
 from vtts_rt.ops.linear import linear
 from vtts_rt.types import require
 
 AttentionPlan = PackedAttention | PagedKV
+# Rows of a step that nobody reads pass the last layer too: more of them, and what is not done for
+# them by the layers one by one counts more than calls.
+_MOST_UNWANTED = 16
 
 __all__ = ["ForwardBatch", "LanguageModel", "PagedKV", "VisionRows"]
 
@@ -118,13 +135,20 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(normed)  # type: ignore[no-any-return]
 
 
-def _plain(weight: Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether an address and a shape say all of a weight."""
-    return weight is None or (weight.dtype is dtype and weight.is_cpu and weight.is_contiguous())
+class _Unchanged:
+    """Tells whether a module still holds the same parts and tensors, each in the same place."""
 
+    def __init__(self, module: nn.Module) -> None:
+        tables = (t for m in module.modules() for t in (m._modules, m._parameters, m._buffers))
+        self._tables = [table for table in tables if table]
+        self._parts = [part for table in self._tables for part in table.values()]
+        self._tensors = [part for part in self._parts if isinstance(part, Tensor)]
+        self._places = [tensor.data_ptr() for tensor in self._tensors]
 
-def _shapes(layer: LayerWeights) -> list[torch.Size | None]:
-    return [None if weight is None else weight.shape for weight in layer]
+    def __bool__(self) -> bool:
+        parts = chain.from_iterable(table.values() for table in self._tables)
+        same = all(map(is_, parts, self._parts))
+        return same and [tensor.data_ptr() for tensor in self._tensors] == self._places
 
 
 class LanguageModel(nn.Module):
@@ -146,12 +170,13 @@ class LanguageModel(nn.Module):
         self.config = config
         self._feature_dim = feature_dim or config.hidden_size
         self._on_device: dict[torch.device, tuple[Tensor, Tensor]] = {}
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self._gathered: tuple[_Unchanged | None, StepWeights | None] = None, None
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head: nn.Module | None = (
+        self.lm_head: Packable | None = (
             None
             if config.tie_word_embeddings
             else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -191,7 +216,7 @@ class LanguageModel(nn.Module):
             if vision is not None:
                 levels = torch.split(vision.features.to(x.dtype), x.shape[1], dim=1)[1:]
             if kv is not None and not levels:
-                out = self._in_one_call(x, cos, sin, kv)
+                out = self._in_one_call(x, cos, sin, kv, total if rows is None else len(rows))
                 if out is not None:
                     return out if rows is None else out[rows]
             kv_heads = self.config.num_key_value_heads
@@ -204,36 +229,21 @@ class LanguageModel(nn.Module):
             x = last(x, cos, sin, attend, rows)
             return self.norm(x)  # type: ignore[no-any-return]
 
-    def _in_one_call(self, x: Tensor, cos: Tensor, sin: Tensor, kv: PagedKV) -> Tensor | None:
+    def _in_one_call(
+        self, x: Tensor, cos: Tensor, sin: Tensor, kv: PagedKV, num_wanted: int
+    ) -> Tensor | None:
         """Few rows on the CPU: the same bits from one native call. None where that cannot be."""
         call = kv.only_call
         if call is None or not usable(x, self.config.head_dim) or not self._fits(x, kv, call):
             return None  # a prefill, other types, a backend that was asked for, or a mistake
-        layers = []
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            attention, mlp = layer.self_attn, layer.mlp
-            matrices = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
-            if any(type(matrix) is not Linear for matrix in matrices):
-                return None  # of 8 bits
-            qkv, output, gate_up, down = (matrix.weight for matrix in matrices)
-            norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-            q_norm, k_norm = (
-                None if n is None else n.weight for n in (attention.q_norm, attention.k_norm)
-            )
-            bias = attention.qkv_proj.bias
-            layers.append(
-                LayerWeights(norms[0], qkv, bias, q_norm, k_norm, output, norms[1], gate_up, down)
-            )
-        weights = [self.norm.weight, *chain.from_iterable(layers)]
-        if not all(_plain(weight, x.dtype) for weight in weights):
+        if len(x) - num_wanted > _MOST_UNWANTED:
             return None
-        if any(_shapes(layer) != _shapes(layers[0]) for layer in layers):
+        weights = self._step_weights()
+        if weights is None:
             return None
         return decode_step(
             x.contiguous(),
-            layers,
-            self.norm.weight,
+            weights,
             pages=kv.pages,
             cos=cos,
             sin=sin,
@@ -241,9 +251,35 @@ class LanguageModel(nn.Module):
             page_table=call.page_table,
             cu_seqlens_q=call.cu_seqlens_q,
             seqlens_k=call.seqlens_k,
-            num_heads=self.config.num_attention_heads,
             eps=self.config.rms_norm_eps,
         )
+
+    def _step_weights(self) -> StepWeights | None:
+        """Gathered once and again whenever a weight was replaced or moved."""
+        unchanged, weights = self._gathered
+        if not unchanged:
+            layers, config = [], self.config
+            for layer in self.layers:
+                assert isinstance(layer, DecoderLayer)
+                attention, mlp = layer.self_attn, layer.mlp
+                products = attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj
+                qkv, output, gate_up, down = (product.matrix for product in products)
+                norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+                q_norm, k_norm = (
+                    None if n is None else n.weight for n in (attention.q_norm, attention.k_norm)
+                )
+                bias = attention.qkv_proj.bias
+                own = norms[0], qkv, bias, q_norm, k_norm, output, norms[1], gate_up, down
+                layers.append(LayerWeights(*own))
+            weights = step_weights(
+                layers,
+                self.norm.weight,
+                num_heads=config.num_attention_heads,
+                num_kv_heads=config.num_key_value_heads,
+                head_dim=config.head_dim,
+            )
+            self._gathered = _Unchanged(self), weights
+        return weights
 
     def _fits(self, x: Tensor, kv: PagedKV, call: Attend) -> bool:
         """Whether addresses are enough: what does not fit goes to ops that say what is wrong."""
@@ -265,14 +301,16 @@ class LanguageModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (N, C) -> (N, vocab_size), in the model's dtype."""
         if self.lm_head is None:
-            return linear(hidden, self.embed_tokens.weight)
+            return linear(hidden, self.embed_tokens.matrix)
         return self.lm_head(hidden)  # type: ignore[no-any-return]
 
     def _rotary(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos, sin: (N, D/2). Angles are fp32, each of the axis of its frequency."""
+        """cos, sin: (N, D/2), rounded to dtype as transformers does, on the CPU held in float32 or
+        wider. Angles are fp32, each of the axis of its frequency."""
         inv_freq, axis_of = self._frequencies(position_ids.device)
         angles = position_ids.index_select(0, axis_of).T.float().contiguous() * inv_freq
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        held = torch.promote_types(dtype, torch.float32) if angles.is_cpu else dtype
+        return angles.cos().to(dtype).to(held), angles.sin().to(dtype).to(held)
 
     def _frequencies(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(D/2,) fp32 frequencies and the axis of each, moved to a device once."""

@@ -38,6 +38,7 @@ from vtts_rt.models.weights import (
     load_tensors,
     resolve_head,
 )
+from vtts_rt.ops import native
 from vtts_rt.types import require
 
 __all__ = [
@@ -123,27 +124,30 @@ def load_model(
 ) -> VideoLM:
     """Load a checkpoint of a family in FAMILIES, in eval mode.
 
-    path_or_id: as `resolve_model`. dtype: "auto" takes the checkpoint's own; else "float32",
-    "bfloat16", "float16" or the torch dtype. What config.json says is compared with the names and
-    shapes in the files before anything is built. An adapter in the folder is merged through peft
-    in float32, which takes 4 bytes a parameter of host memory for the while. ValueError for
-    anything in the folder that does not fit, RuntimeError for a model that cannot be had.
+    path_or_id: as `resolve_model`. dtype: "float32", "bfloat16", "float16" or the torch dtype;
+    "auto" takes the checkpoint's own on an accelerator. On the CPU that is what the recipe says
+    (`dtype`, by type of device), else bfloat16 of a bfloat16 checkpoint where the processor
+    multiplies it (`native.bfloat16_isa`), else float32. What config.json says is compared with the
+    names and shapes in the files before anything is built. An adapter in the folder is merged
+    through peft in float32, which takes 4 bytes a parameter of host memory for the while.
+    ValueError for anything in the folder that does not fit, RuntimeError for a model that cannot be
+    had.
     """
     folder = resolve_model(path_or_id)
     base = base_folder(folder)
     adapter = adapter_in(folder)
     config = read_model_config(base)
-    family = family_of(config.model_type)
+    family, place = family_of(config.model_type), torch.device(device)
     own = read_geometry(base, config.geometry, bounds_clips=family.bounds_clips)
     config = replace(config, geometry=own)
     with open_tensors(base) as files:
-        wanted = _checkpoint_dtype(base, files) if dtype == "auto" else _as_dtype(dtype)
+        wanted = _auto_dtype(base, files, place) if dtype == "auto" else _as_dtype(dtype)
         stored = checkpoint_tensors(files)
         check_depths(config, stored)
         if adapter is not None:
             merged = merged_tensors(base, adapter, _hf_tensors(config, stored, torch.float32))
             stored = {name: StoredTensor.of(tensor) for name, tensor in merged.items()}
-        model = build_model(config, stored, wanted, torch.device(device))
+        model = build_model(config, stored, wanted, place)
     return model.eval()
 
 
@@ -209,7 +213,7 @@ def save_hf(
 
 
 def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     ok = found in DTYPES.values()
     require("load_model", "dtype", dtype, ok, f"'auto' or one of {', '.join(DTYPES)}")
     assert found is not None
@@ -217,10 +221,21 @@ def _as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def checkpoint_dtype(path_or_id: str | Path) -> torch.dtype:
-    """A checkpoint's own dtype, which `load_model` takes with "auto"."""
+    """A checkpoint's own dtype."""
     folder = base_folder(resolve_model(path_or_id))
     with open_tensors(folder) as files:
         return _checkpoint_dtype(folder, files)
+
+
+def _auto_dtype(
+    folder: Path, stored: Mapping[str, StoredTensor], device: torch.device
+) -> torch.dtype:
+    own = _checkpoint_dtype(folder, stored)
+    pinned = load_extras(folder).get("dtype", {}).get(device.type)
+    if pinned is not None:
+        return _as_dtype(pinned)
+    faster = own is torch.bfloat16 and native.bfloat16_isa() is not None
+    return own if device.type != "cpu" or faster else torch.float32
 
 
 def _checkpoint_dtype(folder: Path, stored: Mapping[str, StoredTensor]) -> torch.dtype:

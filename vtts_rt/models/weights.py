@@ -31,7 +31,6 @@ _RENAMES = (
     (re.compile(r"^model\.(?=embed_tokens\.|layers\.|norm\.)"), "model.language_model."),
 )
 LM_HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-_VISION = "model.visual."
 # The parts of a model, as `VideoLM.version` knows them.
 PARTS = frozenset({"visual", "language"})
 _NOT_WEIGHTS = re.compile(r"\.(inv_freq|original_inv_freq)$")  # buffers that old versions saved
@@ -79,11 +78,6 @@ def new_style(name: str) -> str:
         if count:
             return renamed
     return name
-
-
-def part_of(name: str) -> str:
-    """The part of a model, of PARTS, that a new-style name belongs to."""
-    return "visual" if name.startswith(_VISION) else "language"
 
 
 def is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vtts_rt.ops.cascade_attention import cascade_attention, find_groups
 from vtts_rt.ops.dispatch import explain
-from vtts_rt.ops.linear import linear
+from vtts_rt.ops.linear import linear, quantize_int8
 from vtts_rt.ops.linear_fp8 import linear_fp8, quantize_fp8
-from vtts_rt.ops.linear_int8 import linear_int8, quantize_int8
+from vtts_rt.ops.packed import Matrix
 from vtts_rt.ops.paged_attention import paged_attention
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, patch_embed
 from vtts_rt.ops.patchify import PatchifyJob, patchify
@@ -18,6 +18,7 @@ from vtts_rt.ops.segment_attention import Run, segment_attention
 from vtts_rt.ops.swiglu import swiglu
 
 __all__ = [
+    "Matrix",
     "PatchEmbedWeight",
     "PatchifyJob",
     "Run",
@@ -27,7 +28,6 @@ __all__ = [
     "find_groups",
     "linear",
     "linear_fp8",
-    "linear_int8",
     "paged_attention",
     "patch_embed",
     "patchify",

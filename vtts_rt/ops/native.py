@@ -1,12 +1,16 @@
-"""Helpers of the native float32 kernels."""
+"""Helpers of the native kernels."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+# How tensors may be stored: arithmetic is float32, whatever it is.
+STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 # Rows up to which a step counts as decoding (tokens and drafts of a few sequences): the weights'
 # bytes are the cost then, and beyond arithmetic is.
@@ -33,8 +37,6 @@ def tiles_refusal() -> str | None:
         return reason
     from vtts_rt import _C
 
-    if _C.cpu_is_intel():
-        return "an Intel processor, where MKL runs its best code"
     if not _C.isa_supported("avx512"):
         return "no AVX-512, where tiles were not measured"
     return None
@@ -43,12 +45,6 @@ def tiles_refusal() -> str | None:
 def slow_tiles(num_rows: int) -> str | None:
     """`Backend.leaves` of products and attention: None, or why torch is faster for so many rows."""
     return tiles_refusal() if num_rows > MAX_ROWS else None
-
-
-def slow_sweep(num_rows: int) -> str | None:
-    """`Backend.leaves` of norms, gates and rotations: without vector instructions torch is faster
-    for more than MAX_ROWS rows."""
-    return None if num_rows <= MAX_ROWS or has_vectors() else "no vector instructions"
 
 
 def best_isa() -> str:
@@ -61,19 +57,26 @@ def best_isa() -> str:
     return f"{found} (the best of this processor)"
 
 
-@lru_cache(maxsize=1)
-def has_vectors() -> bool:
-    """Whether the native kernels have vector instructions here."""
+def bfloat16_isa() -> str | None:
+    """The instruction set that multiplies bfloat16 here, so that it is faster than float32; None
+    where numbers are widened."""
+    if supports("cpu") is not None:
+        return None
     from vtts_rt import _C
 
-    return bool(_C.isa_supported("avx2") or _C.isa_supported("neon"))
+    return next((isa for isa in ("amx", "avx512_bf16") if _C.isa_supported(isa)), None)
 
 
-def refusal(*tensors: Tensor | None) -> str | None:
-    """Why tensors of any layout cannot be given to a native float32 kernel, or None."""
+def refusal(
+    *tensors: Tensor | None, dtypes: Collection[torch.dtype] = (torch.float32,)
+) -> str | None:
+    """Why tensors of any layout, of one type of `dtypes`, cannot be given to a native kernel, or
+    None."""
     found = [tensor for tensor in tensors if tensor is not None]
-    if not all(tensor.dtype is torch.float32 and tensor.is_cpu for tensor in found):
-        return "a tensor that is not float32 on the CPU"
+    if not all(tensor.dtype in dtypes and tensor.is_cpu for tensor in found):
+        return f"a tensor that is not {' or '.join(STORAGE[d] for d in dtypes)} on the CPU"
+    if any(tensor.dtype is not found[0].dtype for tensor in found):
+        return "tensors of different types"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in found):
         return "a tensor that needs a gradient"
     return None

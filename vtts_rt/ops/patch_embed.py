@@ -157,13 +157,7 @@ def _folding_refuses(batch: Batch, embed: PatchEmbedWeight, *rest: object) -> st
 
 _OP = register(
     "patch_embed",
-    Backend(
-        "cpu",
-        native.supports,
-        _native,
-        _native_refuses,
-        lambda batch, *_: native.slow_tiles(batch.num_rows),
-    ),
+    Backend("cpu", native.supports, _native, _native_refuses),
     Backend("unfused", anything, _unfused),
     Backend("triton", triton_supports, _triton, _folding_refuses),
     Backend("cuda", cuda_core.supports, _cuda, _folding_refuses),
@@ -192,7 +186,7 @@ def patch_embed(
     backend: "auto", "cpu" (native: float32 on the CPU, contiguous, no gradient wanted; the bits of
         native patchify and linear), "unfused", "triton" or "cuda" (CUDA frames, 16-bit weights, no
         gradient wanted; the latter with O a multiple of 8). "auto" on a CPU takes the native one
-        where `linear` does for so many rows, else "unfused".
+        where it can, else "unfused".
 
     Returns (P, O) of weight's dtype and device; (0, O) without jobs.
     Raises ValueError on jobs as `patchify` does, on a weight of another device and on tensors that

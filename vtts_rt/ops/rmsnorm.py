@@ -62,7 +62,7 @@ def _native(
         *(rows.data_ptr(), rows.stride(0)),
         *(0 if residual is None else added.data_ptr(), added.stride(0)),
         *(weight.data_ptr(), eps, *rows.shape, y.data_ptr(), native.address(total)),
-        torch.get_num_threads(),
+        *(torch.get_num_threads(), "auto", native.STORAGE[x.dtype]),
     )
     return y.view(x.shape), x if total is None else total.view(x.shape)
 
@@ -70,19 +70,13 @@ def _native(
 def _native_refuses(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> str | None:
     if not weight.is_contiguous():
         return "a weight that is not contiguous"
-    return native.refusal(x, residual, weight)
+    return native.refusal(x, residual, weight, dtypes=native.STORAGE)
 
 
 _OP = register(
     "rmsnorm",
     Backend("triton", triton_supports, _triton, _triton_refuses),
-    Backend(
-        "cpu",
-        native.supports,
-        _native,
-        _native_refuses,
-        lambda x, *_: native.slow_sweep(x.numel() // x.shape[-1]),
-    ),
+    Backend("cpu", native.supports, _native, _native_refuses),
     Backend("reference", anything, _eager),
 )
 
@@ -99,9 +93,10 @@ def rmsnorm(
 
     x: (..., D) any float dtype; residual: shape and dtype of x, added first;
     weight: (D,) of x's dtype; all on one device. eps > 0 (Qwen2.5-VL: 1e-6).
-    backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: float32 on the CPU, no
-        gradient wanted; a row's bits do not depend on other rows) or "reference" (eager torch, any
-        device). "auto" takes the first two where it can: one pass instead of seven operators.
+    backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: float32 or bfloat16
+        on the CPU, no gradient wanted; a row's bits do not depend on other rows) or "reference"
+        (eager torch, any device). "auto" takes the first two where it can: one pass instead of
+        seven operators.
 
     Returns (y, h), both (..., D) of x's dtype: the normalised value, and x + residual (x itself
     without a residual), which is the next layer's residual.

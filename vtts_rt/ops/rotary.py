@@ -32,8 +32,11 @@ def _torch(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _native(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     from vtts_rt import _C
 
-    angles = cos.data_ptr(), sin.data_ptr()
-    _C.rotary(x.data_ptr(), x.stride(0), *x.shape, *angles, torch.get_num_threads())
+    cos, sin = cos.float(), sin.float()
+    _C.rotary(
+        *(x.data_ptr(), x.stride(0), *x.shape, cos.data_ptr(), sin.data_ptr()),
+        *(torch.get_num_threads(), "auto", native.STORAGE[x.dtype]),
+    )
     return x
 
 
@@ -51,7 +54,8 @@ def _native_refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
         return "heads that are not packed, rows that overlap, or angles that are not contiguous"
     if torch.is_grad_enabled():
         return "gradients that may need what is overwritten"
-    return native.refusal(x, cos, sin)
+    refusals = (native.refusal(*group, dtypes=native.STORAGE) for group in ((x,), (cos, sin)))
+    return next(filter(None, refusals), None)
 
 
 def _triton_refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
@@ -68,13 +72,7 @@ def _triton_refuses(x: Tensor, cos: Tensor, sin: Tensor) -> str | None:
 _OP = register(
     "rotary",
     Backend("triton", triton_supports, _triton, _triton_refuses),
-    Backend(
-        "cpu",
-        native.supports,
-        _native,
-        _native_refuses,
-        lambda x, *_: native.slow_sweep(x.shape[0]),
-    ),
+    Backend("cpu", native.supports, _native, _native_refuses),
     Backend("torch", anything, _torch),
 )
 
@@ -83,11 +81,11 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str = "auto") -> Ten
     """Turn every head of each row by the row's angles. May overwrite x: use the result.
 
     x: (N, H, D), D even, any float dtype and device; cos, sin: (N, D/2) of one dtype, in which
-        the arithmetic is done ("triton": in float32).
+        the arithmetic is done ("triton", "cpu": in float32).
     backend: "auto", "triton" (CUDA, rows and heads that do not overlap, a head's values adjacent,
-        gradients disabled), "cpu" (native: all float32 on the CPU, heads of a row packed, rows
-        that do not overlap, gradients disabled) or "torch". The first two turn in place, one sweep
-        instead of seven; "auto" takes them where it can.
+        gradients disabled), "cpu" (native: float32 or bfloat16 on the CPU, heads of a row packed,
+        rows that do not overlap, gradients disabled) or "torch". The first two turn in place, one
+        sweep instead of seven; "auto" takes them where it can.
 
     Returns (N, H, D) in x's dtype, in x's memory or its own.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name

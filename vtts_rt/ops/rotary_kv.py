@@ -44,8 +44,7 @@ def rotary_kv_ref(
     return turned[:, :num_heads], keys, values
 
 
-def _eager(
-    backend: str,
+def _torch(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -54,16 +53,10 @@ def _eager(
     slot_mapping: Tensor,
     num_heads: int,
 ) -> Tensor:
-    """By torch's operators, turned by a backend of `rotary`."""
     num_kv_heads, slots = keys.shape[2], slot_mapping.long()
-    turned = rotary(qkv[:, :-num_kv_heads], cos, sin, backend=backend)
+    turned = rotary(qkv[:, :-num_kv_heads], cos, sin, backend="torch")
     pools = ((keys, turned[:, num_heads:]), (values, qkv[:, -num_kv_heads:]))
     is_real = slots >= 0
-    if backend == "auto":  # on the CPU, where reading a number is no wait
-        rows = slice(None) if bool(is_real.all()) else is_real.nonzero()[:, 0]
-        for pool, new in pools:
-            pool.flatten(0, 1).index_copy_(0, slots[rows], new[rows].to(pool.dtype))
-        return turned[:, :num_heads]
     if len(slots):
         # Without asking the host how many rows are real: padding repeats the first real row or,
         # where there is none, writes what is in slot 0.
@@ -86,11 +79,35 @@ def _triton(
     return kernel.rotary_kv(qkv, cos, sin, keys, values, slots, heads)  # type: ignore[no-any-return]
 
 
+def _native(
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, heads: int
+) -> Tensor:
+    from vtts_rt import _C
+
+    cos, sin, slots = (x.contiguous() for x in (cos.float(), sin.float(), slots.long()))
+    _C.rotary_kv(
+        *(qkv.data_ptr(), qkv.stride(0), qkv.shape[0], heads),
+        *(cos.data_ptr(), sin.data_ptr(), slots.data_ptr()),
+        *((keys.shape[0] * keys.shape[1], *keys.shape[2:]), keys.data_ptr(), values.data_ptr()),
+        *(torch.get_num_threads(), "auto", native.STORAGE[qkv.dtype]),
+    )
+    return qkv[:, :heads]
+
+
+def _native_refuses(
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, heads: int
+) -> str | None:
+    num_rows, num_heads, dim = qkv.shape
+    if num_rows > 1 and qkv.stride(0) < num_heads * dim:
+        return "rows that overlap"
+    return native.refusal(qkv, keys, values, dtypes=native.STORAGE)
+
+
 _OP = register(
     "rotary_kv",
     Backend("triton", triton_supports, _triton),
-    Backend("cpu", native.supports, partial(_eager, "auto")),
-    Backend("torch", anything, partial(_eager, "torch")),
+    Backend("cpu", native.supports, _native, _native_refuses),
+    Backend("torch", anything, _torch),
 )
 
 
@@ -111,14 +128,17 @@ def rotary_kv(
         values adjacent. cos, sin: (N, D/2) of one float dtype, the angles of each row (M-RoPE's
         sections are in them). keys, values: (num_pages, page_size, K, D) of one float dtype,
         contiguous. slot_mapping: (N,) int64 or int32, page * page_size + offset, below num_pages *
-        page_size (not checked: the host would wait); negative: a row of padding, written
-        nowhere. Slots that are not negative differ. num_heads: H. All on one device.
-    backend: "auto", "triton" (CUDA tensors; arithmetic in float32), "cpu" (the native `rotary`) or
-        "torch" (arithmetic in the dtype of cos). No gradients are recorded.
+        page_size ("cpu" alone checks it: elsewhere the host would wait); negative: a row of
+        padding, written nowhere. Slots that are not negative differ. num_heads: H. All on one
+        device.
+    backend: "auto", "triton" (CUDA tensors; arithmetic in float32), "cpu" (native: float32 or
+        bfloat16, the pages too, rows that do not overlap) or "torch" (arithmetic in the dtype of
+        cos). No gradients are recorded.
 
     Returns q (N, H, D) in qkv's dtype, the heads of a row adjacent, padding rows turned like the
     others.
-    Raises ValueError on shapes, dtypes or layouts that do not match, RuntimeError on an unusable
+    Raises ValueError on shapes, dtypes or layouts that do not match and on tensors that a backend
+    asked for by name does not take, RuntimeError on an unusable
     backend.
     """
     _check(qkv, cos, sin, keys, values, slot_mapping, num_heads)

@@ -32,7 +32,8 @@ def _native(x: Tensor) -> Tensor:
 
     num_rows, num_hidden = x.shape[0], x.shape[1] // 2
     out = x.new_empty((num_rows, num_hidden))
-    _C.swiglu(x.data_ptr(), num_rows, num_hidden, out.data_ptr(), torch.get_num_threads())
+    threads, dtype = torch.get_num_threads(), native.STORAGE[x.dtype]
+    _C.swiglu(x.data_ptr(), num_rows, num_hidden, out.data_ptr(), threads, "auto", dtype)
     return out
 
 
@@ -46,15 +47,13 @@ def _triton(x: Tensor) -> Tensor:
 def _native_refuses(x: Tensor) -> str | None:
     if x.dim() != 2 or not x.is_contiguous():
         return f"x of shape {tuple(x.shape)}, not contiguous (N, 2 I)"
-    return native.refusal(x)
+    return native.refusal(x, dtypes=native.STORAGE)
 
 
 _OP = register(
     "swiglu",
     Backend("triton", triton_supports, _triton, triton_refuses),
-    Backend(
-        "cpu", native.supports, _native, _native_refuses, lambda x: native.slow_sweep(x.shape[0])
-    ),
+    Backend("cpu", native.supports, _native, _native_refuses),
     Backend("torch", anything, _torch),
 )
 
@@ -64,8 +63,9 @@ def swiglu(x: Tensor, *, backend: str = "auto") -> Tensor:
 
     x: (..., 2 I), any float dtype and device.
     backend: "auto", "triton" (CUDA, no gradient wanted), "cpu" (native: contiguous (N, 2 I)
-        float32 on the CPU, no gradient wanted; a row's bits do not depend on other rows) or
-        "torch". "auto" takes the first two where it can: one pass instead of three operators.
+        float32 or bfloat16 on the CPU, no gradient wanted; a row's bits do not depend on other
+        rows) or "torch". "auto" takes the first two where it can: one pass instead of three
+        operators.
 
     Returns (..., I) in x's dtype.
     Raises ValueError on an odd number of channels and on a tensor that a backend asked for by
