@@ -9,13 +9,12 @@ import hashlib
 import io
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
@@ -48,7 +47,7 @@ OPENING_READ_BYTES = 16 << 20
 # modification time all change at least one of them.
 FileIdentity = tuple[int, int, int, int, int]
 # Gets a part of a content and the byte that it begins at.
-Look = Callable[[int, memoryview], None]
+Look = Callable[[int, bytes], None]
 _hashes: dict[FileIdentity, str] = {}
 
 
@@ -270,7 +269,7 @@ def read_ahead(file: Any, start: int, length: int) -> None:
 
 
 def content_hash(
-    open_content: Callable[[], Any],
+    open_content: Callable[[], BinaryIO],
     num_bytes: int,
     check: Callable[[], None],
     look: Look = lambda start, data: None,
@@ -281,18 +280,15 @@ def content_hash(
     1 MiB; what it raises ends the work. look: called with all that is read and where it begins,
     by several threads. OSError where it cannot be read.
     """
-    local = threading.local()  # a new buffer for every read costs a third of the hash
 
     def piece(start: int) -> bytes:
         digest = hashlib.sha256()
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(HASH_READ_BYTES))
         with open_content() as file:
             read_ahead(file, start + AHEAD_BYTES, PIECE_BYTES)
             file.seek(start)
             for place in range(start, start + PIECE_BYTES, HASH_READ_BYTES):
                 check()
-                data = local.buffer[: file.readinto(local.buffer)]
+                data = file.read(HASH_READ_BYTES)
                 digest.update(data)
                 look(place, data)
         return digest.digest()
