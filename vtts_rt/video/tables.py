@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -34,7 +34,8 @@ MAX_OFFSET = 1 << 28  # ticks of ctts; FFmpeg ignores tables with larger ones
 KEY, DISCARDED = 1, 2  # AVINDEX_KEYFRAME, AVINDEX_DISCARD_FRAME
 
 MAX_UNITS = 16  # in front of a slice
-SLICE, SEI, PASSED = 1, 6, (SPS, PPS, 6, 9, 12)  # 9: access unit delimiter, 12: filler
+SLICE, SEI = 1, 6
+IS_PASSED = np.isin(np.arange(32), (SEI, SPS, PPS, 9, 12))  # access unit delimiter, filler
 # Second byte of a slice of type P or B (0, 1, 5, 6) with first_mb_in_slice 0: I slices may count as
 # key frames.
 IS_INTER = np.array([bool(re.match("11|1010|10011[01]", f"{byte:08b}")) for byte in range(256)])
@@ -139,10 +140,9 @@ def sample_table(
         if len(avcc) <= AVCC_LENGTH_AT or avcc[0] != 1:
             return None
         length_bytes = (avcc[AVCC_LENGTH_AT] & 3) + 1
-    listed = list(entries)
+    fields = map(attrgetter("timestamp", "pos", "size", "flags"), entries)
     dts, places, sizes, flags = (
-        np.fromiter(map(attrgetter(field), listed), np.int64, num)
-        for field in ("timestamp", "pos", "size", "flags")
+        np.fromiter(chain.from_iterable(fields), np.int64, 4 * num).reshape(num, 4).T
     )
     offsets = np.zeros(num, np.int64)  # but for a number that is the same for all
     for ctts in found[0].ctts:
@@ -180,12 +180,14 @@ def _key_frames(
         keys[rows[whole & (kind == IDR)]] = 1
         keys[rows[whole & (kind == SLICE) & IS_INTER[data[unit + 1]]]] = 0
         keys[rows[whole & (kind == SLICE) & recovers[rows]]] = 1
-        passed = whole & (end <= len(data)) & np.isin(kind, PASSED)
+        passed = whole & (end <= len(data)) & IS_PASSED[kind]
         for i in np.flatnonzero(passed & (length > 2)):
             recovery = _is_recovery_point(content[unit[i] : end[i]])
             passed[i] = recovery is not None
             recovers[rows[i]] |= bool(recovery)
         rows, at = rows[passed], end[passed]
+        if not len(rows):
+            break
     return keys
 
 
