@@ -144,8 +144,9 @@ def test_unusual_files(name: str, opening: Tables, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo(lambda name: name in BROKEN or "av1" in name))
 def test_broken_files(name: str, opening: Tables, tmp_path: Path) -> None:
-    path = tmp_path / "clip.mp4"
-    {**SOUND, **BROKEN}[name].write(path)
+    case = {**SOUND, **BROKEN}[name]
+    path = tmp_path / f"clip.{case.suffix}"
+    case.write(path)
     opening.agree(path)
 
 

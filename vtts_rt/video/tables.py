@@ -30,7 +30,7 @@ CODECS = frozenset({"h264", "hevc", "mjpeg", "mpeg4", "prores"})
 SAMPLES = 64  # packets, all over the file, that are compared with what the demuxer gives
 MAX_ASKED = 512  # H.264 packets of which only the demuxer can tell whether they are key frames
 SEEK_BEFORE, NEAR_PACKETS = 4, 64  # a demuxer does not seek by decode times
-MAX_OFFSET = 1 << 28  # ticks of ctts; FFmpeg ignores tables with larger ones
+MAX_OFFSET = 0x1000_0000  # ticks of ctts; FFmpeg ignores tables with larger ones
 KEY, DISCARDED = 1, 2  # AVINDEX_KEYFRAME, AVINDEX_DISCARD_FRAME
 
 MAX_UNITS = 16  # in front of a slice
@@ -133,7 +133,8 @@ def sample_table(
     context, entries = stream.codec_context, getattr(stream, "index_entries", ())  # not in PyAV 17
     name, num, length_bytes = context.codec.canonical_name, len(entries), 0
     found = [track for track in tracks if track.number == stream.id]
-    if name not in CODECS or num < MIN_PACKETS or [t.num_samples for t in found] != [num]:
+    nums = [(track.num_samples, int(track.stts[:, 0].sum())) for track in found]
+    if name not in CODECS or num < MIN_PACKETS or nums != [(num, num)]:
         return None
     if name == "h264":
         avcc = context.extradata or b""
