@@ -452,12 +452,13 @@ PYBIND11_MODULE(_C, m) {
       "Attention of the rows of each sequence to keys in pages of (num_pages, page_size, kv heads, "
       "head_dim): addresses of int64 data and of data of a dtype, float32 or bfloat16; "
       "vtts_rt.ops.paged_attention checks them. The GIL is released.");
-  m.def("segment_attention", &segment_attention, py::arg("queries"), py::arg("keys"),
-        py::arg("values"), py::arg("row_stride"), py::arg("starts"), py::arg("lengths"),
-        py::arg("out"), py::arg("shape"), py::arg("scale"), py::arg("num_threads"),
-        py::arg("isa") = "auto", py::arg("dtype") = "float32",
-        "Attention inside segments of rows of shape (rows, heads, head_dim): addresses of data of a "
-        "dtype; vtts_rt.ops.segment_attention checks them. The GIL is released.");
+  m.def(
+      "segment_attention", &segment_attention, py::arg("queries"), py::arg("keys"),
+      py::arg("values"), py::arg("row_stride"), py::arg("starts"), py::arg("lengths"),
+      py::arg("out"), py::arg("shape"), py::arg("scale"), py::arg("num_threads"),
+      py::arg("isa") = "auto", py::arg("dtype") = "float32",
+      "Attention inside segments of rows of shape (rows, heads, head_dim): addresses of data of a "
+      "dtype; vtts_rt.ops.segment_attention checks them. The GIL is released.");
   m.def("rmsnorm", &rmsnorm, py::arg("x"), py::arg("x_stride"), py::arg("residual"),
         py::arg("residual_stride"), py::arg("weight"), py::arg("eps"), py::arg("num_rows"),
         py::arg("num_channels"), py::arg("y"), py::arg("h"), py::arg("num_threads"),
