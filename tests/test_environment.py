@@ -12,6 +12,7 @@ import torch
 from vtts_rt.cli import main
 from vtts_rt.environment import environment
 from vtts_rt.ops import dispatch, native
+from vtts_rt.ops.decode_step import MAX_ROWS
 from vtts_rt.video.index_cache import FILE_NAME
 
 
@@ -41,22 +42,35 @@ def test_choices_inside_and_above_ops_are_reported() -> None:
     assert ops["instruction set of native kernels"].split()[0] in (
         *("neon", "avx512", "avx2", "scalar", "none"),
     )
-    assert ops["more than 16 rows by native linear and attention"].startswith(("yes", "no, by"))
     assert ops["decoding as CUDA graphs"].startswith(("yes", "no ("))
     assert ops["triton kernels"]
 
 
-def test_prefill_and_decoding_are_reported_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("has", "said"),
+    [
+        ({"avx2", "avx512", "avx512_bf16", "amx"}, "bfloat16 (products by amx)"),
+        ({"avx2", "avx512", "avx512_bf16"}, "bfloat16 (products by avx512_bf16)"),
+        ({"avx2", "avx512"}, "float32 (neither AMX nor AVX512_BF16: bfloat16 is widened)"),
+    ],
+)
+def test_the_dtype_of_auto_is_reported_with_its_reason(
+    has: set[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+    monkeypatch.setattr(core, "isa_supported", lambda isa: isa in has)
+    assert environment()["ops"]['dtype "auto" of bfloat16 models on cpu'] == said
+
+
+def test_attention_is_reported_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> dict[str, str]:
         ops = environment()["ops"]
-        uses = [f"{use} attention in" for use in ("prefill", "decoding")]
-        kinds = [f"{use} {dtype} on cpu" for use in uses for dtype in ("float32", "bfloat16")]
+        kinds = [f"attention in {dtype} on cpu" for dtype in ("float32", "bfloat16")]
         return {kind: ops[kind].partition(" ")[0] for kind in kinds}
 
     ours = "cpu" if native.supports("cpu") is None else "torch"
-    tiles = ours if native.tiles_refusal() is None else "torch"
-    assert list(told().values()) == [tiles, "torch", ours, "torch"]
-    one_call = "decoding of up to 16 float32 rows in one native call"
+    assert list(told().values()) == [ours, ours]
+    one_call = f"decoding of up to {MAX_ROWS} rows in one native call"
     assert environment()["ops"][one_call].startswith("yes") == (ours == "cpu")
     monkeypatch.setenv("VTTS_RT_BACKEND", "paged_attention=reference")
     assert set(told().values()) == {"reference"}

@@ -106,12 +106,15 @@ class HeadAttention {
   }
 
  private:
-  static constexpr int64_t kPanelRows = 48;  // their scores take up as much as the first-level cache
+  static constexpr int64_t kPanelRows =
+      48;  // their scores take up as much as the first-level cache
   // Panels are a line of 16 floats further apart than they are long, rows of scores a panel: at
   // powers of two they would share few lines of the cache.
   static constexpr int64_t kScoreStride = kBlockKeys + kPanel;
   static constexpr int64_t kValuePanel = (kBlockKeys + 1) * kPanel;
   static constexpr int kPanelsAtOnce = 4;  // of keys that are not packed before
+  // A score is a sum of sums over so many dims: one over 256 errs twice as much as torch's.
+  static constexpr int kMostDims = 128;
 
   int dim() const { return static_cast<int>(problem_.head_dim); }
   int64_t values_at() const { return kBlockKeys / kPanel * key_panel_; }  // in a packed block
@@ -138,7 +141,7 @@ class HeadAttention {
     float* const queries = scratch.floats(count * dim() + 8);
     for (int64_t r = 0; r < count; ++r) {
       kernels_->scale(problem_.queries + place(first + r, problem_.query_stride),
-                     problem_.scale * kLog2E, dim(), queries + r * dim());
+                      problem_.scale * kLog2E, dim(), queries + r * dim());
     }
     return queries;
   }
@@ -146,8 +149,7 @@ class HeadAttention {
   BlockAddresses<T> addresses_of(int64_t block) const {
     BlockAddresses<T> result;
     const int64_t first = block * kBlockKeys;
-    result.num_keys =
-        static_cast<int>(std::min<int64_t>(kBlockKeys, problem_.num_keys - first));
+    result.num_keys = static_cast<int>(std::min<int64_t>(kBlockKeys, problem_.num_keys - first));
     for (int j = 0; j < result.num_keys; ++j) {
       const int64_t offset = slot(first + j) * problem_.slot_stride;
       result.keys[j] = problem_.keys + offset;
@@ -185,9 +187,12 @@ class HeadAttention {
       for (int j = 0; j < most; j += keys_at_once) {
         const int end = std::min(most, j + keys_at_once);
         if (!packed) pack_keys(addresses, j, end, panels);
-        products_->multiply(queries + r * dim(), dim(), rows, packed ? packed : panels, key_panel_,
-                            static_cast<int>(ceil_div(end - j, kPanel)), dim(), scores + j,
-                            kScoreStride, false);
+        for (int d = 0; d < dim(); d += kMostDims) {
+          products_->multiply(queries + r * dim() + d, dim(), rows,
+                              (packed ? packed : panels) + d * kPanel, key_panel_,
+                              static_cast<int>(ceil_div(end - j, kPanel)),
+                              std::min(kMostDims, dim() - d), scores + j, kScoreStride, d > 0);
+        }
       }
       kernels_->weigh(scores, kScoreStride, rows, seen, most, to.maxima + r, to.sums + r);
       for (int64_t panel = 0; panel < num_value_panels_; panel += values_at_once) {
@@ -204,7 +209,7 @@ class HeadAttention {
   void write(const Partials& from, int64_t first, int64_t count) const {
     for (int64_t r = 0; r < count; ++r) {
       kernels_->divide(from.out + r * row_floats_, from.sums[r], dim(),
-                      problem_.out + place(first + r, problem_.out_stride));
+                       problem_.out + place(first + r, problem_.out_stride));
     }
   }
 

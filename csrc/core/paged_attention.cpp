@@ -118,7 +118,8 @@ void attend_by_rows(const std::vector<HeadAttention<T>>& heads, int num_threads)
     float* const packed = scratch.floats(floats * count);
     parallel_for(any.num_blocks() * count, num_threads, [&](int, size_t i) {
       const int64_t block = i / count;
-      heads[first + i % count].pack(block, packed + i % count * floats + block * any.block_floats());
+      heads[first + i % count].pack(block,
+                                    packed + i % count * floats + block * any.block_floats());
     });
     constexpr int64_t kMost = HeadAttention<T>::kMostRows;
     const int64_t num_tasks = ceil_div(any.num_rows(), kMost);

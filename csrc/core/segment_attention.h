@@ -8,7 +8,8 @@
 namespace vtts {
 
 // T: float or BFloat16; arithmetic is float32. Segment s has the rows [starts[s], starts[s] +
-// lengths[s]); each of its rows attends to all of them, head by head. head_dim: at most kMaxHeadDim.
+// lengths[s]); each of its rows attends to all of them, head by head. head_dim: at most
+// kMaxHeadDim.
 template <typename T>
 struct SegmentAttentionArgs {
   const T* queries = nullptr;  // (rows, num_heads, head_dim), rows row_stride apart, as keys

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vtts_rt.models import attention
 from vtts_rt.models.attention import Attend, Cascade, PagedKV, plan_calls, upload, with_tensors
 from vtts_rt.models.config import LanguageConfig
 from vtts_rt.models.language import ForwardBatch, LanguageModel, VisionRows
-from vtts_rt.ops import native, paged_sdpa
+from vtts_rt.ops import paged_sdpa
 from vtts_rt.ops.cascade_attention import find_groups
 
 CONFIG = LanguageConfig(
@@ -72,19 +71,18 @@ def test_a_token_sees_nothing_after_it(model: LanguageModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "few_rows"),
-    [(torch.float64, 16), (torch.float32, 0), (torch.float32, 1), (torch.float32, 16)],
+    ("dtype", "backend"),
+    [(torch.float64, "torch"), (torch.float32, "torch"), (torch.float32, "auto")],
 )
 def test_paged_batch_of_prefill_chunk_and_decode(
-    dtype: torch.dtype, few_rows: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three sequences at different stages in one pass, their pages interleaved.
 
-    A prefill that continues is masked in float64 and split at the cached keys in float32; runs of
-    up to `few_rows` float32 rows go to the native kernel, none, some or all of them.
+    By torch's operators a prefill that continues is masked in float64 and split at the cached keys
+    in float32.
     """
-    monkeypatch.setattr(attention, "FEW_ROWS", few_rows)
-    monkeypatch.setattr(native, "slow_tiles", lambda num: "many rows" if num > few_rows else None)
+    monkeypatch.setenv("VTTS_RT_BACKEND", f"paged_attention={backend}")
     torch.manual_seed(2)
     model = LanguageModel(CONFIG).to(dtype)
     monkeypatch.setattr(paged_sdpa, "QUERY_BLOCK", 4)  # several mask blocks for one chunk

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from triton_tools import check_interpreted
 
+from vtts_rt.ops import native
 from vtts_rt.ops.segment_attention import (
     Run,
     _table,
@@ -20,23 +21,27 @@ ISAS = [isa for isa in ("scalar", "avx2", "avx512", "neon") if _C.isa_supported(
 CASES = [  # runs, heads, head dim
     ([Run(0, 1, 1)], 1, 1),
     ([Run(0, 3, 64), Run(192, 2, 32), Run(256, 1, 4)], 2, 80),
-    ([Run(0, 1, 480), Run(480, 1, 337)], 3, 64),  # 2 blocks of 168 keys and one key
+    ([Run(0, 1, 480), Run(480, 1, 513)], 3, 64),  # 2 blocks of 256 keys and one key
     ([Run(0, 5, 16)], 2, 12),
     ([Run(0, 2, 0), Run(0, 2, 7)], 1, 256),
     ([], 2, 8),
 ]
 
 
-def some(runs: list[Run], heads: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values in one projection's output."""
+def some(
+    runs: list[Run], heads: int, dim: int, dtype: torch.dtype = torch.float32, size: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, of a size, keys and values in one projection's output."""
     num_rows = sum(run.num * run.length for run in runs)
     qkv = torch.randn(num_rows, 3 * heads, dim)
+    qkv[:, :heads] *= size
+    qkv = qkv.to(dtype)
     return qkv[:, :heads], qkv[:, heads : 2 * heads], qkv[:, 2 * heads :]
 
 
 def on_isa(qkv: tuple[Tensor, ...], runs: list[Run], isa: str, num_threads: int) -> Tensor:
     q = qkv[0]
-    out = torch.full((q.shape[0], q.shape[1] * q.shape[2]), torch.nan)
+    out = torch.full((q.shape[0], q.shape[1] * q.shape[2]), torch.nan, dtype=q.dtype)
     _C.segment_attention(
         *(x.data_ptr() for x in qkv),
         q.stride(0),
@@ -47,30 +52,36 @@ def on_isa(qkv: tuple[Tensor, ...], runs: list[Run], isa: str, num_threads: int)
         q.shape[2] ** -0.5,
         num_threads,
         isa,
+        native.STORAGE[q.dtype],
     )
     return out
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("size", [1.0, 20.0])
-def test_every_instruction_set_is_as_exact_as_torch(isa: str, case: tuple, size: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 1), (torch.float32, 20), (torch.bfloat16, 1)]
+)
+def test_every_instruction_set_is_as_exact_as_torch(
+    isa: str, case: tuple, dtype: torch.dtype, size: float
+) -> None:
     runs = case[0]
-    q, k, v = some(*case)
-    q = q.mul_(size)
+    q, k, v = some(*case, dtype, size)
     exact = segment_attention_ref(q.double(), k.double(), v.double(), runs)
     out = on_isa((q, k, v), runs, isa, num_threads=2)
     assert out.shape == exact.shape and bool(out.isfinite().all())
     if out.numel():
-        allowed = 2 * (segment_attention_ref(q, k, v, runs) - exact).abs().max()
-        ulp = torch.finfo(torch.float32).eps * exact.abs().max()
+        torchs = segment_attention(q, k, v, runs, backend="torch")
+        allowed = 2 * (torchs - exact).abs().max()
+        ulp = torch.finfo(dtype).eps * exact.abs().max()
         assert (out - exact).abs().max() <= allowed + ulp
 
 
+@pytest.mark.parametrize("dtype", native.STORAGE)
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_segment_has_the_same_bits_alone(isa: str) -> None:
+def test_a_segment_has_the_same_bits_alone(isa: str, dtype: torch.dtype) -> None:
     runs = [Run(0, 3, 200), Run(600, 2, 33)]
-    qkv = some(runs, 2, 64)
+    qkv = some(runs, 2, 64, dtype)
     together = on_isa(qkv, runs, isa, num_threads=2)
     for start, length in ((200, 200), (633, 33)):
         rows = slice(start, start + length)

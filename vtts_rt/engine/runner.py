@@ -162,7 +162,7 @@ class Runner:
             num_rows,
             [chunk.start + chunk.num_rows for chunk in chunks],
             self._pool.page_size,
-            cascade=self._on_device,
+            on_gpu=self._on_device,
         )
 
     def _slots(self, chunk: Chunk) -> Tensor:

@@ -26,8 +26,8 @@ from vtts_rt.ops.rotary import rotary
 from vtts_rt.ops.rotary_kv import rotary_kv
 from vtts_rt.types import require
 
-# A decoding sequence and its drafts (EngineConfig.draft_tokens is 15): attention reads the keys of
-# so few rows once for all of them. Longer runs are prefill.
+# A decoding sequence and its drafts (EngineConfig.draft_tokens is 15). Longer runs are prefill, for
+# which a GPU's kernel is launched in another shape.
 FEW_ROWS = 16
 # The parts of a transfer begin at multiples of 16 bytes, for which Triton compiles one kernel.
 _INTS_PER_PART = 2
@@ -176,15 +176,15 @@ def plan_calls(
     seqlens_k: Sequence[int],
     page_size: int,
     *,
-    cascade: bool = False,
+    on_gpu: bool = False,
 ) -> list[Call]:
-    """How sequences attend, tensors on the CPU: neighbours of few new rows in one call, neighbours
-    of many in another.
+    """How sequences attend, tensors on the CPU: all in one call; for a GPU neighbours of few new
+    rows in one and neighbours of many in another, and sequences that share leading pages may read
+    them once (`find_groups`).
 
     pages: of each sequence, in order. seqlens_q: its new rows; those of sequences without one have
     no place in the result. seqlens_k: its keys, the new ones included; query i of n sees the first
-    seqlens_k - n + i + 1 (bottom-right aligned). cascade: whether sequences that share leading
-    pages may read them once (`find_groups`).
+    seqlens_k - n + i + 1 (bottom-right aligned).
     """
     sequences = []
     for own, num_rows, num_keys in zip(pages, seqlens_q, seqlens_k, strict=True):
@@ -193,11 +193,11 @@ def plan_calls(
             sequences.append((own, num_rows, num_keys))
     calls: list[Call] = []
     start = 0
-    for _, run in groupby(sequences, lambda sequence: sequence[1] <= FEW_ROWS):
+    for _, run in groupby(sequences, lambda sequence: on_gpu and sequence[1] <= FEW_ROWS):
         tables, sizes, num_keys_of = zip(*run, strict=True)
         stop = start + sum(sizes)
         groups = None
-        if cascade and max(sizes) == 1:
+        if on_gpu and max(sizes) == 1:
             groups = find_groups(tables, num_keys_of, page_size)
         if groups is not None:
             calls.append(Cascade(start, stop, *groups))

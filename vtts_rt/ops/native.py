@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -12,10 +11,7 @@ from torch import Tensor
 # How tensors may be stored: arithmetic is float32, whatever it is.
 STORAGE = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
-# Rows up to which a step counts as decoding (tokens and drafts of a few sequences): the weights'
-# bytes are the cost then, and beyond arithmetic is.
-MAX_ROWS = 16  # csrc/core/linear.h, kFewRows
-MAX_HEAD_DIM = 256  # of attention; csrc/core/paged_attention.h, kMaxHeadDim
+MAX_HEAD_DIM = 256  # of attention; csrc/core/head_attention.h, kMaxHeadDim
 
 
 def supports(device: str) -> str | None:
@@ -27,24 +23,6 @@ def supports(device: str) -> str | None:
     except ImportError as error:
         return f"vtts_rt._C is not built ({error}); see `vtts-rt env`"
     return None
-
-
-@lru_cache(maxsize=1)
-def tiles_refusal() -> str | None:
-    """Why torch multiplies and attends more than MAX_ROWS rows of float32 by default, or None where
-    the native tiles were measured to be faster."""
-    if (reason := supports("cpu")) is not None:
-        return reason
-    from vtts_rt import _C
-
-    if not _C.isa_supported("avx512"):
-        return "no AVX-512, where tiles were not measured"
-    return None
-
-
-def slow_tiles(num_rows: int) -> str | None:
-    """`Backend.leaves` of products and attention: None, or why torch is faster for so many rows."""
-    return tiles_refusal() if num_rows > MAX_ROWS else None
 
 
 def best_isa() -> str:

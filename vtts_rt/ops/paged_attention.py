@@ -5,13 +5,10 @@
 where row i of a sequence with n rows and m keys sees the keys j <= m - n + i (bottom-right causal).
 Key j lies in page page_table[s, j // page_size], slot j % page_size.
 
-Torch's operators (paged_sdpa.py) take one sequence after the other. The native kernel reads each
-key of a sequence of few new tokens once for the query heads and rows that share it, without copying
-pages together first. For more than MAX_ROWS it packs keys and values
-and multiplies tiles: 2,146 tokens of 8 heads over 2 take 29 ms where torch's operators take 39, and
-540 tokens that continue 4,019 take 28 instead of 33 (two cores with AVX-512). A row's values are
-the same to the bit whatever other rows and sequences stand beside it and however many threads run,
-among sequences of few new tokens and among those of many.
+Torch's operators (paged_sdpa.py) take one sequence after the other. The native kernel computes in
+float32, whatever is stored, and takes keys in blocks of 256: a row's values are the same to the bit
+however a prompt is cut into chunks, whatever other rows and sequences stand beside it and however
+many threads run. NUMBERS
 
 The Triton kernels (kernels/paged_attention.py) take any page size, never ask the device for a
 number and split the keys of few rows among programs; a row's last bits then depend on how many
@@ -107,6 +104,7 @@ def _native(call: Call) -> Tensor:
         *(q.shape[0], page_table.shape[0], tuple(keys.shape), q.shape[1]),
         call.scale,
         torch.get_num_threads(),
+        dtype=native.STORAGE[q.dtype],
     )
     return out
 
@@ -117,7 +115,7 @@ def _native_refuses(call: Call) -> str | None:
         return "pages that are not contiguous"
     if q.shape[-1] % 8 or q.shape[-1] > native.MAX_HEAD_DIM:
         return f"head dim {q.shape[-1]}, not a multiple of 8 up to {native.MAX_HEAD_DIM}"
-    return native.refusal(q, keys, values)
+    return native.refusal(q, keys, values, dtypes=native.STORAGE)
 
 
 def _reference(call: Call) -> Tensor:
@@ -144,27 +142,19 @@ def _triton(call: Call) -> Tensor:
 _OP = register(
     "paged_attention",
     Backend("triton", triton_supports, _triton, lambda call: pages_refused(*call[:3])),
-    Backend(
-        "cpu",
-        native.supports,
-        _native,
-        _native_refuses,
-        lambda call: native.slow_tiles(call.most_rows),
-    ),
+    Backend("cpu", native.supports, _native, _native_refuses),
     Backend("torch", anything, _torch),
     Backend("reference", anything, _reference),
 )
 
 
 def by_use() -> list[Choice]:
-    """What prefill and decoding of a language model run, by its dtype."""
+    """What a language model's attention runs, by its dtype."""
     rows = []
-    for device, dtype in product(devices(), (torch.float32, torch.bfloat16)):
+    for device, dtype in product(devices(), native.STORAGE):
         q = torch.empty(1, 1, 128, dtype=dtype, device=device)
-        for use, num_rows in (("prefill", native.MAX_ROWS + 1), ("decoding", 1)):
-            call = Call(q, q[None], q[None], q, q, q, 1.0, max_seqlen_q=num_rows)
-            name = f"{use} attention in {str(dtype).removeprefix('torch.')}"
-            rows.append(_OP.explain(name, device, call))
+        call = Call(q, q[None], q[None], q, q, q, 1.0)
+        rows.append(_OP.explain(f"attention in {native.STORAGE[dtype]}", device, call))
     return rows
 
 
@@ -192,9 +182,8 @@ def paged_attention(
         None: looked up, for which a CUDA device is waited for. What a captured CUDA graph was
         given holds for every replay.
     backend: "auto", "triton" (CUDA tensors of up to 32 bits, D <= 256, no gradient wanted),
-        "cpu" (native: float32 on the CPU, D a multiple of 8 up to 256, pages contiguous, no
-        gradient wanted), "torch" or "reference". "auto" takes the first that can, and torch for
-        more than 16 rows of a sequence where the native tiles are not faster.
+        "cpu" (native: float32 or bfloat16 on the CPU, D a multiple of 8 up to 256, pages
+        contiguous, no gradient wanted), "torch" or "reference". "auto" takes the first that can.
 
     Returns (N, H, D) in q's dtype.
     Raises ValueError on shapes that do not match and on tensors that a backend asked for by name

@@ -2,10 +2,9 @@
 
     out[i, h] = softmax_j(q[i, h] . k[j, h] / sqrt(D)) v[j, h],   j over the rows of i's segment
 
-torch's operator is called once for each run of equal segments. The native kernel multiplies tiles,
-a segment and a head a task, which threads take as they get free: two pairs of 480 rows and 6 heads
-take 5.2 ms whole and 0.9 ms by windows of 64, where torch takes 6.7 and 1.3 (two cores with
-AVX-512). A row's values are then the same to the bit whatever other segments there are.
+torch's operator is called once for each run of equal segments. The native kernel computes in
+float32, whatever is stored, a segment and a head a task, which threads take as they get free: a
+row's values are the same to the bit whatever other segments there are. NUMBERS
 
 Legend: P rows, H heads, D head dim.
 """
@@ -58,7 +57,7 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
             for x in (q, k, v)
         )
         out = F.scaled_dot_product_attention(query, key, value)  # (num, H, length, D)
-        outputs.append(out.transpose(1, 2).reshape(stop - run.start, -1))
+        outputs.append(out.transpose(1, 2).reshape(stop - run.start, q.shape[1] * q.shape[2]))
     return outputs[0] if len(outputs) == 1 else torch.cat([q[:0].flatten(1), *outputs])
 
 
@@ -75,6 +74,7 @@ def _native(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
         tuple(q.shape),
         q.shape[2] ** -0.5,
         torch.get_num_threads(),
+        dtype=native.STORAGE[q.dtype],
     )
     return out
 
@@ -119,18 +119,12 @@ def _native_refuses(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> str
             return "heads that are not packed, or rows not equally far apart in q, k and v"
     if not 1 <= q.shape[2] <= native.MAX_HEAD_DIM:
         return f"head dim {q.shape[2]}, not 1 to {native.MAX_HEAD_DIM}"
-    return native.refusal(q, k, v)
+    return native.refusal(q, k, v, dtypes=native.STORAGE)
 
 
 _OP = register(
     "segment_attention",
-    Backend(
-        "cpu",
-        native.supports,
-        _native,
-        _native_refuses,
-        lambda q, *_: native.slow_tiles(q.shape[0]),
-    ),
+    Backend("cpu", native.supports, _native, _native_refuses),
     Backend("torch", anything, _torch),
     Backend("triton", triton_supports, _triton, _triton_refuses),
 )
@@ -143,10 +137,10 @@ def segment_attention(
 
     q, k, v: (P, H, D), one float dtype and device. runs: segments, one after the other from row 0
         to row P.
-    backend: "auto", "cpu" (native: float32 on the CPU, heads of a row packed, D up to 256, no
-        gradient wanted), "torch" or "triton" (float32, float16 or bfloat16 on CUDA, D up to 128, no
-        gradient wanted). "auto" takes the native one where `linear` does for many rows, else
-        torch's: no card has timed the Triton kernel yet.
+    backend: "auto", "cpu" (native: float32 or bfloat16 on the CPU, heads of a row packed, D up to
+        256, no gradient wanted), "torch" or "triton" (float32, float16 or bfloat16 on CUDA, D up to
+        128, no gradient wanted). "auto" takes the first that can: no card has timed the Triton
+        kernel yet.
 
     Returns (P, H * D) in q's dtype.
     Raises ValueError on shapes or runs that do not match and on tensors that a backend asked for by
