@@ -17,7 +17,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -95,12 +95,8 @@ def _levels(args: argparse.Namespace) -> list[int]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result (the JSON file's content); arguments as `--help` says."""
     strategies, peers, levels = strategies_of(args), peers_of(args), _levels(args)
-    for name, values in (
-        ("max_concurrency", levels),
-        ("num_prompts", [args.num_prompts]),
-        ("num_videos", [args.num_videos]),
-        ("repeats", [args.repeats]),
-    ):
+    counts = {name: [getattr(args, name)] for name in ("num_prompts", "num_videos", "repeats")}
+    for name, values in {"max_concurrency": levels, **counts}.items():
         for value in values:
             require("bench", name, value, value >= 1, ">= 1")
     low = 0 if levels else 1
@@ -114,15 +110,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     setting = Setting.of(args, metadata.duration_seconds)
     with ExitStack() as stack:
         files = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runtime = stack.enter_context(
-            Runtime.from_pretrained(
-                folder,
-                dtype=dtype_of(args, folder),
-                device=args.device,
-                engine=EngineConfig(draft_tokens=args.draft_tokens),
-                config=RuntimeConfig(threads=args.threads),
-            )
+        runtime = Runtime.from_pretrained(
+            folder,
+            dtype=dtype_of(args, folder),
+            device=args.device,
+            engine=EngineConfig(draft_tokens=args.draft_tokens),
+            config=RuntimeConfig(threads=args.threads),
         )
+        stack.enter_context(runtime)
         resolved = runtime.perception(setting.perception(strategies[0]))
         # A peer knows frames by their pixels: files that it is to see as several differ in them.
         shares = [number / args.num_videos for number in range(args.num_videos if peers else 1)]
@@ -132,18 +127,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         brief = replace(setting, rounds=1, max_tokens=2, clues=[])
         bench = _Bench(runtime, videos, files, brief, args.draft_tokens > 0)
         bench.ask(bench.copy(), 0, strategies[0])
-        sides: dict[str, Callable[[int], dict[str, Any]]] = {
-            name: partial(bench.serve, name, args.num_prompts, args.num_videos)
-            for name in strategies
-        }
-        about = None
+        numbers, about = (args.num_prompts, args.num_videos), None
+        sides: dict[str, Any] = {s: partial(bench.serve, s, *numbers) for s in strategies}
         if peers:
             vllm = stack.enter_context(vllm_peer(args, folder, dtype_of(args, folder)))
             about = vllm.about
             for name in peers:
                 ask = partial(bench.serve_peer, vllm, PEERS[name], words_of(folder), metadata)
                 ask(1, 1, 1)
-                sides[PEERS[name].label] = partial(ask, args.num_prompts, args.num_videos)
+                sides[PEERS[name].label] = partial(ask, *numbers)
         bench.setting = setting
         sweep: list[dict[str, Any]] = []
         for level in levels:
