@@ -46,7 +46,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE_SIZE = 16
 CASES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (4, 1), (8, 1)]  # sequences, rows of each
 CONTENDERS = {
-    "torch": "linear=torch,paged_attention=torch,rmsnorm=reference,rotary=torch,swiglu=torch",
+    "torch": "linear=torch,paged_attention=torch,rmsnorm=reference,rotary_kv=torch,swiglu=torch",
     "vtts_rt": "",
 }
 # Of logits up to 100: sums in another order; in 16 bits some units in the last place.
