@@ -85,11 +85,10 @@ def test_the_interleavings_met_what_they_are_for() -> None:
     for what in (
         "preemptions",
         "tokens_recomputed",
-        "tokens_accepted",
         "prefix_tree hits",
         "prefix_tree evictions",
         "vision_cache hits",
         "vision_cache evictions",
     ):
         assert SEEN[what] > SEEN["interleavings"], what
-    assert SEEN["tokens_drafted"] > SEEN["tokens_accepted"]
+    assert SEEN["tokens_drafted"] > SEEN["tokens_accepted"] > SEEN["interleavings"] // 2

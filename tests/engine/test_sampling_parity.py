@@ -215,9 +215,11 @@ def sampled() -> list[SamplingParams]:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_seed_gives_the_same_tokens_in_any_company(
-    model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
+    model = load_model(folder).to(dtype)
     prompt = encode(tokenizer, "look ", look(pair(1)), " say")
     requests = [
         GenerationRequest(prompt, provider=Frames(), sampling=params, member=member)
@@ -233,14 +235,16 @@ def test_a_seed_gives_the_same_tokens_in_any_company(
     small = {"num_pages": 16, "max_sequences": 4}
     crowds = [run_all(make_engine(model, tokenizer, **small), drafted)]
     with_stand_ins(monkeypatch)
-    for draft_tokens, asked in ((0, requests), (15, drafted)):
+    in_graphs = ((0, requests), (15, drafted)) if dtype is torch.float64 else ()
+    for draft_tokens, asked in in_graphs:
         engine = make_engine(model, tokenizer, draft_tokens=draft_tokens)
         give_graphs(engine)
         crowds.append(run_all(engine, asked))
     for crowd in crowds:
         for one, other in zip(alone, crowd, strict=True):
             assert (one.token_ids, one.text) == (other.token_ids, other.text)
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+            most = 1e-5 if dtype is torch.float64 else 0.0  # cascades of graphs sum in parts
+            assert one.logprobs == pytest.approx(other.logprobs, rel=0, abs=most)
     assert len({tuple(one.token_ids) for one in alone}) == len(alone)
     ended = alone[4]
     assert 7 <= len(ended.token_ids) < NUM_TOKENS and ended.finish_reason == "stop"

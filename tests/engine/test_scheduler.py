@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import GREEDY, Frames, encode, look, make_engine, pair, run
+from engine_tools import GREEDY, Frames, encode, in_dtypes, look, make_engine, pair, run
 
 from vtts_rt.engine.engine import Engine, Event
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
@@ -85,6 +85,7 @@ def test_no_request_waits_for_ever(model: Any, tokenizer: Tokenizer, max_sequenc
         assert done[request_id].token_ids == alone.token_ids
 
 
+@in_dtypes
 def test_too_few_pages_preempt_the_newest_and_lose_nothing(
     model: Any, tokenizer: Tokenizer
 ) -> None:
@@ -97,6 +98,7 @@ def test_too_few_pages_preempt_the_newest_and_lose_nothing(
     for request_id, text in zip(ids, texts, strict=True):
         alone = run(make_engine(model, tokenizer), encode(tokenizer, text), sampling=LONG)
         assert done[request_id].token_ids == alone.token_ids
+        assert done[request_id].logprobs == alone.logprobs
 
 
 def test_a_group_prefills_and_encodes_once(model: Any, tokenizer: Tokenizer) -> None:
