@@ -103,8 +103,7 @@ def _native(call: Call) -> Tensor:
         *(cu_seqlens_q.data_ptr(), seqlens_k.data_ptr(), out.data_ptr()),
         *(q.shape[0], page_table.shape[0], tuple(keys.shape), q.shape[1]),
         call.scale,
-        torch.get_num_threads(),
-        dtype=native.STORAGE[q.dtype],
+        *(torch.get_num_threads(), "auto", native.STORAGE[q.dtype]),
     )
     return out
 

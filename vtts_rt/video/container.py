@@ -48,6 +48,7 @@ OPENING_READ_BYTES = 16 << 20
 FileIdentity = tuple[int, int, int, int, int]
 # Gets a part of a content and the byte that it begins at.
 Look = Callable[[int, bytes], None]
+pass_by: Look = lambda start, data: None  # noqa: E731
 _hashes: dict[FileIdentity, str] = {}
 
 
@@ -120,7 +121,7 @@ class Media:
                 f"the video {self.name} was changed or removed while it was open: open it again"
             )
 
-    def content_id(self, look: Look = lambda start, data: None) -> str:
+    def content_id(self, look: Look = pass_by) -> str:
         """Hash of the whole content, 32 hex digits; computed, with `look`, unless it is known."""
         known = self.known_id()
         if known is None:
@@ -272,7 +273,7 @@ def content_hash(
     open_content: Callable[[], BinaryIO],
     num_bytes: int,
     check: Callable[[], None],
-    look: Look = lambda start, data: None,
+    look: Look = pass_by,
 ) -> str:
     """32 hex digits: SHA-256 of the SHA-256s of the pieces of 4 MiB, the first 16 bytes.
 

@@ -14,12 +14,12 @@ import av
 import numpy as np
 
 from vtts_rt.video.bounds import Track
-from vtts_rt.video.container import PIECE_BYTES, Media, av_errors, video_stream
+from vtts_rt.video.container import PIECE_BYTES, Media, av_errors, pass_by, video_stream
 from vtts_rt.video.index import PacketIndex, build_index
 from vtts_rt.video.limits import require_video
 from vtts_rt.video.packets import open_stream
 from vtts_rt.video.pixels import display_matrix
-from vtts_rt.video.tables import Packets, sample_table
+from vtts_rt.video.tables import sample_table
 
 ARRAYS = ("keys", "seek_times", "order", "frame_of", "packet_of", "keyframes", "times_seconds")
 NUMBERS = ("key_name", "source_fps", "duration_seconds")
@@ -85,12 +85,9 @@ def learn_facts(
         if media.num_bytes > PIECE_BYTES:
             pool.submit(media.read_ahead)
             table = sample_table(container, stream, tracks, media.num_bytes)
-            hashed = pool.submit(media.content_id, *([table.look] if table else []))
-
-        def told(container: Any, stream: Any, first: Packets) -> Packets | None:
-            assert table is not None and hashed is not None
-            hashed.result()  # the table has looked at all of the content
-            return table.packets(container, stream, first)
+            hashed = pool.submit(media.content_id, table.look if table else pass_by)
+            if table:
+                table.has_looked = hashed.result
 
         def reopen() -> tuple[Any, Any]:
             container, stream = open_stream(media)
@@ -103,7 +100,7 @@ def learn_facts(
                 reopen,
                 source_fps,
                 lambda packets, frames: opening.check_counts(packets, frames, media.name),
-                told if table else None,
+                table.packets if table else None,
             )
         except BaseException:
             opening.cancel()

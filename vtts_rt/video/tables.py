@@ -11,7 +11,7 @@ and D.1.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -54,15 +54,16 @@ class Packets(NamedTuple):
 
 
 class SampleTable:
-    """Made by `sample_table`; `look` at the content, then ask for the `packets`."""
+    """Made by `sample_table`; `look` at the content, then ask for the `packets`.
+
+    has_looked: called for the packets, returns when all of the content was looked at.
+    """
 
     def __init__(self, columns: np.ndarray, flags: np.ndarray, length_bytes: int) -> None:
         """length_bytes: of the lengths before units of H.264, 0 for other codecs."""
-        self._columns, self._shows, self._length_bytes = (
-            columns,
-            flags & DISCARDED == 0,
-            length_bytes,
-        )
+        self._columns, self._length_bytes = columns, length_bytes
+        self._shows = flags & DISCARDED == 0
+        self.has_looked: Callable[[], object] = lambda: None
         # Whether they are key frames, -1 where that is not known.
         self._keys = np.full(len(flags), -1, np.int8) if length_bytes else flags & KEY
         self._by_place = np.argsort(columns[:, 2], kind="stable")
@@ -82,6 +83,7 @@ class SampleTable:
         first: what a pass over its beginning found. Durations are MISSING but for packets that
         were compared, of which the one that shows last is one. The container is read elsewhere.
         """
+        self.has_looked()
         columns, shows, keys, num_first = self._columns, self._shows, self._keys, len(first.shows)
         times = columns[:, 0]
         times += first.columns[0, 0] - times[0]
