@@ -150,7 +150,7 @@ bench: FILED := --result-dir bench/results
 bench: $(STAMP).dev
 	$(PIP) --no-deps dashscope decord opencv-python-headless
 	$(BIN)/python bench/bench_patchify.py
-	$(BIN)/python bench/bench_linear.py
+	$(BIN)/python bench/bench_phases.py $(FILED)
 	$(BIN)/python bench/bench_quantization.py
 	$(BIN)/python bench/bench_errors.py $(FILED)
 	$(BIN)/vtts-rt bench rounds $(FILED) --dtype float32,bfloat16
@@ -164,7 +164,6 @@ bench: $(STAMP).dev
 	$(BIN)/python bench/bench_open.py
 	$(BIN)/python bench/bench_agreement.py
 	$(BIN)/python bench/bench_decode.py
-	$(BIN)/python bench/bench_vision.py
 	$(BIN)/python bench/bench_strategies.py
 	$(BIN)/python bench/bench_needle.py
 	$(BIN)/vtts-rt report

@@ -3,10 +3,10 @@
     python bench/bench_open.py [--seconds S] [--runs N] [--cache-dir DIR] [--result-dir DIR]
 
 Every run is a process of its own, and contenders alternate: a plain loop of reads, the same through
-the hash that names a content, opening without an index cache (the hash beside the packet pass) and
-with one that knows the file. With the right to drop the page cache every run reads from the disk
-("cold"); else all are warm. Two files of as many packets: opening costs some by the packet, reading
-by the byte.
+the hash that names a content, opening without an index cache (the hash, and the index from the
+file's tables) and with one that knows the file. With the right to drop the page cache every run
+reads from the disk ("cold"); else all are warm. Two files of as many packets: opening costs some by
+the packet, reading by the byte.
 """
 
 from __future__ import annotations

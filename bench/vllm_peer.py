@@ -139,47 +139,61 @@ class VllmPeer:
         metadata: of the file, as our source tells it. perception.strategy: where it continues,
         every round goes behind the ones before; otherwise each is asked afresh.
         """
-        strategy = find_strategy(perception.strategy)
-        plans, texts = _script(
-            metadata, question, perception, clues, options, templates or PromptTemplates()
+        (rounds,) = self.ask_together(
+            [video],
+            [question],
+            metadata=metadata,
+            perception=perception,
+            clues=clues,
+            max_tokens=max_tokens,
+            options=options,
+            templates=templates,
         )
-        rounds = [
-            {"text": text, "items": _items(plan)} for plan, text in zip(plans, texts, strict=True)
+        return rounds
+
+    def ask_together(
+        self,
+        videos: Sequence[str | Path],
+        questions: Sequence[str],
+        *,
+        metadata: VideoMetadata,
+        perception: ResolvedPerception,
+        clues: Sequence[Clue],
+        max_tokens: int,
+        options: Sequence[str] = (),
+        templates: PromptTemplates | None = None,
+    ) -> list[list[RoundSample]]:
+        """As `ask`: a question about each video, all put at once. metadata: of every video.
+
+        Of a round, pairs encoded and the time of the vision tower are those of all questions
+        meanwhile; `pairs_encoded` counts them once.
+        """
+        strategy = find_strategy(perception.strategy)
+        words = templates or PromptTemplates()
+        scripts = [
+            _script(metadata, question, perception, clues, options, words) for question in questions
         ]
         reply = self._call(
             "ask",
-            video=str(video),
-            rounds=rounds,
+            questions=[
+                {
+                    "video": str(video),
+                    "rounds": [
+                        {"text": text, "items": _items(plan)}
+                        for plan, text in zip(plans, texts, strict=True)
+                    ],
+                }
+                for video, (plans, texts) in zip(videos, scripts, strict=True)
+            ],
             max_tokens=max_tokens,
             append=strategy.continues,
             eos_token_ids=self._eos_token_ids,
         )
-        shown = 0
-        samples = []
-        for plan, done in zip(plans, reply["rounds"], strict=True):
-            # Only an appended conversation holds the pairs of earlier rounds.
-            shown = plan.num_pairs + (shown if strategy.continues else 0)
-            cached = done["cached_tokens"]
-            reuse = ReuseStats(
-                frames_decoded=done["frames_decoded"],
-                frames_codec_decoded=done["frames_codec_decoded"],
-                pairs_encoded=done["pairs_encoded"],
-                pairs_reused=shown - done["pairs_encoded"],
-                tokens_prefilled=done["prompt_tokens"] - cached,
-                tokens_reused=cached,
-            )
-            timings = RoundTimings(**done["timings_ms"])
-            samples.append(
-                RoundSample(
-                    done["token_ids"],
-                    list(plan.frame_indices),
-                    [segment.resized_hw for segment in plan.segments],
-                    done["prompt_tokens"],
-                    timings,
-                    reuse,
-                )
-            )
-        return samples
+        self.pairs_encoded = reply["pairs_encoded"]
+        return [
+            _samples(plans, done, strategy.continues)
+            for (plans, _), done in zip(scripts, reply["answers"], strict=True)
+        ]
 
     def forget(self) -> None:
         """Clear every cache of the engine: the next question is a cold one."""
@@ -229,6 +243,37 @@ class VllmPeer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _samples(
+    plans: Sequence[FramePlan], answer: Sequence[dict[str, Any]], continues: bool
+) -> list[RoundSample]:
+    """The rounds of a question as the worker told them."""
+    shown = 0
+    samples = []
+    for plan, done in zip(plans, answer, strict=True):
+        # Only an appended conversation holds the pairs of earlier rounds.
+        shown = plan.num_pairs + (shown if continues else 0)
+        cached = done["cached_tokens"]
+        reuse = ReuseStats(
+            frames_decoded=done["frames_decoded"],
+            frames_codec_decoded=done["frames_codec_decoded"],
+            pairs_encoded=done["pairs_encoded"],
+            pairs_reused=max(0, shown - done["pairs_encoded"]),
+            tokens_prefilled=done["prompt_tokens"] - cached,
+            tokens_reused=cached,
+        )
+        samples.append(
+            RoundSample(
+                done["token_ids"],
+                list(plan.frame_indices),
+                [segment.resized_hw for segment in plan.segments],
+                done["prompt_tokens"],
+                RoundTimings(**done["timings_ms"]),
+                reuse,
+            )
+        )
+    return samples
 
 
 def _script(

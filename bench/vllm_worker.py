@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ class Peer:
             seed=0,
         )
         self._tokenizer: Any = self._llm.get_tokenizer()
-        self._vision_seconds, self._pairs = 0.0, 0
+        self._vision_seconds = 0.0
+        self.pairs = 0  # that the tower has encoded
         self._llm.apply_model(self._watch)
 
     def _watch(self, model: Any) -> None:
@@ -55,7 +57,7 @@ class Peer:
 
         def ended(_module: Any, _inputs: Any, kwargs: dict[str, Any], _out: Any) -> None:
             self._vision_seconds += time.perf_counter() - self._vision_began
-            self._pairs += sum(int(grid[0]) for grid in kwargs["grid_thw"])
+            self.pairs += sum(int(grid[0]) for grid in kwargs["grid_thw"])
 
         model.visual.register_forward_pre_hook(began)
         model.visual.register_forward_hook(ended, with_kwargs=True)
@@ -90,61 +92,93 @@ class Peer:
     def ask(
         self,
         *,
-        video: str,
-        rounds: list[dict[str, Any]],
+        questions: list[dict[str, Any]],
         max_tokens: int,
         append: bool,
         eos_token_ids: list[int],
-    ) -> list[dict[str, Any]]:
-        """All rounds of a question; greedy.
+    ) -> list[list[dict[str, Any]]]:
+        """All rounds of several questions, all put at once; greedy.
 
-        rounds: {"text": with one `<|video_pad|>` an item, "items": [{"frame_indices", "box",
-        "resized_hw", "seconds_per_grid"}]}. append: a round's text and items go after those of
-        the rounds before and what was generated; otherwise every round is a prompt of its own.
+        questions: {"video": file, "rounds": [{"text": with one `<|video_pad|>` an item, "items":
+        [{"frame_indices", "box", "resized_hw", "seconds_per_grid"}]}]}. append: a round's text and
+        items go after those of the rounds before and what was generated; otherwise every round is
+        a prompt of its own. Frames are decoded beside the engine, a file on each of its threads.
+        Pairs and seconds of the vision tower are those of all questions during a round.
         """
-        token_ids: list[int] = []
-        items: list[Any] = []
-        results = []
-        for look in rounds:
-            began = time.perf_counter()
-            vision, pairs = self._vision_seconds, self._pairs
-            if not append:
-                token_ids, items = [], []
-            indices = [index for item in look["items"] for index in item["frame_indices"]]
-            with self._frames.FileReader(video) as reader:
-                frames = reader.frames(indices) if indices else []
-            decoded = time.perf_counter()
-            items += self._videos(look["items"], frames)
-            token_ids += self._tokenizer.encode(look["text"], add_special_tokens=False)
-            self._enqueue(token_ids, items, max_tokens)
-            prepared = time.perf_counter()
-            (output,) = self._llm.wait_for_completion(use_tqdm=False)
-            ended = time.perf_counter()
-            generate = output.metrics.last_token_ts - output.metrics.first_token_ts
-            generated = list(output.outputs[0].token_ids)
-            token_ids += generated[:-1] if generated[-1] in eos_token_ids else generated
-            vision = self._vision_seconds - vision
-            seconds = {
-                "decode": decoded - began,
-                "preprocess": prepared - decoded,
-                "vision": vision,
-                "prefill": ended - prepared - vision - generate,
-                "generate": generate,
-                "total": ended - began,
-                "ttft": ended - began - generate,
+        import torch
+
+        asked = [_Asked(found["video"], found["rounds"]) for found in questions]
+        running: dict[str, _Asked] = {}
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            try:
+                waiting = {pool.submit(self._prepare, one.begin(append)): one for one in asked}
+                while waiting or running:
+                    for future in wait(waiting, 0 if running else None, FIRST_COMPLETED).done:
+                        one = waiting.pop(future)
+                        future.result()
+                        running[self._enqueue(one, max_tokens)] = one
+                    for output in self._llm.llm_engine.step() if running else ():
+                        if not output.finished:
+                            continue
+                        one = running.pop(output.request_id)
+                        self._finish(one, output, eos_token_ids)
+                        if one.rounds:
+                            waiting[pool.submit(self._prepare, one.begin(append))] = one
+            finally:
+                if running:
+                    self._llm.llm_engine.abort_request(list(running))
+        return [one.results for one in asked]
+
+    def _prepare(self, one: _Asked) -> None:
+        """Decode and resize the frames of a round."""
+        items = one.look["items"]
+        indices = [index for item in items for index in item["frame_indices"]]
+        with self._frames.FileReader(one.video) as reader:
+            frames = reader.frames(indices) if indices else []
+        one.frames_decoded = len(set(indices))
+        one.frames_codec_decoded = reader.frames_codec_decoded
+        one.decoded = time.perf_counter()
+        one.items += self._videos(items, frames)
+
+    def _enqueue(self, one: _Asked, max_tokens: int) -> str:
+        """Process the inputs of a round and put it into the queue; its id in outputs."""
+        one.vision, one.pairs = self._vision_seconds, self.pairs
+        one.token_ids += self._tokenizer.encode(one.look["text"], add_special_tokens=False)
+        prompt: dict[str, Any] = {"prompt_token_ids": list(one.token_ids)}
+        if one.items:
+            prompt["multi_modal_data"] = {"video": list(one.items)}
+        greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+        (request_id,) = self._llm.enqueue([prompt], greedy, use_tqdm=False)
+        one.prepared = time.perf_counter()
+        return str(request_id).partition("-")[0]  # what is behind it is the engine's own
+
+    def _finish(self, one: _Asked, output: Any, eos_token_ids: list[int]) -> None:
+        """Note a round that has ended."""
+        ended = time.perf_counter()
+        generate = output.metrics.last_token_ts - output.metrics.first_token_ts
+        generated = list(output.outputs[0].token_ids)
+        one.token_ids += generated[:-1] if generated[-1] in eos_token_ids else generated
+        vision = self._vision_seconds - one.vision
+        seconds = {
+            "decode": one.decoded - one.began,
+            "preprocess": one.prepared - one.decoded,
+            "vision": vision,
+            "prefill": ended - one.prepared - vision - generate,
+            "generate": generate,
+            "total": ended - one.began,
+            "ttft": ended - one.began - generate,
+        }
+        one.results.append(
+            {
+                "token_ids": generated,
+                "prompt_tokens": len(output.prompt_token_ids),
+                "cached_tokens": output.num_cached_tokens or 0,
+                "frames_decoded": one.frames_decoded,
+                "frames_codec_decoded": one.frames_codec_decoded,
+                "pairs_encoded": self.pairs - one.pairs,
+                "timings_ms": {phase: 1e3 * value for phase, value in seconds.items()},
             }
-            results.append(
-                {
-                    "token_ids": generated,
-                    "prompt_tokens": len(output.prompt_token_ids),
-                    "cached_tokens": output.num_cached_tokens or 0,
-                    "frames_decoded": len(set(indices)),
-                    "frames_codec_decoded": reader.frames_codec_decoded,
-                    "pairs_encoded": self._pairs - pairs,
-                    "timings_ms": {phase: 1e3 * value for phase, value in seconds.items()},
-                }
-            )
-        return results
+        )
 
     def _videos(self, items: list[dict[str, Any]], frames: Any) -> list[Any]:
         """(frames, metadata) of each item; `frames` hold those of all items one after another."""
@@ -169,13 +203,25 @@ class Peer:
             videos.append((pixels.permute(0, 2, 3, 1).contiguous().numpy(), metadata))
         return videos
 
-    def _enqueue(self, token_ids: list[int], items: list[Any], max_tokens: int) -> None:
-        """Process the inputs of a request and put it into the queue."""
-        prompt: dict[str, Any] = {"prompt_token_ids": list(token_ids)}
-        if items:
-            prompt["multi_modal_data"] = {"video": items}
-        greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        self._llm.enqueue([prompt], greedy, use_tqdm=False)
+
+class _Asked:
+    """A question on its way: the rounds that are still to come, what was said, and when (s)."""
+
+    def __init__(self, video: str, rounds: list[dict[str, Any]]) -> None:
+        self.video, self.rounds = video, list(rounds)
+        self.token_ids: list[int] = []
+        self.items: list[Any] = []
+        self.results: list[dict[str, Any]] = []
+        self.began = self.decoded = self.prepared = self.vision = 0.0
+        self.pairs = self.frames_decoded = self.frames_codec_decoded = 0
+
+    def begin(self, append: bool) -> _Asked:
+        """Go to the next round."""
+        self.look = self.rounds.pop(0)
+        self.began = time.perf_counter()
+        if not append:
+            self.token_ids, self.items = [], []
+        return self
 
 
 def main() -> None:
@@ -194,7 +240,9 @@ def main() -> None:
             elif peer is None:
                 raise RuntimeError("load comes first")
             elif operation == "ask":
-                reply = {"rounds": peer.ask(**message)}
+                pairs = peer.pairs
+                answers = peer.ask(**message)
+                reply = {"answers": answers, "pairs_encoded": peer.pairs - pairs}
             elif operation == "forget":
                 peer.forget()
             else:

@@ -62,14 +62,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture()
-def exact_runtime(checkpoint: Path) -> Iterator[Runtime]:
-    """In float64: batches of other sizes must not move an argmax."""
+def exact_runtime(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    """In float32, or the dtype that a test is parametrised with."""
     from vtts_rt import EngineConfig, Runtime
 
-    model = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 20))
-    model.engine.model.double()
-    with Runtime(
-        model.engine.model, model.engine.tokenizer, engine=EngineConfig(kv_bytes=1 << 26)
-    ) as runtime:
+    engine, dtype = EngineConfig(kv_bytes=1 << 26), getattr(request, "param", "float32")
+    with Runtime.from_pretrained(checkpoint, dtype=dtype, engine=engine) as runtime:
         yield runtime
-    model.close()

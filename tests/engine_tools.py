@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 
 from vtts_rt.config import EngineConfig
 from vtts_rt.engine.engine import Engine
@@ -15,6 +17,10 @@ from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.types import PairRef, PixelBox, Prompt, SamplingParams, Segment, TimeLabel
 
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
+# A test in the types that models are served in: what is said is the same to the bit in any company.
+in_dtypes = pytest.mark.parametrize(
+    "model", [torch.float32, torch.bfloat16], indirect=True, ids=["float32", "bfloat16"]
+)
 
 
 class Frames:
@@ -41,8 +47,11 @@ class Frames:
         return np.random.default_rng(index).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 
 
-def make_engine(model: Any, tokenizer: Tokenizer, **config: int) -> Engine:
-    return Engine(model, tokenizer, EngineConfig(**{"page_size": 4, "kv_bytes": 1 << 20} | config))
+def make_engine(
+    model: Any, tokenizer: Tokenizer, *, num_pages: int | None = None, **config: int
+) -> Engine:
+    kv_bytes = 1 << 20 if num_pages is None else num_pages * model.kv.bytes_of(4)
+    return Engine(model, tokenizer, EngineConfig(**{"page_size": 4, "kv_bytes": kv_bytes} | config))
 
 
 def pair(a: int, b: int | None = None) -> PairRef:

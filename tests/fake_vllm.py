@@ -42,9 +42,12 @@ class LLM:
         self._prefixes: list[list[Any]] = []
         self._encoded: set[int] = set()
         self._queue: list[Any] = []
+        self._added = 0
         print("vLLM talks to stdout")
         self.llm_engine = SimpleNamespace(
             reset_encoder_cache=self._encoded.clear,
+            step=self._step,
+            abort_request=self._abort,
             vllm_config=SimpleNamespace(
                 device_config=SimpleNamespace(device_type="cpu"),
                 model_config=SimpleNamespace(enforce_eager=options["enforce_eager"]),
@@ -66,15 +69,21 @@ class LLM:
         self._prefixes.clear()
         return True
 
-    def enqueue(self, prompts: list[Any], params: SamplingParams, *, use_tqdm: bool) -> None:
+    def enqueue(self, prompts: list[Any], params: SamplingParams, *, use_tqdm: bool) -> list[str]:
         if params.max_tokens > 100:
             raise ValueError("too many tokens for a fake")
         (prompt,) = prompts
-        self._queue.append((prompt, params.max_tokens))
+        self._added += 1
+        self._queue.append((str(self._added), prompt, params.max_tokens))
+        return [f"{self._added}-{hash(self):x}"]
 
-    def wait_for_completion(self, *, use_tqdm: bool) -> list[Any]:
-        ((prompt, max_tokens),) = self._queue
-        self._queue.clear()
+    def _abort(self, request_ids: list[str]) -> None:
+        self._queue = [request for request in self._queue if request[0] not in request_ids]
+
+    def _step(self) -> list[Any]:
+        """The youngest request ends; the others are still running."""
+        *self._queue, (request_id, prompt, max_tokens) = self._queue
+        unfinished = [SimpleNamespace(request_id=r[0], finished=False) for r in self._queue]
         items = iter(prompt["multi_modal_data"]["video"])
         tokens: list[Any] = []
         for token in prompt["prompt_token_ids"]:
@@ -85,12 +94,15 @@ class LLM:
         self._prefixes.append(tokens)
         now = time.monotonic()
         return [
+            *unfinished,
             SimpleNamespace(
+                request_id=request_id,
+                finished=True,
                 prompt_token_ids=tokens,
                 num_cached_tokens=min(cached, len(tokens) - 1) // BLOCK * BLOCK,
                 outputs=[SimpleNamespace(token_ids=generated)],
                 metrics=SimpleNamespace(first_token_ts=now, last_token_ts=now),
-            )
+            ),
         ]
 
     def _item(self, frames: Any, metadata: dict[str, Any]) -> list[Any]:

@@ -15,8 +15,6 @@ from vtts_rt.engine.sequence import Completion, FailedEvent, FinishedEvent, Gene
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer
 from vtts_rt.types import SamplingParams, TimeLabel
 
-PAGE_BYTES = 2 * 2 * 4 * 2 * 8 * 8  # k and v, layers, tokens, heads, head dim, float64
-
 
 class SlowFrames(Frames):
     """Frames that are not ready the first few times they are asked for."""
@@ -41,12 +39,12 @@ class Interleaving:
         self.engine = make_engine(
             model,
             tokenizer,
-            kv_bytes=self.rng.choice((36, 60, 300)) * PAGE_BYTES,
+            num_pages=self.rng.choice((36, 60, 300)),
             max_sequences=sequences,
             max_batch_tokens=self.rng.choice((sequences + 1, 24, 2048)),
             max_wait_steps=self.rng.choice((3, 20, 256)),
             draft_tokens=self.rng.choice((0, 3, 15)),
-            vision_cache_bytes=self.rng.choice((0, 4000, 1 << 20)),
+            vision_cache_bytes=self.rng.choice((0, 500, 1 << 17)) * model.dtype.itemsize,
         )
         self.requests: dict[int, tuple[int, GenerationRequest]] = {}
         self.done: list[tuple[int, GenerationRequest, Completion]] = []

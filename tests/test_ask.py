@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from utils import request, tokens
+from utils import request, told
 
 from vtts_rt import (
     Aborted,
@@ -75,9 +75,9 @@ def test_every_function_takes_an_ask(runtime: Runtime, clips: list[Path]) -> Non
     ]
     *_, last = runtime.stream(ask)
     answers.append(last.answer)  # type: ignore[union-attr]
-    assert all(tokens(answer) == tokens(expected) for answer in answers)
+    assert all(told(answer) == told(expected) for answer in answers)
     group = runtime.ask_group(ask, num_answers=2)
-    assert tokens(group[1]) == tokens(runtime.ask(replace(ask, member=1)))  # type: ignore[arg-type]
+    assert told(group[1]) == told(runtime.ask(replace(ask, member=1)))  # type: ignore[arg-type]
     cost = runtime.plan(ask)
     assert cost == runtime.plan(clips[0], "which?", max_tokens=6, **_kept(ask))
     assert cost != runtime.plan(replace(ask, sampling=None))
@@ -116,7 +116,7 @@ def test_a_group_opens_its_videos_once(
     runtime.clear_caches()
     group = runtime.ask_group(num_answers=3, **request(videos, start_seconds=1.0))
     assert opened == [clips[0], clips[1]]
-    assert [tokens(answer) for answer in group] == [tokens(answer) for answer in expected]
+    assert [told(answer) for answer in group] == [told(answer) for answer in expected]
     spent = [[sum(r.reuse.frames_decoded for r in a.rounds) for a in x] for x in (expected, group)]
     assert sum(spent[1]) == spent[0][0] > 0  # as one alone
     missing = request("/nowhere.mp4")
@@ -137,15 +137,15 @@ def test_an_open_video_is_opened_once(
     with runtime.open(clips[0]) as video:
         assert video.metadata == expected.videos[0]
         group = runtime.ask_group(num_answers=3, **request(video))
-        assert tokens(runtime.ask(**request([video]))) == tokens(expected)
-        assert tokens(runtime.ask(**request(video, start_seconds=1.0))) == tokens(clipped)
+        assert told(runtime.ask(**request([video]))) == told(expected)
+        assert told(runtime.ask(**request(video, start_seconds=1.0))) == told(clipped)
         with runtime.open(video) as again:
             assert again.metadata == video.metadata
         stream = runtime.stream(**request(video))
         next(stream)
     assert opened == [clips[0]] and len(group) == 3
     *_, last = stream  # it goes on, and closes the source
-    assert tokens(last.answer) == tokens(expected)  # type: ignore[union-attr]
+    assert told(last.answer) == told(expected)  # type: ignore[union-attr]
     with pytest.raises(BadRequest, match="^open_video: video must be open, got 'a closed one'"):
         runtime.ask(**request(video))
     with pytest.raises(BadRequest, match="^open_video: timestamps_seconds must be None"):

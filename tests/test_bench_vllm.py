@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torchvision_shim
+from report import load_results
+from report.answers import TABLES
 from utils import tiny_checkpoint
 from vllm_peer import VllmPeer
 
 from vtts_rt import bench
 from vtts_rt.bench import rounds as bench_rounds
+from vtts_rt.bench.footage import turned
 from vtts_rt.bench.model import moving_frames
 from vtts_rt.bench.setting import OPTIONS, QUESTIONS, Setting
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
@@ -126,6 +129,33 @@ def test_append_shows_new_pairs_only_and_keeps_the_conversation(
     assert later[-1].reuse.pairs_reused == sum(pairs[:-1])
 
 
+def test_questions_that_are_put_together_get_their_own_answers(
+    peer: VllmPeer, clip: Path, metadata: VideoMetadata, tmp_path: Path
+) -> None:
+    videos = [clip, turned(clip, 0.5, tmp_path)]
+    alike: Any = {
+        "options": OPTIONS,
+        "metadata": metadata,
+        "perception": SETTING.perception("append").resolve(GEOMETRY),
+        "clues": SETTING.parsed_clues,
+        "max_tokens": SETTING.max_tokens,
+    }
+
+    def content(rounds: list[Any]) -> list[tuple[Any, ...]]:
+        return [(r.token_ids, r.prompt_tokens, r.frame_indices, r.sizes) for r in rounds]
+
+    alone, pairs = [], 0
+    for video, question in zip(videos, QUESTIONS, strict=False):
+        peer.forget()
+        alone.append(content(peer.ask(video, question, **alike)))
+        pairs += peer.pairs_encoded
+    peer.forget()
+    together = peer.ask_together(videos, QUESTIONS[:2], **alike)
+    assert [content(rounds) for rounds in together] == alone
+    assert alone[0] != alone[1]
+    assert peer.pairs_encoded == pairs  # the second video is another one
+
+
 def test_forgetting_makes_the_next_question_cold(
     peer: VllmPeer, clip: Path, metadata: VideoMetadata
 ) -> None:
@@ -141,9 +171,9 @@ def test_a_failure_of_vllm_is_reported_and_survived(
     peer: VllmPeer, clip: Path, metadata: VideoMetadata
 ) -> None:
     with pytest.raises(RuntimeError, match="failed in ask: ValueError: too many tokens"):
-        peer.ask(
-            clip,
-            "why?",
+        peer.ask_together(
+            [clip, clip],
+            ["why?", "when?"],
             metadata=metadata,
             perception=SETTING.perception("official").resolve(GEOMETRY),
             clues=SETTING.parsed_clues,
@@ -185,3 +215,55 @@ def test_the_bench_compares_ours_with_both(
     assert not [d for d in same["differences"] if "prompt tokens of round 1" in d or "frames" in d]
     assert same["equal_tokens"] == [False] * 3
     assert found["append", "vllm loop"]["differences"] is None
+    first = [
+        run["contenders"][name]["rounds"][0]["timings_ms"]["total"]
+        for name in ("vllm append", "append")
+    ]
+    assert same["first_round_speedup"] == pytest.approx(first[0] / first[1], rel=0.01)
+
+
+def test_concurrent_questions_are_served_by_both(
+    checkpoint: Path, clip: Path, python: Path, tmp_path: Path
+) -> None:
+    flags = ["--peer", "vllm,vllm-append", "--vllm-python", str(python), "--repeats", "2"]
+    flags += ["--max-concurrency", "2", "--num-prompts", "2", "--num-videos", "2", "--rounds", "2"]
+    flags += ["--one-video", "0", "--max-tokens", "4", "--threads", "1", "--video", str(clip)]
+    flags += ["--model", str(checkpoint), "--result-dir", str(tmp_path)]
+    assert bench.main(["serve", *flags]) == 0
+    (written,) = tmp_path.glob("concurrent_*.json")
+    result = json.loads(written.read_text())
+    assert result["vllm"]["vllm"] == "0.0.fake"
+    sides = {part["strategy"]: part for part in result["sweep"]}
+    assert list(sides) == ["append", "vllm loop", "vllm append"]
+    for part in sides.values():
+        assert part["completed"] == part["max_concurrency"] == 2
+        assert part["output_lens"] == [8, 8]
+        assert len(part["durations"]) == 2 and part["duration"] in part["durations"]
+        assert part["request_throughput"] == pytest.approx(2 / part["duration"])
+    # Cold each time: both videos are encoded anew, by either side as often.
+    pairs = [sides[name]["reuse"]["pairs_encoded"] for name in ("append", "vllm append")]
+    assert pairs[0] == pairs[1] > 0
+    loop, append = result["comparisons"]
+    assert (loop["baseline"], loop["same_work"]) == ("vllm loop", False)
+    assert (append["baseline"], append["same_work"]) == ("vllm append", True)
+    ratio = sides["vllm append"]["duration"] / sides["append"]["duration"]
+    assert append["throughput_ratio"] == pytest.approx(ratio)
+    filed = load_results(tmp_path, "concurrent")
+    told = TABLES["concurrent"][1](filed[0])
+    assert f"`append` answers {ratio:.2f} times as many questions a second as the vllm app" in told
+    assert "| vllm loop, 2 on 2 videos |" in told and "vLLM 0.0.fake" in told
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--peer", "hf"], "peer must be none, or on vLLM, got 'hf'"),
+        (["--peer", "vllm", "--max-concurrency", "4"], "max_concurrency must be num_prompts"),
+        (["--repeats", "0"], "repeats must be >= 1, got 0"),
+    ],
+)
+def test_flags_of_concurrent_questions_are_named(
+    flags: list[str], message: str, python: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        bench.main(["serve", "--vllm-python", str(python), *flags])

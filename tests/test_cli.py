@@ -43,9 +43,9 @@ def test_weights_are_quantized_on_request(
 ) -> None:
     for name in ("int8", "fp8"):
         assert main(ask(clip, checkpoint, "--rounds", "1", "--quantization", name)) == 0
-    bad = ask(clip, checkpoint, "--quantization", "int8", "--dtype", "bfloat16")
+    bad = ask(clip, checkpoint, "--quantization", "int8", "--dtype", "float16")
     assert main(bad) == 2
-    assert "model must be float32 on cpu for int8" in capsys.readouterr().err
+    assert "model must be float32 or bfloat16 on cpu for int8" in capsys.readouterr().err
 
 
 def test_json_is_the_contract(
@@ -193,8 +193,6 @@ def test_env_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     told = report["ops"]["decoding as CUDA graphs"]
     assert told == "yes" if torch.cuda.is_available() else told == "no (the model runs on cpu)"
     assert any(name.startswith("patchify") for name in report["ops"])
-    many_rows = report["ops"]["more than 16 rows by native linear and attention"]
-    assert many_rows.startswith(("yes", "no, by torch ("))
     for text in report["optional"].values():
         assert "pip install" in text or text[0].isdigit()
     assert main(["env"]) == 0

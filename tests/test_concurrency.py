@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from clip_writer import write_video
-from utils import LOOK, choose_by, request, tokens
+from utils import LOOK, choose_by, request, told
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
 from vtts_rt.rounds.prepare import open_request
@@ -23,12 +23,15 @@ from vtts_rt.video.pyav import PyavSource
 
 ENGINE = EngineConfig(kv_bytes=1 << 26)
 
+in_dtypes = pytest.mark.parametrize("exact_runtime", ["float32", "bfloat16"], indirect=True)
+
 
 @pytest.fixture()
 def runtime(exact_runtime: Runtime) -> Runtime:
     return exact_runtime
 
 
+@in_dtypes
 def test_a_batch_answers_as_each_question_alone(runtime: Runtime, clips: list[Path]) -> None:
     requests = [
         request(clip, strategy, question=question)
@@ -42,7 +45,7 @@ def test_a_batch_answers_as_each_question_alone(runtime: Runtime, clips: list[Pa
     runtime.engine.check_integrity()
     for arguments, answer in zip(requests, together, strict=True):
         runtime.clear_caches()
-        assert tokens(runtime.ask(**arguments)) == tokens(answer)
+        assert told(runtime.ask(**arguments)) == told(answer)
 
 
 def test_requests_for_one_video_decode_and_encode_it_once(
@@ -57,6 +60,7 @@ def test_requests_for_one_video_decode_and_encode_it_once(
     assert sum(r.reuse.pairs_encoded for a in answers for r in a.rounds) == len(pairs)
 
 
+@in_dtypes
 def test_requests_share_the_kv_of_a_first_look_that_stands_first(
     runtime: Runtime, clips: list[Path]
 ) -> None:
@@ -70,14 +74,15 @@ def test_requests_share_the_kv_of_a_first_look_that_stands_first(
     assert prefilled[-1] - prefilled[-2] > vision  # one for all
     for arguments, answer in zip(requests, answers, strict=True):
         runtime.clear_caches()
-        assert tokens(runtime.ask(**arguments)) == tokens(answer)
+        assert told(runtime.ask(**arguments)) == told(answer)
 
 
+@in_dtypes
 def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Path]) -> None:
     sampling = SamplingParams(max_tokens=8, temperature=1.0, seed=5, ignore_eos=True)
     arguments = request(clips[0], sampling=sampling)
     group = runtime.ask_group(num_answers=5, **arguments)
-    assert len({str(tokens(answer)) for answer in group}) > 1
+    assert len({str(told(answer)) for answer in group}) > 1
     first = [answer.rounds[0].reuse for answer in group]
     assert sorted(r.tokens_prefilled for r in first)[:4] == [1, 1, 1, 1]
     # Members look at the same clue: what one fetches and encodes serves all.
@@ -86,7 +91,7 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
         assert sum(encoded) == len(group[0].rounds[index].plan.segments)
     runtime.clear_caches()
     alone = runtime.ask(**arguments, member=3)
-    assert tokens(alone) == tokens(group[3])
+    assert told(alone) == told(group[3])
     videos = iter([clips[0], "/nowhere.mp4", clips[0]])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -101,6 +106,7 @@ def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Pa
         runtime.ask_group(num_answers=0, **arguments)
 
 
+@in_dtypes
 def test_later_rounds_draft_from_earlier_ones(runtime: Runtime, clips: list[Path]) -> None:
     arguments = request(clips[0], sampling=SamplingParams(max_tokens=24, ignore_eos=True))
     answer = runtime.ask(**arguments)
@@ -108,7 +114,7 @@ def test_later_rounds_draft_from_earlier_ones(runtime: Runtime, clips: list[Path
     plain_config = EngineConfig(kv_bytes=1 << 26, draft_tokens=0)
     engine = runtime.engine
     with Runtime(engine.model, engine.tokenizer, engine=plain_config) as plain:
-        assert tokens(plain.ask(**arguments)) == tokens(answer)
+        assert told(plain.ask(**arguments)) == told(answer)
 
 
 def test_one_bad_request_loses_no_other(runtime: Runtime, clips: list[Path]) -> None:
@@ -185,7 +191,7 @@ def test_coroutines_run_together_and_can_be_cancelled(runtime: Runtime, clips: l
 
     kinds, answer = asyncio.run(main())
     assert kinds[0] == "round_started" and kinds[-2:] == ["round_finished", "answer"]
-    assert tokens(answer) == tokens(runtime.ask(**request(clips[0])))
+    assert told(answer) == told(runtime.ask(**request(clips[0])))
     assert not runtime.engine.has_work
     runtime.engine.check_integrity()
 
@@ -264,14 +270,14 @@ def test_new_weights_are_never_mixed_with_old_ones(runtime: Runtime, clips: list
     assert started.wait(60)
     runtime.update_weights({name: -state[name]})
     requester.join()
-    assert tokens(answers[0]) == tokens(old)
+    assert told(answers[0]) == told(old)
     new = runtime.ask(**arguments)
-    assert tokens(new) != tokens(old)
+    assert told(new) != told(old)
     # The vision tower is as it was: its features live on, the keys and values do not.
     assert sum(r.reuse.pairs_encoded for r in new.rounds) == 0
     assert new.rounds[0].reuse.tokens_reused == 0
     runtime.update_weights({name: state[name]})
-    assert tokens(runtime.ask(**arguments)) == tokens(old)
+    assert told(runtime.ask(**arguments)) == told(old)
     vision = "model.visual.blocks.0.mlp.down_proj.weight"
     runtime.update_weights({vision: -state[vision]})
     assert runtime.ask(**arguments).rounds[0].reuse.pairs_reused == 0

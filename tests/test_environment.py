@@ -46,6 +46,22 @@ def test_choices_inside_and_above_ops_are_reported() -> None:
     assert ops["triton kernels"]
 
 
+@pytest.mark.parametrize(
+    ("has", "said"),
+    [
+        ({"avx2", "avx512", "avx512_bf16", "amx"}, "bfloat16 (products by amx)"),
+        ({"avx2", "avx512", "avx512_bf16"}, "bfloat16 (products by avx512_bf16)"),
+        ({"avx2", "avx512"}, "float32 (neither AMX nor AVX512_BF16: bfloat16 is widened)"),
+    ],
+)
+def test_the_dtype_of_auto_is_reported_with_its_reason(
+    has: set[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
+    monkeypatch.setattr(core, "isa_supported", lambda isa: isa in has)
+    assert environment()["ops"]['dtype "auto" of bfloat16 models on cpu'] == said
+
+
 def test_attention_is_reported_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     def told() -> dict[str, str]:
         ops = environment()["ops"]

@@ -13,7 +13,7 @@ import torch
 import torchvision_shim
 from engine_tools import WHOLE, Frames, encode, make_engine, pair, run
 from safetensors.torch import load_file
-from utils import copy_config, request, tiny_checkpoint, tiny_qwen2_vl, tiny_qwen3_vl, tokens
+from utils import copy_config, request, tiny_checkpoint, tiny_qwen2_vl, tiny_qwen3_vl, tokens, told
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.models import language, qwen2_vl, qwen3_vl
@@ -183,13 +183,13 @@ def test_groups_drafts_and_one_call_a_step_change_no_token(
     greedy = request(clip, sampling=SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True))
     answer = runtime.ask(**greedy)
     assert answer.rounds[1].reuse.pairs_reused > 0
-    expected = tokens(answer)
+    expected = told(answer)
     group = runtime.ask_group(**greedy, num_answers=2)
-    assert [tokens(member) for member in group] == [expected] * 2  # type: ignore[arg-type]
+    assert [told(member) for member in group] == [expected] * 2  # type: ignore[arg-type]
     monkeypatch.setattr(language, "usable", lambda x, head_dim: False)
     engine = EngineConfig(kv_bytes=1 << 24, draft_tokens=0, prefix_cache=False)
     with Runtime.from_pretrained(folder, engine=engine) as plain:
-        assert tokens(plain.ask(**greedy)) == expected
+        assert told(plain.ask(**greedy)) == expected
 
 
 def test_pairs_that_are_split_over_passes_change_no_token(folder: Path) -> None:
@@ -220,14 +220,14 @@ def test_decoding_takes_the_native_call(
 def test_new_weights_are_those_of_a_runtime_that_loads_them(
     family: Family, runtime: Runtime, clip: Path, tmp_path: Path
 ) -> None:
-    before = tokens(runtime.ask(**request(clip)))
+    before = told(runtime.ask(**request(clip)))
     tied = runtime.engine.model.language.lm_head is None
     theirs = family.make(tie_word_embeddings=tied, seed=9)
     runtime.update_weights(theirs.state_dict())
-    after = tokens(runtime.ask(**request(clip)))
+    after = told(runtime.ask(**request(clip)))
     theirs.save_pretrained(tmp_path)
     with Runtime(load_model(tmp_path), runtime.engine.tokenizer, engine=ENGINE) as fresh:
-        assert before != after == tokens(fresh.ask(**request(clip)))
+        assert before != after == told(fresh.ask(**request(clip)))
 
 
 @pytest.mark.parametrize("quantization", ["int8", "fp8"])
@@ -265,7 +265,7 @@ def test_later_rounds_compute_what_is_new(runtime: Runtime, clip: Path) -> None:
         assert (reuse.pairs_encoded, reuse.pairs_reused) == (new, shown)
         shown += new
     again = runtime.ask(**request(clip))
-    assert tokens(again) == tokens(answer)
+    assert told(again) == told(answer)
     assert sum(r.reuse.pairs_encoded for r in again.rounds) == 0
 
 
@@ -277,7 +277,7 @@ def test_parities_agree_where_the_release_says_nothing(runtime: Runtime, clip: P
         both.append(runtime.ask(**request(clip, perception=looks)))
         cost = runtime.plan(clip, "which?", options=["red", "blue"], perception=looks)
         assert cost["rounds"][0]["prompt_tokens"] == both[-1].rounds[0].prompt_tokens
-    assert tokens(both[0]) == tokens(both[1])
+    assert told(both[0]) == told(both[1])
     assert {s.resize for answer in both for r in answer.rounds for s in r.plan.segments} == {
         "fixed"
     }

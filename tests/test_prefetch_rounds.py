@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from utils import choose_by, tokens
+from utils import choose_by, told
 
 import vtts_rt
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
@@ -171,7 +171,7 @@ def test_frames_of_a_clue_are_read_while_its_answer_is_written(
 
     monkeypatch.setattr(StoreProvider, "prefetch", asked)
     answer = runtime.ask(**question())
-    assert begun and all(begun) and tokens(answer) == tokens(expected)
+    assert begun and all(begun) and told(answer) == told(expected)
     new = expected.rounds[1].reuse.frames_decoded
     reuse = answer.rounds[1].reuse
     assert (reuse.frames_guessed, reuse.frames_guessed_used) == (new, new)
@@ -191,7 +191,7 @@ def test_frames_that_came_in_time_are_read_once(
     ahead = runtime._resources.store.ahead
     at_token(monkeypatch, num_tokens - 1, lambda: wait_for(lambda: not ahead._working))
     answer = runtime.ask(**question())
-    assert tokens(answer) == tokens(expected)
+    assert told(answer) == told(expected)
     new = expected.rounds[1].reuse.frames_decoded
     counts = runtime.stats()["frame_store"]
     assert (counts["frames_guessed_used"], counts["frames_guessed_late"]) == (new, 0)
@@ -211,7 +211,7 @@ def test_a_group_guesses_alike_and_reads_once(
 
     monkeypatch.setattr(StoreProvider, "guess", opening_guess)
     answers = runtime.ask_group(num_answers=4, **question())
-    assert [tokens(answer) for answer in answers] == [tokens(expected)] * 4
+    assert [told(answer) for answer in answers] == [told(expected)] * 4
     new = expected.rounds[1].reuse.frames_decoded
     counts = runtime.stats()["frame_store"]
     assert counts["frames_guessed"] == 4 * new  # each its own, read for the first of them
@@ -226,7 +226,7 @@ def test_a_group_guesses_alike_and_reads_once(
 def test_answers_do_not_depend_on_it(tiny: Runtime, strategy: str) -> None:
     with another(tiny) as ahead, another(tiny, ahead=False) as plain:
         with_it, without = (r.ask(**question(strategy, 3)) for r in (ahead, plain))
-        assert tokens(with_it) == tokens(without)
+        assert told(with_it) == told(without)
         assert [r.frames for r in with_it.rounds] == [r.frames for r in without.rounds]
         counts = plain.stats()["frame_store"]
         assert counts["frames_guessed"] == counts["frames_passing"] == 0
@@ -243,7 +243,7 @@ def test_a_guess_that_fails_is_only_a_guess(
         raise MemoryError("no room to look ahead")
 
     monkeypatch.setattr("vtts_rt.video.store.StoreProvider.guess", broken)
-    assert tokens(runtime.ask(**question())) == tokens(expected) and failures
+    assert told(runtime.ask(**question())) == told(expected) and failures
 
 
 # -- wrong guesses ----------------------------------------------------------------------------
@@ -331,6 +331,6 @@ def test_however_a_question_ends_what_waits_is_cancelled(
             list(stream)
         return
     late = False
-    assert tokens(runtime.ask(**question())) == tokens(expected)  # whatever was begun
+    assert told(runtime.ask(**question())) == told(expected)  # whatever was begun
     runtime._resources.store.check_integrity()
     runtime.close()

@@ -193,13 +193,6 @@ def test_patchify_has_a_line_for_each_contender(checkout: Path) -> None:
     assert "`patchify_cpu2_202611.json`, A CPU." in text
 
 
-def test_linear_has_a_line_for_each_shape(checkout: Path) -> None:
-    shape = {"about": "head", "rows": 9, "channels": 512, "outputs": 151936}
-    entry = {**shape, "gflops": {"torch": 40.4, "cpu": 70.7}, "speedup": 1.75}
-    text = file(checkout, "linear", {"results": [entry]})
-    assert "| head: 9 x 512 x 151,936 | 40 | 71 | 1.75 |" in text
-
-
 def test_quantization_stands_beside_float32(checkout: Path) -> None:
     steps = [("float32", 1, 9, 20.04), ("int8", 1, 9, 10.02)]
     about = {"model": "tiny", "strategy": "append", "num": 9, "seed": 3, "split": "held_out"}

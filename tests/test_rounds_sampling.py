@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from utils import LOOK, choose_by, request, tokens
+from utils import LOOK, choose_by, request, tokens, told
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
@@ -134,12 +134,10 @@ def test_members_of_a_group_are_rollouts(
     short = SamplingParams(max_tokens=12, ignore_eos=True, seed=2)
     arguments = request(clips[0], sampling=short)
     group = runtime.ask_group(num_answers=3, **arguments)
-    said = [tokens(answer) for answer in group]
+    said = [told(answer) for answer in group]
     assert said[0] != said[1] != said[2]
-    assert any(token < 200 for answer in said for ids in answer for token in ids)
-    assert tokens(runtime.ask(**arguments, member=1)) == said[1]
-    plain = tokens(runtime.ask(**arguments))
-    assert all(token >= 200 for ids in plain for token in ids)
-    assert (
-        tokens(runtime.ask(**request(clips[0], sampling=replace(short, temperature=0.0)))) == plain
-    )
+    assert any(token < 200 for answer in said for ids, _ in answer for token in ids)
+    assert told(runtime.ask(**arguments, member=1)) == said[1]
+    plain = told(runtime.ask(**arguments))
+    assert all(token >= 200 for ids, _ in plain for token in ids)
+    assert told(runtime.ask(**request(clips[0], sampling=replace(short, temperature=0.0)))) == plain

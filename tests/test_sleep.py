@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from utils import LOOK, request, tokens
+from utils import LOOK, request, told
 
 from vtts_rt import (
     Aborted,
@@ -115,7 +115,7 @@ def test_sleep_frees_the_caches_and_wake_takes_them_again(
     runtime.wake()
     runtime.wake()
     again = runtime.ask(**request(clips[0]))
-    assert tokens(again) == tokens(expected)
+    assert told(again) == told(expected)
     assert again.rounds[0].reuse.frames_decoded == expected.rounds[0].reuse.frames_decoded > 0
     assert again.rounds[0].reuse.pairs_reused == 0
     runtime.engine.check_integrity()
@@ -124,7 +124,7 @@ def test_sleep_frees_the_caches_and_wake_takes_them_again(
     runtime.update_weights({name: -state[name]})
     runtime.wake()
     changed = runtime.ask(**request(clips[0]))
-    assert tokens(changed) != tokens(expected) and changed.weights_version == 1
+    assert told(changed) != told(expected) and changed.weights_version == 1
 
 
 def _asked(clip: Path) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_sleep_lets_requests_end_or_aborts_them(runtime: Runtime, clips: list[Pa
     assert begun.wait(60)
     runtime.sleep()
     thread.join()
-    assert tokens(answers[0]) == tokens(expected)
+    assert told(answers[0]) == told(expected)
     runtime.wake()
     long = SamplingParams(max_tokens=2000, ignore_eos=True)
     stream = runtime.stream(**request(clips[0], sampling=long))

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision_shim
 from torch import Tensor
-from utils import request, tiny_checkpoint, tiny_qwen2_5_vl, tokens
+from utils import request, tiny_checkpoint, tiny_qwen2_5_vl, told
 
 from vtts_rt import Runtime, SamplingParams
 from vtts_rt.models.base import VideoLM
@@ -61,7 +61,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def test_buckets_are_applied_at_once(
     runtime: Runtime, video: dict[str, Any], tmp_path: Path
 ) -> None:
-    old, before = held(runtime), tokens(runtime.ask(**video))
+    old, before = held(runtime), told(runtime.ask(**video))
     new = others(runtime)
     names = list(new)
     buckets = [{name: new[name].clone() for name in names[start::3]} for start in range(3)]
@@ -70,7 +70,7 @@ def test_buckets_are_applied_at_once(
         for tensor in bucket.values():
             tensor.zero_()  # the caller's memory is its own again
         assert same(held(runtime), old) and runtime.weights_version == 0
-        assert tokens(runtime.ask(**video)) == before
+        assert told(runtime.ask(**video)) == before
     kept = runtime.stats()["staged_weights"]
     assert kept["tensors"] == len(buckets[0]) + len(buckets[1])
     assert kept["bytes"] == sum(t.nbytes for bucket in buckets[:2] for t in bucket.values())
@@ -81,7 +81,7 @@ def test_buckets_are_applied_at_once(
     save_hf(runtime.engine.model, tmp_path)
     expected = Runtime(load_model(tmp_path), runtime.engine.tokenizer)
     with expected:
-        assert tokens(runtime.ask(**video)) == tokens(expected.ask(**video)) != before
+        assert told(runtime.ask(**video)) == told(expected.ask(**video)) != before
 
 
 def test_a_bucket_that_is_refused_loses_nothing(runtime: Runtime) -> None:

@@ -229,6 +229,11 @@ def tokens(answer: Answer) -> list[list[int]]:
     return [r.token_ids for r in answer.rounds]
 
 
+def told(answer: Answer) -> list[tuple[list[int], list[float]]]:
+    """Tokens and log-probabilities, whose bits depend on nothing but the question and weights."""
+    return [(r.token_ids, r.logprobs) for r in answer.rounds]
+
+
 def choose_by(patch: pytest.MonkeyPatch, choose: Callable[..., tuple[int, float]]) -> None:
     """Let the engine's tokens and log-probabilities be what `choose(logits (V,), params, *, member,
     round_index, position)` says of each row. A script may end (IndexError) before the drafts do."""

@@ -84,9 +84,9 @@ def _native() -> dict[str, str]:
     return {
         "instruction set of native kernels": native.best_isa(),
         'dtype "auto" of bfloat16 models on cpu': (
-            f"bfloat16 ({isa})"
-            if isa
-            else "float32 (the processor has neither AVX512_BF16 nor AMX)"
+            f"bfloat16 (products by {isa})"
+            if isa is not None
+            else "float32 (neither AMX nor AVX512_BF16: bfloat16 is widened)"
         ),
         f"decoding of up to {MAX_ROWS} rows in one native call": (
             "yes" if usable(torch.empty(1, 128), 128) else "no (an op runs another backend)"

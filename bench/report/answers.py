@@ -64,6 +64,11 @@ def _compared(found: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -
         work = (
             f"not the same work: {'; '.join(differing)}" if differing else "same frames and prompts"
         )
+    alone = [c.get("first_round_speedup") for c in found]
+    if all(alone):
+        ratios += "; the first round alone " + ", ".join(
+            f"{ratio:.2f} in {kind}" for ratio, kind in zip(alone, kinds, strict=True)
+        )
     return f"`{first['name']}` against the {first['baseline']}, times as fast: {ratios} ({work})."
 
 
@@ -132,6 +137,33 @@ def _how_served(result: Result) -> str:
     drafts = result.data["setting"]["draft_tokens"]
     said = f"drafts of up to {drafts} tokens" if drafts else "no drafts"
     return f"{result.data['setting']['video']} video, {result.data['dtype']}, {said}."
+
+
+def _concurrent(result: Result) -> str:
+    """Questions put at once, ours and vLLM; of each side the run of median duration."""
+    data, rows = result.data, []
+    for part in data["sweep"]:
+        low, high = min(part["durations"]), max(part["durations"])
+        rows.append(
+            [
+                f"{part['strategy']}, {part['num_prompts']} on {part['num_videos']} videos",
+                f"{part['duration']:.1f}",
+                f"{low:.1f} to {high:.1f}",
+                f"{part['request_throughput']:.3f}",
+                f"{part['output_throughput']:.1f}",
+                f"{part['median_ttft_ms'] / 1e3:.1f}",
+                f"{part['reuse']['pairs_encoded']:,}",
+                f"{part['reuse']['tokens_prefilled']:,}",
+            ]
+        )
+    header = ["questions at once", "s", "least to most", "questions/s", "tokens/s", "TTFT s"]
+    said = "".join(
+        f"- `{c['name']}` answers {c['throughput_ratio']:.2f} times as many questions a second as "
+        f"the {c['baseline']}{'' if c['same_work'] else ' (other frames and another prompt)'}.\n"
+        for c in data["comparisons"]
+    )
+    table = markdown([*header, "pairs encoded", "tokens prefilled"], rows)
+    return f"{table}\n{said}\n{_how_served(result)}\n{_vllm(result)}"
 
 
 def _one_video(result: Result) -> str:
@@ -229,6 +261,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "ablations": ("ablations", _ablations),
     "serve": ("serve", _serve),
     "onevideo": ("onevideo", _one_video),
+    "concurrent": ("concurrent", _concurrent),
+    "concurrentbfloat16": ("concurrentbfloat16", _concurrent),
     "soak": ("soak", _soak),
     "kept": ("strategies", _kept),
     "strategies": ("strategies", _strategies),

@@ -7,6 +7,9 @@ from typing import Any
 
 from report.results import Result, markdown
 
+_SUMS = ("calls", "gflop", "mb", "ours", "torch", "in place")
+_FEW_ROWS = 16  # from more on a product multiplies longer than it reads
+
 
 def _patchify(result: Result) -> str:
     """Medians, ms, and times as fast as the first one with as many threads."""
@@ -23,17 +26,81 @@ def _patchify(result: Result) -> str:
     return markdown(["ms", "median", "least", "most", "times as fast"], rows)
 
 
-def _linear(result: Result) -> str:
-    """GFLOP/s of torch and of the native kernel by shape, medians."""
-    rows = [
-        [
-            f"{entry['about']}: {entry['rows']:,} x {entry['channels']:,} x {entry['outputs']:,}",
-            *(f"{entry['gflops'][backend]:.0f}" for backend in ("torch", "cpu")),
-            f"{entry['speedup']:.2f}",
-        ]
-        for entry in result.data["results"]
+def _products(result: Result) -> str:
+    """Products and attention of many rows by phase: ms of all calls in a question; by themselves
+    GFLOP/s and the share of the peak, beside torch's."""
+    runs, rows = result.data["runs"], []
+    header = ["many rows", "calls", "GFLOP"]
+    for run in runs:
+        header += [f"{run['dtype']}: ms", "GFLOP/s", "of the peak", "torch's GFLOP/s"]
+    made = [_grouped(run, lambda op: op["gflop"] and op["rows"] > _FEW_ROWS) for run in runs]
+    for name, first in made[0].items():
+        row = [name, f"{first['calls']:,.0f}", f"{first['gflop']:,.1f}"]
+        for run, groups in zip(runs, made, strict=True):
+            group = groups[name]
+            rates = [1e3 * group["gflop"] / group[side] for side in ("ours", "torch")]
+            share = rates[0] / run["peak_gflops"]
+            row += [f"{group['in place']:,.0f}", f"{rates[0]:.0f}", f"{100 * share:.0f} %"]
+            row.append(f"{rates[1]:.0f}")
+        rows.append(row)
+    peaks = (f"{run['peak_gflops']:.0f} in {run['dtype']} ({run['peak_of']})" for run in runs)
+    return f"{markdown(header, rows)}\nPeak, GFLOP/s: {', '.join(peaks)}.\n"
+
+
+def _token(result: Result) -> str:
+    """Products of a decoding step of one request and of eight: ms of all layers, and the rate at
+    which weights are read."""
+    runs, rows = result.data["runs"], []
+    header = ["few rows", "MB"]
+    for run in runs:
+        header += [f"{run['dtype']}: ms", "GB/s", "of reading", "torch's GB/s"]
+    made = [
+        _grouped(run, lambda op: op["mb"] and op["phase"].endswith(("token", "tokens")))
+        for run in runs
     ]
-    return markdown(["GFLOP/s", "torch", "native", "times as fast"], rows)
+    for name in made[0]:
+        row = [name, "/".join(f"{groups[name]['mb']:,.1f}" for groups in made)]
+        for run, groups in zip(runs, made, strict=True):
+            group = groups[name]
+            rates = [group["mb"] / group[side] for side in ("ours", "torch")]
+            share = rates[0] / run["read_gb_per_second"]
+            row += [f"{group['ours']:.2f}", f"{rates[0]:.1f}", f"{100 * share:.0f} %"]
+            row.append(f"{rates[1]:.1f}")
+        rows.append(row)
+    rates = (f"{run['read_gb_per_second']:.1f} ({run['dtype']})" for run in runs)
+    return f"{markdown(header, rows)}\nReading, GB/s: {', '.join(rates)}. Of each op one call.\n"
+
+
+def _grouped(
+    run: dict[str, Any], wanted: Callable[[dict[str, Any]], Any]
+) -> dict[str, dict[str, float]]:
+    """Sums by phase and name over all calls; of products that no question calls, of one call."""
+    groups: dict[str, dict[str, float]] = {}
+    for op in filter(wanted, run["ops"]):
+        name = f"{op['phase']}: {op['name']}"
+        group = groups.setdefault(name, dict.fromkeys(_SUMS, 0.0))
+        decodes = op["phase"].endswith(("token", "tokens"))
+        calls = 1 if decodes else sum(op["calls"])
+        if decodes and group["calls"]:
+            continue  # attention over more keys, in a later round
+        group["calls"] += calls
+        group["in place"] += op["ms_in_place"]
+        for field in ("gflop", "mb"):
+            group[field] += calls * op[field]
+        for side in ("ours", "torch"):
+            group[side] += calls * op["ms"][side]
+    return groups
+
+
+def _made_of(result: Result) -> str:
+    """What phases are made of: measured, the sums of their ops, and the floor, ms."""
+    columns = ("ms", "products", "attention", "others", "between", "floor")
+    rows = [
+        [f"{phase['phase']}, {run['dtype']}", *(f"{phase[column]:,.1f}" for column in columns)]
+        for run in result.data["runs"]
+        for phase in run["phases"]
+    ]
+    return markdown(["ms", "measured", *columns[1:]], rows)
 
 
 def _errors(result: Result) -> str:
@@ -198,7 +265,9 @@ def _decode(result: Result) -> str:
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "patchify": ("patchify", _patchify),
-    "linear": ("linear", _linear),
+    "products": ("phases", _products),
+    "token": ("phases", _token),
+    "floor": ("phases", _made_of),
     "quantization": ("quantization", _quantization),
     "errors": ("errors", _errors),
     "kernels": ("kernels", _kernels),

@@ -30,9 +30,9 @@ def test_same_bits_as_patchify_and_linear(patch_px: int, resize: str, with_bias:
     _C.patchify(items, rows, patch_px, MEAN, STD)
     expected = np.empty((28, 5), np.float32)
     address = bias.ctypes.data if bias is not None else 0
-    shape = (28, size, 5, 1)
     _C.linear(
-        rows.ctypes.data, size, weight.ctypes.data, address, expected.ctypes.data, *shape, "auto"
+        *(rows.ctypes.data, size, weight.ctypes.data, 0, address, expected.ctypes.data),
+        *(28, size, 5, "float32", "float32", False, 1, "auto"),
     )
     out = np.full((28, 5), np.nan, np.float32)
     _C.patch_embed(items, weight, bias, out, patch_px, MEAN, STD, num_threads=2)

@@ -19,7 +19,8 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Any:
+def model(tokenizer: Tokenizer, request: pytest.FixtureRequest) -> Any:
+    """Small and random; float32, or of the dtype that `in_dtypes` gives."""
     config = ModelConfig(
         model_type=Qwen2_5_VL.model_type,
         geometry=GEOMETRY,
@@ -31,7 +32,7 @@ def model(tokenizer: Tokenizer) -> Any:
         vision_end_token_id=tokenizer.vision_end_token_id,
         eos_token_ids=tuple(tokenizer.eos_token_ids),
     )
-    model = from_config(config, dtype=torch.float64)
+    model = from_config(config, dtype=getattr(request, "param", torch.float32))
     with torch.no_grad():  # wide weights: a wrong token changes the answer
         for parameter in model.parameters():
             parameter.mul_(8 if parameter.ndim == 2 else 1)

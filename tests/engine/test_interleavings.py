@@ -1,7 +1,7 @@
-"""Random interleavings of everything an engine can be asked for, in float64.
+"""Random interleavings of everything an engine can be asked for.
 
 After every action the books balance, and whatever finished says exactly what the same request
-says alone, without any cache, batch or draft.
+says alone, without any cache, batch or draft: tokens and the bits of log-probabilities.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import Frames, make_engine, run
+from engine_tools import Frames, in_dtypes, make_engine, run
 from interleaving_tools import Interleaving, flip
 from utils import seeds
 
@@ -25,6 +25,7 @@ SEEN: Counter[str] = Counter()  # what all interleavings together have exercised
 
 def alone(engine: Engine, request: GenerationRequest, weights: int) -> Completion:
     key = (
+        engine.model.dtype,
         weights,
         tuple(request.prompt.token_ids),
         tuple(p for span in request.prompt.spans for p in span.segment.pairs),
@@ -52,7 +53,8 @@ def caching_nothing(model: Any, tokenizer: Tokenizer) -> Engine:
     )
 
 
-@pytest.mark.parametrize("seed", seeds(20, 200))
+@in_dtypes
+@pytest.mark.parametrize("seed", seeds(10, 200))
 def test_whatever_happens_every_output_is_that_of_the_request_alone(
     model: Any, tokenizer: Tokenizer, caching_nothing: Engine, seed: int
 ) -> None:
@@ -73,7 +75,7 @@ def test_whatever_happens_every_output_is_that_of_the_request_alone(
         else:
             assert completion.token_ids == expected.token_ids
             assert completion.text == expected.text
-        assert completion.logprobs == pytest.approx(expected.logprobs[:count], abs=1e-5)
+        assert completion.logprobs == expected.logprobs[:count]
         reuse = completion.reuse
         if completion.finish_reason != "aborted":
             assert reuse.tokens_prefilled + reuse.tokens_reused == completion.num_prompt_tokens
@@ -83,11 +85,10 @@ def test_the_interleavings_met_what_they_are_for() -> None:
     for what in (
         "preemptions",
         "tokens_recomputed",
-        "tokens_accepted",
         "prefix_tree hits",
         "prefix_tree evictions",
         "vision_cache hits",
         "vision_cache evictions",
     ):
         assert SEEN[what] > SEEN["interleavings"], what
-    assert SEEN["tokens_drafted"] > SEEN["tokens_accepted"]
+    assert SEEN["tokens_drafted"] > SEEN["tokens_accepted"] > SEEN["interleavings"] // 2

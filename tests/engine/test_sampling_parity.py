@@ -34,7 +34,6 @@ from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.sampling import generation_defaults
 from vtts_rt.types import SamplingParams
 
-PAGE_BYTES = 2 * 3 * 4 * 2 * 16 * 8  # k and v, layers, tokens, heads, head dim, float64
 NUM_TOKENS = 16
 ENDS = list(range(5, VOCAB_SIZE, 20))  # so many that greedy answers hold some
 
@@ -167,7 +166,7 @@ def test_batches_drafts_and_preemption_change_no_token(
     cases: list[Case], model: Any, tokenizer: Tokenizer
 ) -> None:
     rng = random.Random(1)
-    engine = make_engine(model, tokenizer, kv_bytes=18 * PAGE_BYTES, max_sequences=6)
+    engine = make_engine(model, tokenizer, num_pages=18, max_sequences=6)
     requests = [case.request(earlier_answers=misleading(case, rng)) for case in cases]
     check(cases, run_all(engine, requests))
     counts = engine.stats()["scheduler"]
@@ -216,9 +215,11 @@ def sampled() -> list[SamplingParams]:
     ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_seed_gives_the_same_tokens_in_any_company(
-    model: Any, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
+    model = load_model(folder).to(dtype)
     prompt = encode(tokenizer, "look ", look(pair(1)), " say")
     requests = [
         GenerationRequest(prompt, provider=Frames(), sampling=params, member=member)
@@ -231,17 +232,19 @@ def test_a_seed_gives_the_same_tokens_in_any_company(
     drafted = [
         replace(r, earlier_answers=[a.token_ids]) for r, a in zip(requests, alone, strict=True)
     ]
-    small = {"kv_bytes": 16 * PAGE_BYTES, "max_sequences": 4}
+    small = {"num_pages": 16, "max_sequences": 4}
     crowds = [run_all(make_engine(model, tokenizer, **small), drafted)]
     with_stand_ins(monkeypatch)
-    for draft_tokens, asked in ((0, requests), (15, drafted)):
+    in_graphs = ((0, requests), (15, drafted)) if dtype is torch.float64 else ()
+    for draft_tokens, asked in in_graphs:
         engine = make_engine(model, tokenizer, draft_tokens=draft_tokens)
         give_graphs(engine)
         crowds.append(run_all(engine, asked))
     for crowd in crowds:
         for one, other in zip(alone, crowd, strict=True):
             assert (one.token_ids, one.text) == (other.token_ids, other.text)
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+            most = 1e-5 if dtype is torch.float64 else 0.0  # cascades of graphs sum in parts
+            assert one.logprobs == pytest.approx(other.logprobs, rel=0, abs=most)
     assert len({tuple(one.token_ids) for one in alone}) == len(alone)
     ended = alone[4]
     assert 7 <= len(ended.token_ids) < NUM_TOKENS and ended.finish_reason == "stop"
@@ -295,6 +298,6 @@ def test_tokens_of_transformers_generate_over_many_settings(
 ) -> None:
     cases = cases_of(theirs, tokenizer, range(100, 220))
     rng = random.Random(3)
-    engine = make_engine(model, tokenizer, kv_bytes=60 * PAGE_BYTES, max_sequences=8)
+    engine = make_engine(model, tokenizer, num_pages=60, max_sequences=8)
     requests = [case.request(earlier_answers=misleading(case, rng)) for case in cases]
     check(cases, run_all(engine, requests))

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_tools import GREEDY, Frames, encode, look, make_engine, pair, run
+from engine_tools import GREEDY, Frames, encode, in_dtypes, look, make_engine, pair, run
 
 from vtts_rt.engine.engine import Engine, Event
 from vtts_rt.engine.sequence import FailedEvent, FinishedEvent, GenerationRequest, TokenEvent
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.types import SamplingParams
 
-PAGE_BYTES = 2 * 2 * 4 * 2 * 8 * 8  # k and v, layers, tokens, heads, head dim, float64
 LONG = SamplingParams(max_tokens=100, ignore_eos=True)
 
 
@@ -86,10 +85,11 @@ def test_no_request_waits_for_ever(model: Any, tokenizer: Tokenizer, max_sequenc
         assert done[request_id].token_ids == alone.token_ids
 
 
+@in_dtypes
 def test_too_few_pages_preempt_the_newest_and_lose_nothing(
     model: Any, tokenizer: Tokenizer
 ) -> None:
-    engine = make_engine(model, tokenizer, kv_bytes=36 * PAGE_BYTES)
+    engine = make_engine(model, tokenizer, num_pages=36)
     texts = [f"number {i} of some" for i in range(4)]
     ids = [add(engine, tokenizer, text, sampling=LONG) for text in texts]
     done = completions(drain(engine))
@@ -98,6 +98,7 @@ def test_too_few_pages_preempt_the_newest_and_lose_nothing(
     for request_id, text in zip(ids, texts, strict=True):
         alone = run(make_engine(model, tokenizer), encode(tokenizer, text), sampling=LONG)
         assert done[request_id].token_ids == alone.token_ids
+        assert done[request_id].logprobs == alone.logprobs
 
 
 def test_a_group_prefills_and_encodes_once(model: Any, tokenizer: Tokenizer) -> None:
@@ -313,7 +314,7 @@ def test_a_constraint_that_raises_fails_its_request_alone(model: Any, tokenizer:
 
 
 def test_pins_that_leave_no_room_are_named(model: Any, tokenizer: Tokenizer) -> None:
-    engine = make_engine(model, tokenizer, kv_bytes=30 * PAGE_BYTES)
+    engine = make_engine(model, tokenizer, num_pages=30)
     prompt = encode(tokenizer, "a" * 60)
     run(engine, prompt)
     pin = engine.pin(prompt)
@@ -329,7 +330,7 @@ def test_pins_that_leave_no_room_are_named(model: Any, tokenizer: Tokenizer) -> 
 def test_pages_that_run_out_while_decoding_alone_are_named(
     model: Any, tokenizer: Tokenizer
 ) -> None:
-    engine = make_engine(model, tokenizer, kv_bytes=30 * PAGE_BYTES)
+    engine = make_engine(model, tokenizer, num_pages=30)
     prompt = encode(tokenizer, "a" * 60)
     run(engine, prompt)
     pin = engine.pin(prompt)
@@ -351,7 +352,7 @@ def test_pages_computed_twice_are_given_back_by_preempting_oneself(
     common = encode(tokenizer, "c").extended(range(10, 17))  # 2 pages of 4
     short, long = common.extended(range(20, 44)), common.extended(range(50, 138))
     sampling = SamplingParams(max_tokens=4 * (num_pages - 1) - len(long), ignore_eos=True)
-    engine = make_engine(model, tokenizer, kv_bytes=num_pages * PAGE_BYTES)
+    engine = make_engine(model, tokenizer, num_pages=num_pages)
     engine.add(GenerationRequest(short, sampling=GREEDY))
     request = engine.add(GenerationRequest(long, sampling=sampling))
     done = completions(drain(engine))

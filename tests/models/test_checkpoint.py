@@ -21,6 +21,7 @@ from utils import copy_config, tiny_qwen2_5_vl
 from vtts_rt.models.base import ForwardBatch, VisionRows
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, Qwen2_5_VL
 from vtts_rt.models.registry import (
+    checkpoint_dtype,
     from_config,
     load_extras,
     load_model,
@@ -28,6 +29,7 @@ from vtts_rt.models.registry import (
     resolve_model,
     save_hf,
 )
+from vtts_rt.ops import native
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 
@@ -191,7 +193,35 @@ def test_dtype(saved: Path, tmp_path: Path, dtype: Any) -> None:
     wanted = torch.float32 if dtype == "auto" else getattr(torch, str(dtype).split(".")[-1])
     assert {p.dtype for p in model.parameters()} == {wanted} == {model.dtype}
     save_hf(model, tmp_path)
-    assert load_model(tmp_path).dtype == wanted
+    assert checkpoint_dtype(tmp_path) == wanted
+
+
+@pytest.mark.parametrize("isa", ["amx", "avx512_bf16", None])
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(
+    saved: Path, tmp_path: Path, isa: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "bfloat16_isa", lambda: isa)
+    for own in ("bfloat16", "float16", "float32"):
+        save_hf(load_model(saved), tmp_path, own)
+        faster = own == "bfloat16" and isa is not None
+        assert load_model(tmp_path).dtype is (torch.bfloat16 if faster else torch.float32)
+        assert load_model(tmp_path, own).dtype is getattr(torch, own)
+        assert load_model(tmp_path, device="meta").dtype is getattr(torch, own)  # no CPU
+
+
+def test_a_recipe_says_what_auto_is(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_hf(load_model(saved), tmp_path, "bfloat16", {"dtype": {"cpu": "float16", "cuda": 3}})
+    for isa in ("amx", None):
+        monkeypatch.setattr(native, "bfloat16_isa", lambda isa=isa: isa)
+        assert load_model(tmp_path).dtype is torch.float16
+        assert load_model(tmp_path, "float32").dtype is torch.float32
+        assert load_model("tiny").dtype is torch.float32
+    for bad in ("int8", 16, ["float32"]):
+        (tmp_path / "vtts.json").write_text(json.dumps({"dtype": {"cpu": bad}}))
+        with pytest.raises(ValueError, match="load_model: dtype must be 'auto' or one of float32"):
+            load_model(tmp_path)
 
 
 def test_saved_models_load_in_transformers(saved: Path, tmp_path: Path) -> None:

@@ -238,7 +238,9 @@ def test_the_native_call_refuses_slots_outside_the_pool_and_too_many_rows() -> N
     def call(num_rows: int) -> None:
         sizes, pool = (8, 8, 1, 1, 8), (2, 4)
         places = (at, num_rows, at, at, numbers, numbers, 1, numbers, numbers, 1, at)
-        _C.decode_step([], at, sizes, 1e-6, 1.0, *places, pool, at, "float32", "float32", False, 1)
+        _C.decode_step(
+            [], at, sizes, 1e-6, 1.0, *places, pool, at, "float32", "float32", False, 1, "auto"
+        )
 
     with pytest.raises(ValueError, match="slots must be inside the pool of 8, got 8"):
         call(1)

@@ -253,8 +253,7 @@ def test_paged_prefill_in_chunks_and_decode_equal_one_pass(
 def test_bf16_error_is_at_most_twice_that_of_transformers(family: Any, tmp_path: Path) -> None:
     exact = family(seed=5, dtype=torch.bfloat16)
     exact.save_pretrained(tmp_path)
-    ours = load_model(tmp_path)
-    assert ours.dtype == torch.bfloat16
+    ours = load_model(tmp_path, "bfloat16")
     inputs = make_inputs(ours, PROMPTS["two videos"])
     low = hf_logits(exact, inputs).float()
     expected = hf_logits(exact.float(), inputs)

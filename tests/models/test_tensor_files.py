@@ -12,7 +12,7 @@ import torchvision_shim
 from safetensors.torch import load_file, save_file
 from utils import tiny_qwen2_5_vl
 
-from vtts_rt.models.registry import load_model
+from vtts_rt.models.registry import checkpoint_dtype, load_model
 from vtts_rt.models.tensor_files import open_tensors
 
 NORM = "model.language_model.norm.weight"
@@ -200,4 +200,4 @@ def test_the_dtype_is_the_files_where_the_config_says_none(
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype="auto")
-    assert load_model(folder).dtype == theirs.dtype == dtype
+    assert checkpoint_dtype(folder) == theirs.dtype == dtype

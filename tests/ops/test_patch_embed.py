@@ -12,7 +12,6 @@ from triton_tools import check_interpreted, run_triton
 from utils import QWEN3_VL, UNEVEN
 
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
-from vtts_rt.ops import native
 from vtts_rt.ops.linear import linear
 from vtts_rt.ops.patch_embed import (
     PatchEmbedWeight,
@@ -152,14 +151,6 @@ def test_what_wants_a_gradient_or_another_type_goes_to_torch() -> None:
     half = PatchEmbedWeight(some_weight(8, torch.bfloat16), GEOMETRY)
     assert patch_embed(JOBS, half).dtype == torch.bfloat16
     assert patch_embed([], embed).shape == (0, 8)
-
-
-def test_many_rows_are_native_where_linear_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    embed = PatchEmbedWeight(some_weight(8), GEOMETRY)
-    for reason, backend in (("an Intel processor", "torch"), (None, "cpu")):
-        monkeypatch.setattr(native, "tiles_refusal", lambda reason=reason: reason)
-        expected = linear(patchify(JOBS, GEOMETRY), embed.weight, backend=backend)
-        assert torch.equal(patch_embed(JOBS, embed), expected)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -115,7 +115,7 @@ def test_a_second_process_opens_it_without_reading_it(
         first, second = map(int, done.stdout.split())
         return first, second
 
-    assert opened()[0] >= size  # hashed, and passed over once more by the demuxer
+    assert opened()[0] >= size  # hashed, and of Matroska passed over once more
     again, with_a_frame = opened()
     index = max(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert again < index + size // 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vtts_rt.bench.frames import resized
+from vtts_rt.bench.frames import FileReader, resized
 from vtts_rt.bench.model import moving_frames
 
 VIDEO_SECONDS, VIDEO_FPS, VIDEO_HW = 60, 30, (360, 640)
@@ -24,6 +24,7 @@ TAKES = (
     (0.80, (1.0, 0.0), (0.0, 1.0), True, 1),
     (0.50, (0.3, 0.6), (0.7, 0.3), False, 1),
 )
+_FRAMES_AT_ONCE = 60  # 41 MB
 CLIPS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")
 
 
@@ -37,6 +38,24 @@ def _cached(name: str, frames: Callable[[], Iterator[np.ndarray]], cache: Path) 
         aside = path.with_suffix(".part.mp4")
         write_video(aside, frames(), source_fps=VIDEO_FPS)
         aside.rename(path)
+    return path
+
+
+def turned(video: Path, share: float, folder: Path) -> Path:
+    """A file in `folder` of the frames of `video`, from `share` of it to its end, then the others;
+    encoded on first use. To what knows frames by their pixels it is another video."""
+    from vtts_rt.video.writer import write_video
+
+    with FileReader(video) as reader:
+        first = round(share * reader.num_frames)
+        path = folder / f"{video.stem}-from-{first}{video.suffix}"
+        if not path.is_file():
+            order = [*range(first, reader.num_frames), *range(first)]
+            starts = range(0, len(order), _FRAMES_AT_ONCE)
+            parts = (reader.frames(order[at : at + _FRAMES_AT_ONCE]) for at in starts)
+            aside = path.with_suffix(f".part{video.suffix}")
+            write_video(aside, (f for part in parts for f in part), source_fps=reader.source_fps)
+            aside.rename(path)
     return path
 
 

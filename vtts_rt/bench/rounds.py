@@ -38,7 +38,7 @@ from vtts_rt.models.checkpoint import load_extras
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES, load_model
 from vtts_rt.models.tokenizer import Tokenizer
-from vtts_rt.perception.prompts import load_prompts, prompts_from_dict
+from vtts_rt.perception.prompts import PromptTemplates, load_prompts, prompts_from_dict
 from vtts_rt.perception.strategy import find_strategy
 from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
@@ -85,15 +85,67 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     drafts = EngineConfig().draft_tokens
     add_setting_flags(parser, strategy="official,append", draft_tokens=drafts, several_dtypes=True)
     add = parser.add_argument
-    add("--peer", default="hf", help=f"whom to compare with: none, or of {', '.join(PEERS)}")
     add("--repeats", "--num-iters", type=int, default=3, help="runs of each side")
     add(
         "--ablations",
         action="store_true",
         help="ours also without each cache and overlap",
     )
+    add_peer_flags(parser, "hf")
+
+
+def add_peer_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    """--peer, which `peers_of` reads, and how vLLM runs."""
+    add = parser.add_argument
+    add("--peer", default=default, help=f"whom to compare with: none, or of {', '.join(PEERS)}")
     add("--vllm-python", type=Path, help="interpreter of vLLM's environment (bench/vllm_env.sh)")
     add("--vllm-compile", action="store_true", help="torch.compile in vLLM instead of eager mode")
+
+
+def peers_of(args: argparse.Namespace) -> list[str]:
+    """--peer, checked. ValueError for an unknown one, RuntimeError where vLLM's interpreter is
+    missing."""
+    peers = [name for name in args.peer.split(",") if name not in ("", "none")]
+    for name in peers:
+        require("bench", "peer", name, name in PEERS, f"none, or of {', '.join(PEERS)}")
+    if any(name.startswith("vllm") for name in peers) and args.vllm_python is None:
+        environment = source_module("the peers on vLLM", "vllm_peer.py").ENVIRONMENT
+        raise RuntimeError(f"bench: --vllm-python is missing: {environment}")
+    return peers
+
+
+def vllm_peer(args: argparse.Namespace, folder: Path, dtype: str) -> Any:
+    """A `VllmPeer` (bench/vllm_peer.py) as the flags say; a context manager."""
+    return source_module("the peers on vLLM", "vllm_peer.py").VllmPeer(
+        folder,
+        args.vllm_python,
+        dtype=dtype,
+        device=args.device,
+        threads=args.threads,
+        compiled=args.vllm_compile,
+    )
+
+
+def asked_alike(
+    runtime: Runtime, setting: Setting, strategy: StrategyName, words: PromptTemplates
+) -> dict[str, Any]:
+    """Arguments of a peer's `ask`: the budgets and words that `runtime` gives ours. words: of the
+    checkpoint."""
+    perception = runtime.perception(setting.perception(strategy))
+    if perception.prompts:
+        words = load_prompts(perception.prompts, base=words)
+    return {
+        "options": OPTIONS,
+        "perception": perception,
+        "clues": setting.parsed_clues,
+        "max_tokens": setting.max_tokens,
+        "templates": words,
+    }
+
+
+def words_of(folder: Path) -> PromptTemplates:
+    """The words that a checkpoint brings along."""
+    return prompts_from_dict(load_extras(folder).get("prompts", {}))
 
 
 def theme(args: argparse.Namespace) -> str:
@@ -106,19 +158,13 @@ def theme(args: argparse.Namespace) -> str:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result (the JSON file's content); arguments as `--help` says."""
     strategies = strategies_of(args)
-    peers = [name for name in args.peer.split(",") if name not in ("", "none")]
+    peers = peers_of(args)
     dtypes = args.dtype.split(",") if args.dtype else ["auto"]
-    for name in peers:
-        require("bench", "peer", name, name in PEERS, f"none, or of {', '.join(PEERS)}")
     for name in dtypes:
         ok = name in DTYPES or args.dtype is None
         require("bench", "dtype", name, ok, f"of {', '.join(DTYPES)}")
     for name in ("repeats", "max_tokens"):
         require("bench", name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
-    if any(name.startswith("vllm") for name in peers):
-        environment = source_module("the peers on vLLM", "vllm_peer.py").ENVIRONMENT
-        if args.vllm_python is None:
-            raise RuntimeError(f"bench: --vllm-python is missing: {environment}")
     check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
@@ -156,7 +202,7 @@ class _Bench:
         self._args, self._folder, self._video = args, folder, video
         self._metadata, self._setting = metadata, setting
         self._strategies, self._peers = strategies, peers
-        self._words = prompts_from_dict(load_extras(folder).get("prompts", {}))
+        self._words = words_of(folder)
         self.resolved = setting.perception(strategies[0]).resolve(GEOMETRY)
         self.about_vllm: dict[str, Any] | None = None
 
@@ -211,15 +257,7 @@ class _Bench:
                 yield self._peer(name, loop.ask, None, runtime)
                 continue
             if vllm is None:
-                vllm = source_module("the peers on vLLM", "vllm_peer.py").VllmPeer(
-                    self._folder,
-                    args.vllm_python,
-                    dtype=dtype,
-                    device=args.device,
-                    threads=args.threads,
-                    compiled=args.vllm_compile,
-                )
-                stack.enter_context(vllm)
+                vllm = stack.enter_context(vllm_peer(args, self._folder, dtype))
                 self.about_vllm = vllm.about
             yield self._peer(name, partial(vllm.ask, metadata=self._metadata), vllm.forget, runtime)
 
@@ -231,19 +269,8 @@ class _Bench:
         runtime: Runtime,
     ) -> _Contender:
         def ask(video: Path, setting: Setting, question: str) -> list[RoundSample]:
-            config, words = setting.perception(PEERS[name].strategy), self._words
-            perception = runtime.perception(config)
-            if perception.prompts:
-                words = load_prompts(perception.prompts, base=words)
-            return asked(
-                video,
-                question,
-                options=OPTIONS,
-                perception=perception,
-                clues=setting.parsed_clues,
-                max_tokens=setting.max_tokens,
-                templates=words,
-            )
+            alike = asked_alike(runtime, setting, PEERS[name].strategy, self._words)
+            return asked(video, question, **alike)
 
         return _Contender(PEERS[name].label, ask, forget)
 

@@ -4,6 +4,9 @@ Closed loop: each of C clients sends its next question when it has its answer. E
 begins cold: files not seen before, caches cleared. Field names are those of `vllm bench serve`;
 TTFT is that of the first round, from the question on, opening the file included. With drafts,
 which are off by default, tokens come several at a time: there is no inter-token latency then.
+
+With --peer vLLM is asked the same questions: its offline engine, all of them put at once. Runs
+alternate, and of each side the one of median duration is reported.
 """
 
 from __future__ import annotations
@@ -14,14 +17,29 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vtts_rt.bench.footage import turned
+from vtts_rt.bench.peer import RoundSample
+from vtts_rt.bench.rounds import (
+    PEERS,
+    Peer,
+    add_peer_flags,
+    asked_alike,
+    peers_of,
+    samples,
+    vllm_peer,
+    words_of,
+)
 from vtts_rt.bench.setting import (
     OPTIONS,
     Setting,
@@ -35,10 +53,10 @@ from vtts_rt.bench.setting import (
     video_name,
 )
 from vtts_rt.config import EngineConfig, RuntimeConfig
+from vtts_rt.perception.prompts import PromptTemplates
 from vtts_rt.perception.strategy import find_strategy
-from vtts_rt.rounds.results import Answer
 from vtts_rt.runtime import Runtime
-from vtts_rt.types import ReuseStats, StrategyName, require
+from vtts_rt.types import ReuseStats, StrategyName, VideoMetadata, require
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +71,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--num-prompts", type=int, default=8, help="questions asked at each concurrency")
     add("--num-videos", type=int, default=4, help="files they are about")
+    add("--repeats", "--num-iters", type=int, default=1, help="runs at each concurrency")
+    add_peer_flags(parser, "none")
     add(
         "--one-video",
         type=int,
@@ -63,6 +83,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def theme(args: argparse.Namespace) -> str:
     """What its result is filed under."""
+    if args.peer not in ("", "none"):
+        return "concurrent" if args.dtype in (None, "float32") else f"concurrent{args.dtype}"
     return "serve" if _levels(args) else "onevideo"
 
 
@@ -72,37 +94,54 @@ def _levels(args: argparse.Namespace) -> list[int]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return the result (the JSON file's content); arguments as `--help` says."""
-    strategies = strategies_of(args)
-    levels = _levels(args)
-    for name, values in (
-        ("max_concurrency", levels),
-        ("num_prompts", [args.num_prompts]),
-        ("num_videos", [args.num_videos]),
-    ):
+    strategies, peers, levels = strategies_of(args), peers_of(args), _levels(args)
+    counts = {name: [getattr(args, name)] for name in ("num_prompts", "num_videos", "repeats")}
+    for name, values in {"max_concurrency": levels, **counts}.items():
         for value in values:
             require("bench", name, value, value >= 1, ">= 1")
     low = 0 if levels else 1
     require("bench", "one_video", args.one_video, args.one_video >= low, f">= {low}")
+    if peers:
+        require("bench", "peer", args.peer, "hf" not in peers, "none, or on vLLM")
+        rule = f"num_prompts ({args.num_prompts}) beside a peer, which is asked all at once"
+        require("bench", "max_concurrency", levels, levels == [args.num_prompts], rule)
     check_compute(args)
     folder, video, metadata = model_and_video(args)
     setting = Setting.of(args, metadata.duration_seconds)
-    with (
-        tempfile.TemporaryDirectory() as files,
-        Runtime.from_pretrained(
+    with ExitStack() as stack:
+        files = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        runtime = Runtime.from_pretrained(
             folder,
             dtype=dtype_of(args, folder),
             device=args.device,
             engine=EngineConfig(draft_tokens=args.draft_tokens),
             config=RuntimeConfig(threads=args.threads),
-        ) as runtime,
-    ):
+        )
+        stack.enter_context(runtime)
         resolved = runtime.perception(setting.perception(strategies[0]))
-        bench = _Bench(runtime, video, Path(files), setting, args.draft_tokens > 0)
-        bench.ask(bench.copy(), 0, strategies[0])  # code, threads and allocator, not caches
-        sweep = []
-        for strategy in strategies:
-            for level in levels:
-                sweep.append(bench.serve(strategy, level, args.num_prompts, args.num_videos))
+        # A peer knows frames by their pixels: files that it is to see as several differ in them.
+        shares = [number / args.num_videos for number in range(args.num_videos if peers else 1)]
+        folder_of = args.cache_dir if args.video is None else files
+        videos = [turned(video, share, folder_of) if share else video for share in shares]
+        # Code, threads and allocator, not caches.
+        brief = replace(setting, rounds=1, max_tokens=2, clues=[])
+        bench = _Bench(runtime, videos, files, brief, args.draft_tokens > 0)
+        bench.ask(bench.copy(), 0, strategies[0])
+        numbers, about = (args.num_prompts, args.num_videos), None
+        sides: dict[str, Any] = {s: partial(bench.serve, s, *numbers) for s in strategies}
+        if peers:
+            vllm = stack.enter_context(vllm_peer(args, folder, dtype_of(args, folder)))
+            about = vllm.about
+            for name in peers:
+                ask = partial(bench.serve_peer, vllm, PEERS[name], words_of(folder), metadata)
+                ask(1, 1, 1)
+                sides[PEERS[name].label] = partial(ask, *numbers)
+        bench.setting = setting
+        sweep: list[dict[str, Any]] = []
+        for level in levels:
+            runs = [[ask(level) for ask in sides.values()] for _ in range(args.repeats)]
+            sweep += map(_median, zip(*runs, strict=True))
+        sweep.sort(key=lambda part: list(sides).index(part["strategy"]))
         one_video = []
         if args.one_video:
             layouts = [(strategy, True) for strategy in strategies]
@@ -110,7 +149,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             one_video = [bench.one_video(*layout, args.one_video) for layout in layouts]
     flags = ["strategy", "rounds", "max_tokens", "device", "dtype", "threads", "footage", "video"]
     flags += ["model", "parity", "draft_tokens", "max_concurrency", "num_prompts", "num_videos"]
-    flags += ["one_video"]
+    flags += ["one_video", "repeats", "peer", "vllm_compile"]
     return {
         **heading("serve", args, flags),
         "backend": "vtts_rt",
@@ -119,79 +158,131 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             **setting.as_dict(video_name(args), metadata, resolved),
             "num_videos": args.num_videos,
             "draft_tokens": args.draft_tokens,
-            "unmeasured": "loading the model; one question on another file",
+            "unmeasured": "loading the models; a warm-up of one round and two tokens a side",
         },
+        "vllm": about,
         "sweep": sweep,
+        "comparisons": _compared(sweep, strategies, peers),
         "one_video": one_video,
     }
 
 
+def _median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The run of median duration, with the durations of all."""
+    ordered = sorted(runs, key=lambda run: run["duration"])
+    return {**ordered[(len(runs) - 1) // 2], "durations": [run["duration"] for run in runs]}
+
+
+def _compared(
+    sweep: list[dict[str, Any]], strategies: list[StrategyName], peers: list[str]
+) -> list[dict[str, Any]]:
+    """Questions a second of ours over a peer's, which has answered as many in as many tokens."""
+    rates = {part["strategy"]: part["request_throughput"] for part in sweep}
+    return [
+        {
+            "name": name,
+            "baseline": PEERS[peer].label,
+            "same_work": PEERS[peer].same_work(name),
+            "throughput_ratio": rates[name] / rates[PEERS[peer].label],
+        }
+        for peer in peers
+        for name in strategies
+    ]
+
+
 @dataclass(slots=True)
 class _Asked:
-    """One answered question: when it was asked, when its tokens came, when it was over (s)."""
+    """One answered question of any side. seconds: from asking to its end; ttft: to its first
+    token; gaps: between its tokens, none where a side does not tell."""
 
-    answer: Answer
-    began: float
-    token_times: list[float]
-    ended: float
-
-    @property
-    def seconds(self) -> float:
-        return self.ended - self.began
-
-    @property
-    def ttft(self) -> float:
-        return self.token_times[0] - self.began
+    rounds: Sequence[RoundSample]
+    seconds: float
+    ttft: float
+    gaps: list[float]
 
 
 class _Bench:
+    """videos: files that questions are about, each of other frames; copies of them in turn.
+    setting: of the questions from now on."""
+
     def __init__(
-        self, runtime: Runtime, video: Path, files: Path, setting: Setting, drafts: bool
+        self, runtime: Runtime, videos: list[Path], files: Path, setting: Setting, drafts: bool
     ) -> None:
         self._runtime = runtime
-        self._bytes = video.read_bytes()
-        self._suffix = video.suffix
+        self._videos = [(video.read_bytes(), video.suffix) for video in videos]
         self._files = files
-        self._setting = setting
+        self.setting = setting
         self._drafts = drafts
         self._copies = count()
 
-    def copy(self) -> Path:
+    def copy(self, number: int = 0) -> Path:
         """A file of the same frames and another content, so that nothing of it is known.
 
         An MP4 box `free` at the end, which readers skip, tells the copies apart.
         """
-        number = next(self._copies)
-        path = self._files / f"{number}{self._suffix}"
-        path.write_bytes(self._bytes + struct.pack(">I4sQ", 16, b"free", number))
+        content, suffix = self._videos[number % len(self._videos)]
+        mark = next(self._copies)
+        path = self._files / f"copy-{mark}{suffix}"
+        path.write_bytes(content + struct.pack(">I4sQ", 16, b"free", mark))
         return path
 
     def ask(self, video: Path, number: int, strategy: StrategyName) -> _Asked:
         """Ask question `number` about a file."""
-        token_times: list[float] = []
+        times: list[float] = []
 
         def note(event: Any) -> None:
             if event.type == "token":
-                token_times.append(time.perf_counter())
+                times.append(time.perf_counter())
 
         began = time.perf_counter()
         answer = self._runtime.ask(
             str(video),
             question(number),
             options=OPTIONS,
-            perception=self._setting.perception(strategy),
-            sampling=self._setting.sampling,
-            assume_clues=self._setting.clues,
+            perception=self.setting.perception(strategy),
+            sampling=self.setting.sampling,
+            assume_clues=self.setting.clues,
             on_event=note,
         )
-        return _Asked(answer, began, token_times, time.perf_counter())
+        seconds = time.perf_counter() - began
+        gaps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+        return _Asked(samples(answer), seconds, times[0] - began, gaps)
+
+    def serve_peer(
+        self,
+        vllm: Any,
+        peer: Peer,
+        words: PromptTemplates,
+        metadata: VideoMetadata,
+        num_prompts: int,
+        num_videos: int,
+        concurrency: int,
+    ) -> dict[str, Any]:
+        """As `serve`, of vLLM: all questions at once."""
+        vllm.forget()
+        videos = [self.copy(number) for number in range(num_videos)]
+        began = time.perf_counter()
+        answers = vllm.ask_together(
+            [videos[number % num_videos] for number in range(num_prompts)],
+            [question(number) for number in range(num_prompts)],
+            metadata=metadata,
+            **asked_alike(self._runtime, self.setting, peer.strategy, words),
+        )
+        duration = time.perf_counter() - began
+        asked = []
+        for rounds in answers:
+            seconds = sum(look.timings.total for look in rounds) / 1e3
+            asked.append(_Asked(rounds, seconds, rounds[0].timings.ttft / 1e3, []))
+        result = _served(asked, concurrency, duration, drafts=True)
+        result["reuse"]["pairs_encoded"] = vllm.pairs_encoded
+        return self._told({"strategy": peer.label, "num_videos": num_videos, **result}, videos)
 
     def serve(
-        self, strategy: StrategyName, concurrency: int, num_prompts: int, num_videos: int
+        self, strategy: StrategyName, num_prompts: int, num_videos: int, concurrency: int
     ) -> dict[str, Any]:
         """`num_prompts` questions, `concurrency` at once, cold; the files in turn."""
         self._runtime.clear_caches()
-        videos = [self.copy() for _ in range(num_videos)]
+        videos = [self.copy(number) for number in range(num_videos)]
         before = self._runtime.stats()["scheduler"]
         began = time.perf_counter()
         with ThreadPoolExecutor(concurrency) as clients:
@@ -208,8 +299,14 @@ class _Bench:
         after = self._runtime.stats()["scheduler"]
         result["steps"] = after["steps"] - before["steps"]
         result["preemptions"] = after["preemptions"] - before["preemptions"]
+        return self._told(result, videos)
+
+    @staticmethod
+    def _told(result: dict[str, Any], videos: list[Path]) -> dict[str, Any]:
+        """Say what a run took; its files go."""
         said = f"{result['duration']:.2f} s, {result['output_throughput']:.1f} tokens/s"
-        print(f"{strategy}, {concurrency} at once, {num_videos} videos: {said}", file=sys.stderr)
+        name = f"{result['strategy']}, {result['max_concurrency']} at once, {len(videos)} videos"
+        print(f"{name}: {said}", file=sys.stderr)
         for path in videos:
             path.unlink()
         return result
@@ -218,9 +315,9 @@ class _Bench:
         self, strategy: StrategyName, text_first: bool, num_requests: int
     ) -> dict[str, Any]:
         """Requests about one file, together, against each alone and cold, one after the other."""
-        self._setting = replace(self._setting, text_first=text_first)
+        self.setting = replace(self.setting, text_first=text_first)
         name = strategy if text_first else f"{strategy}, video first"
-        shared = self.serve(strategy, num_requests, num_requests, 1)
+        shared = self.serve(strategy, num_requests, 1, num_requests)
         alone = []
         for number in range(num_requests):
             self._runtime.clear_caches()
@@ -241,16 +338,10 @@ class _Bench:
 def _served(asked: list[_Asked], concurrency: int, duration: float, drafts: bool) -> dict[str, Any]:
     """Fields of `vllm bench serve` (duration in seconds, tokens and requests a second, ms), those
     of ITL only without drafts."""
-    answers = [a.answer for a in asked]
-    rounds = [r for answer in answers for r in answer.rounds]
-    inputs = [sum(r.prompt_tokens for r in answer.rounds) for answer in answers]
-    outputs = [sum(len(r.token_ids) for r in answer.rounds) for answer in answers]
-    reuse = sum((r.reuse for r in rounds), ReuseStats())
-    gaps = [
-        later - sooner
-        for a in asked
-        for sooner, later in zip(a.token_times, a.token_times[1:], strict=False)
-    ]
+    rounds = [look for a in asked for look in a.rounds]
+    inputs = [sum(r.prompt_tokens for r in a.rounds) for a in asked]
+    outputs = [sum(len(r.token_ids) for r in a.rounds) for a in asked]
+    reuse = sum((r.reuse for r in rounds if r.reuse is not None), ReuseStats())
     per_token = [
         (r.timings.total - r.timings.ttft) / 1e3 / (len(r.token_ids) - 1)
         for r in rounds
@@ -259,20 +350,20 @@ def _served(asked: list[_Asked], concurrency: int, duration: float, drafts: bool
     return {
         "max_concurrency": concurrency,
         "num_prompts": len(asked),
-        "completed": len(answers),
+        "completed": len(asked),
         "duration": duration,
         "total_input_tokens": sum(inputs),
         "total_output_tokens": sum(outputs),
-        "request_throughput": len(answers) / duration,
+        "request_throughput": len(asked) / duration,
         "output_throughput": sum(outputs) / duration,
         "total_token_throughput": (sum(inputs) + sum(outputs)) / duration,
         **_statistics("ttft", [a.ttft for a in asked]),
         **_statistics("tpot", per_token),
-        **({} if drafts else _statistics("itl", gaps)),
+        **({} if drafts else _statistics("itl", [gap for a in asked for gap in a.gaps])),
         **_statistics("e2el", [a.seconds for a in asked]),
         "round_ttft_ms": [
-            statistics.median(answer.rounds[index].timings.ttft for answer in answers)
-            for index in range(len(answers[0].rounds))
+            statistics.median(a.rounds[index].timings.ttft for a in asked)
+            for index in range(len(asked[0].rounds))
         ],
         "input_lens": inputs,
         "output_lens": outputs,
@@ -318,6 +409,9 @@ def print_table(result: dict[str, Any]) -> None:
         )
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
+    for found in result["comparisons"]:
+        ratio = f"{found['throughput_ratio']:.2f} times the questions a second"
+        console.print(f"{found['name']} against {found['baseline']}: {ratio}")
     for part in result["one_video"]:
         ratio = f"{part['time_ratio']:.2f} of the time of {part['num_requests']} alone"
         console.print(

@@ -139,6 +139,7 @@ def decode_step(
         *(cos.data_ptr(), sin.data_ptr(), slots.data_ptr()),
         *(page_table.data_ptr(), page_table.shape[1], cu_seqlens_q.data_ptr()),
         *(seqlens_k.data_ptr(), page_table.shape[0], pages.data_ptr(), tuple(pages.shape[2:4])),
-        *(out.data_ptr(), native.STORAGE[x.dtype], weight_dtype, packed, torch.get_num_threads()),
+        *(out.data_ptr(), native.STORAGE[x.dtype], weight_dtype, packed),
+        *(torch.get_num_threads(), "auto"),
     )
     return out

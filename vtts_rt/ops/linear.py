@@ -71,7 +71,7 @@ def _native(x: Tensor, matrix: Matrix, bias: Tensor | None) -> Tensor:
         *(rows.data_ptr(), rows.stride(0), matrix.address, native.address(matrix.scale)),
         *(native.address(bias), out.data_ptr(), *rows.shape, matrix.num_outputs),
         *(native.STORAGE[x.dtype], matrix.weight_dtype, matrix.packed),
-        torch.get_num_threads(),
+        *(torch.get_num_threads(), "auto"),
     )
     return out
 

@@ -75,8 +75,7 @@ def _native(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
         out.data_ptr(),
         tuple(q.shape),
         q.shape[2] ** -0.5,
-        torch.get_num_threads(),
-        dtype=native.STORAGE[q.dtype],
+        *(torch.get_num_threads(), "auto", native.STORAGE[q.dtype]),
     )
     return out
 

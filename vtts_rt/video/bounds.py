@@ -39,9 +39,10 @@ HEADER_BYTES_A_PACKET = 16  # those of a sample in the tables, or of a cue of Ma
 HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"mif1", b"mif2"))
 
 
-def check_header(media: Media, opening: Opening) -> None:
+def check_header(media: Media, opening: Opening) -> list[Track]:
     """ValueError for a file of which a demuxer would keep more than the bounds allow.
 
+    The tracks of an MP4 or QuickTime file that has no fragments are given back.
     Headers are believed as demuxers believe them; one that is broken ends the look at it.
     """
     most_bytes = MIN_HEADER_BYTES + HEADER_BYTES_A_PACKET * opening.limits.max_packets
@@ -54,7 +55,8 @@ def check_header(media: Media, opening: Opening) -> None:
         elif head.startswith(b"RIFF") and head[8:12] == b"AVI ":
             opening.check_packets(_num_avi_entries(data, media.name), media.name)
         else:
-            _check_mp4(data, opening, most_bytes, media.name)
+            return _checked_mp4(data, opening, most_bytes, media.name)
+    return []
 
 
 def _matroska_header_bytes(data: Window) -> int:
@@ -160,15 +162,18 @@ def _header_rule(most_bytes: int) -> str:
 
 
 @dataclass(slots=True)
-class _Track:
-    """Tables of a track, as raw numbers: stts (count, ticks), stsc (first chunk, samples, -)."""
+class Track:
+    """Tables of a track, as raw numbers: stts (count, ticks), stsc (first chunk, samples, -),
+    of all its boxes ctts (count, ticks). number: its ID."""
 
+    number: int = 0
     is_sound: bool = False
     num_samples: int = 0
     same_size: bool = False
     num_chunks: int = 0
     stts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), ">u4"))
     stsc: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), ">u4"))
+    ctts: list[np.ndarray] = field(default_factory=list)
     num_edits: int = 1
 
     @property
@@ -186,14 +191,14 @@ class _Track:
         return int((np.diff(firsts).clip(0) * pieces).sum())
 
 
-def _check_mp4(data: Window, opening: Opening, most_bytes: int, name: str) -> None:
+def _checked_mp4(data: Window, opening: Opening, most_bytes: int, name: str) -> list[Track]:
     """ValueError for a file of which FFmpeg would keep more than the bounds allow, and for HEIF.
 
     most_bytes: of the movie box. Content of another kind holds no box that counts.
     """
     header = _Header(opening, most_bytes, name)
     header.read(data, 0, data.num_bytes, 0)
-    header.check()
+    return header.checked()
 
 
 class _Header:
@@ -201,11 +206,11 @@ class _Header:
 
     def __init__(self, opening: Opening, most_bytes: int, name: str) -> None:
         self._opening, self._most_bytes, self._name = opening, most_bytes, name
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._num_boxes = self._num_bytes = self._num_fragment_samples = 0
         self._brands: set[bytes] = set()
 
-    def check(self) -> None:
+    def checked(self) -> list[Track]:
         heif = self._brands & HEIF_BRANDS and b"avif" not in self._brands and not self._tracks
         rule = "be no HEIF picture (save it as JPEG, PNG or AVIF)"
         require_video(not heif, rule, self._name)
@@ -214,6 +219,7 @@ class _Header:
             # For every edit FFmpeg passes over the samples, and may take all of them.
             entries += track.num_entries() * track.num_edits
             self._opening.check_packets(entries, self._name)
+        return [] if self._num_fragment_samples else self._tracks
 
     def read(self, data: Window, place: int, end: int, depth: int) -> None:
         while place + 8 <= end and depth <= MAX_DEPTH:
@@ -229,7 +235,7 @@ class _Header:
                 require_video(False, f"have at most {MAX_BOXES} boxes", f"more in {self._name}")
             if kind in CONTAINERS:
                 if kind == b"trak":
-                    self._tracks.append(_Track())
+                    self._tracks.append(Track())
                 full = kind == b"meta" and data.at(start + 4, 4) != b"hdlr"
                 self.read(data, start + 4 * full, stop, depth + 1)
             elif kind not in SKIPPED:
@@ -254,8 +260,12 @@ class _Header:
         elif self._tracks:
             self._table(kind, self._tracks[-1], data, start, stop)
 
-    def _table(self, kind: bytes, track: _Track, data: Window, start: int, stop: int) -> None:
-        if kind == b"hdlr":
+    def _table(self, kind: bytes, track: Track, data: Window, start: int, stop: int) -> None:
+        if kind == b"tkhd":
+            track.number = data.number(start + (20 if data.number(start, 1) == 1 else 12), 4)
+        elif kind == b"ctts":
+            track.ctts.append(_numbers(data, start, stop, 2))
+        elif kind == b"hdlr":
             track.is_sound = data.at(start + 8, 4) == b"soun"
         elif kind in (b"stsz", b"stz2"):
             track.num_samples = max(track.num_samples, data.number(start + 8, 4))

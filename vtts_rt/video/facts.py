@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import av
 import numpy as np
 
-from vtts_rt.video.container import PIECE_BYTES, Media, av_errors, video_stream
+from vtts_rt.video.bounds import Track
+from vtts_rt.video.container import PIECE_BYTES, Media, av_errors, pass_by, video_stream
 from vtts_rt.video.index import PacketIndex, build_index
 from vtts_rt.video.limits import require_video
 from vtts_rt.video.packets import open_stream
 from vtts_rt.video.pixels import display_matrix
+from vtts_rt.video.tables import sample_table
 
 ARRAYS = ("keys", "seek_times", "order", "frame_of", "packet_of", "keyframes", "times_seconds")
 NUMBERS = ("key_name", "source_fps", "duration_seconds")
@@ -63,31 +66,41 @@ class VideoFacts:
         return VideoFacts(content_id, codec, tuple(hw), tuple(matrix), index)
 
 
-def learn_facts(media: Media, container: Any, source_fps: float | None) -> VideoFacts:
-    """One pass over the packets of a freshly opened container, the content hashed beside it.
+def learn_facts(
+    media: Media, container: Any, source_fps: float | None, tracks: Iterable[Track] = ()
+) -> VideoFacts:
+    """One pass over the packets of a freshly opened container, the content hashed beside it; of a
+    long MP4 one over its sample tables.
 
-    source_fps: rate of a stream that has no timestamps of its own.
+    source_fps: rate of a stream that has no timestamps of its own. tracks: of `check_header`.
     Raises ValueError when the content is no video, none of its frames decodes, or it exceeds a
     bound of the opening.
     """
-    stream = video_stream(container, media.name)
+    stream = _alone(container, video_stream(container, media.name))
     opening = media.opening
     opening.check_pixels(stream.codec_context.height, stream.codec_context.width, media.name)
-    stream.thread_count = 1  # one frame is decoded: threads would only read ahead
-    if hasattr(stream, "discard"):  # PyAV 18 on: packets of sound need not be made to be dropped
-        for other in container.streams:
-            if other is not stream:
-                other.discard = av.stream.Discard.all
     with ThreadPoolExecutor(1, "vtts_rt-hash") as pool, av_errors(media.name):
         # Beside a small content a thread costs more than it saves.
-        hashed = pool.submit(media.content_id) if media.num_bytes > PIECE_BYTES else None
+        table = hashed = None
+        if media.num_bytes > PIECE_BYTES:
+            pool.submit(media.read_ahead)
+            table = sample_table(container, stream, tracks, media.num_bytes)
+            hashed = pool.submit(media.content_id, table.look if table else pass_by)
+            if table:
+                table.has_looked = hashed.result
+
+        def reopen() -> tuple[Any, Any]:
+            container, stream = open_stream(media)
+            return container, _alone(container, stream)
+
         try:
             found = build_index(
                 container,
                 stream,
-                lambda: open_stream(media),
+                reopen,
                 source_fps,
                 lambda packets, frames: opening.check_counts(packets, frames, media.name),
+                table.packets if table else None,
             )
         except BaseException:
             opening.cancel()
@@ -104,3 +117,13 @@ def learn_facts(media: Media, container: Any, source_fps: float | None) -> Video
         matrix=display_matrix(first),
         index=index,
     )
+
+
+def _alone(container: Any, stream: Any) -> Any:
+    """`stream`, to be passed over without the others; one frame of it is decoded."""
+    stream.thread_count = 1  # threads would only read ahead
+    if hasattr(stream, "discard"):  # PyAV 18 on: packets of sound need not be made to be dropped
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+    return stream

@@ -14,7 +14,9 @@ from typing import Any
 import av
 import numpy as np
 
+from vtts_rt.video.container import demuxed
 from vtts_rt.video.frame_headers import shows_nothing
+from vtts_rt.video.tables import Packets
 from vtts_rt.video.timestamps import MISSING, mended_times
 
 FALLBACK_FPS = 25.0  # ffmpeg's own rate for streams that carry neither times nor a rate
@@ -98,22 +100,13 @@ def timed_key(time: Any, size: Any) -> Any:
     return (time << 24) ^ size
 
 
-def demuxed(container: Any, stream: Any) -> Any:
-    """The packets of a stream that hold data; a broken tail ends them, as the end of file does."""
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                yield packet
-    except (av.FFmpegError, OSError):
-        return
-
-
 def build_index(
     container: Any,
     stream: Any,
     reopen: Callable[[], tuple[Any, Any]],
     source_fps: float | None = None,
     check: Callable[[int, int], None] = lambda num_packets, num_frames: None,
+    told: Callable[[Any, Any, Packets], Packets | None] | None = None,
 ) -> tuple[PacketIndex, Any] | None:
     """One pass over the packets of a freshly opened container; the first frame is decoded.
 
@@ -123,6 +116,7 @@ def build_index(
     source_fps: rate of a stream without any times; the default is the container's guess.
     check: called now and then with the numbers of packets and of frames that show; what it raises
     ends the pass.
+    told: `SampleTable.packets`, which makes it a pass over the first packets where it knows all.
     Returns the index and the first frame that decodes (what only a decoder knows: size, display
     matrix); None when no packet holds a frame that shows or none decodes.
     """
@@ -148,11 +142,25 @@ def build_index(
         if probing:
             first = decode_tagged(stream, packet, len(hidden) - 1)  # overwrites the packet's times
             probing = not first and len(hidden) <= PROBE_PACKETS
+        if told is not None and not probing:
+            break
+    else:
+        told = None
     first = first or decode_tagged(stream, None, 0)
     if not first:
         return None
-    all_pts, all_dts, places, sizes, durations = np.frombuffer(rows, np.int64).reshape(-1, 5).T
+    columns = np.frombuffer(rows, np.int64).reshape(-1, 5)
     shows = np.frombuffer(bytes(hidden), np.uint8) == 0
+    if told is not None:
+        packets = told(container, stream, Packets(columns, shows, keyframes.tolist()))
+        if packets is None:
+            again = reopen()
+            with again[0]:
+                return build_index(*again, reopen, source_fps, check)
+        columns, shows, keys_at = packets
+        check(len(shows), int(shows.sum()))
+        keyframes = array("q", keys_at)
+    all_pts, all_dts, places, sizes, durations = columns.T
     times, seek_times = all_pts, all_dts
     no_pts = bool((times == MISSING).any())
     # AVI stores no presentation times, and FFmpeg's guess may just follow the file's order.
@@ -187,10 +195,10 @@ def build_index(
         seconds = (shown_times - shown_times[0]) * float(stream.time_base)
         last_seconds = float(durations[packet_of[-1]] * stream.time_base)
     fps, duration = _rate_and_duration(seconds, rate, last_seconds)
-    columns = {"pos": places}
+    choices = {"pos": places}
     for name, stamps in (("pts", all_pts), ("dts", all_dts)):
-        columns[name] = np.where(stamps == MISSING, MISSING, timed_key(stamps, sizes))
-    keys, key_name = _unique_key(columns)
+        choices[name] = np.where(stamps == MISSING, MISSING, timed_key(stamps, sizes))
+    keys, key_name = _unique_key(choices)
     index = PacketIndex(
         keys=keys,
         key_name=key_name,

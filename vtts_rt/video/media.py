@@ -9,7 +9,7 @@ from typing import Any
 from vtts_rt.types import Decoder
 from vtts_rt.video.animations import AnimationSource
 from vtts_rt.video.arrays import ArraySource
-from vtts_rt.video.bounds import check_header
+from vtts_rt.video.bounds import Track, check_header
 from vtts_rt.video.container import Media, Window
 from vtts_rt.video.decoders import chosen_decoder
 from vtts_rt.video.facts import VideoFacts, learn_facts
@@ -70,8 +70,7 @@ def _opened(media: Media, opening: Opening, source_fps: float | None) -> FrameSo
         return picture
     facts = known_facts(media, source_fps)
     if facts is None:
-        check_header(media, opening)
-        learned = _learned(media, source_fps)
+        learned = _learned(media, source_fps, check_header(media, opening))
         if isinstance(learned, ArraySource):
             return learned
         facts = learned
@@ -130,10 +129,12 @@ def _require_one_page(image: Any, name: str) -> None:
     image.seek(0)
 
 
-def _learned(media: Media, source_fps: float | None) -> VideoFacts | ArraySource:
+def _learned(
+    media: Media, source_fps: float | None, tracks: list[Track]
+) -> VideoFacts | ArraySource:
     """What one pass tells of a video; a picture of a format that Pillow does not know."""
     with media.open() as container:
-        facts = learn_facts(media, container, source_fps)
+        facts = learn_facts(media, container, source_fps, tracks)
         is_picture = container.format.name.endswith(IMAGE_FORMAT_SUFFIX) and not media.demuxer
     if not is_picture or facts.index.num_packets > 1:
         return facts

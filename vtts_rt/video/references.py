@@ -118,7 +118,7 @@ class FrameNumbers:
         return True
 
     def _picture(self, kind: int, referred: bool, slice_: memoryview) -> bool:
-        bits = Bits(_unescaped(slice_[:HEADER_BYTES]))
+        bits = Bits(unescaped(slice_[:HEADER_BYTES]))
         bits.exp_golomb()  # first_mb_in_slice
         self.is_intra = bits.exp_golomb() % 5 in INTRA_SLICES
         size = self._sizes.get(self._sps_of.get(bits.exp_golomb(), -1))
@@ -148,7 +148,7 @@ class FrameNumbers:
     def _parameters(self, kind: int, unit: memoryview) -> bool:
         """Whether it is new or as it was before."""
         whole = bytes(unit).rstrip(b"\0")
-        bits = Bits(_unescaped(unit[:PARAMETER_BYTES]))
+        bits = Bits(unescaped(unit[:PARAMETER_BYTES]))
         if kind == PPS:
             pps = bits.exp_golomb()
             self._sps_of[pps] = bits.exp_golomb()
@@ -176,7 +176,7 @@ def _skip_scaling_list(bits: Bits, size: int) -> None:
         last = following or last
 
 
-def _unescaped(unit: memoryview) -> bytes:
+def unescaped(unit: bytes | memoryview) -> bytes:
     """Without the bytes that keep start codes from showing up within a unit."""
     return bytes(unit).replace(b"\0\0\3", b"\0\0")
 
