@@ -75,8 +75,10 @@ def step_weights(
     sizes = len(final_norm), layers[0].down.shape[1], num_heads, num_kv_heads, head_dim
     channels, hidden, inner = sizes[0], sizes[1], num_heads * head_dim
     width = inner + 2 * num_kv_heads * head_dim
-    shapes = (channels,), (width, channels), (width,), (head_dim,), (head_dim,)
-    shapes += (channels, inner), (channels,), (2 * hidden, channels), (channels, hidden)
+    shapes: tuple[tuple[int, ...], ...] = (
+        *((channels,), (width, channels), (width,), (head_dim,), (head_dim,)),
+        *((channels, inner), (channels,), (2 * hidden, channels), (channels, hidden)),
+    )
     matrices = [m for layer in layers for m in layer if isinstance(m, Matrix)]
     vectors = [final_norm, *(v for layer in layers for v in layer if isinstance(v, Tensor))]
     kinds = {(m.weight_dtype, m.packed) for m in matrices}
