@@ -55,5 +55,5 @@ def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, form: Form) 
 
 
 def test_an_unknown_form_is_named() -> None:
-    with pytest.raises(ValueError, match="gelu: form must be one of exact, tanh, sigmoid, got x"):
+    with pytest.raises(ValueError, match="gelu: form must be one of exact, tanh, sigmoid, got 'x'"):
         gelu(torch.zeros(1, 1), "x")  # type: ignore[arg-type]
