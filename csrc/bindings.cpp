@@ -227,6 +227,20 @@ void swiglu(Address gate_up, int64_t num_rows, int64_t num_hidden, Address out, 
   });
 }
 
+void gelu(Address x, int64_t num_rows, int64_t num_channels, const std::string& form, Address out,
+          int num_threads, const std::string& isa, const std::string& dtype) {
+  const vtts::Isa chosen = parse_isa("gelu", isa);
+  const vtts::Gelu how = parse<vtts::Gelu>("gelu", "form", form,
+                                           {{"exact", vtts::Gelu::kExact},
+                                            {"tanh", vtts::Gelu::kTanh},
+                                            {"sigmoid", vtts::Gelu::kSigmoid}});
+  in_storage("gelu", dtype, [&](auto storage) {
+    using T = decltype(storage);
+    const RowsGil gil(num_rows * num_channels, num_threads);
+    vtts::gelu<T>(x, num_rows, num_channels, how, out, chosen, gil.num_threads());
+  });
+}
+
 void rotary(Address x, int64_t row_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim,
             Address cos, Address sin, int num_threads, const std::string& isa,
             const std::string& dtype) {
@@ -292,6 +306,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rmsnorm", &rmsnorm,
         "h = x + residual (0: none, h is not written); y = weight * (h / rms(h)), row by row.");
   m.def("swiglu", &swiglu, "out = silu(gate) * up, rows of gate_up being [gate; up].");
+  m.def("gelu", &gelu, "out = gelu(x), row by row; form: exact, tanh or sigmoid.");
   m.def("rotary", &rotary, "Turns pairs (i, i + head_dim / 2) of every head in place.");
   m.def("rotary_kv", &rotary_kv,
         "rotary of queries and keys, then keys and values to their slots of pools of (slots, kv "

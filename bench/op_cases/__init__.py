@@ -9,6 +9,7 @@ import torch
 import vtts_rt.ops  # noqa: F401  (registers the ops)
 from op_cases import (
     cascade_attention,
+    gelu,
     linear,
     linear_fp8,
     paged_attention,
@@ -28,6 +29,7 @@ from vtts_rt.types import require
 # Every op of vtts_rt.ops; the file of an op's cases has its name.
 CASES: dict[str, Callable[[str, Scale], Iterator[Build]]] = {
     "cascade_attention": cascade_attention.cases,
+    "gelu": gelu.cases,
     "linear": linear.cases,
     "linear_fp8": linear_fp8.cases,
     "paged_attention": paged_attention.cases,

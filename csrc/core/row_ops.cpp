@@ -63,6 +63,15 @@ void swiglu(const T* gate_up, int64_t num_rows, int64_t num_hidden, T* out, Isa 
 }
 
 template <typename T>
+void gelu(const T* x, int64_t num_rows, int64_t num_channels, Gelu form, T* out, Isa isa,
+          int num_threads) {
+  const SweepKernels<T>& kernels = sweeps<T>("gelu", isa);
+  for_rows(num_rows, num_channels, num_threads, [&](int64_t n) {
+    kernels.gelu(x + n * num_channels, num_channels, form, out + n * num_channels);
+  });
+}
+
+template <typename T>
 void rotary(T* x, int64_t row_stride, int64_t num_rows, int64_t num_heads, int64_t head_dim,
             const float* cos, const float* sin, Isa isa, int num_threads) {
   const SweepKernels<T>& kernels = sweeps<T>("rotary", isa);
@@ -98,6 +107,7 @@ void rotary_kv(const RotaryKvArgs<T>& args, Isa isa, int num_threads) {
 #define VTTS_ROW_OPS(T)                                                                         \
   template void rmsnorm(const RmsnormArgs<T>&, Isa, int);                                       \
   template void swiglu(const T*, int64_t, int64_t, T*, Isa, int);                               \
+  template void gelu(const T*, int64_t, int64_t, Gelu, T*, Isa, int);                           \
   template void rotary(T*, int64_t, int64_t, int64_t, int64_t, const float*, const float*, Isa, \
                        int);                                                                    \
   template void rotary_kv(const RotaryKvArgs<T>&, Isa, int);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/bfloat16.h"
+#include "core/float_kernels.h"
 #include "cpu/cpu_features.h"
 
 namespace vtts {
@@ -36,6 +37,11 @@ void rmsnorm(const RmsnormArgs<T>& args, Isa isa, int num_threads);
 template <typename T>
 void swiglu(const T* gate_up, int64_t num_rows, int64_t num_hidden, T* out, Isa isa,
             int num_threads);
+
+// out[n] = gelu(x[n]), row by row, packed.
+template <typename T>
+void gelu(const T* x, int64_t num_rows, int64_t num_channels, Gelu form, T* out, Isa isa,
+          int num_threads);
 
 // Turns the heads of each row in place by the row's angles: with h = half of head_dim, pairs being
 // (i, i + h), x[i] = x[i] cos[i] - x[i + h] sin[i] and x[i + h] = x[i + h] cos[i] + x[i] sin[i].

@@ -198,6 +198,36 @@ VTTS_TARGET void swiglu(const T* gate, const T* up, int64_t count, T* out) {
   std::copy(last, last + left, out + i);
 }
 
+VTTS_INLINE Vec gelu(Vec x, Gelu form) {
+  if (form != Gelu::kExact) {
+    Vec slope = Vec::broadcast(form == Gelu::kTanh ? -2 * 0.797884561f : -1.702f);
+    if (form == Gelu::kTanh) {
+      slope = Vec::fma(Vec::mul(x, x), Vec::broadcast(-2 * 0.797884561f * 0.044715f), slope);
+    }
+    return Vec::div(x, Vec::add(Vec::broadcast(1.0f), Vec::exp(Vec::mul(x, slope))));
+  }
+  // max(x, 0) - a Q(a), a = |x|: minus is up to -14, behind which Q(a) is nothing.
+  const Vec one = Vec::broadcast(1.0f), negated = Vec::sub(Vec::zero(), x);
+  const Vec size = Vec::max(negated, x);
+  const Vec minus = Vec::max(Vec::broadcast(-14.0f), Vec::sub(Vec::zero(), size));
+  const Vec t = Vec::div(one, Vec::fma(Vec::broadcast(-0.28f), minus, one));
+  Vec tail = Vec::broadcast(kTail[0]);
+  for (int i = 1; i < 8; ++i) tail = Vec::fma(tail, t, Vec::broadcast(kTail[i]));
+  const Vec density = Vec::exp(Vec::mul(Vec::mul(minus, minus), Vec::broadcast(-0.5f)));
+  tail = Vec::mul(Vec::mul(tail, t), density);
+  return Vec::fma(minus, tail, Vec::max(Vec::zero(), x));
+}
+
+template <typename T>
+VTTS_TARGET void gelu(const T* x, int64_t count, Gelu form, T* out) {
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= count; i += Vec::kLanes) gelu(Vec::load(x + i), form).store(out + i);
+  if (i == count) return;
+  T last[Vec::kLanes];
+  gelu(Vec::load_part(x + i, static_cast<int>(count - i)), form).store(last);
+  std::copy(last, last + (count - i), out + i);
+}
+
 template <typename T>
 VTTS_TARGET void rotate(T* low, T* high, const float* cos, const float* sin, int64_t count) {
   int64_t i = 0;
@@ -240,4 +270,5 @@ VTTS_TARGET float sum_exp(const T* x, int64_t count, float shift) {
 }
 
 template <typename T>
-constexpr SweepKernels<T> kSweeps = {rmsnorm<T>, swiglu<T>, rotate<T>, maximum<T>, sum_exp<T>};
+constexpr SweepKernels<T> kSweeps = {rmsnorm<T>, swiglu<T>,  gelu<T>,
+                                     rotate<T>,  maximum<T>, sum_exp<T>};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from vtts_rt.models import qwen2_vl, qwen3_vl, vision
 from vtts_rt.models.qwen2_5_vl import GEOMETRY, VisionConfig
 from vtts_rt.models.qwen2_5_vl.vision import VisionTransformer
 from vtts_rt.models.vision import group_pairs, window_classes
+from vtts_rt.ops.dispatch import backends
 from vtts_rt.ops.patchify import PatchifyJob, patchify
 from vtts_rt.types import PixelBox
 
@@ -38,16 +40,24 @@ def tower(request: pytest.FixtureRequest) -> vision.VisionTransformer:
     return qwen2_vl.VisionTransformer(qwen2_vl.VisionConfig(3, 64, 2, 128, 48), GEOMETRY)
 
 
-def test_a_pair_does_not_depend_on_its_company(tower: vision.VisionTransformer) -> None:
-    rows = random_rows(GRIDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pair_has_the_same_bits_in_any_company(
+    tower: vision.VisionTransformer, dtype: torch.dtype
+) -> None:
+    if "cpu" not in backends("linear", "cpu"):
+        pytest.skip("built without the native extension")
+    tower, rows = copy.deepcopy(tower).to(dtype), random_rows(GRIDS)
+    threads = torch.get_num_threads()
     with torch.no_grad():
+        torch.set_num_threads(3)
         together = tower(rows, GRIDS)
+        torch.set_num_threads(threads)
         alone = []
         parts = rows.split([t * h * w for t, h, w in GRIDS])
         for (_, h, w), part in zip(GRIDS, parts, strict=True):
             alone += [tower(pair, [(1, h, w)]) for pair in part.split(h * w)]
     assert together.shape == (len(rows) // 4, tower.config.feature_dim)
-    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-6)
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_full_attention_reaches_the_whole_pair_and_no_further(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import LayerNorm, Linear, RMSNorm, inverse_frequencies
+from vtts_rt.ops.gelu import gelu
 from vtts_rt.ops.patch_embed import PatchEmbedWeight, numerics, patch_embed
 from vtts_rt.ops.patch_jobs import PatchifyJob, check_size
 from vtts_rt.ops.rotary import rotary
@@ -254,7 +255,8 @@ class PatchMerger(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.ln_q(x).view(-1, self.mlp[0].in_features))  # type: ignore[no-any-return]
+        up, _, down = self.mlp
+        return down(gelu(up(self.ln_q(x).view(-1, up.in_features))))  # type: ignore[no-any-return]
 
 
 class VisionTransformer(nn.Module):

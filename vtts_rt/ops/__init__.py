@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vtts_rt.ops.cascade_attention import cascade_attention, find_groups
 from vtts_rt.ops.dispatch import explain
+from vtts_rt.ops.gelu import gelu
 from vtts_rt.ops.linear import linear, quantize_int8
 from vtts_rt.ops.linear_fp8 import linear_fp8, quantize_fp8
 from vtts_rt.ops.packed import Matrix
@@ -26,6 +27,7 @@ __all__ = [
     "cascade_attention",
     "explain",
     "find_groups",
+    "gelu",
     "linear",
     "linear_fp8",
     "paged_attention",

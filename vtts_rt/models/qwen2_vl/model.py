@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtts_rt.models import vision
@@ -14,9 +13,8 @@ from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import LayerNorm, Linear
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
+from vtts_rt.ops.gelu import gelu
 from vtts_rt.types import Geometry, require
-
-QUICK_GELU = 1.702  # transformers, QuickGELUActivation
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,7 @@ class VisionMLP(nn.Module):
         self.fc2 = Linear(num_hidden, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(QUICK_GELU * x))  # type: ignore[no-any-return]
+        return self.fc2(gelu(self.fc1(x), "sigmoid"))  # type: ignore[no-any-return]
 
 
 class VisionTransformer(vision.VisionTransformer):

@@ -18,6 +18,7 @@ from vtts_rt.models import vision
 from vtts_rt.models.config import TowerConfig
 from vtts_rt.models.layers import LayerNorm, Linear
 from vtts_rt.models.vision import MERGE_UNIT, NORM_EPS, GridTHW, VisionPlan
+from vtts_rt.ops.gelu import gelu
 from vtts_rt.types import MERGE_SIZE, Geometry
 
 
@@ -46,7 +47,7 @@ class VisionMLP(nn.Module):
         self.linear_fc2 = Linear(num_hidden, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.linear_fc1(x), approximate="tanh")
+        x = gelu(self.linear_fc1(x), "tanh")
         return self.linear_fc2(x)  # type: ignore[no-any-return]
 
 
@@ -63,7 +64,7 @@ class PatchMerger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, *self.norm.normalized_shape))
-        x = F.gelu(self.linear_fc1(x.view(-1, self.linear_fc1.in_features)))
+        x = gelu(self.linear_fc1(x.view(-1, self.linear_fc1.in_features)))
         return self.linear_fc2(x)  # type: ignore[no-any-return]
 
 
