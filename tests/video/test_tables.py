@@ -238,7 +238,7 @@ def test_parts_of_the_content_may_come_in_any_order() -> None:
         starts = list(range(0, len(content), part))
         random.Random(part).shuffle(starts)
         for start in starts:
-            table.look(start, content[start : start + part])
+            table.look(start, memoryview(content)[start : start + part])
         told = table._keys >= 0
         assert told.all() == (part == len(content))
         assert (table._keys[told] == np.array(want)[told]).all()
