@@ -264,7 +264,6 @@ def mutant(content: bytes, rng: random.Random) -> bytes:
 def fuzz(opening: Tables, seeds: range) -> Counter[bool | None]:
     contents = [sound(name) for name in (*X264, "hevc")]
     contents += [with_edits(contents[0], e) for e in ([(0.5, None), (3.0, 0.2)], [(3.0, 0.0)])]
-    av.logging.set_level(av.logging.PANIC)
     used: Counter[bool | None] = Counter()
     for seed in seeds:
         rng = random.Random(seed)
