@@ -84,7 +84,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def theme(args: argparse.Namespace) -> str:
     """What its result is filed under."""
     if args.peer not in ("", "none"):
-        return "concurrent" if args.dtype in (None, "float32") else f"concurrent{args.dtype}"
+        dtype = dtype_of(args, args.model) if args.model else args.dtype or "float32"
+        return "concurrent" if dtype == "float32" else f"concurrent{dtype}"
     return "serve" if _levels(args) else "onevideo"
 
 
