@@ -14,6 +14,7 @@
 #include "bindings_patchify.h"
 #include "core/decode_step.h"
 #include "core/head_attention.h"
+#include "core/huge_pages.h"
 #include "core/linear.h"
 #include "core/paged_attention.h"
 #include "core/parallel.h"
@@ -313,6 +314,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("sample", &sample,
         "Chooses a token of each of shape[0] rows of shape[1] logits, shape[2] apart. The GIL is "
         "released.");
+  m.def("prefer_huge_pages",
+        [](Address begin, size_t num_bytes) { vtts::prefer_huge_pages(begin, num_bytes); });
   m.def(
       "isa_supported",
       [](const std::string& isa) { return vtts::isa_supported(parse_isa("isa_supported", isa)); },

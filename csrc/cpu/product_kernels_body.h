@@ -5,6 +5,9 @@
 // a struct Vec of kLanes floats.
 
 constexpr int kPanelVecs = kPanel / Vec::kLanes;
+// Channels of one sum, which is then added to those before it: longer ones would err more than
+// twice as much as torch's products of few rows, which are as short.
+constexpr int64_t kTerms = 32;
 constexpr int64_t kAheadBytes = 1024;  // of the weights that few rows fetch before they need them
 
 // Panels multiplied together with so many rows: what accumulators there are for.
@@ -35,45 +38,51 @@ template <typename Step, int kRows, int kPanels>
 VTTS_TARGET void tile(const typename Step::Row* x, int64_t x_stride,
                       const typename Step::Value* panels, int64_t panel_stride,
                       int64_t num_channels, float* sums, int64_t sums_stride, bool adds) {
-  Vec acc[kRows][kPanels * kPanelVecs];
+  int64_t begin = 0;
+  do {
+    Vec acc[kRows][kPanels * kPanelVecs];
 #pragma GCC unroll 16
-  for (int n = 0; n < kRows; ++n) {
+    for (int n = 0; n < kRows; ++n) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kPanels * kPanelVecs; ++i) acc[n][i] = Vec::zero();
-  }
-  for (int64_t c = 0; c < num_channels; c += Step::kChannels) {
+      for (int i = 0; i < kPanels * kPanelVecs; ++i) acc[n][i] = Vec::zero();
+    }
+    const int64_t end = std::min(num_channels, begin + kTerms);
+    for (int64_t c = begin; c < end; c += Step::kChannels) {
 #pragma GCC unroll 16
-    for (int p = 0; p < kPanels; ++p) {
-      const typename Step::Value* const line = panels + p * panel_stride + c * kPanel;
-      // Few rows wait for weights from memory.
-      if constexpr (kRows < kTileRows) prefetch(line + kAheadBytes / sizeof(*line));
+      for (int p = 0; p < kPanels; ++p) {
+        const typename Step::Value* const line = panels + p * panel_stride + c * kPanel;
+        // Few rows wait for weights from memory.
+        if constexpr (kRows < kTileRows) prefetch(line + kAheadBytes / sizeof(*line));
 #pragma GCC unroll 2
-      for (int step = 0; step < Step::kSteps; ++step) {
-        Vec weights[kPanelVecs];
-#pragma GCC unroll 4
-        for (int i = 0; i < kPanelVecs; ++i) {
-          weights[i] = Step::weights(line + i * Vec::kLanes * Step::kChannels, step);
-        }
-#pragma GCC unroll 16
-        for (int n = 0; n < kRows; ++n) {
-          const Vec input = Step::input(x + n * x_stride + c, step);
+        for (int step = 0; step < Step::kSteps; ++step) {
+          Vec weights[kPanelVecs];
 #pragma GCC unroll 4
           for (int i = 0; i < kPanelVecs; ++i) {
-            Vec& sum = acc[n][p * kPanelVecs + i];
-            sum = Step::add(input, weights[i], sum);
+            weights[i] = Step::weights(line + i * Vec::kLanes * Step::kChannels, step);
+          }
+#pragma GCC unroll 16
+          for (int n = 0; n < kRows; ++n) {
+            const Vec input = Step::input(x + n * x_stride + c, step);
+#pragma GCC unroll 4
+            for (int i = 0; i < kPanelVecs; ++i) {
+              Vec& sum = acc[n][p * kPanelVecs + i];
+              sum = Step::add(input, weights[i], sum);
+            }
           }
         }
       }
     }
-  }
 #pragma GCC unroll 16
-  for (int n = 0; n < kRows; ++n) {
+    for (int n = 0; n < kRows; ++n) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kPanels * kPanelVecs; ++i) {
-      float* const to = sums + n * sums_stride + i * Vec::kLanes;
-      (adds ? Vec::add(Vec::load(to), acc[n][i]) : acc[n][i]).store(to);
+      for (int i = 0; i < kPanels * kPanelVecs; ++i) {
+        float* const to = sums + n * sums_stride + i * Vec::kLanes;
+        (adds ? Vec::add(Vec::load(to), acc[n][i]) : acc[n][i]).store(to);
+      }
     }
-  }
+    begin = end;
+    adds = true;
+  } while (begin < num_channels);
 }
 
 // As a Multiply, of the rows of one tile.

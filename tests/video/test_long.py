@@ -15,7 +15,7 @@ from video.zoo import clip, read_code
 
 from vtts_rt.types import Decoder
 from vtts_rt.video import open_video
-from vtts_rt.video.container import HASH_READ_BYTES, MAX_THREADS
+from vtts_rt.video.container import MAX_THREADS, PIECE_BYTES
 from vtts_rt.video.decoders import dali_refusal
 
 SECONDS, FPS, GOP = 7200, 30, 60
@@ -57,7 +57,7 @@ def test_opening_takes_bounded_memory(folder: Path) -> None:
     assert meta.num_frames == NUM_FRAMES
     assert meta.duration_seconds == pytest.approx(SECONDS, rel=1e-3)
     # Nine columns of 8 bytes a packet, each twice for a while, and the pieces that are hashed.
-    bound = 2 * 9 * 8 * NUM_FRAMES + MAX_THREADS * HASH_READ_BYTES + (4 << 20)
+    bound = 2 * 9 * 8 * NUM_FRAMES + MAX_THREADS * PIECE_BYTES + (4 << 20)
     assert peak < bound < PADDING_BYTES // 4
 
 

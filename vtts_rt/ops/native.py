@@ -65,6 +65,14 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def prefer_huge_pages(tensor: Tensor) -> None:
+    """Hint that memory which is about to be written whole, and read often, lies on huge pages."""
+    if supports(tensor.device.type) is None:
+        from vtts_rt import _C
+
+        _C.prefer_huge_pages(tensor.data_ptr(), tensor.nbytes)
+
+
 def adjacent(tensor: Tensor) -> Tensor:
     """A tensor whose last stride is 1, copied only where it is not."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import av
 
@@ -28,10 +28,10 @@ READ_BYTES = 1 << 18  # every read of PyAV's is a call into Python: few and larg
 # Of the hash of a content: SHA-256, which processors compute in hardware (1.7 GB/s on one core of
 # an AMD EPYC where blake2b makes 0.85 GB/s), of pieces hashed in parallel.
 PIECE_BYTES = 4 << 20  # part of the definition: other pieces, another hash
-HASH_READ_BYTES = 1 << 20
 # What is fetched before it is hashed, so that the disk is at work while pieces are hashed: threads
 # that read pieces each for itself took 1.5 times as long as one that reads from start to end.
 AHEAD_BYTES = 64 << 20
+ADVICE_BYTES = 1 << 20  # Linux takes about as much of one request and leaves out the rest
 MAX_THREADS = 4  # the packet pass beside them copies at most as fast as these hash
 ID_BYTES = 16
 MAX_HASHES = 4096  # remembered by this process
@@ -47,7 +47,7 @@ OPENING_READ_BYTES = 16 << 20
 # modification time all change at least one of them.
 FileIdentity = tuple[int, int, int, int, int]
 # Gets a part of a content and the byte that it begins at.
-Look = Callable[[int, bytes], None]
+Look = Callable[[int, memoryview], None]
 pass_by: Look = lambda start, data: None  # noqa: E731
 _hashes: dict[FileIdentity, str] = {}
 
@@ -264,43 +264,39 @@ class Reader:
 def read_ahead(file: Any, start: int, length: int) -> None:
     """Has the system fetch a part of a file beforehand, where it does that."""
     if hasattr(os, "posix_fadvise") and not isinstance(file, io.BytesIO):
-        # Linux takes about as much of one request and leaves out the rest.
-        for place in range(start, start + length, HASH_READ_BYTES):
-            os.posix_fadvise(file.fileno(), place, HASH_READ_BYTES, os.POSIX_FADV_WILLNEED)
+        for place in range(start, start + length, ADVICE_BYTES):
+            os.posix_fadvise(file.fileno(), place, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def content_hash(
-    open_content: Callable[[], BinaryIO],
-    num_bytes: int,
-    check: Callable[[], None],
-    look: Look = pass_by,
+    open_content: Callable[[], Any], num_bytes: int, check: Callable[[], None], look: Look = pass_by
 ) -> str:
     """32 hex digits: SHA-256 of the SHA-256s of the pieces of 4 MiB, the first 16 bytes.
 
-    open_content: opens the content, of `num_bytes`, anew. check: called before every read of
-    1 MiB; what it raises ends the work. look: called with all that is read and where it begins,
-    by several threads. OSError where it cannot be read.
+    open_content: opens the content, of `num_bytes`, anew. check: called before every piece is read;
+    what it raises ends the work. look: called with every piece and where it begins, by several
+    threads; it must not keep the piece. OSError where it cannot be read.
     """
+    digests = [b""] * -(-num_bytes // PIECE_BYTES)
+    threads = min(MAX_THREADS, os.cpu_count() or 1, len(digests))
 
-    def piece(start: int) -> bytes:
-        digest = hashlib.sha256()
+    def hash_pieces(first: int) -> None:
+        buffer = memoryview(bytearray(min(PIECE_BYTES, num_bytes)))
         with open_content() as file:
-            read_ahead(file, start + AHEAD_BYTES, PIECE_BYTES)
-            file.seek(start)
-            for place in range(start, start + PIECE_BYTES, HASH_READ_BYTES):
+            for n in range(first, len(digests), threads):
                 check()
-                data = file.read(HASH_READ_BYTES)
-                digest.update(data)
+                place = n * PIECE_BYTES
+                read_ahead(file, place + AHEAD_BYTES, PIECE_BYTES)
+                file.seek(place)
+                data = buffer[: file.readinto(buffer)]
+                digests[n] = hashlib.sha256(data).digest()
                 look(place, data)
-        return digest.digest()
 
-    starts = range(0, num_bytes, PIECE_BYTES)
-    threads = min(MAX_THREADS, os.cpu_count() or 1, len(starts))
     if threads == 1:
-        digests = list(map(piece, starts))
+        hash_pieces(0)
     else:
         with ThreadPoolExecutor(threads, "vtts_rt-hash") as pool:
-            digests = list(pool.map(piece, starts))
+            list(pool.map(hash_pieces, range(threads)))
     return hashlib.sha256(b"".join(digests)).digest()[:ID_BYTES].hex()
 
 

@@ -69,7 +69,7 @@ class SampleTable:
         self._by_place = np.argsort(columns[:, 2], kind="stable")
         self._places = columns[self._by_place, 2]
 
-    def look(self, start: int, data: bytes) -> None:
+    def look(self, start: int, data: memoryview) -> None:
         """Takes a part of the content, at byte `start`; in any order, by any thread."""
         first, last = np.searchsorted(self._places, (start, start + len(data)))
         if self._length_bytes and first < last:
@@ -161,7 +161,7 @@ def sample_table(
 
 
 def _key_frames(
-    content: bytes, begins: np.ndarray, sizes: np.ndarray, length_bytes: int
+    content: memoryview, begins: np.ndarray, sizes: np.ndarray, length_bytes: int
 ) -> np.ndarray:
     """(N,) int8, whether FFmpeg takes packets of H.264 for key frames: those with a slice of an IDR
     picture, or behind a recovery point. -1 where a simple look does not tell.
@@ -185,7 +185,7 @@ def _key_frames(
         keys[rows[whole & (kind == SLICE) & recovers[rows]]] = 1
         passed = whole & (end <= len(data)) & IS_PASSED[kind]
         for i in np.flatnonzero(passed & (length > 2)):
-            recovery = _is_recovery_point(content[unit[i] : end[i]])
+            recovery = _is_recovery_point(bytes(content[unit[i] : end[i]]))
             passed[i] = recovery is not None
             recovers[rows[i]] |= bool(recovery)
         rows, at = rows[passed], end[passed]
