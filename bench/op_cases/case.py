@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vtts_rt.ops.dispatch import interpreted
+from vtts_rt.ops.native import STORAGE
 
 Outputs = tuple[Tensor, ...]
 # "check": small and awkward shapes, quick under Triton's interpreter. "bench": those of Qwen2.5-VL
@@ -68,7 +69,7 @@ class Case:
     num_bytes: int = 0
     num_flops: int = 0
     without: tuple[str, ...] = ()
-    native: Collection[torch.dtype] = (torch.float32,)
+    native: Collection[torch.dtype] = STORAGE
 
     def takes(self, backend: str) -> bool:
         return backend not in self.without and (backend != "cpu" or self.dtype in self.native)

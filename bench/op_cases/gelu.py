@@ -8,7 +8,6 @@ import torch
 
 from op_cases.case import DTYPES, Build, Case, Scale, bench_dtype, built_later
 from vtts_rt.ops.gelu import Form, gelu, gelu_ref
-from vtts_rt.ops.native import STORAGE
 
 # Rows, channels, form: mergers of Qwen2.5-VL, blocks of Qwen3-VL and Qwen2-VL.
 SHAPES: dict[Scale, tuple[tuple[int, int, Form], ...]] = {
@@ -40,5 +39,4 @@ def _case(
         eager=lambda: (gelu(x, form, backend="torch"),),
         num_bytes=2 * rows * channels * dtype.itemsize,
         num_flops=20 * rows * channels,
-        native=STORAGE,
     )

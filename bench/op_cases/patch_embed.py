@@ -77,6 +77,7 @@ def _case(
         exact=lambda: (patch_embed_ref(jobs, embed, places=places),),
         eager=eager,
         num_bytes=num_source_bytes(jobs) + (weight.numel() + rows * num_outputs) * dtype.itemsize,
+        native=(torch.float32,),
         num_flops=2 * rows * row_size * num_outputs,
         without=_refused(dtype, num_outputs),
     )

@@ -127,4 +127,5 @@ def _case(
         eager=None if wide else rounded,
         num_bytes=num_source_bytes(jobs)
         + num_rows(jobs, GEOMETRY) * GEOMETRY.row_size * dtype.itemsize,
+        native=(torch.float32,),
     )

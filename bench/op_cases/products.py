@@ -78,5 +78,4 @@ def _case(
         num_bytes=num_bytes + (x.numel() + rows * outputs) * dtype.itemsize,
         num_flops=2 * rows * channels * outputs,
         without=("cpu",) if dtype is torch.bfloat16 and channels % 2 else (),
-        native=(torch.float32, torch.bfloat16),
     )

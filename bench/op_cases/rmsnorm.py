@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from op_cases.case import DTYPES, Build, Case, Scale, bench_dtype, built_later
-from vtts_rt.ops.native import STORAGE
 from vtts_rt.ops.rmsnorm import rmsnorm
 
 SHAPES = {
@@ -53,5 +52,4 @@ def _case(
         exact=exact,
         eager=lambda: rmsnorm(x, weight, residual=residual, backend="reference"),
         num_bytes=x.numel() * dtype.itemsize * (4 if with_residual else 2),
-        native=STORAGE,
     )

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from op_cases.case import DTYPES, Build, Case, Scale, bench_dtype, built_later
-from vtts_rt.ops.native import STORAGE
 from vtts_rt.ops.rotary import rotary, rotary_ref
 
 # Rows, heads, head dim. On a GPU a tower's, and queries and keys of 7B; on a CPU those of the 118 M
@@ -61,5 +60,4 @@ def _case(
         eager=lambda: (rotary(whole[:, :heads], cos, sin, backend="torch"), whole[:, heads:]),
         num_bytes=2 * rows * heads * dim * dtype.itemsize,
         num_flops=3 * rows * heads * dim,
-        native=STORAGE,
     )

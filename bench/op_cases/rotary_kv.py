@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from op_cases.case import DTYPES, Build, Case, Scale, bench_dtype, built_later
-from vtts_rt.ops.native import STORAGE
 from vtts_rt.ops.rotary_kv import rotary_kv, rotary_kv_ref
 
 # Rows, query heads, key/value heads, head dim: 3B has 16 and 2 of 128, 7B 28 and 4, the 118 M bench
@@ -74,6 +73,5 @@ def _case(
         eager=lambda: run("torch"),
         num_bytes=2 * rows * (heads + 2 * kv_heads) * dim * dtype.itemsize,
         num_flops=3 * rows * (heads + kv_heads) * dim,
-        native=STORAGE,
         without=() if pool is dtype else ("cpu",),
     )

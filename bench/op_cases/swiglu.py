@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from op_cases.case import DTYPES, Build, Case, Scale, bench_dtype, built_later
-from vtts_rt.ops.native import STORAGE
 from vtts_rt.ops.swiglu import swiglu, swiglu_ref
 
 # Rows, hidden channels: 7B and 3B, the tower of both; on a CPU the 118 M bench model.
@@ -41,5 +40,4 @@ def _case(device: str, dtype: torch.dtype, rows: int, hidden: int, size: float, 
         num_bytes=3 * rows * hidden * dtype.itemsize,
         num_flops=5 * rows * hidden,
         without=("cpu",) if step > 1 and rows > 1 else (),
-        native=STORAGE,
     )

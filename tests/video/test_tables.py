@@ -105,6 +105,8 @@ class Tables:
 
 @pytest.fixture
 def opening(monkeypatch: pytest.MonkeyPatch) -> Tables:
+    if not hasattr(av.stream.Stream, "index_entries"):
+        pytest.skip("PyAV 17 does not give the entries of tables")
     return Tables(monkeypatch)
 
 
@@ -280,3 +282,14 @@ def test_changed_bytes_give_what_a_pass_gives(opening: Tables) -> None:
 def test_many_changed_bytes_give_what_a_pass_gives(opening: Tables) -> None:
     used = fuzz(opening, range(100, 6100))
     assert min(used[True], used[False], used[None]) > 10
+
+
+def test_packets_over_each_other_are_left_to_a_pass(opening: Tables) -> None:
+    """Their bytes would be looked at as often as tables name them."""
+    content = bytearray(sound("b-frames"))
+    at = content.index(b"stco")
+    (count,) = struct.unpack_from(">I", content, at + 8)
+    assert count > 1
+    first = content[at + 12 : at + 16]
+    content[at + 12 : at + 12 + 4 * count] = first * count
+    assert not opening.agree(bytes(content))
