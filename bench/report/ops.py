@@ -67,8 +67,8 @@ def _token(result: Result) -> str:
             row += [f"{group['ours']:.2f}", f"{rates[0]:.1f}", f"{100 * share:.0f} %"]
             row.append(f"{rates[1]:.1f}")
         rows.append(row)
-    rates = (f"{run['read_gb_per_second']:.1f} ({run['dtype']})" for run in runs)
-    return f"{markdown(header, rows)}\nReading, GB/s: {', '.join(rates)}. Of each op one call.\n"
+    reading = (f"{run['read_gb_per_second']:.1f} ({run['dtype']})" for run in runs)
+    return f"{markdown(header, rows)}\nReading, GB/s: {', '.join(reading)}. Of each op one call.\n"
 
 
 def _grouped(

@@ -58,7 +58,8 @@ void test_linear(int64_t num_rows, int64_t num_channels, int64_t num_outputs, do
   for (const float value : values) x.push_back(X(value));
   for (const float value : biases) bias.push_back(X(value));
   std::vector<Weight> weight;
-  for (const float value : weights) weight.push_back(Weight(kBytes ? 30 * value : value));
+  for (const float value : weights)
+    weight.push_back(Weight(kBytes ? std::clamp(30 * value, -127.0f, 127.0f) : value));
   const std::vector<Weight> panels = in_panels(weight, num_outputs, num_channels);
   std::vector<float> scale;
   for (int64_t o = 0; o < num_outputs; ++o) scale.push_back(0.01f * static_cast<float>(o % 13 + 1));

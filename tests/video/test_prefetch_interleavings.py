@@ -83,7 +83,9 @@ class Interleavings(RuleBasedStateMachine):
         named = set(sorted(set(indices))[:10]) - self.stored(video)
         unproven = self.guesses_of(request, video)
         cancelled = {
-            (r, v, i) for r, v, i in before if (r, v) == (request, video) and i in unproven - named
+            (r, v, i)
+            for r, v, i in before
+            if (r, v) == (request, video) and i in unproven - set(indices)
         }
         new = {i for i in named if (request, video, i) not in before}
         self.requests[request][0].guess(video, indices)

@@ -36,7 +36,7 @@ KEY, DISCARDED = 1, 2  # AVINDEX_KEYFRAME, AVINDEX_DISCARD_FRAME
 MAX_UNITS = 16  # in front of a slice
 # Of those, what is read byte by byte: x264 writes its settings in some 700 bytes. More, or more of
 # them in one part of the content, is left to the demuxer.
-MAX_UNIT_BYTES, MAX_READ = 1 << 12, 1 << 14
+MAX_UNIT_BYTES, MAX_READ = 1 << 12, 10_000
 SLICE, SEI = 1, 6
 IS_PASSED = np.isin(np.arange(32), (SEI, SPS, PPS, 9, 12))  # access unit delimiter, filler
 # Second byte of a slice of type P or B (0, 1, 5, 6) with first_mb_in_slice 0: I slices may count as
