@@ -5,8 +5,9 @@
 The question of `vtts-rt bench rounds` (forced clues, no drafts, cold, on the CPU) is timed by
 phase; then it is asked once more while every call of an op is noted, decoding steps taken apart
 into the ops they consist of. One call of each shape is then repeated by itself, ours and torch's
-operators in turn; of decoding the last step of each round, in its order, so that it finds its
-weights as far away as a step does. What a phase takes beyond the sum of its ops lies between them.
+operators in turn; of decoding the last step of each round, call after call, so that caches hold
+as little of the weights as in a step. What a phase takes beyond the sum of its ops lies between
+them.
 
 Peak: the fastest product or attention measured in a type or a wider one, of either side and of
 large squares, as a narrow type can be multiplied by widening. Floor: products and attention alone,

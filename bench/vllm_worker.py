@@ -150,7 +150,7 @@ class Peer:
         greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
         (request_id,) = self._llm.enqueue([prompt], greedy, use_tqdm=False)
         one.prepared = time.perf_counter()
-        return str(request_id).partition("-")[0]  # what is behind it is the engine's own
+        return str(request_id).partition("-")[0]  # without the engine's suffix
 
     def _finish(self, one: _Asked, output: Any, eos_token_ids: list[int]) -> None:
         """Note a round that has ended."""
@@ -205,7 +205,7 @@ class Peer:
 
 
 class _Asked:
-    """A question on its way: the rounds that are still to come, what was said, and when (s)."""
+    """A question in work: rounds still to run, tokens and items so far, and times (s)."""
 
     def __init__(self, video: str, rounds: list[dict[str, Any]]) -> None:
         self.video, self.rounds = video, list(rounds)

@@ -39,12 +39,12 @@ def result(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     write_video(clip, moving_frames(60, (96, 128)), source_fps=10)
     flags = ["--max-tokens", str(MAX_TOKENS), "--rounds", "2", "--threads", "1", "--repeats", "1"]
     flags += ["--runs", "1", "--model", str(checkpoint), "--video", str(clip)]
-    patch = pytest.MonkeyPatch()  # what only measures the machine is made short
-    patch.setattr(bench_phases, "_CACHES", 1 << 16)
-    patch.setattr(bench_phases, "product_sides", lambda *_: (torch.ones(8, 8), torch.ones(8, 8)))
     before = Op.choose, os.environ.get("VTTS_RT_BACKEND")
-    assert bench.script(bench_phases, [*flags, "--result-dir", str(folder / "r")]) == 0
-    patch.undo()
+    sides = torch.ones(8, 8), torch.ones(8, 8)
+    with pytest.MonkeyPatch.context() as patch:  # what only measures the machine is made short
+        patch.setattr(bench_phases, "_CACHES", 1 << 16)
+        patch.setattr(bench_phases, "product_sides", lambda *_: sides)
+        assert bench.script(bench_phases, [*flags, "--result-dir", str(folder / "r")]) == 0
     assert (Op.choose, os.environ.get("VTTS_RT_BACKEND")) == before
     (written,) = (folder / "r").glob("phases_*.json")
     loaded: dict[str, Any] = json.loads(written.read_text())

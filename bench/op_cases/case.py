@@ -69,7 +69,7 @@ class Case:
     num_bytes: int = 0
     num_flops: int = 0
     without: tuple[str, ...] = ()
-    native: Collection[torch.dtype] = STORAGE
+    native: Collection[torch.dtype] = tuple(STORAGE)
 
     def takes(self, backend: str) -> bool:
         return backend not in self.without and (backend != "cpu" or self.dtype in self.native)

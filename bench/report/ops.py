@@ -48,8 +48,8 @@ def _products(result: Result) -> str:
 
 
 def _token(result: Result) -> str:
-    """Products of a decoding step of one request and of eight: ms of all layers, and the rate at
-    which weights are read."""
+    """Products and attention of a decoding step of one request, products of one of eight: ms of one
+    call, and the rate at which weights, or keys and values, are read."""
     runs, rows = result.data["runs"], []
     header = ["few rows", "MB"]
     for run in runs:
@@ -74,7 +74,7 @@ def _token(result: Result) -> str:
 def _grouped(
     run: dict[str, Any], wanted: Callable[[dict[str, Any]], Any]
 ) -> dict[str, dict[str, float]]:
-    """Sums by phase and name over all calls; of products that no question calls, of one call."""
+    """Sums by phase and name over all calls; of decoding steps, of one call."""
     groups: dict[str, dict[str, float]] = {}
     for op in filter(wanted, run["ops"]):
         name = f"{op['phase']}: {op['name']}"

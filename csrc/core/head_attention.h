@@ -1,8 +1,9 @@
 // Attention of the query rows that share one head of keys and values.
 //
 // Keys are taken in blocks of 256 from the first one on. A row takes its maximum, its weights and
-// their sum in each block alone, and joins blocks in their order: its values depend on its query
-// and on the keys that it sees, not on how many rows or blocks are computed together or where.
+// their sum in each block alone, and joins blocks in their order: where all values are finite, a
+// row depends on its query and on the keys that it sees, not on how many rows or blocks are
+// computed together or where.
 #pragma once
 
 #include <algorithm>
@@ -113,8 +114,6 @@ class HeadAttention {
   static constexpr int64_t kScoreStride = kBlockKeys + kPanel;
   static constexpr int64_t kValuePanel = (kBlockKeys + 1) * kPanel;
   static constexpr int kPanelsAtOnce = 4;  // of keys that are not packed before
-  // A score is a sum of sums over so many dims: one over 256 errs twice as much as torch's.
-  static constexpr int kMostDims = 128;
 
   int dim() const { return static_cast<int>(problem_.head_dim); }
   int64_t values_at() const { return kBlockKeys / kPanel * key_panel_; }  // in a packed block
@@ -187,12 +186,9 @@ class HeadAttention {
       for (int j = 0; j < most; j += keys_at_once) {
         const int end = std::min(most, j + keys_at_once);
         if (!packed) pack_keys(addresses, j, end, panels);
-        for (int d = 0; d < dim(); d += kMostDims) {
-          products_->multiply(queries + r * dim() + d, dim(), rows,
-                              (packed ? packed : panels) + d * kPanel, key_panel_,
-                              static_cast<int>(ceil_div(end - j, kPanel)),
-                              std::min(kMostDims, dim() - d), scores + j, kScoreStride, d > 0);
-        }
+        products_->multiply(queries + r * dim(), dim(), rows, packed ? packed : panels, key_panel_,
+                            static_cast<int>(ceil_div(end - j, kPanel)), dim(), scores + j,
+                            kScoreStride, false);
       }
       kernels_->weigh(scores, kScoreStride, rows, seen, most, to.maxima + r, to.sums + r);
       for (int64_t panel = 0; panel < num_value_panels_; panel += values_at_once) {

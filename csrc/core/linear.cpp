@@ -103,14 +103,16 @@ void linear(const LinearArgs& args, Isa isa, int num_threads) {
   const bool narrow = args.type == DType::kBFloat16;
   const Matrix& weight = args.weight;
   const auto require = [](bool ok, const char* rule) {
-    if (!ok) throw std::invalid_argument(std::string("linear: weight must be ") + rule);
+    if (!ok) throw std::invalid_argument(std::string("linear: ") + rule);
   };
-  require(args.type != DType::kFloat16, "of rows of float32 or bfloat16, got float16");
+  require(args.type != DType::kFloat16, "x must be float32 or bfloat16, got float16");
   const auto of_rows = narrow ? Matrix::kBFloat16 : Matrix::kFloat32;
-  require(weight.type == of_rows || weight.type == Matrix::kInt8, "of the type of rows or int8");
-  require(weight.packed || weight.type != Matrix::kInt8, "packed if it is int8");
+  require(weight.type == of_rows || weight.type == Matrix::kInt8,
+          "weight must be of the type of x or int8, got another");
+  require(weight.packed || weight.type != Matrix::kInt8,
+          "weight must be packed if it is int8, got a plain one");
   require(weight.type != Matrix::kBFloat16 || args.num_channels % 2 == 0,
-          "of an even number of channels in bfloat16");
+          "num_channels must be even in bfloat16, got an odd number");
   if (args.num_rows == 0 || args.num_outputs == 0) return;
   if (!narrow) {
     const auto* x = static_cast<const float*>(args.x);

@@ -12,7 +12,8 @@
 namespace vtts {
 namespace {
 
-// Packed keys and values of several heads at once take up to so many floats, 64 MiB.
+// Packed keys and values of several heads at once take up to so many floats, 64 MiB; those of one
+// head are packed whole.
 constexpr int64_t kMostPackedFloats = 16 << 20;
 // Joining fewer floats takes some 10 us, and is left to the caller's thread.
 constexpr int64_t kMostFloatsAlone = 64 << 10;

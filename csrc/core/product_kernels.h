@@ -1,9 +1,10 @@
 // The inner loops of all products, linear's and attention's: one table per instruction set.
 //
 // One factor lies in panels of 16 outputs, channel after channel, so that a vector of weights is
-// read at a time and the other factor, its rows as they are, is broadcast. A sum has an accumulator
-// of its own that takes one channel after the other: its bits depend on its row and its output
-// alone, not on how many of either are computed together, nor on threads.
+// read at a time and the other factor, its rows as they are, is broadcast. A sum takes one channel
+// after the other, in parts (of 32, or of kRun by AMX) that are added in their order: its bits
+// depend on its row and its output alone, not on how many of either are computed together, nor on
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@
 namespace vtts {
 
 inline constexpr int kPanel = 16;     // outputs of a panel
-inline constexpr int64_t kRun = 256;  // channels that a sum runs over before it is added to others
+inline constexpr int64_t kRun = 256;  // channels of one call, at most
 
 // sums[n * sums_stride + 16 p + o] = (adds ? itself : 0) + sum_c x[n * x_stride + c] weight_p[c][o]
 // for n < num_rows, p < num_panels and o < 16. Panel p begins p * panel_stride values behind

@@ -12,6 +12,7 @@ class Scratch {
   float* floats(int64_t count) {
     if (count > capacity_) {
       memory_.reset();
+      capacity_ = 0;
       memory_.reset(new float[count]);
       capacity_ = count;
     }

@@ -123,7 +123,7 @@ struct Vec {
   // polynomial of degree 6 for 2^r of least relative error (2e-9) that is 1 at 0. A NaN stays one.
   VTTS_INLINE static Vec exp2(Vec x) {
     const __m256 cut = _mm256_max_ps(_mm256_set1_ps(-126.0f), x.v);
-    const __m256 shift = _mm256_set1_ps(0x1.8p23f);  // behind it there is no place for fractions
+    const __m256 shift = _mm256_set1_ps(0x1.8p23f);  // of this size floats have no fraction
     const __m256 shifted = _mm256_add_ps(cut, shift);
     const __m256 r = _mm256_sub_ps(cut, _mm256_sub_ps(shifted, shift));
     __m256 y = _mm256_set1_ps(kExp2[0]);

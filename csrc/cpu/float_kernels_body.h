@@ -206,7 +206,7 @@ VTTS_INLINE Vec gelu(Vec x, Gelu form) {
     }
     return Vec::div(x, Vec::add(Vec::broadcast(1.0f), Vec::exp(Vec::mul(x, slope))));
   }
-  // max(x, 0) - a Q(a), a = |x|: minus is up to -14, behind which Q(a) is nothing.
+  // max(x, 0) - a Q(a), a = |x|: minus is cut off at -14, beyond which Q(a) is 0 in float32.
   const Vec one = Vec::broadcast(1.0f), negated = Vec::sub(Vec::zero(), x);
   const Vec size = Vec::max(negated, x);
   const Vec minus = Vec::max(Vec::broadcast(-14.0f), Vec::sub(Vec::zero(), size));

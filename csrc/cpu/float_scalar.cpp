@@ -68,8 +68,8 @@ struct Vec {
     for (int i = 0; i < kLanes; ++i) a.v[i] /= b.v[i];
     return a;
   }
-  static Vec max(Vec a, Vec b) {
-    for (int i = 0; i < kLanes; ++i) a.v[i] = std::max(a.v[i], b.v[i]);
+  static Vec max(Vec a, Vec b) {  // b where one is a NaN, as of AVX2
+    for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
   }
   static Vec exp(Vec a) {

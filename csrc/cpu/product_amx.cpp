@@ -5,6 +5,7 @@
 #if defined(__x86_64__) && defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 
 #include <algorithm>
+#include <cstring>
 
 #include "cpu/intrinsics_avx512.h"
 
@@ -15,6 +16,10 @@ namespace {
 
 constexpr int kRows = 16;      // of a tile
 constexpr int kChannels = 32;  // of a tile of rows: 64 bytes
+
+// Before an instruction that reads memory: compilers are not told which, and could leave out or
+// delay what was written to it.
+inline void memory_is_read() { __asm__ volatile("" ::: "memory"); }
 
 // What LDTILECFG reads: the shapes of tiles 0 to 3, sums of two panels, rows, and two panels.
 struct alignas(64) Config {
@@ -30,8 +35,12 @@ VTTS_TARGET void multiply(const BFloat16* x, int64_t x_stride, int64_t num_rows,
                           int64_t num_channels, float* sums, int64_t sums_stride, bool adds) {
   const int64_t whole = num_channels / kChannels * kChannels;
   const int left = static_cast<int>(num_channels - whole);
-  alignas(64) BFloat16 last_rows[kRows * kChannels] = {};
-  alignas(64) BFloat16 last_panel[2][kChannels * kPanel] = {};
+  alignas(64) BFloat16 last_rows[kRows * kChannels];
+  alignas(64) BFloat16 last_panel[2][kChannels * kPanel];
+  if (left > 0) {
+    std::memset(last_rows, 0, sizeof(last_rows));
+    std::memset(last_panel, 0, sizeof(last_panel));
+  }
   alignas(64) float tile[2][kRows * kPanel];
   for (int64_t n = 0; n < num_rows; n += kRows) {
     const int rows = static_cast<int>(std::min<int64_t>(kRows, num_rows - n));
@@ -39,6 +48,7 @@ VTTS_TARGET void multiply(const BFloat16* x, int64_t x_stride, int64_t num_rows,
     for (const int t : {0, 1, 2, 3, 4}) config.row_bytes[t] = 64;
     for (const int t : {0, 1, 2}) config.num_rows[t] = static_cast<uint8_t>(rows);
     for (const int t : {3, 4}) config.num_rows[t] = kChannels / 2;
+    memory_is_read();
     _tile_loadconfig(&config);
     const BFloat16* const from = x + n * x_stride;
     for (int i = 0; i < rows * (left > 0); ++i) {
@@ -48,6 +58,7 @@ VTTS_TARGET void multiply(const BFloat16* x, int64_t x_stride, int64_t num_rows,
       const bool two = p + 1 < num_panels;
       const BFloat16* const a = panels + p * panel_stride;
       const BFloat16* const b = two ? a + panel_stride : a;
+      memory_is_read();
       _tile_zero(0);
       _tile_zero(1);
       for (int64_t c = 0; c < whole; c += kChannels) {
@@ -60,6 +71,7 @@ VTTS_TARGET void multiply(const BFloat16* x, int64_t x_stride, int64_t num_rows,
       if (left > 0) {
         std::copy_n(a + whole * kPanel, left * kPanel, last_panel[0]);
         std::copy_n(b + whole * kPanel, left * kPanel, last_panel[1]);
+        memory_is_read();
         _tile_loadd(2, last_rows, 64);
         _tile_loadd(3, last_panel[0], 64);
         _tile_loadd(4, last_panel[1], 64);

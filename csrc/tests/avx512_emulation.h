@@ -172,11 +172,18 @@ inline void _tile_dpbf16ps(int sums, int a, int b) {
   for (int m = 0; m < config.num_rows[sums]; ++m) {
     auto* const row = reinterpret_cast<float*>(tiles().rows[sums][m]);
     const auto* const pairs = reinterpret_cast<const vtts::BFloat16*>(tiles().rows[a][m]);
+    float parts[16][2] = {};  // even and odd channels by themselves
     for (int k = 0; k < config.row_bytes[a] / 4; ++k) {
       const auto* const line = reinterpret_cast<const vtts::BFloat16*>(tiles().rows[b][k]);
       for (int n = 0; n < config.row_bytes[sums] / 4; ++n) {
-        add_pair(pairs + 2 * k, line + 2 * n, row + n);
+        for (const int i : {0, 1}) {
+          float& sum = parts[n][i];
+          sum = flushed(std::fma(flushed(pairs[2 * k + i]), flushed(line[2 * n + i]), sum));
+        }
       }
+    }
+    for (int n = 0; n < config.row_bytes[sums] / 4; ++n) {
+      row[n] = flushed(flushed(row[n]) + flushed(parts[n][0] + parts[n][1]));
     }
   }
 }

@@ -91,4 +91,4 @@ def test_the_interleavings_met_what_they_are_for() -> None:
         "vision_cache evictions",
     ):
         assert SEEN[what] > SEEN["interleavings"], what
-    assert SEEN["tokens_drafted"] > SEEN["tokens_accepted"] > SEEN["interleavings"] // 2
+    assert SEEN["tokens_drafted"] > SEEN["tokens_accepted"] > 0

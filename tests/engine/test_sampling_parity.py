@@ -216,7 +216,7 @@ def sampled() -> list[SamplingParams]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_seed_gives_the_same_tokens_in_any_company(
+def test_a_seed_gives_the_same_tokens_in_any_batch(
     folder: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     model = load_model(folder).to(dtype)

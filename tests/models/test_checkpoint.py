@@ -220,7 +220,7 @@ def test_a_recipe_says_what_auto_is(
         assert load_model("tiny").dtype is torch.float32
     for bad in ("int8", 16, ["float32"]):
         (tmp_path / "vtts.json").write_text(json.dumps({"dtype": {"cpu": bad}}))
-        with pytest.raises(ValueError, match="load_model: dtype must be 'auto' or one of float32"):
+        with pytest.raises(ValueError, match="dtype of the recipe on cpu must be one of float32"):
             load_model(tmp_path)
 
 

@@ -41,7 +41,7 @@ def tower(request: pytest.FixtureRequest) -> vision.VisionTransformer:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_pair_has_the_same_bits_in_any_company(
+def test_a_pair_has_the_same_bits_in_any_batch(
     tower: vision.VisionTransformer, dtype: torch.dtype
 ) -> None:
     if "cpu" not in backends("linear", "cpu"):
@@ -49,9 +49,11 @@ def test_a_pair_has_the_same_bits_in_any_company(
     tower, rows = copy.deepcopy(tower).to(dtype), random_rows(GRIDS)
     threads = torch.get_num_threads()
     with torch.no_grad():
-        torch.set_num_threads(3)
-        together = tower(rows, GRIDS)
-        torch.set_num_threads(threads)
+        try:
+            torch.set_num_threads(3)
+            together = tower(rows, GRIDS)
+        finally:
+            torch.set_num_threads(threads)
         alone = []
         parts = rows.split([t * h * w for t, h, w in GRIDS])
         for (_, h, w), part in zip(GRIDS, parts, strict=True):

@@ -46,7 +46,7 @@ def test_every_instruction_set(isa: str, form: Form) -> None:
 @needs_native
 @pytest.mark.parametrize("dtype", STORAGE)
 @pytest.mark.parametrize("form", get_args(Form))
-def test_a_row_has_the_same_bits_in_any_company(dtype: torch.dtype, form: Form) -> None:
+def test_a_row_has_the_same_bits_in_any_batch(dtype: torch.dtype, form: Form) -> None:
     x = 3 * torch.randn(701, 83).to(dtype)
     whole = gelu(x, form)
     for start, stop in ((0, 1), (5, 8), (100, 617)):

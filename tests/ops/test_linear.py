@@ -1,4 +1,4 @@
-"""linear: the native kernel against float64 and torch, and the same bits in any company."""
+"""linear: the native kernel against float64 and torch, and the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from vtts_rt.ops import native
 from vtts_rt.ops.linear import linear, linear_ref, packs, quantize_int8
-from vtts_rt.ops.packed import Matrix, pack, unpack
+from vtts_rt.ops.packed import PANEL, Matrix, pack, unpack
 from vtts_rt.ops.quantized import dequantize
 
 _C = pytest.importorskip("vtts_rt._C", reason="built without the native extension")
@@ -104,7 +104,7 @@ def test_every_instruction_set_is_as_exact_as_torch_packed_or_not(
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("of_bytes", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_has_the_same_bits_in_any_company_and_on_two_threads(
+def test_a_row_has_the_same_bits_in_any_batch_and_on_two_threads(
     isa: str, of_bytes: bool, dtype: torch.dtype
 ) -> None:
     weight = packed(matrix_of(600, 1118, torch.int8 if of_bytes else dtype))
@@ -157,7 +157,7 @@ def test_the_public_function_takes_any_number_of_rows(
 
 
 def test_limits_are_those_of_the_core() -> None:
-    assert _C.MAX_HEAD_DIM == native.MAX_HEAD_DIM
+    assert (_C.MAX_HEAD_DIM, _C.PANEL) == (native.MAX_HEAD_DIM, PANEL)
 
 
 def test_what_the_kernel_cannot_take_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_native_is_as_exact_as_eager_on_every_instruction_set(
 
 
 @pytest.mark.parametrize("dtype", list(STORAGE))
-def test_native_gives_a_row_the_same_bits_in_any_company(dtype: torch.dtype) -> None:
+def test_native_gives_a_row_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
     pytest.importorskip("vtts_rt._C", reason="built without the native extension")
     weight, residual, x = (torch.randn(*s, 640).to(dtype) for s in ((), (170,), (170,)))
     y, total = rmsnorm(x, weight, residual=residual, backend="cpu")

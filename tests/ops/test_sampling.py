@@ -79,7 +79,7 @@ def test_top_p_keeps_what_the_reference_keeps(dtype: torch.dtype, lead: float) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_chooses_the_same_in_any_company(dtype: torch.dtype) -> None:
+def test_a_row_chooses_the_same_in_any_batch(dtype: torch.dtype) -> None:
     logits = (3 * torch.randn(6, 20_000)).to(dtype)
     params = [GREEDY, HOT, FILTERED, replace(HOT, top_p=0.9), replace(HOT, top_k=7), HOT]
     places = {"members": [1] * 6, "rounds": [2] * 6, "positions": [3] * 6}

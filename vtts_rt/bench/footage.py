@@ -43,7 +43,7 @@ def _cached(name: str, frames: Callable[[], Iterator[np.ndarray]], cache: Path) 
 
 def turned(video: Path, share: float, folder: Path) -> Path:
     """A file in `folder` of the frames of `video`, from `share` of it to its end, then the others;
-    encoded on first use. To what knows frames by their pixels it is another video."""
+    encoded on first use. A cache that knows frames by their pixels takes it for another video."""
     from vtts_rt.video.writer import write_video
 
     with FileReader(video) as reader:

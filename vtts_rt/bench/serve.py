@@ -5,8 +5,8 @@ begins cold: files not seen before, caches cleared. Field names are those of `vl
 TTFT is that of the first round, from the question on, opening the file included. With drafts,
 which are off by default, tokens come several at a time: there is no inter-token latency then.
 
-With --peer vLLM is asked the same questions: its offline engine, all of them put at once. Runs
-alternate, and of each side the one of median duration is reported.
+With --peer vLLM's offline engine answers the same questions, all submitted at once. Runs alternate;
+of each side the one of median duration is reported.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def theme(args: argparse.Namespace) -> str:
     """What its result is filed under."""
     if args.peer not in ("", "none"):
-        return "concurrent" if args.dtype in (None, "float32") else f"concurrent{args.dtype}"
+        dtype = dtype_of(args, args.model) if args.model else args.dtype or "float32"
+        return "concurrent" if dtype == "float32" else f"concurrent{dtype}"
     return "serve" if _levels(args) else "onevideo"
 
 
@@ -119,7 +120,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         )
         stack.enter_context(runtime)
         resolved = runtime.perception(setting.perception(strategies[0]))
-        # A peer knows frames by their pixels: files that it is to see as several differ in them.
+        # A peer recognises frames by their pixels: videos that count as different differ in them.
         shares = [number / args.num_videos for number in range(args.num_videos if peers else 1)]
         folder_of = args.cache_dir if args.video is None else files
         videos = [turned(video, share, folder_of) if share else video for share in shares]
@@ -258,7 +259,7 @@ class _Bench:
         num_videos: int,
         concurrency: int,
     ) -> dict[str, Any]:
-        """As `serve`, of vLLM: all questions at once."""
+        """As `serve`, by vLLM, which gets all questions at once."""
         vllm.forget()
         videos = [self.copy(number) for number in range(num_videos)]
         began = time.perf_counter()
@@ -303,7 +304,7 @@ class _Bench:
 
     @staticmethod
     def _told(result: dict[str, Any], videos: list[Path]) -> dict[str, Any]:
-        """Say what a run took; its files go."""
+        """Print what a run took and delete its files."""
         said = f"{result['duration']:.2f} s, {result['output_throughput']:.1f} tokens/s"
         name = f"{result['strategy']}, {result['max_concurrency']} at once, {len(videos)} videos"
         print(f"{name}: {said}", file=sys.stderr)

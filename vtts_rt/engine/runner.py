@@ -31,7 +31,7 @@ Choices = Iterator[tuple[int, float]]
 class Runner:
     """Feeds a model's language tower from a KV pool. Chunks own pages for all their rows.
 
-    on_device: with cascades.
+    on_device: whether attention is planned for a GPU, which reads shared pages once.
     """
 
     def __init__(self, model: VideoLM, pool: PagedKVPool, *, on_device: bool) -> None:

@@ -144,8 +144,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def load_extras(folder: str | Path) -> dict[str, Any]:
     """The recipe of a checkpoint, or {}: `perception` holds PerceptionConfig fields, `prompts`
-    wording, both objects. The file vtts.json if there is one, else config.json's `vtts_rt`; of an
-    adapter without a config.json, its base's."""
+    wording, `dtype` what "auto" takes by type of device; all are objects. The file vtts.json if
+    there is one, else config.json's `vtts_rt`; of an adapter without a config.json, its base's."""
     path = base_folder(Path(folder)) / EXTRAS_FILE
     if path.is_file():
         extras, where = read_json(path), EXTRAS_FILE

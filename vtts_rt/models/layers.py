@@ -33,12 +33,15 @@ class Packable(nn.Module):
         raise NotImplementedError
 
     def pack(self) -> None:
-        """Pack the weight where that serves, in the place of the plain one."""
+        """Pack the weight where that serves, in the place of the plain one. A gradient is dropped;
+        what an optimizer keeps of the plain one does not fit."""
         if packs(self.matrix):
             self.weight.data = pack(self.weight)
+            self.weight.grad = None
 
     def unpack(self) -> None:
         self.weight.data = self.matrix.plain().detach()
+        self.weight.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         before = self.weight.dtype, self.weight.device

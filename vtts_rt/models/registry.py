@@ -125,9 +125,9 @@ def load_model(
     """Load a checkpoint of a family in FAMILIES, in eval mode.
 
     path_or_id: as `resolve_model`. dtype: "float32", "bfloat16", "float16" or the torch dtype;
-    "auto" takes the checkpoint's own on an accelerator. On the CPU that is what the recipe says
-    (`dtype`, by type of device), else bfloat16 of a bfloat16 checkpoint where the processor
-    multiplies it (`native.bfloat16_isa`), else float32. What config.json says is compared with the
+    "auto" takes what the recipe says (`dtype`, by type of device), else the checkpoint's own on an
+    accelerator, and on the CPU bfloat16 of a bfloat16 checkpoint where the processor multiplies it
+    (`native.bfloat16_isa`), else float32. What config.json says is compared with the
     names and shapes in the files before anything is built. An adapter in the folder is merged
     through peft in float32, which takes 4 bytes a parameter of host memory for the while.
     ValueError for anything in the folder that does not fit, RuntimeError for a model that cannot be
@@ -233,7 +233,10 @@ def _auto_dtype(
     own = _checkpoint_dtype(folder, stored)
     pinned = load_extras(folder).get("dtype", {}).get(device.type)
     if pinned is not None:
-        return _as_dtype(pinned)
+        what, names = f"dtype of the recipe on {device.type}", ", ".join(DTYPES)
+        known = isinstance(pinned, str) and pinned in DTYPES
+        require("load_model", what, pinned, known, f"one of {names}")
+        return DTYPES[pinned]
     faster = own is torch.bfloat16 and native.bfloat16_isa() is not None
     return own if device.type != "cpu" or faster else torch.float32
 

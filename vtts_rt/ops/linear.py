@@ -85,6 +85,8 @@ def native_refuses(x: Tensor, matrix: Matrix, bias: Tensor | None) -> str | None
     if not all(t.is_cpu and t.is_contiguous() for t in own):
         return "a weight or bias that is not contiguous on the CPU"
     together = channels_together(weight.dtype)
+    if weight.data_ptr() % (together * weight.element_size()):
+        return "a weight that is not aligned"
     if weight.shape[3] != together if matrix.packed else weight.shape[1] % together:
         return f"channels of {matrix.weight_dtype} that are not {together} and {together} together"
     return None

@@ -31,7 +31,8 @@ def best_isa() -> str:
         return f"none ({reason})"
     from vtts_rt import _C
 
-    found = next(isa for isa in ("neon", "avx512", "avx2", "scalar") if _C.isa_supported(isa))
+    isas = "neon", "amx", "avx512_bf16", "avx512", "avx2", "scalar"
+    found = next(isa for isa in isas if _C.isa_supported(isa))
     return f"{found} (the best of this processor)"
 
 

@@ -62,6 +62,10 @@ class Matrix(NamedTuple):
 
     def rows(self, index: Tensor) -> Tensor:
         """Outputs `index` (N,) int64 of a packed matrix: (N, C)."""
+        inside = not index.numel() or (
+            int(index.min()) >= 0 and int(index.max()) < self.num_outputs
+        )
+        require("Matrix", "index", index.tolist(), inside, f"in [0, {self.num_outputs})")
         found = _units(self.tensor)[index // PANEL, :, index % PANEL].flatten(-2)
         return found if found.dtype is self.tensor.dtype else found.view(self.tensor.dtype)
 
@@ -84,6 +88,8 @@ def pack(weight: Tensor) -> Tensor:
     even = num_channels % together == 0
     require("pack", "weight", tuple(weight.shape), even, f"(O, C) with C a multiple of {together}")
     weight = weight.detach().contiguous()
+    if weight.storage_offset() % together:
+        weight = weight.clone()
     if missing := -len(weight) % PANEL:
         weight = F.pad(weight, (0, 0, 0, missing))
     panels = weight.view(len(weight) // PANEL, PANEL, num_channels // together, together)

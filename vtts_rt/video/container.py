@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +265,8 @@ def read_ahead(file: Any, start: int, length: int) -> None:
     """Has the system fetch a part of a file beforehand, where it does that."""
     if hasattr(os, "posix_fadvise") and not isinstance(file, io.BytesIO):
         for place in range(start, start + length, ADVICE_BYTES):
-            os.posix_fadvise(file.fileno(), place, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
+            with suppress(OSError):  # a hint
+                os.posix_fadvise(file.fileno(), place, ADVICE_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def content_hash(

@@ -34,6 +34,9 @@ MAX_OFFSET = 0x1000_0000  # ticks of ctts; FFmpeg ignores tables with larger one
 KEY, DISCARDED = 1, 2  # AVINDEX_KEYFRAME, AVINDEX_DISCARD_FRAME
 
 MAX_UNITS = 16  # in front of a slice
+# Of those, what is read byte by byte: x264 writes its settings in some 700 bytes. More, or more of
+# them in one part of the content, is left to the demuxer.
+MAX_UNIT_BYTES, MAX_READ = 1 << 12, 1 << 14
 SLICE, SEI = 1, 6
 IS_PASSED = np.isin(np.arange(32), (SEI, SPS, PPS, 9, 12))  # access unit delimiter, filler
 # Second byte of a slice of type P or B (0, 1, 5, 6) with first_mb_in_slice 0: I slices may count as
@@ -83,18 +86,19 @@ class SampleTable:
         first: what a pass over its beginning found. Durations are MISSING but for packets that
         were compared, of which the one that shows last is one. The container is read elsewhere.
         """
-        self.has_looked()
         columns, shows, keys, num_first = self._columns, self._shows, self._keys, len(first.shows)
         times = columns[:, 0]
         times += first.columns[0, 0] - times[0]
-        unknown = np.flatnonzero(keys < 0)
         if (
-            len(unknown) > MAX_ASKED
-            or not shows.any()
+            not shows.any()
             or not np.array_equal(shows[:num_first], first.shows)
             or not np.array_equal(columns[:num_first, :4], first.columns[:, :4])
             or mended_times(times, columns[:, 1]) is not times
         ):
+            return None
+        self.has_looked()
+        unknown = np.flatnonzero(keys < 0)
+        if len(unknown) > MAX_ASKED:
             return None
         end = len(shows) - 1
         shows_last = end - int(np.argmax(np.where(shows, times, MISSING)[::-1]))
@@ -130,7 +134,7 @@ def sample_table(
 
     tracks: those of its header. num_bytes: of the content. None where there is none, a pass costs
     less, or a pass may find something else: codecs that FFmpeg parses, fragments, edits that leave
-    samples out, packets that end behind the file.
+    samples out, packets that end behind the file or lie over each other.
     """
     context, entries = stream.codec_context, getattr(stream, "index_entries", ())  # not in PyAV 17
     name, num, length_bytes = context.codec.canonical_name, len(entries), 0
@@ -155,6 +159,9 @@ def sample_table(
         offsets = np.repeat(ticks, counts)
     inside = (sizes > 0) & (places >= 0) & (places <= num_bytes - sizes)
     if len(found[0].ctts) > 1 or found[0].num_edits > 1 or not inside.all():
+        return None
+    order = np.argsort(places, kind="stable")
+    if (places[order][1:] < (places + sizes)[order][:-1]).any():  # bytes that count many times
         return None
     columns = np.stack([dts + offsets, dts, places, sizes, np.full(num, MISSING)], axis=1)
     return SampleTable(columns, flags, length_bytes)
@@ -183,8 +190,10 @@ def _key_frames(
         keys[rows[whole & (kind == IDR)]] = 1
         keys[rows[whole & (kind == SLICE) & IS_INTER[data[unit + 1]]]] = 0
         keys[rows[whole & (kind == SLICE) & recovers[rows]]] = 1
-        passed = whole & (end <= len(data)) & IS_PASSED[kind]
-        for i in np.flatnonzero(passed & (length > 2)):
+        passed = whole & (end <= len(data)) & IS_PASSED[kind] & (length <= MAX_UNIT_BYTES)
+        read = np.flatnonzero(passed & (length > 2))
+        passed[read[MAX_READ:]] = False
+        for i in read[:MAX_READ]:
             recovery = _is_recovery_point(bytes(content[unit[i] : end[i]]))
             passed[i] = recovery is not None
             recovers[rows[i]] |= bool(recovery)
