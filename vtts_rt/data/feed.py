@@ -17,7 +17,7 @@ from vtts_rt.config import MediaLimits, ResolvedPerception
 from vtts_rt.data.ahead import Ahead
 from vtts_rt.data.frames import COUNTED, FileFrames, FrameReader, RolloutItem
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
-from vtts_rt.data.rows import DataSet, Row, read_manifest
+from vtts_rt.data.rows import ON_BAD, BadRow, DataSet, OnBad, Row, scan_manifest, sift
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video import FrameStore, open_video
 
@@ -43,6 +43,7 @@ _RULES: dict[str, Rule] = {
     "remainder": (REMAINDERS.__contains__, f"one of {', '.join(REMAINDERS)}"),
     "frame_store": (lambda s: s is None or isinstance(s, FrameStore), "a FrameStore or None"),
     "decoder": (DECODERS.__contains__, f"one of {', '.join(DECODERS)}"),
+    "on_bad": (ON_BAD.__contains__, f"one of {', '.join(ON_BAD)}"),
 }
 STATE_VERSION = 2
 POSITION = ("epoch", "rows_passed", "delivered")
@@ -75,6 +76,8 @@ class RolloutDataFeed(IterableDataset[Any]):
         bytes of their frames (a video that alone is larger is decoded alone).
     frame_store: where frames are looked up and kept; a Runtime that shares it finds them.
     decoder, device, limits: as `open_video`.
+    on_bad: "raise" refuses a manifest with a row or entry that cannot be taken, BadRows tells all
+        of them; "skip" leaves them out, logs how many and counts them as "malformed".
 
     A file that is missing, broken or replaced while it is read is skipped with its rows, logged
     once, counted, and listed in `skipped`. In worker processes of a DataLoader (with
@@ -100,6 +103,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         decoder: Decoder = "auto",
         device: int | None = None,
         limits: MediaLimits | None = None,
+        on_bad: OnBad = "raise",
     ) -> None:
         given = locals()
         check(_WHAT, _RULES, {name: given[name] for name in _RULES})
@@ -115,7 +119,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         if limits is not None:
             self._opening["limits"] = limits
         self._reader = FrameReader(frames, frame_store, self._opening)
-        self._rows = _rows(manifest)
+        self._rows, malformed = _rows(manifest, on_bad)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
         self._fingerprint = self._order.fingerprint()
         self._goal(self._shard)
@@ -125,7 +129,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         self._part = self._shard
         self._turn = 0  # a new one ends an iteration in work
         self._counts: Counter[str] = Counter()
-        self._rows_skipped: Counter[str] = Counter()
+        self._rows_skipped = Counter({"malformed": malformed} if malformed else {})
         self._skipped: dict[int, str] = {}
         self._files_skipped: set[Path] = set()
         self._wait_seconds = 0.0
@@ -365,15 +369,25 @@ def _is_int(value: object) -> bool:
     return type(value) is int  # a state goes into JSON
 
 
-def _rows(manifest: str | Path | Sequence[DataSet]) -> list[PlacedRow]:
+def _rows(manifest: str | Path | Sequence[DataSet], on_bad: OnBad) -> tuple[list[PlacedRow], int]:
+    """The rows, and how many rows and entries were left out."""
     try:
-        sets = read_manifest(manifest) if isinstance(manifest, (str, Path)) else manifest
-        ok = isinstance(sets, Sequence) and all(isinstance(entry, DataSet) for entry in sets)
+        bad: list[BadRow] = []
+        if isinstance(manifest, (str, Path)):
+            manifest, bad = sift(scan_manifest(manifest), on_bad)
+        ok = isinstance(manifest, Sequence) and all(isinstance(e, DataSet) for e in manifest)
         _require("manifest", manifest, ok, "a path or a list of DataSet")
-        rows = [PlacedRow(entry.name, *placed) for entry in sets for placed in entry.rows()]
+        rows, bad_rows = sift(
+            (
+                item if isinstance(item, BadRow) else PlacedRow(entry.name, *item)
+                for entry in manifest
+                for item in entry.scan()
+            ),
+            on_bad,
+        )
     except OSError as error:
         got = f"{error.filename} ({error.strerror})"
         rule = "and its rows must be in files that can be read"
         raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from error
     _require("manifest", manifest, bool(rows), "a manifest of at least one row")
-    return rows
+    return rows, len(bad) + len(bad_rows)

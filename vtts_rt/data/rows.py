@@ -9,199 +9,128 @@ release's own files and what `write_rows` wrote are read into the same `Row`.
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from vtts_rt.checks import UNICODE, Rule, check
-from vtts_rt.types import Box, TimeSpan, require
+from vtts_rt.checks import Rule, check, is_unicode
+from vtts_rt.data.row import MEDIA_TYPE, MEDIA_TYPES, Row, row_from_dict
+from vtts_rt.errors import BadRequest
+from vtts_rt.types import require
 
-MEDIA_TYPES = ("video", "image")
-TASK_TYPES = ("tg", "gqa", "igqa", "detection", "mc")
-MAX_OPTIONS = 26
-# `A. text`, `(A) text`, `A) text`, `(A):text`; alone, `A` and `(A)`.
-_LABEL = re.compile(r"\s*\(?([A-Z])(?:\)[.:]?|[.:])\s*")
-_LETTER = re.compile(r"\s*\(?([A-Z])\)?[.:]?\s*")
+__all__ = [
+    "MEDIA_TYPES",
+    "TASKS",
+    "TASK_TYPES",
+    "BadRow",
+    "BadRows",
+    "DataSet",
+    "Row",
+    "check_evidence",
+    "read_manifest",
+    "read_rows",
+    "row_from_dict",
+    "scan_manifest",
+    "scan_rows",
+    "sift",
+    "write_manifest",
+    "write_rows",
+]
 
-_MEDIA_TYPE: Rule = (MEDIA_TYPES.__contains__, f"one of {', '.join(MEDIA_TYPES)}")
-_RULES: dict[str, Rule] = {
-    "media": (lambda text: text and "\0" not in text, "a path"),
-    "media_type": _MEDIA_TYPE,
-    "question": (str.strip, "a non-empty text"),
-    "options": (
-        lambda texts: len(texts) <= MAX_OPTIONS and all(map(str.strip, texts)),
-        f"at most {MAX_OPTIONS} non-empty texts",
-    ),
-    "duration_seconds": (lambda n: n is None or 0 < n < math.inf, "> 0"),
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+OnBad = Literal["raise", "skip"]
+ON_BAD: tuple[OnBad, ...] = ("raise", "skip")
+MAX_FILE_BYTES = 256 << 20  # a JSON array is read whole; a .jsonl may be of any size
+MAX_ROW_BYTES = 1 << 20  # a line of a .jsonl
+MAX_MANIFEST_BYTES = 16 << 20
+# task -> (media type, or None for either; what a row must hold, so that its rewards mean something)
+TASKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "tg": ("video", ("spans", "duration")),
+    "gqa": ("video", ("letter", "spans", "duration")),
+    "igqa": ("image", ("letter", "box")),
+    "detection": ("image", ("box",)),
+    "mc": (None, ("letter",)),
+    "tracking": ("video", ("boxes",)),
 }
+TASK_TYPES = tuple(TASKS)
+_NEEDS: dict[str, Rule] = {
+    "spans": (lambda row: row.spans, "at least one span"),
+    "duration": (lambda row: row.duration_seconds, "a duration"),
+    "letter": (lambda row: row.options and row.answer, "options and the letter of the right one"),
+    "box": (lambda row: row.num_boxes == 1, "one box"),
+    "boxes": (lambda row: row.num_boxes > 1, "a box for each of several frames"),
+}
+_TEXT: Rule = (lambda text: is_unicode(text) and "\0" not in text, "valid Unicode without NUL")
+_ENTRY_KEYS = ("media_type", "task_type", "visual_base", "json_path")
 _ENTRY_RULES: dict[str, Rule] = {
-    "media_type": _MEDIA_TYPE,
-    "task_type": (TASK_TYPES.__contains__, f"one of {', '.join(TASK_TYPES)}"),
+    "media_type": MEDIA_TYPE,
+    "task_type": (TASKS.__contains__, f"one of {', '.join(TASKS)}"),
+    **dict.fromkeys(("name", "visual_base", "json_path"), _TEXT),
 }
-
-PixelCorners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One labelled question.
+class BadRow:
+    """A row, or an entry of a manifest, that was refused.
 
-    media: path relative to the data set's folder; media_type: "video" or "image".
-    options: texts without letters, answer: letter of the right one, or a free text where there
-    are no options, or None. spans: evidence in seconds; boxes: evidence as fractions of the whole
-    frame; pixel_boxes: evidence as (x0, y0, x1, y1) px of the media file, until its size is known
-    (`sized`). duration_seconds: of the video, or None.
+    path: the file; place: in it, such as "row 3" (from 1), "line 3" or "entry x"; error: why.
     """
 
-    media: str
-    question: str
-    media_type: str = "video"
-    options: tuple[str, ...] = ()
-    answer: str | None = None
-    spans: tuple[TimeSpan, ...] = ()
-    boxes: tuple[Box, ...] = ()
-    duration_seconds: float | None = None
-    pixel_boxes: tuple[PixelCorners, ...] = ()
+    path: Path
+    place: str
+    error: str
 
-    def __post_init__(self) -> None:
-        check("Row", _RULES, {name: getattr(self, name) for name in _RULES})
-        for text in (self.media, self.question, *self.options, self.answer or ""):
-            check("Row", {"text": UNICODE}, {"text": text})
-        if self.options and self.answer is not None:
-            letters = [chr(65 + i) for i in range(len(self.options))]
-            rule = f"one of {', '.join(letters)}"
-            require("Row", "answer", self.answer, self.answer in letters, rule)
-        for span in self.spans:
-            ok = 0 <= span.start_seconds <= span.end_seconds < math.inf
-            require("Row", "span", span, ok, "0 <= start <= end")
-        for box in self.boxes:
-            ok = 0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1
-            require("Row", "box", box, ok, "0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1")
-        for x0, y0, x1, y1 in self.pixel_boxes:
-            ok = 0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf
-            require("Row", "box", (x0, y0, x1, y1), ok, "0 <= x0 < x1 and 0 <= y0 < y1")
-
-    def sized(self, height: int, width: int) -> Row:
-        """The row for media of this size in px: boxes in pixels become fractions, cut off at the
-        frame. ValueError where one lies outside."""
-        fractions = []
-        for x0, y0, x1, y1 in self.pixel_boxes:
-            inside = x0 < width and y0 < height
-            require("Row", "box", (x0, y0, x1, y1), inside, f"inside {width} x {height} px")
-            fractions.append(Box(x0 / width, y0 / height, min(x1 / width, 1), min(y1 / height, 1)))
-        return replace(self, boxes=(*self.boxes, *fractions), pixel_boxes=())
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON object. `glue` is the list of spans; a row with boxes gives both by name."""
-        out: dict[str, Any] = {self.media_type: self.media, "question": self.question}
-        if self.options:
-            out["options"] = list(self.options)
-        if self.answer is not None:
-            out["answer"] = self.answer
-        spans = [[s.start_seconds, s.end_seconds] for s in self.spans]
-        boxes = [[b.x0, b.y0, b.x1, b.y1] for b in self.boxes]
-        boxes += [list(box) for box in self.pixel_boxes]
-        if boxes:
-            out["glue"] = {"spans": spans, "boxes": boxes}
-        elif self.spans:
-            out["glue"] = spans
-        if self.duration_seconds is not None:
-            out["duration"] = self.duration_seconds
-        return out
+    def __str__(self) -> str:
+        return f"{self.path}, {self.place}: {self.error}"
 
 
-def row_from_dict(data: Any) -> Row:
-    """A row from its JSON object. ValueError says which field is wrong.
+class BadRows(BadRequest):
+    """Rows that were refused, all of them in `bad`; as a text the first one, and how many more."""
 
-    options: a list of texts, or one text with an option a line; letters in front of them (`A. `,
-    `(A) `), in order from A, are taken off. answer: where there are options `C`, `(C)`, `C. text`
-    or an option's own text, and its letter is kept. `glue` may be one [start, end], a list of
-    them, one [x0, y0, x1, y1] box, or {"spans", "boxes"}. A box with a number above 1 is in pixels
-    of the media file, otherwise in fractions of it. durations is read as duration.
-    """
-    require("row", "row", data, isinstance(data, dict), "a JSON object")
-    kinds = [kind for kind in MEDIA_TYPES if kind in data]
-    require("row", "media", sorted(data), len(kinds) == 1, "named by exactly one of video, image")
-    for name in (kinds[0], "question"):
-        require("row", name, data.get(name), isinstance(data.get(name), str), "a text")
-    options, answer = _options(data.get("options")), data.get("answer")
-    require("row", "answer", answer, answer is None or isinstance(answer, str), "a text")
-    spans, boxes = _glue(data.get("glue"))
-    duration = data.get("duration", data.get("durations"))
-    return Row(
-        media=data[kinds[0]],
-        media_type=kinds[0],
-        question=data["question"],
-        options=options,
-        answer=_letter(answer, options) if options and answer is not None else answer,
-        spans=tuple(TimeSpan(*span) for span in spans),
-        boxes=tuple(Box(*box) for box in boxes if max(box) <= 1),
-        pixel_boxes=tuple((b[0], b[1], b[2], b[3]) for b in boxes if not max(b) <= 1),
-        duration_seconds=None if duration is None else _numbers("duration", [duration], 1)[0],
-    )
+    def __init__(self, bad: Sequence[BadRow]) -> None:
+        super().__init__(bad)
+        self.bad = tuple(bad)
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.bad) - 1} more)" if len(self.bad) > 1 else ""
+        return f"{self.bad[0]}{more}"
 
 
-def _options(options: Any) -> tuple[str, ...]:
-    """Texts without their letters."""
-    if isinstance(options, str):
-        options = [line for line in options.split("\n") if line.strip()]
-    options = options or ()
-    texts = isinstance(options, (list, tuple)) and all(isinstance(o, str) for o in options)
-    require("row", "options", options, texts, "a list of texts, or lines of text")
-    labels = [label[1] for text in options if (label := _LABEL.match(text))]
-    if labels == [chr(65 + i) for i in range(len(options))]:
-        return tuple(_LABEL.sub("", text, count=1).strip() for text in options)
-    return tuple(options)
+def sift(found: Iterable[T | BadRow], on_bad: OnBad = "raise") -> tuple[list[T], list[BadRow]]:
+    """(what is good, what is bad). on_bad: "raise" raises BadRows for all that is bad, "skip" logs
+    the first and how many there are."""
+    require("sift", "on_bad", on_bad, on_bad in ON_BAD, f"one of {', '.join(ON_BAD)}")
+    good: list[T] = []
+    bad: list[BadRow] = []
+    for item in found:
+        if isinstance(item, BadRow):
+            bad.append(item)
+        else:
+            good.append(item)
+    if bad and on_bad == "raise":
+        raise BadRows(bad)
+    if bad:
+        logger.warning("%d of %d skipped: %s", len(bad), len(good) + len(bad), BadRows(bad))
+    return good, bad
 
 
-def _letter(answer: str, options: tuple[str, ...]) -> str:
-    """The letter that an answer means; the answer itself where it means none of the options."""
-    texts = [option.strip() for option in options]
-    if texts.count(answer.strip()) == 1 and not _LETTER.fullmatch(answer):
-        return chr(65 + texts.index(answer.strip()))
-    if found := _LETTER.fullmatch(answer):
-        return found[1]
-    if found := _LABEL.match(answer):
-        said = answer[found.end() :].strip()
-        index = ord(found[1]) - 65
-        other = said in texts and not (index < len(texts) and texts[index] == said)
-        require("row", "answer", answer, not other, "a letter with the text of its own option")
-        return found[1]
-    return answer
+def read_bounded(path: Path, what: str, most: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a file; ValueError where there are more than `most`. OSErrors pass."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    require(what, str(path), f"more than {most} bytes", len(data) <= most, f"at most {most} bytes")
+    return data
 
 
-def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]]]:
-    if glue is None:
-        return [], []
-    if isinstance(glue, dict):
-        spans, boxes = glue.get("spans") or [], glue.get("boxes") or []
-        for name, items in (("spans", spans), ("boxes", boxes)):
-            require("row", f"glue {name}", items, isinstance(items, list), "a list")
-    else:
-        require("row", "glue", glue, isinstance(glue, list), "a list or an object")
-        flat = bool(glue) and not any(isinstance(item, list) for item in glue)
-        if flat:
-            glue = [glue]
-        boxes = glue if flat and len(glue[0]) == 4 else []
-        spans = [] if boxes else glue
-    return [_numbers("glue", s, 2) for s in spans], [_numbers("glue", b, 4) for b in boxes]
-
-
-def _numbers(name: str, values: Any, count: int) -> list[float]:
-    ok = isinstance(values, (list, tuple)) and len(values) == count
-    ok = ok and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    ok = ok and all(abs(v) < 1e300 or isinstance(v, float) for v in values)
-    require("row", name, values, ok, f"{count} number{'s' if count > 1 else ''}")
-    return [float(v) for v in values]
-
-
-def _parsed(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str, pairs: Callable[[Any], Any] | None = None) -> Any:
     """The value of a JSON text in UTF-8. ValueError with `where` for anything else."""
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs)
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} must be UTF-8, got {error}") from error
     except RecursionError as error:
@@ -210,30 +139,64 @@ def _parsed(data: bytes, where: str) -> Any:
         raise ValueError(f"{where} must be valid JSON, got {error}") from error
 
 
-def _items(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, value) of each row of a file."""
+def _items(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(its place, what gives its value) of each row of a file."""
     if path.suffix == ".jsonl":
-        with path.open("rb") as file:  # lines end with a line feed and nothing else
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}, line {number}", _parsed(line, f"rows: {path}, line {number}")
+        yield from ((place, partial(_line, line)) for place, line in lines_of(path))
         return
-    items = _parsed(path.read_bytes(), f"rows: {path}")
+    items = parse_json(read_bounded(path, "rows"), f"rows: {path}")
     require("rows", str(path), type(items).__name__, isinstance(items, list), "a JSON array")
-    yield from ((f"{path}, row {number}", item) for number, item in enumerate(items, 1))
+    yield from ((f"row {number}", partial(_same, item)) for number, item in enumerate(items, 1))
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
-    """Rows of a file: a JSON array, or one JSON object a line (`.jsonl`; only line feeds end one).
+def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(place, line) of each line that is not empty: line feeds and nothing else end one. Of a line
+    longer than MAX_ROW_BYTES its first MAX_ROW_BYTES + 1 bytes."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            rest = line
+            while len(rest) > MAX_ROW_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_ROW_BYTES + 1)
+            if line.strip():
+                yield f"line {number}", line
 
-    ValueError names the file and the row or line (from 1) that is wrong.
+
+def _line(line: bytes) -> Any:
+    short = len(line) <= MAX_ROW_BYTES
+    require("row", "row", f"{line[:50]!r}...", short, f"at most {MAX_ROW_BYTES} bytes")
+    return parse_json(line, "row")
+
+
+def _same(item: Any) -> Any:
+    return item
+
+
+def scan_rows(
+    path: str | Path, check_row: Callable[[Row], None] | None = None
+) -> Iterator[Row | BadRow]:
+    """Each row of a file, or why it was refused. check_row: raises ValueError for further reasons.
+
+    A JSON array, or one JSON object a line (`.jsonl`; only line feeds end one). ValueError where
+    the file is neither.
     """
-    for where, item in _items(Path(path)):
+    path = Path(path)
+    for place, value in _items(path):
         try:
-            row = row_from_dict(item)
+            row = row_from_dict(value())
+            if check_row is not None:
+                check_row(row)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        yield row
+            yield BadRow(path, place, str(error))
+        else:
+            yield row
+
+
+def read_rows(path: str | Path, *, on_bad: OnBad = "raise") -> list[Row]:
+    """Rows of a file. on_bad: as in `sift`; BadRows names the file and the row or line (from 1) of
+    every row that is wrong. ValueError where the file is no file of rows."""
+    return sift(scan_rows(path), on_bad)[0]
 
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
@@ -247,6 +210,31 @@ def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def check_evidence(row: Row, task_type: str) -> None:
+    """ValueError where a row cannot serve its task, or evidence lies behind the video's end.
+
+    A span may end after the video, as some of the public annotations do by rounding.
+    """
+    media_type, needs = TASKS[task_type]
+    same = media_type in (None, row.media_type)
+    require("row", "media", row.media_type, same, f"a {media_type}, as task {task_type} asks")
+    for name in needs:
+        test, rule = _NEEDS[name]
+        require("row", "evidence", row.as_dict(), bool(test(row)), f"{rule}, as task {task_type}")
+    if row.duration_seconds is not None:
+        end = row.duration_seconds
+        for start in (*(span.start_seconds for span in row.spans), *row.box_times[:-1]):
+            require("row", "glue", start, start < end, f"before the video's end, {end} s")
+
+
+def is_file(path: Path) -> bool:
+    """As Path.is_file, but False for a name that the file system refuses."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """One entry of a manifest: where rows and their media are, and what is asked of them."""
@@ -257,29 +245,65 @@ class DataSet:
     visual_base: Path
     json_path: Path
 
-    def rows(self) -> Iterator[tuple[Path, Row]]:
-        """(media file, row) of every row; ValueError where a row's media type is another."""
-        for row in read_rows(self.json_path):
-            what, same = f"data set {self.name}", row.media_type == self.media_type
-            require(what, "media", row.media_type, same, f"of type {self.media_type}")
-            yield self.visual_base / row.media, row
+    def scan(self, *, validate: bool = False) -> Iterator[tuple[Path, Row] | BadRow]:
+        """(media file, row) of each row, or why it was refused: also where its media type is
+        another. validate: also where its media file is missing, or `check_evidence` refuses."""
+
+        def check_row(row: Row) -> None:
+            same = row.media_type == self.media_type
+            require(f"data set {self.name}", "media", row.media_type, same, self._of_type)
+            if validate:
+                media = self.visual_base / row.media
+                require("row", "media", str(media), is_file(media), "a file")
+                check_evidence(row, self.task_type)
+
+        for row in scan_rows(self.json_path, check_row):
+            yield row if isinstance(row, BadRow) else (self.visual_base / row.media, row)
+
+    def rows(self, *, on_bad: OnBad = "raise", validate: bool = False) -> list[tuple[Path, Row]]:
+        """(media file, row) of every row. validate: as in `scan`. on_bad: as in `sift`: BadRows, a
+        ValueError, holds every row that is refused, with file and place."""
+        return sift(self.scan(validate=validate), on_bad)[0]
+
+    @property
+    def _of_type(self) -> str:
+        return f"of type {self.media_type}"
 
 
-def read_manifest(path: str | Path) -> list[DataSet]:
-    """Data sets of a manifest file; relative paths in it start from the manifest's folder."""
+def scan_manifest(path: str | Path) -> Iterator[DataSet | BadRow]:
+    """Each entry of a manifest, or why it was refused; relative paths in it start from the
+    manifest's folder. ValueError where the file is no manifest."""
     path = Path(path)
-    data = _parsed(path.read_bytes(), f"manifest: {path}")
+    data = parse_json(
+        read_bounded(path, "manifest", MAX_MANIFEST_BYTES), f"manifest: {path}", _unique
+    )
     require("manifest", str(path), type(data).__name__, isinstance(data, dict), "a JSON object")
-    sets = []
     for name, entry in data.items():
         what = f"manifest entry {name}"
-        require(what, "entry", entry, isinstance(entry, dict), "a JSON object")
-        for key in ("media_type", "task_type", "visual_base", "json_path"):
-            require(what, key, entry.get(key), isinstance(entry.get(key), str), "a text")
-        check(what, _ENTRY_RULES, {key: entry[key] for key in _ENTRY_RULES})
-        base, rows = path.parent / entry["visual_base"], path.parent / entry["json_path"]
-        sets.append(DataSet(name, entry["media_type"], entry["task_type"], base, rows))
-    return sets
+        try:
+            require(what, "entry", entry, isinstance(entry, dict), "a JSON object")
+            for key in _ENTRY_KEYS:
+                require(what, key, entry.get(key), isinstance(entry.get(key), str), "a text")
+            given = {key: entry[key] for key in _ENTRY_KEYS}
+            check(what, _ENTRY_RULES, {"name": name, **given})
+        except ValueError as error:
+            yield BadRow(path, f"entry {name}", str(error))
+        else:
+            base, rows = path.parent / entry["visual_base"], path.parent / entry["json_path"]
+            yield DataSet(name, entry["media_type"], entry["task_type"], base, rows)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        raise ValueError("one name twice in an object")  # told by `parse_json`
+    return data
+
+
+def read_manifest(path: str | Path, *, on_bad: OnBad = "raise") -> list[DataSet]:
+    """Data sets of a manifest file. on_bad: as in `sift`, about entries, such as one of an unknown
+    task. Relative paths in it start from the manifest's folder."""
+    return sift(scan_manifest(path), on_bad)[0]
 
 
 def write_manifest(path: str | Path, sets: Iterable[DataSet]) -> None:
