@@ -336,7 +336,8 @@ class RolloutDataFeed(IterableDataset[Any]):
         items_delivered, frames_delivered: to the consumer, a video's frames once for every row.
         videos_opened, frames_decoded, frames_codec_decoded, frames_reused, frames_substituted:
         as `COUNTED`, once for all rows of a video; what is prefetched counts when it is its turn or
-        the iteration ends. rows_skipped: by reason. wait_ms: wall-clock ms waited for frames.
+        the iteration ends. rows_skipped: by reason; "malformed" are those that `on_bad` left out
+        when the feed was made. wait_ms: wall-clock ms waited for frames.
         """
         names = (*COUNTED, "items_delivered", "frames_delivered")
         return {
@@ -372,15 +373,18 @@ def _is_int(value: object) -> bool:
 def _rows(manifest: str | Path | Sequence[DataSet], on_bad: OnBad) -> tuple[list[PlacedRow], int]:
     """The rows, and how many rows and entries were left out."""
     try:
+        sets: Sequence[DataSet] = []
         bad: list[BadRow] = []
         if isinstance(manifest, (str, Path)):
-            manifest, bad = sift(scan_manifest(manifest), on_bad)
-        ok = isinstance(manifest, Sequence) and all(isinstance(e, DataSet) for e in manifest)
+            sets, bad = sift(scan_manifest(manifest), on_bad)
+        else:
+            sets = manifest
+        ok = isinstance(sets, Sequence) and all(isinstance(entry, DataSet) for entry in sets)
         _require("manifest", manifest, ok, "a path or a list of DataSet")
         rows, bad_rows = sift(
             (
                 item if isinstance(item, BadRow) else PlacedRow(entry.name, *item)
-                for entry in manifest
+                for entry in sets
                 for item in entry.scan()
             ),
             on_bad,

@@ -153,7 +153,7 @@ def row_from_dict(data: Any) -> Row:
         boxes=() if in_pixels else tuple(Box(*box) for box in corners),
         pixel_boxes=corners if in_pixels else (),
         box_times=tuple(times),
-        duration_seconds=None if duration is None else _numbers("duration", [duration], 1)[0],
+        duration_seconds=None if duration is None else numbers("duration", [duration], 1)[0],
     )
 
 
@@ -196,7 +196,7 @@ def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]], list[float]]
         for name, items in zip(("spans", "boxes", "times"), parts, strict=True):
             require("row", f"glue {name}", items, isinstance(items, list), "a list")
         spans, boxes = parts[:2]
-        times = _numbers("glue times", parts[2], len(parts[2]))
+        times = numbers("glue times", parts[2], len(parts[2]))
     else:
         require("row", "glue", glue, isinstance(glue, list), "a list or an object")
         if glue and not any(isinstance(item, list) for item in glue):
@@ -206,13 +206,14 @@ def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]], list[float]]
     most = max(len(spans), len(boxes), len(times))
     require("row", "glue", most, most <= MAX_EVIDENCE, f"at most {MAX_EVIDENCE} spans or boxes")
     return (
-        [_numbers("glue", span, 2) for span in spans],
-        [_numbers("glue", box, 4) for box in boxes],
+        [numbers("glue", span, 2) for span in spans],
+        [numbers("glue", box, 4) for box in boxes],
         times,
     )
 
 
-def _numbers(name: str, values: Any, count: int) -> list[float]:
+def numbers(name: str, values: Any, count: int) -> list[float]:
+    """The values as floats; ValueError where they are no list of `count` numbers."""
     ok = isinstance(values, (list, tuple)) and len(values) == count
     ok = ok and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     ok = ok and all(abs(v) < 1e300 or isinstance(v, float) for v in values)

@@ -139,7 +139,7 @@ def parse_json(data: bytes, where: str, pairs: Callable[[Any], Any] | None = Non
         raise ValueError(f"{where} must be valid JSON, got {error}") from error
 
 
-def _items(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+def records_of(path: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(its place, what gives its value) of each row of a file."""
     if path.suffix == ".jsonl":
         yield from ((place, partial(_line, line)) for place, line in lines_of(path))
@@ -182,7 +182,7 @@ def scan_rows(
     the file is neither.
     """
     path = Path(path)
-    for place, value in _items(path):
+    for place, value in records_of(path):
         try:
             row = row_from_dict(value())
             if check_row is not None:
