@@ -1,4 +1,4 @@
-"""Command line: `vtts-rt ask | plan | env | bench | train | eval | report`.
+"""Command line: `vtts-rt ask | plan | env | bench | data | train | eval | report`.
 
 Imports only what the chosen command needs. A user's mistake is one line on stderr and exit
 status 2; a failure is one line and exit status 1; Ctrl-C is 130.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # their own flags.
 _DELEGATES = {
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
+    "data": ("vtts_rt.data.command", "rows and manifests; `vtts-rt data --help` lists what"),
     "train": ("tiny/sft.py", "train the embedded model; `vtts-rt train sft --help`"),
     "eval": ("vtts_rt.evaluation.needle", "accuracy by round; `vtts-rt eval needle --help`"),
     "report": ("report/__init__.py", "write the tables of README and docs from results"),
