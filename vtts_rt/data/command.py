@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,40 +123,34 @@ def _stats(args: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None)
-    table.add_column("", no_wrap=True)
-    table.add_column("task", no_wrap=True)
-    numbers = ("rows", "files", "missing", "options", "answers")
-    for name in (*numbers, "span s", "of video", "boxes", "video s"):
-        table.add_column(name, justify="right")
+    media = Table("", "task", "rows", "files", "missing", "video s", box=None)
+    labels = Table("", "options", "answers", "boxes", "span s", "of video", box=None)
     for name, found in (*sets.items(), *([("all", total)] if len(sets) > 1 else [])):
         told = found.as_dict()
-        medians = [
-            "-" if told[key] is None else f"{told[key]['median']:.3g}"
-            for key in ("span_seconds", "span_shares", "duration_seconds")
-        ]
-        table.add_row(
-            escape(name),
-            ", ".join(told["tasks"]) if found is not total else "",
-            *(f"{told[key]:,}" for key in ("rows", "files", "files_missing")),
-            *(_counts(told[key]) for key in ("options", "answers")),
-            *medians[:2],
-            _counts(told["boxes"]),
-            medians[2],
-        )
+        task = _counts(found.tasks) if found is not total else ""
+        counts = (f"{told[key]:,}" for key in ("rows", "files", "files_missing"))
+        media.add_row(escape(name), task, *counts, _median(told["duration_seconds"]))
+        groups = (_counts(group) for group in (found.options, found.answers, found.boxes))
+        spans = (_median(told[key]) for key in ("span_seconds", "span_shares"))
+        labels.add_row(escape(name), *groups, *spans)
     console = Console()
-    console.print(table)
-    console.print("seconds and shares are medians; --json has more", style="dim")
+    for table in (media, labels):
+        console.print(table, "")
+    console.print("rows by what they hold; medians of seconds and shares; --json has all")
     if skipped:
         console.print(f"{len(skipped)} skipped", highlight=False)
     return 0
 
 
-def _counts(counts: dict[str, int]) -> str:
-    """Rows by what they hold, `4 x12` for twelve rows with four; what is the same for all alone."""
+def _median(spread: dict[str, float] | None) -> str:
+    return "-" if spread is None else f"{spread['median']:.3g}"
+
+
+def _counts(counts: Counter[Any]) -> str:
+    """`4:12` for twelve rows with four; what is the same for all alone."""
     if len(counts) == 1:
-        return next(iter(counts))
-    return ", ".join(f"{name} x{count:,}" for name, count in counts.items())
+        return str(next(iter(counts)))
+    return " ".join(f"{name}:{counts[name]:,}" for name in sorted(counts))
 
 
 def _check(args: argparse.Namespace) -> int:
