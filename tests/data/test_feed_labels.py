@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from feed_tools import SIDE, make_manifest, rows_of, write_clip
 
 from vtts_rt import RolloutDataFeed
-from vtts_rt.data.rows import Row
+from vtts_rt.data.rows import BadRows, Row
 from vtts_rt.types import Box
 
 
@@ -31,3 +32,14 @@ def test_no_two_items_share_a_seed(tmp_path: Path) -> None:
     assert len(set(seeds)) == len(seeds) == 36
     again = RolloutDataFeed(manifest, frames=1, remainder="pad", batch_size=4, shuffle_seed=3)
     assert [item.seed for batch in again for item in batch] == seeds[:12]
+
+
+def test_malformed_rows_are_skipped_only_where_asked(tmp_path: Path) -> None:
+    write_clip(tmp_path / "0.mp4", 0)
+    manifest = make_manifest(tmp_path, rows_of([1]))
+    with (tmp_path / "set-video.jsonl").open("a") as file:
+        file.write('{"video": "0.mp4"}\nnonsense\n')
+    with pytest.raises(BadRows, match=r"line 2: row: question must be a text.*and 1 more"):
+        RolloutDataFeed(manifest, frames=1)
+    feed = RolloutDataFeed(manifest, frames=1, on_bad="skip")
+    assert len(list(feed)) == 1 and feed.stats()["rows_skipped"] == {"malformed": 2}

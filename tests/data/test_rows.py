@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from vtts_rt.data import rows as rows_module
 from vtts_rt.data.rows import (
+    BadRow,
+    BadRows,
     DataSet,
     Row,
+    check_evidence,
     read_manifest,
     read_rows,
     row_from_dict,
@@ -34,6 +40,10 @@ FULL = Row(
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 def test_rows_survive_a_file(tmp_path: Path, name: str) -> None:
     rows = [FULL, Row("b.mp4", "What?", spans=(TimeSpan(0, 1),)), Row("c.png", "Hm?", "image")]
+    boxes = (Box(0.1, 0.2, 0.3, 0.4), Box(0.2, 0.2, 0.4, 0.4))
+    rows += [Row("d.png", "Where?", "image", boxes=boxes[:1]), Row("e.mp4", "it", boxes=boxes)]
+    rows += [Row("e.mp4", "it", boxes=boxes, box_times=(0.0, 1.5))]
+    rows += [Row("e.mp4", "it", pixel_boxes=((0.0, 0.0, 1.0, 1.0), (3.0, 3.0, 9.0, 9.0)))]
     write_rows(tmp_path / name, rows)
     assert list(read_rows(tmp_path / name)) == rows
 
@@ -43,6 +53,16 @@ def test_published_forms_of_glue() -> None:
     assert row_from_dict({**base, "glue": [[1, 2], [3, 4.5]]}).spans[1] == TimeSpan(3.0, 4.5)
     assert row_from_dict({**base, "glue": [0.1, 0.2, 0.5, 0.9]}).boxes == (Box(0.1, 0.2, 0.5, 0.9),)
     assert row_from_dict({**base, "glue": None}).spans == ()
+    flat = {"image": "v.png", "question": "q", "answer": [12, 30, 50, 96]}
+    assert row_from_dict(flat).pixel_boxes == ((12.0, 30.0, 50.0, 96.0),)
+    track = [[0.1 * k, 0.2, 0.1 * k + 0.2, 0.9] for k in range(8)]
+    row = row_from_dict({**base, "glue": track})
+    assert row.boxes[7] == Box(*track[7]) and not row.box_times and not row.spans
+    assert (
+        row_from_dict({**base, "glue": {"boxes": track[:2], "times": [0, 2.5]}}).box_times[1] == 2.5
+    )
+    one_unit = row_from_dict({**base, "glue": [[0, 0, 1, 1], [5, 5, 9, 9]]})
+    assert one_unit.pixel_boxes[0] == (0.0, 0.0, 1.0, 1.0) and not one_unit.boxes
 
 
 @pytest.mark.parametrize(
@@ -69,6 +89,11 @@ def test_published_forms_of_glue() -> None:
         ({"glue": [[1, 2], 3]}, "glue must be 2 numbers"),
         ({"glue": {"boxes": 3}}, "glue boxes must be a list"),
         ({"glue": [30, 40, 20, 90]}, "box must be 0 <= x0 < x1 and 0 <= y0 < y1"),
+        ({"glue": {"boxes": [[0, 0, 1, 1]], "times": [1, 2]}}, "box_times must be ascending"),
+        ({"glue": {"boxes": [[0, 0, 1, 1]] * 2, "times": [2, 1]}}, "box_times must be ascending"),
+        ({"glue": {"times": 3}}, "glue times must be a list"),
+        ({"glue": [[0, 1]] * 5000}, "glue must be at most 4096 spans or boxes, got 5000"),
+        ({"answer": [[1, 2], "x"]}, "glue must be 2 numbers"),
     ],
 )
 def test_bad_rows_say_what_is_wrong(change: dict[str, object], message: str) -> None:
@@ -229,7 +254,7 @@ def mutations(num: int) -> Iterator[bytes]:
 
 def test_any_bytes_give_rows_or_one_sentence_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    for data in mutations(2000):
+    for data in mutations(1000):
         path.write_bytes(data)
         try:
             rows = list(read_rows(path))
@@ -237,3 +262,108 @@ def test_any_bytes_give_rows_or_one_sentence_with_the_file(tmp_path: Path) -> No
             assert str(path) in str(error)
         else:
             assert [row_from_dict(row.as_dict()) for row in rows] == rows
+
+
+def write_set(folder: Path, items: list[Any], **entry: str) -> Path:
+    """A manifest of one set with these rows."""
+    (folder / "rows.json").write_text(json.dumps(items))
+    told = {"media_type": "video", "task_type": "mc", "visual_base": ".", "json_path": "rows.json"}
+    (folder / "manifest.json").write_text(json.dumps({"set": {**told, **entry}}))
+    return folder / "manifest.json"
+
+
+def test_every_bad_row_is_told(tmp_path: Path) -> None:
+    good = {"video": "a.mp4", "question": "q", "options": ["x", "y"], "answer": "A"}
+    bad = [{**good, "question": ""}, {**good, "answer": "C"}, {"image": "a.png", "question": "q"}]
+    (entry,) = read_manifest(write_set(tmp_path, [bad[0], good, bad[1], bad[2], 7]))
+    with pytest.raises(BadRows) as caught:
+        entry.rows()
+    assert [item.place for item in caught.value.bad] == ["row 1", "row 3", "row 4", "row 5"]
+    assert all(item.path == tmp_path / "rows.json" for item in caught.value.bad)
+    assert str(caught.value).startswith(f"{tmp_path / 'rows.json'}, row 1: Row: question must be")
+    assert str(caught.value).endswith(" (and 3 more)") and "of type video" in str(
+        caught.value.bad[2]
+    )
+    assert pickle.loads(pickle.dumps(caught.value)).bad == caught.value.bad
+    assert [row.answer for _, row in entry.rows(on_bad="skip")] == ["A"]
+    with pytest.raises(ValueError, match="on_bad must be one of raise, skip"):
+        entry.rows(on_bad="drop")  # type: ignore[arg-type]
+
+
+def test_validation_wants_media_and_evidence(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"")
+    good = {"video": "a.mp4", "question": "q", "glue": [1, 2], "duration": 3}
+    late, none = {**good, "glue": [3, 4]}, {"video": "a.mp4", "question": "q", "duration": 3}
+    items = [good, {**good, "video": "b.mp4"}, late, none, {**good, "glue": [2, 3.4]}]
+    items += [{**good, "video": "x" * 5000}]
+    (entry,) = read_manifest(write_set(tmp_path, items, task_type="tg"))
+    assert len(entry.rows()) == 6  # a reader that does not validate takes them
+    found = list(entry.scan(validate=True))
+    errors = [item.error if isinstance(item, BadRow) else "" for item in found]
+    assert errors[0] == errors[4] == ""
+    assert re.search(r"media must be a file, got '.*b\.mp4'", errors[1])
+    assert "glue must be before the video's end, 3.0 s, got 3.0" in errors[2]
+    assert "evidence must be at least one span, as task tg" in errors[3]
+    assert "media must be a file" in errors[5]
+
+
+@pytest.mark.parametrize(
+    ("task", "change"),
+    [
+        ("gqa", {"answer": None}),
+        ("gqa", {"duration_seconds": None}),
+        ("mc", {"options": (), "answer": "text"}),
+        ("tracking", {"boxes": (Box(0, 0, 1, 1),)}),
+        ("igqa", {}),
+        ("detection", {"media_type": "image"}),
+    ],
+)
+def test_rows_that_cannot_serve_their_task(task: str, change: dict[str, Any]) -> None:
+    two = (Box(0, 0, 1, 1), Box(0, 0, 0.5, 1))
+    whole = replace(FULL, boxes=two)
+    for served in ("tg", "gqa", "mc", "tracking"):
+        check_evidence(whole, served)
+    with pytest.raises(ValueError, match=f"as task {task}"):
+        check_evidence(replace(whole, **change), task)
+
+
+def test_unknown_tasks_are_told_and_skipped(tmp_path: Path) -> None:
+    path = write_set(tmp_path, [])
+    told = json.loads(path.read_text())
+    told["other"] = {**told["set"], "task_type": "chat"}
+    told["third"] = {**told["set"], "media_type": 3}
+    path.write_text(json.dumps(told))
+    with pytest.raises(BadRows, match=r"entry other: manifest entry other: .*\(and 1 more\)"):
+        read_manifest(path)
+    assert [entry.name for entry in read_manifest(path, on_bad="skip")] == ["set"]
+    path.write_text('{"a": {}, "a": {}}')
+    with pytest.raises(ValueError, match="one name twice"):
+        read_manifest(path)
+
+
+def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = b'{"video": "a.mp4", "question": "q"}'
+    path = tmp_path / "rows.jsonl"
+    monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 64)
+    path.write_bytes(good + b"\n" + b"x" * 500 + b"\n" + good + b"\n" + good + b" " * 500)
+    assert len(read_rows(path, on_bad="skip")) == 2
+    with pytest.raises(BadRows, match=r"line 2: row: row must be at most 64 bytes, got b'x.*and 1 more"):
+        read_rows(path)
+    monkeypatch.setattr(rows_module, "MAX_MANIFEST_BYTES", 16)
+    with pytest.raises(ValueError, match="at most 16 bytes"):
+        read_manifest(write_set(tmp_path, []))
+
+
+def test_any_bytes_give_a_manifest_or_one_sentence(tmp_path: Path) -> None:
+    path = write_set(tmp_path, [])
+    whole, random = path.read_bytes(), Random(1)
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            at = random.randrange(len(data))
+            data[at : at + random.randint(0, 3)] = random.choice([b"\xff", b'"', b"{", b"\\ud800"])
+        path.write_bytes(data)
+        try:
+            read_manifest(path)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)

@@ -87,13 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.run(args))
     except BadRows as error:
         for bad in error.bad:
-            print(_line(bad), file=sys.stderr)
+            print(bad, file=sys.stderr)
         print(f"vtts-rt data: {len(error.bad)} bad, none taken (--skip-bad)", file=sys.stderr)
         return 2
-
-
-def _line(bad: BadRow) -> str:
-    return " ".join(str(bad).split())
 
 
 def _on_bad(args: argparse.Namespace) -> OnBad:
@@ -176,7 +172,7 @@ def _check(args: argparse.Namespace) -> int:
         print(json.dumps({"sets": len(sets), "rows": num_rows, "bad": told}))
     else:
         for one in bad:
-            print(_line(one))
+            print(one)
         print(f"{len(sets)} sets, {num_rows:,} rows, {len(bad):,} bad")
     return 1 if bad else 0
 

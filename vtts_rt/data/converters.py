@@ -71,12 +71,10 @@ def convert(name: str, path: str | Path, media_name: str | None = None) -> Found
 def _attempt(path: Path, place: str, make: Callable[[], T]) -> T | BadRow:
     try:
         return make()
-    except configparser.Error as error:
-        return BadRow(path, place, " ".join(str(error).split()))
     except OSError as error:
         rule = "must be a file that can be read"
         return BadRow(path, place, f"{error.filename} {rule}, got {error.strerror}")
-    except ValueError as error:
+    except (ValueError, configparser.Error) as error:
         return BadRow(path, place, str(error))
 
 

@@ -47,6 +47,7 @@ OnBad = Literal["raise", "skip"]
 ON_BAD: tuple[OnBad, ...] = ("raise", "skip")
 MAX_FILE_BYTES = 256 << 20  # a JSON array is read whole; a .jsonl may be of any size
 MAX_ROW_BYTES = 1 << 20  # a line of a .jsonl
+MAX_ERROR = 600  # characters of a refusal
 MAX_MANIFEST_BYTES = 16 << 20
 # task -> (media type, or None for either; what a row must hold, so that its rewards mean something)
 TASKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
@@ -78,12 +79,20 @@ _ENTRY_RULES: dict[str, Rule] = {
 class BadRow:
     """A row, or an entry of a manifest, that was refused.
 
-    path: the file; place: in it, such as "row 3" (from 1), "line 3" or "entry x"; error: why.
+    path: the file; place: in it, such as "row 3" (from 1), "line 3" or "entry x"; error: why. Each
+    text is one line of bounded length that can be printed, whatever was in the file.
     """
 
     path: Path
     place: str
     error: str
+
+    def __post_init__(self) -> None:
+        for name in ("place", "error"):
+            text = getattr(self, name).encode("utf-8", "backslashreplace").decode()
+            text = " ".join(text.split())
+            text = text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}..."
+            object.__setattr__(self, name, text)
 
     def __str__(self) -> str:
         return f"{self.path}, {self.place}: {self.error}"
@@ -165,7 +174,7 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
 
 def _line(line: bytes) -> Any:
     short = len(line) <= MAX_ROW_BYTES
-    require("row", "row", f"{line[:50]!r}...", short, f"at most {MAX_ROW_BYTES} bytes")
+    require("row", "row", line[:50], short, f"at most {MAX_ROW_BYTES} bytes")
     return parse_json(line, "row")
 
 
