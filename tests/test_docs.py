@@ -77,7 +77,12 @@ def commands() -> list[str]:
 def test_commands_have_their_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(command)[1:]
     names = words[:1]
-    if words[0] in ("bench", "data", "eval", "train"):  # these have sub-commands with flags of their own
+    if words[0] in (
+        "bench",
+        "data",
+        "eval",
+        "train",
+    ):  # these have sub-commands with flags of their own
         names = [word for word in words[:2] if not word.startswith("--")]
     assert cli.main([*names, "--help"]) == 0
     usage = capsys.readouterr().out

@@ -347,7 +347,9 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(rows_module, "MAX_ROW_BYTES", 64)
     path.write_bytes(good + b"\n" + b"x" * 500 + b"\n" + good + b"\n" + good + b" " * 500)
     assert len(read_rows(path, on_bad="skip")) == 2
-    with pytest.raises(BadRows, match=r"line 2: row: row must be at most 64 bytes, got b'x.*and 1 more"):
+    with pytest.raises(
+        BadRows, match=r"line 2: row: row must be at most 64 bytes, got b'x.*and 1 more"
+    ):
         read_rows(path)
     monkeypatch.setattr(rows_module, "MAX_MANIFEST_BYTES", 16)
     with pytest.raises(ValueError, match="at most 16 bytes"):
