@@ -53,6 +53,7 @@ def test_published_forms_of_glue() -> None:
     assert row_from_dict({**base, "glue": [[1, 2], [3, 4.5]]}).spans[1] == TimeSpan(3.0, 4.5)
     assert row_from_dict({**base, "glue": [0.1, 0.2, 0.5, 0.9]}).boxes == (Box(0.1, 0.2, 0.5, 0.9),)
     assert row_from_dict({**base, "glue": None}).spans == ()
+    assert row_from_dict({**base, "glue": [[-0.1, 11.0]]}).spans == (TimeSpan(0.0, 11.0),)
     flat = {"image": "v.png", "question": "q", "answer": [12, 30, 50, 96]}
     assert row_from_dict(flat).pixel_boxes == ((12.0, 30.0, 50.0, 96.0),)
     track = [[0.1 * k, 0.2, 0.1 * k + 0.2, 0.9] for k in range(8)]
@@ -78,6 +79,7 @@ def test_published_forms_of_glue() -> None:
         ({"video": "a\0.mp4"}, "media must be a path"),
         ({"options": ["a", "b"], "answer": "C"}, "answer must be one of A, B"),
         ({"glue": [[2, 1]]}, "span must be 0 <= start <= end"),
+        ({"glue": [[-1, 1]]}, "span must be 0 <= start <= end"),
         ({"glue": [[1, float("nan")]]}, "span must be"),
         ({"glue": [[1]]}, "glue must be 2 numbers"),
         ({"glue": {"boxes": [[0.5, 0, 0.5, 1]]}}, "box must be"),

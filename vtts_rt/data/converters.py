@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vtts_rt.data.row import Row, numbers
+from vtts_rt.data.row import Row, numbers, time_span
 from vtts_rt.data.rows import (
     BadRow,
     is_file,
@@ -97,7 +97,7 @@ def _list(record: dict[str, Any], name: str) -> list[Any]:
 
 
 def _spans(record: dict[str, Any], name: str) -> tuple[TimeSpan, ...]:
-    spans = tuple(TimeSpan(*numbers(name, span, 2)) for span in _list(record, name))
+    spans = tuple(time_span(name, span) for span in _list(record, name))
     require("row", name, spans, bool(spans), "at least one [start, end]")
     return spans
 
@@ -198,7 +198,7 @@ def _events(value: Any) -> tuple[float, list[tuple[Any, Any]]]:
 
 
 def _caption_row(video: str, pair: tuple[Any, Any], duration: float, media_name: str) -> Row:
-    span = TimeSpan(*numbers("timestamps", pair[0], 2))
+    span = time_span("timestamps", pair[0])
     return _event(video, _text({"sentence": pair[1]}, "sentence"), span, duration, media_name)
 
 

@@ -149,7 +149,7 @@ def row_from_dict(data: Any) -> Row:
         question=data["question"],
         options=options,
         answer=_letter(answer, options) if options and answer is not None else answer,
-        spans=tuple(TimeSpan(*span) for span in spans),
+        spans=tuple(spans),
         boxes=() if in_pixels else tuple(Box(*box) for box in corners),
         pixel_boxes=corners if in_pixels else (),
         box_times=tuple(times),
@@ -186,7 +186,7 @@ def _letter(answer: str, options: tuple[str, ...]) -> str:
     return answer
 
 
-def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]], list[float]]:
+def _glue(glue: Any) -> tuple[list[TimeSpan], list[list[float]], list[float]]:
     """(spans, boxes, times of the boxes)."""
     if glue is None:
         return [], [], []
@@ -206,10 +206,16 @@ def _glue(glue: Any) -> tuple[list[list[float]], list[list[float]], list[float]]
     most = max(len(spans), len(boxes), len(times))
     require("row", "glue", most, most <= MAX_EVIDENCE, f"at most {MAX_EVIDENCE} spans or boxes")
     return (
-        [numbers("glue", span, 2) for span in spans],
+        [time_span("glue", span) for span in spans],
         [numbers("glue", box, 4) for box in boxes],
         times,
     )
+
+
+def time_span(name: str, values: Any) -> TimeSpan:
+    """[start, end] as a span; a start before 0 by less than a second, as NExT-GQA has, is 0."""
+    start, end = numbers(name, values, 2)
+    return TimeSpan(0.0 if -1 < start < 0 else start, end)
 
 
 def numbers(name: str, values: Any, count: int) -> list[float]:
