@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from multiprocessing import get_context
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,10 +32,13 @@ from vtts_rt import bench
 from vtts_rt.bench.model import SEED
 from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, origin
 from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES
+from vtts_rt.models.tokenizer import VisionSpan
+from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.rollout.tree import TokenTree
 from vtts_rt.rollout.tree_step import _Head, tree_logprobs, use_tree_attention
-from vtts_rt.types import MERGE_SIZE, require
+from vtts_rt.types import MERGE_SIZE, PairRef, PixelBox, Segment, require
 
 SIDES = ("pixels", "cached", "tree")
 GRID = (20, 26)  # patches of a frame pair: 280 x 364 px, 130 tokens
@@ -90,7 +92,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             run = _compare(args, dtype, case)
             runs.append(run)
             print(_line(run), file=sys.stderr)
-            for name, least in zip(("logprob", "gradient"), TOLERANCES.get(dtype, ()), strict=False):
+            for name, least in zip(
+                ("logprob", "gradient"), TOLERANCES.get(dtype, ()), strict=False
+            ):
                 if not run[f"worst_{name}"] <= least:
                     failures.append(f"{_line(run)}: {name} differs by {run[f'worst_{name}']:.2g}")
     return {
@@ -244,19 +248,20 @@ class _Group:
         rope = MropePositions("transformers", float(vision.tokens_per_second))
         positions = [rope.text(text // 2), rope.vision(grid), rope.text(text - text // 2)]
         position_ids = torch.cat([*positions, rope.text(case.answer)], 1).numpy()
-        keys = tuple(f"pair {i}" for i in range(num_pairs))
-        ref = SimpleNamespace(start=text // 2, length=len(pads), keys=keys)
+        size = GRID[0] * vision.patch_size, GRID[1] * vision.patch_size
+        pairs = tuple(PairRef(0, "video", 2 * i, 2 * i + 1, float(i)) for i in range(num_pairs))
+        segment = Segment(pairs, PixelBox(0, 0, size[1], size[0]), size, GEOMETRY)
+        spans = (VisionSpan(text // 2, len(pads), segment),)
         mask = np.arange(len(prompt) + case.answer) >= len(prompt)
         self.rows = []
         for member in range(case.members):
             said = rng.integers(0, vocab, case.answer)
             said[0] = member  # they part at once
-            ids = np.concatenate((prompt, said))
-            row = {"token_ids": ids, "mask": mask, "position_ids": position_ids, "vision": (ref,)}
-            self.rows.append(SimpleNamespace(**row))
+            ids, drawn = np.concatenate((prompt, said)), np.where(mask, -1.0, np.nan)
+            self.rows.append(RolloutRow(ids, mask, drawn, position_ids, spans))
         self.grid = torch.tensor([grid], device=model.device)
-        size = 3 * vision.temporal_patch_size * vision.patch_size**2
-        rows = torch.from_numpy(rng.standard_normal((num_pairs * GRID[0] * GRID[1], size)))
+        shape = num_pairs * GRID[0] * GRID[1], GEOMETRY.row_size
+        rows = torch.from_numpy(rng.standard_normal(shape))
         self.patches = rows.to(model.device, model.dtype)
         with torch.no_grad():
             out = model.get_video_features(self.patches, self.grid, return_dict=True)

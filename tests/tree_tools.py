@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,10 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtts_rt.models.mrope import MropePositions
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
+from vtts_rt.models.tokenizer import VisionSpan
+from vtts_rt.rollout.rows import RolloutRow
+from vtts_rt.types import PairRef, PixelBox, Segment
 
 SIDE = 2  # tokens of a pair, each way
 VIDEO_PAD, IMAGE_PAD = 390, 391
@@ -37,29 +41,37 @@ def said(*ids: int) -> Said:
 Part = Sequence[int] | Video | Said
 
 
-def make_row(*parts: Part, video_pad: int = VIDEO_PAD, image_pad: int = IMAGE_PAD) -> Any:
-    """What a tree reads of a RolloutRow: given ids, videos, and what the model said."""
+def make_row(*parts: Part) -> RolloutRow:
+    """Given ids, videos, and what the model said, with transformers' positions."""
     rope = MropePositions("transformers", 2.0)
     ids: list[int] = []
     mask: list[bool] = []
-    positions, vision = [], []
+    positions, spans = [torch.empty(3, 0, dtype=torch.int64)], []
     for part in parts:
         if isinstance(part, Video):
-            grid = (len(part.keys), 2 * SIDE, 2 * SIDE)
-            new = [image_pad if part.is_image else video_pad] * (len(part.keys) * SIDE * SIDE)
-            vision.append(SimpleNamespace(start=len(ids), length=len(new), keys=part.keys))
-            positions.append(rope.vision(grid, 1.0, part.is_image))
+            new = [IMAGE_PAD if part.is_image else VIDEO_PAD] * (len(part.keys) * SIDE * SIDE)
+            segment = segment_of(part)
+            spans.append(VisionSpan(len(ids), len(new), segment))
+            positions.append(rope.vision(segment.grid_thw, 1.0, part.is_image))
         else:
             new = list(part.ids if isinstance(part, Said) else part)
             positions.append(rope.text(len(new)))
         ids += new
         mask += [isinstance(part, Said)] * len(new)
-    return SimpleNamespace(
-        token_ids=np.array(ids),
-        mask=np.array(mask),
+    return RolloutRow(
+        token_ids=np.array(ids, np.int64),
+        mask=np.array(mask, bool),
+        logprobs=np.where(mask, -1.0, np.nan),
         position_ids=torch.cat(positions, 1).numpy(),
-        vision=tuple(vision),
+        spans=tuple(spans),
     )
+
+
+def segment_of(video: Video) -> Segment:
+    size = SIDE * GEOMETRY.token_px
+    pairs = tuple(PairRef(0, key, 0, 0, 0.0) for key in video.keys)
+    box = PixelBox(0, 0, size, size)
+    return Segment(pairs, box, (size, size), GEOMETRY, is_image=video.is_image)
 
 
 def flat_group(video: Video | None = None) -> list[Any]:
@@ -120,7 +132,7 @@ def pair_features(tree: Any, width: int) -> torch.Tensor:
     """(P, width), a pair's by its key alone."""
     found = []
     for pair in tree.pairs:
-        seed = int.from_bytes(str(pair.key).encode(), "little") % 2**31
+        seed = zlib.crc32(str(pair.key).encode())
         generator = torch.Generator().manual_seed(seed)
         found.append(torch.randn(pair.num_tokens, width, generator=generator) * 0.5)
     return torch.cat([torch.empty(0, width), *found])
@@ -153,7 +165,12 @@ def row_scores(
 
 
 def separate(
-    model: Any, base: Any, rows: Sequence[Any], tree: Any, features: torch.Tensor, temperature: float
+    model: Any,
+    base: Any,
+    rows: Sequence[Any],
+    tree: Any,
+    features: torch.Tensor,
+    temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row by its own forward pass of transformers, with the same positions and features."""
     parts = dict(

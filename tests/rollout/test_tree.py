@@ -87,7 +87,7 @@ def test_videos_with_one_question_and_grid_are_apart() -> None:
     one, other = (make_row([1], Video((key,)), [2], said(3)) for key in "ab")
     tree = TokenTree.of([one, other])
     assert len(tree) == 1 + 2 * (len(one.token_ids) - 1)
-    assert [pair[:3] for pair in tree.pairs] == [("a", 0, 0), ("b", 1, 0)]
+    assert [(pair.row, pair.start) for pair in tree.pairs] == [(0, 0), (1, 0)]
 
 
 def test_a_position_makes_another_node() -> None:
@@ -114,7 +114,9 @@ def test_the_block_mask_is_the_interval(length: int) -> None:
     from torch.nn.attention.flex_attention import create_block_mask
 
     rng = np.random.default_rng(length)
-    row = [make_row(rng.integers(0, 9, length // 3).tolist(), said(i, *range(i * 9))) for i in range(5)]
+    row = [
+        make_row(rng.integers(0, 9, length // 3).tolist(), said(i, *range(i * 9))) for i in range(5)
+    ]
     end = TokenTree.of(row).end
     end = np.concatenate((end, np.arange(len(end), length) + 1)) if len(end) < length else end
     mask = interval_mask(end, torch.device("cpu"))

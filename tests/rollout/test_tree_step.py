@@ -211,8 +211,8 @@ def test_a_trained_tower_sees_each_pair_once(model: Any) -> None:
     """Against rows with all their pixels."""
     model.set_attn_implementation("sdpa")
     use_tree_attention(model)
-    rows = [make_row([5], Video(("a", "b")), [6], said(i, 2), [7], Video((f"c{i // 2}",)), said(8))
-            for i in range(3)]
+    first: list[Any] = [[5], Video(("a", "b")), [6]]
+    rows = [make_row(*first, said(i, 2), [7], Video((f"c{i // 2}",)), said(8)) for i in range(3)]
     tree = TokenTree.of(rows)
     vision = model.config.vision_config
     size = 3 * vision.temporal_patch_size * vision.patch_size**2
@@ -341,7 +341,8 @@ def test_models_that_a_tree_cannot_replay_are_refused(
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": 0}, {"chunk": 0}, {"features": None}, {"features": torch.zeros(8, 63)}]
+    "wrong",
+    [{"temperature": 0}, {"chunk": 0}, {"features": None}, {"features": torch.zeros(8, 63)}],
 )
 def test_wrong_arguments_are_named(wrong: dict[str, Any]) -> None:
     model, tree = tiny(), TokenTree.of(flat_group())

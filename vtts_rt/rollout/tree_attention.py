@@ -118,7 +118,7 @@ def _grouped(x: Tensor, num_kv_heads: int, repeats: int) -> Tensor:
     """(1, H or K, M, D) -> (R, K, M, D) without a copy: head k * R + r is [r, k]."""
     if x.shape[1] == num_kv_heads:
         return x.expand(repeats, -1, -1, -1)
-    return x[0].unflatten(0, (num_kv_heads, repeats)).transpose(0, 1)
+    return torch.unflatten(x[0], 0, (num_kv_heads, repeats)).transpose(0, 1)
 
 
 class _Merged(torch.autograd.Function):
@@ -150,13 +150,11 @@ class _Merged(torch.autograd.Function):
         return out[None]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         num_kv_heads, repeats = k.shape[1], q.shape[1] // k.shape[1]
         groups = [_grouped(x, num_kv_heads, repeats) for x in (q, k, v)]
-        grad, out = (
-            _grouped(x.transpose(1, 2), num_kv_heads, repeats) for x in (grad, out[None])
-        )
+        grad, out = (_grouped(x.transpose(1, 2), num_kv_heads, repeats) for x in (grad, out[None]))
         # Gradients stand as queries, keys and values do: tokens first.
         sums = [x.new_zeros(x.shape[2], *x.shape[1::2], dtype=torch.float32) for x in (q, k, v)]
         by_head = [x.transpose(0, 1)[None] for x in sums]

@@ -134,15 +134,12 @@ def _encoder_outputs(
     from transformers.modeling_outputs import BaseModelOutputWithPooling
 
     config, hidden = base.config, base.config.get_text_config().hidden_size
-    if callable(features):
-        features = features(tree)
+    given = features(tree) if callable(features) else features
     levels = len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
     expected = (tree.num_features, hidden * (1 + levels))
-    shape = (0, expected[1]) if features is None else tuple(features.shape)
+    shape = (0, expected[1]) if given is None else tuple(given.shape)
     require("tree_logprobs", "features", shape, shape == expected, f"{expected}")
     embed = base.get_input_embeddings()
-    if features is None:
-        features = embed.weight.new_empty(expected)
     device, outputs = token_ids.device, {}
     source = token_ids.new_full((len(tree),), -1)  # rows of features
     source[torch.from_numpy(tree.vision).to(device)] = torch.from_numpy(tree.features).to(device)
@@ -150,7 +147,7 @@ def _encoder_outputs(
         chosen = source[token_ids == pad]
         if not len(chosen):
             continue
-        rows = features.to(device)
+        rows = embed.weight.new_empty(expected) if given is None else given.to(device)
         if bool((chosen < 0).any()):  # the last row
             text = embed(token_ids.new_tensor([pad]))
             rows = torch.cat((rows, nn.functional.pad(text, (0, expected[1] - hidden)).to(rows)))
@@ -190,13 +187,11 @@ class _Head:
             found: Tensor = _Scores.apply(logits, targets, self._temperature)  # type: ignore[no-untyped-call]
             return found
 
-        *others, last = zip(
-            hidden[0].split(self._chunk), self._targets.split(self._chunk), strict=True
-        )
+        chunks = (torch.split(x, self._chunk) for x in (hidden[0], self._targets))
+        *others, last = zip(*chunks, strict=True)
+        again: Callable[[Tensor, Tensor], Tensor] = score
         if torch.is_grad_enabled():
             again = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
-        else:
-            again = score
         return torch.cat([*(again(*part) for part in others), score(*last)])[None]
 
 
@@ -219,7 +214,7 @@ class _Scores(torch.autograd.Function):
         return scores[:, :2].clone()
 
     @staticmethod
-    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grads: Tensor) -> tuple[Tensor, None, None]:
         logits, targets, scores = ctx.saved_tensors
         grad = torch.empty_like(logits)
         of_logprob, of_entropy = (grads / ctx.temperature).unbind(1)
