@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -58,10 +59,10 @@ def _begun() -> Future[Any]:
 
 
 class RolloutHost:
-    """What runs in a worker: a runtime. Thread-safe as that is."""
+    """What runs in a worker: a runtime. Thread-safe as that is. make: may be pickled."""
 
-    def __init__(self, make: Callable[[], Runtime]) -> None:
-        self.runtime = make()
+    def __init__(self, make: Callable[[], Runtime] | bytes) -> None:
+        self.runtime = (pickle.loads(make) if isinstance(make, bytes) else make)()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._running: dict[int, Future[RolloutGroup]] = {}
@@ -228,7 +229,7 @@ class RayWorker:
             ) from error
         self._ray = ray
         actor = ray.remote(RolloutHost).options(max_concurrency=_MAX_CALLS, **options)
-        self._actor = actor.remote(make)
+        self._actor = actor.remote(pickle.dumps(make))  # ray's own pickles methods by value
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         future = _begun()
