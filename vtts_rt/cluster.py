@@ -62,7 +62,7 @@ class RolloutHost:
     """What runs in a worker: a runtime. Thread-safe as that is. make: may be pickled."""
 
     def __init__(self, make: Callable[[], Runtime] | bytes) -> None:
-        self.runtime = (pickle.loads(make) if isinstance(make, bytes) else make)()
+        self.runtime: Runtime = (pickle.loads(make) if isinstance(make, bytes) else make)()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._running: dict[int, Future[RolloutGroup]] = {}
