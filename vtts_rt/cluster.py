@@ -311,7 +311,9 @@ class RolloutCluster:
             if not self._workers:
                 raise WorkerDied("RolloutCluster: no worker is left")
             most = 2 + 2 * sum(self._load[n] for n in self._workers) // len(self._workers)
-            ordered = sorted(self._workers, key=lambda n: _rank(key, n))
+            ordered = sorted(
+                self._workers, key=lambda n: hashlib.blake2b(b"%b%d" % (key, n)).digest()
+            )
             number = next((n for n in ordered if self._load[n] < most), ordered[0])
             self._load[number] += 1
             return number, self._workers[number]
@@ -415,7 +417,3 @@ def _video_key(ask: Ask) -> bytes:
             require("RolloutCluster", "video", video, ok, "a path, bytes or an array")
             digest.update(data)
     return digest.digest()
-
-
-def _rank(key: bytes, number: int) -> bytes:
-    return hashlib.blake2b(key + number.to_bytes(4, "little"), digest_size=8).digest()
