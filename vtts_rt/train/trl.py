@@ -1,0 +1,535 @@
+"""VttsGRPOTrainer: TRL's GRPO, with our rollouts and the tree step in place of its own.
+
+TRL's sampler, advantages, loss, clipping, KL and logging stay. What is replaced: generation, by
+`Runtime.rollouts` in its `rollout_func`; its passes for log-probabilities (old, reference,
+current), by `rollout.tree_step`; its shuffle of rows, by one of whole groups; the push of weights,
+by `Runtime.update_weights`; and a checkpoint is complete or not there at all. `HOOKS` is all that is
+used of TRL's inside, which is why one version of it is required; a test compares.
+
+Legend: B rows of a process, G answers of a group, C completion tokens.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+import trl
+from torch import Tensor, nn
+from transformers.trainer_utils import rotate_checkpoints
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import RepeatSampler, split_tensor_dict
+
+from vtts_rt.config import STRATEGIES
+from vtts_rt.data.rows import Row
+from vtts_rt.models.checkpoint import EXTRAS_FILE, resolve_model
+from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
+from vtts_rt.rollout.rewards import score_group
+from vtts_rt.rollout.rows import RolloutRow, rows_of
+from vtts_rt.rollout.tree import TokenTree
+from vtts_rt.rollout.tree_step import base_model, tree_logprobs, use_tree_attention
+from vtts_rt.rounds.ask import Ask, Perception
+from vtts_rt.rounds.results import Answer
+from vtts_rt.rounds.rollouts import RolloutGroup
+from vtts_rt.runtime import Runtime
+from vtts_rt.types import ReuseStats, SamplingParams, require
+
+WHAT = "train grpo"
+TRL_VERSION = "1.16.0"
+# Method of GRPOTrainer -> hash of its source in that version (tests/train/test_trl_contract.py).
+HOOKS = {
+    "_generate": "",
+    "_generate_and_score_completions": "",
+    "_get_per_token_logps_and_entropies": "",
+    "_compute_loss": "",
+    "_prepare_inputs": "",
+    "_save_checkpoint": "",
+    "training_step": "",
+}
+# Settings of GRPOConfig that must stay as they are: those that change what is sampled, which the
+# loss cannot replay, and those that hand generation, scoring or sharding to something else.
+_NOT_REPLAYED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
+_NOT_REPLAYED["generation_kwargs"] = None
+_NOT_OURS = ("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel")
+_NOT_OURS += ("cast_lm_head_to_fp32", "fsdp", "deepspeed")
+# What SamplingParams may say: it changes no probability.
+_SAMPLING = ("max_tokens", "stop", "stop_token_ids", "ignore_eos")
+# What stands beside the tensors of a checkpoint and transformers does not write, or writes anew.
+_SIDECARS = (
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    *("generation_config.json", "chat_template.json", "chat_template.jinja", EXTRAS_FILE),
+)
+_TOWER = "model.visual."  # of transformers' names
+_COUNTS = ("frames_decoded", "pairs_encoded", "tokens_prefilled", "text_tokens_prefilled")
+
+
+class Example(NamedTuple):
+    """A row to train on. media: its file; task: as a manifest names it."""
+
+    media: Path
+    row: Row
+    task: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """What came of one call of the rollouts, on this process.
+
+    rows: (B,), None for a member that failed. features: of every frame pair, by its key.
+    """
+
+    rows: tuple[RolloutRow | None, ...]
+    features: Mapping[Any, Tensor]
+
+    def of_row(self, row: RolloutRow) -> Tensor:
+        return torch.cat([self.features[key] for ref in row.vision for key in ref.keys])
+
+
+class _Rollouts(NamedTuple):
+    """Of one group. scores: by member, None for one that failed; rows, by member, likewise."""
+
+    group: RolloutGroup
+    row: Row
+    scores: list[Mapping[str, float] | None]
+    rows: list[RolloutRow | None]
+    features: Mapping[Any, Tensor]
+
+
+class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """GRPO on rollouts in rounds.
+
+    model: transformers' model of the checkpoint that `runtime` runs, or its folder; its tower is
+        frozen. runtime: of this process; it gets the new weights after every optimizer step.
+    examples: what to ask. rewards: name (vtts_rt.rollout.rewards) -> weight. args: TRL's.
+    perception: how to look. sampling: max_tokens of a round, and what ends it; temperature is that
+        of args, seeds follow from args.seed, step and row. train_round: "all" rounds of a
+        conversation (`append`); where every round is a prompt of its own, "all" takes one round and
+        "last" the last of several.
+    processing_class: the tokenizer. peft_config: a LoraConfig for the language model.
+
+    BadRequest (a ValueError) for settings that would split a group, that the loss cannot replay or
+    that fit no other way; RuntimeError for another version of TRL and, while it trains, where a loss
+    or gradient is not finite: the batch is then in `nan-step-N-rank-R.pt` in args.output_dir.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        runtime: Runtime,
+        examples: Sequence[Example],
+        rewards: Mapping[str, float],
+        args: GRPOConfig,
+        *,
+        perception: Perception | None = None,
+        sampling: SamplingParams | None = None,
+        train_round: Literal["all", "last"] = "all",
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: Sequence[Any] = (),
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        if trl.__version__ != TRL_VERSION:
+            raise RuntimeError(
+                f"{WHAT}: trl {TRL_VERSION} is needed, got {trl.__version__}; "
+                f"pip install 'vtts_rt[trl]'"
+            )
+        self.runtime, self.examples = runtime, list(examples)
+        self.perception = runtime.perception(perception)
+        self.sampling = replace(sampling or SamplingParams(), temperature=args.temperature)
+        self._weights = dict(rewards)
+        self._check(args, sampling or SamplingParams(), train_round, peft_config)
+        self._generation = _Generation((), {})
+        self._asked: list[int] = []
+        self._row_ids: list[int] = []
+        self._staging: Path | None = None
+        if not isinstance(model, nn.Module):
+            model = load_training_model(model)
+        for name, parameter in base_model(model).named_parameters():
+            if name.startswith(_TOWER):
+                parameter.requires_grad_(False)
+        self._source = Path(base_model(model).config._name_or_path)
+        args.reward_weights = list(self._weights.values())
+        super().__init__(
+            model=model,
+            reward_funcs=[_reward(name) for name in self._weights],
+            args=args,
+            train_dataset=datasets.Dataset.from_dict(
+                {
+                    "prompt": [example.row.question for example in self.examples],
+                    "example": list(range(len(self.examples))),
+                }
+            ),
+            processing_class=processing_class,
+            callbacks=list(callbacks),
+            optimizers=optimizers,
+            peft_config=peft_config,
+            rollout_func=self._rollouts,
+        )
+        _check_adapter(self.model)
+        for net in (self.model, self.ref_model):
+            if net is not None:
+                use_tree_attention(net)
+        # TRL's hook for an engine beside the trainer: it then syncs weights where they have
+        # changed, and corrects for how its log-probabilities differ from the engine's.
+        self.use_vllm, self.vllm_generation, self._last_loaded_step = True, self, -1
+
+    # -- settings ---------------------------------------------------------------------------
+
+    def _check(
+        self, args: GRPOConfig, sampling: SamplingParams, train_round: str, peft_config: Any
+    ) -> None:
+        size, batch = args.num_generations, args.per_device_train_batch_size
+        for name, neutral in _NOT_REPLAYED.items():
+            value, rule = getattr(args, name), "left out, as the loss cannot replay it"
+            require(WHAT, name, value, value == neutral, rule)
+        for name in _NOT_OURS:
+            value, rule = getattr(args, name), "left out: it has no place beside our rollouts"
+            require(WHAT, name, value, not value, rule)
+        rule = f"a multiple of num_generations ({size}), so that no group is split"
+        require(WHAT, "per_device_train_batch_size", batch, batch % size == 0, rule)
+        heat = args.temperature
+        require(WHAT, "temperature", heat, heat > 0, "> 0, or all members would say the same")
+        split = args.accelerator_config.split_batches
+        require(WHAT, "split_batches", split, not split, "False, so that no group is split")
+        for name in (f.name for f in fields(SamplingParams)):
+            value = getattr(sampling, name)
+            rule = f"left out: only {', '.join(_SAMPLING)} are the sampling's"
+            require(WHAT, name, value, value is None or name in _SAMPLING, rule)
+        grammar = self.perception.constrain_clues
+        require(WHAT, "constrain_clues", grammar, not grammar, "False: the loss cannot replay it")
+        require(WHAT, "train_round", train_round, train_round in ("all", "last"), "all or last")
+        rounds, name = self.perception.max_rounds, self.perception.strategy
+        whole = STRATEGIES[name].continues
+        rule = f"1 with strategy {name}, whose rounds are prompts of their own, or train_round last"
+        require(WHAT, "max_rounds", rounds, whole or rounds == 1 or train_round == "last", rule)
+        rule = f"all with strategy {name}, whose rounds are one conversation"
+        require(WHAT, "train_round", train_round, not whole or train_round == "all", rule)
+        # In optimizer steps: batches made before a checkpoint are not in it.
+        every = args.steps_per_generation * args.num_iterations
+        every = max(1, every // args.gradient_accumulation_steps)
+        rule = f"a multiple of {every}, the steps of a generation, so that a run goes on exactly"
+        ok = args.save_strategy != "steps" or args.save_steps % every == 0
+        require(WHAT, "save_steps", args.save_steps, ok, rule)
+        groups = args.generation_batch_size // size
+        num = len(self.examples)
+        require(WHAT, "rows", num, num >= groups, f"at least {groups}, the groups of a generation")
+        require(WHAT, "rewards", self._weights, len(self._weights) > 0, "at least one")
+        kind = getattr(peft_config, "peft_type", None)
+        ok = peft_config is None or (kind == "LORA" and not peft_config.use_dora)
+        ok = ok and getattr(peft_config, "bias", "none") == "none"
+        ok = ok and not getattr(peft_config, "modules_to_save", None)
+        rule = "a LoraConfig without DoRA, biases and modules_to_save"
+        require(WHAT, "peft_config", peft_config, ok, rule)
+
+    # -- rollouts ---------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._asked = [given["example"] for given in inputs]
+        self._row_ids = list(range(len(inputs)))
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        # Rows go by their number, never by their tokens: two may be equal in all but their videos.
+        output["vtts_row"] = torch.arange(len(inputs), device=self.accelerator.device)
+        return output
+
+    def _rollouts(self, prompts: list[str], _trainer: GRPOTrainer) -> dict[str, list[Any]]:
+        """TRL's `rollout_func`: G consecutive prompts are one group."""
+        began, size = time.perf_counter(), self.num_generations
+        wanted = self._asked[::size]
+        assert self._asked == [index for index in wanted for _ in range(size)]
+        at_once = max(1, self.runtime.engine.config.max_sequences // size)
+        with ThreadPoolExecutor(min(at_once, len(wanted))) as pool:
+            done = list(pool.map(self._group, wanted))
+        rows = [row for group in done for row in group.rows]
+        features = {key: found for group in done for key, found in group.features.items()}
+        self._generation = _Generation(tuple(rows), features)
+        self._log_metric("seconds/rollout", time.perf_counter() - began)
+        for group in done:
+            self._log_group(group)
+        shown = [self._columns(group, row) for group in done for row in group.rows]
+        names = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
+        columns: dict[str, list[Any]] = dict(
+            zip(names, map(list, zip(*shown, strict=True)), strict=True)
+        )
+        return {**columns, "parts": [parts for group in done for parts in group.scores]}
+
+    def _group(self, index: int) -> _Rollouts:
+        """The rollouts of one group, scored, with the features of what they saw."""
+        example, step, size = self.examples[index], self.state.global_step, self.num_generations
+        seed = np.random.SeedSequence([self.args.seed, step, index]).generate_state(1)[0]
+        row = example.row
+        with self.runtime.open(example.media) as video:
+            if row.pixel_boxes:
+                row = row.sized(video.metadata.height, video.metadata.width)
+            ask = Ask(
+                [video],
+                row.question,
+                options=row.options,
+                perception=self.perception,
+                sampling=replace(self.sampling, seed=int(seed)),
+            )
+            group = self.runtime.rollouts(ask, size, group_id=f"{step}:{index}")
+            if not group.answers:
+                error = group.errors[0]
+                raise RuntimeError(f"{WHAT}: no rollout of {example.media} ended: {error}")
+            scores = score_group(group, row, self._weights, task=example.task)
+            made = (made for made in rows_of(group, scores) if made.mask.any())
+            last = {made.rollout_id: made for made in made}
+            rows = list(last.values())
+            tree = TokenTree.of(rows)
+            # While they are cached; the frozen tower gives the same for all steps of the batch.
+            found = tree.pick(lambda i: self.runtime.features(rows[i].transcript, videos=[video]))
+        sizes = [pair.num_tokens for pair in tree.pairs]
+        features = {p.key: f for p, f in zip(tree.pairs, found.split(sizes), strict=True)}
+        parts = [None if score is None else score.parts for score in scores]
+        return _Rollouts(group, row, parts, [last.get(i) for i in range(size)], features)
+
+    def _columns(self, group: _Rollouts, row: RolloutRow | None) -> tuple[list[Any], ...]:
+        """prompt_ids, completion_ids, logprobs, mask. A member that failed says only that it ends,
+        which counts for nothing."""
+        if row is None:
+            whole = next(row for row in group.rows if row is not None)
+            return whole.token_ids[: whole.num_prompt].tolist(), [self.eos_token_ids[0]], [0.0], [0]
+        ids, start, mask = row.token_ids.tolist(), row.num_prompt, row.mask[row.num_prompt :]
+        logprobs = np.where(mask, row.logprobs[start:], 0.0)
+        return ids[:start], ids[start:], logprobs.tolist(), mask.astype(int).tolist()
+
+    def _log_group(self, done: _Rollouts) -> None:
+        """Counts are of the whole group; clues and lengths are means over its members."""
+        answers = done.group.answers
+        reuse = sum((r.reuse for answer in answers for r in answer.rounds), ReuseStats())
+        for name in _COUNTS:
+            self._log_metric(f"group/{name}", getattr(reuse, name))
+        self._log_metric("group/failed", len(done.group.errors))
+        self._log_metric("group/rounds", _mean(len(answer.rounds) for answer in answers))
+        for name, found in _clue_ious(answers, done.row).items():
+            self._log_metric(name, found)
+
+    # -- weights ----------------------------------------------------------------------------
+
+    def sync_weights(self) -> None:
+        """TRL calls it before rollouts, once a step."""
+        began = time.perf_counter()
+        self.runtime.update_weights(trained_tensors(self.accelerator.unwrap_model(self.model)))
+        self._log_metric("seconds/weights", time.perf_counter() - began)
+
+    # -- the step ---------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return _EpochSampler(super()._get_train_sampler(dataset))
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """TRL's, but that whole groups are permuted, and by seed and step alone."""
+        if not self.model.training:
+            prepared: dict[str, Any] = super()._prepare_inputs(generation_batch)
+            return prepared
+        began = time.perf_counter()
+        steps, size = self.args.steps_per_generation, self.num_generations
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            seeds = np.random.SeedSequence([self.args.seed, self.state.global_step])
+            groups = np.random.default_rng(seeds).permutation(len(self._row_ids) // size)
+            order = torch.from_numpy((groups[:, None] * size + np.arange(size)).ravel())
+            batch = {name: t if t.ndim == 0 else t[order.to(t.device)] for name, t in batch.items()}
+            self._buffered_inputs = split_tensor_dict(batch, steps)
+        self._prepare_seconds = time.perf_counter() - began
+        inputs: dict[str, Any] = self._buffered_inputs[self._step % steps]
+        return inputs
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self._row_ids = inputs["vtts_row"].tolist()
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_vision: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """(B, C), 0 where nothing counts; one forest of whole groups at a time."""
+        require(WHAT, "router_aux_loss_coef", compute_aux_loss, not compute_aux_loss, "0")
+        began, kept, num = time.perf_counter(), self._generation, len(self._row_ids)
+        rows = [kept.rows[i] for i in self._row_ids]
+        out = []
+        for start in range(0, num, batch_size or num):
+            chunk = rows[start : start + (batch_size or num)]
+            there = [row for row in chunk if row is not None]
+            if not there:
+                zeros = input_ids.new_zeros((len(chunk), logits_to_keep), dtype=torch.float32)
+                out.append((zeros, zeros))
+                continue
+            tree = TokenTree.of(there)
+            features = tree.pick(lambda i, there=there: kept.of_row(there[i]))
+            with self.accelerator.autocast():
+                scores = tree_logprobs(model, tree, features, temperature=self.temperature)
+            places = [
+                (np.full(row.mask.sum(), at), np.flatnonzero(row.mask) - row.num_prompt)
+                for at, row in enumerate(chunk)
+                if row is not None
+            ]
+            at, column = (torch.from_numpy(np.concatenate(p)) for p in zip(*places, strict=True))
+            self._same_tokens(input_ids[start : start + len(chunk)], logits_to_keep, chunk)
+            index = at.to(scores.logprobs.device), column.to(scores.logprobs.device)
+            empty = scores.logprobs.new_zeros(len(chunk), logits_to_keep)
+            out.append(tuple(empty.index_put(index, values) for values in scores))
+        if not torch.is_grad_enabled():
+            self._metrics["train"]["seconds/scores"].append(time.perf_counter() - began)
+        logprobs, entropies = (torch.cat(parts) for parts in zip(*out, strict=True))
+        return logprobs, entropies if compute_entropy else None, None
+
+    def _same_tokens(self, input_ids: Tensor, num: int, rows: list[RolloutRow | None]) -> None:
+        for shown, row in zip(input_ids[:, -num:].cpu().numpy(), rows, strict=True):
+            said = () if row is None else row.token_ids[row.num_prompt :]
+            if not np.array_equal(shown[: len(said)], said):
+                raise RuntimeError(f"{WHAT}: rows and their ids have come apart")
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        began, step = time.perf_counter(), self._step
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._metrics["train"]["seconds/step"].append(
+            time.perf_counter() - began - self._prepare_seconds
+        )
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norms = torch.stack([loss.detach().float(), *(g.norm().float() for g in grads)])
+        bad = (~torch.isfinite(norms).all()).float()
+        if self.accelerator.reduce(bad, reduction="sum") > 0:  # on all processes alike
+            raise RuntimeError(
+                f"{WHAT}: loss or gradient of step {self.state.global_step + 1} is not finite; "
+                f"the batch is in {self._keep_batch(step)}"
+            )
+        return loss
+
+    def _keep_batch(self, step: int) -> Path:
+        inputs = self._buffered_inputs[step % self.args.steps_per_generation]
+        kept = (self._generation.rows[i] for i in inputs["vtts_row"].tolist())
+        rows = [None if row is None else row.as_dict() for row in kept]
+        name = f"nan-step-{self.state.global_step + 1}-rank-{self.accelerator.process_index}.pt"
+        path = Path(self.args.output_dir, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"inputs": inputs, "rows": rows}, path)
+        return path
+
+    # -- checkpoints ------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Written beside the others and moved there once it is whole."""
+        folder = Path(super()._get_output_dir(trial))
+        staging, main = folder / "incomplete", self.accelerator.is_main_process
+        if main:
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if main:
+            for made in staging.glob("checkpoint-*"):
+                shutil.rmtree(folder / made.name, ignore_errors=True)
+                made.rename(folder / made.name)
+            shutil.rmtree(staging)
+            rotate_checkpoints(str(folder), self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """With what makes it a checkpoint of ours: the recipe is in config.json, which transformers
+        keeps, or beside it. (An adapter's is its base's.)"""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and (folder / "config.json").is_file():
+            for name in _SIDECARS:
+                if (self._source / name).is_file():
+                    shutil.copyfile(self._source / name, folder / name)
+
+
+class _EpochSampler(torch.utils.data.Sampler[int]):
+    """TRL's sampler, whose order follows from seed and epoch, however many epochs came before it in
+    this process."""
+
+    def __init__(self, sampler: RepeatSampler) -> None:
+        self._sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        if self._sampler.shuffle:
+            self._sampler.generator.manual_seed((self._sampler.seed or 0) + epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._sampler)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+
+def load_training_model(model: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' own model of a checkpoint; arguments as `Runtime.from_pretrained`."""
+    from transformers import AutoModelForImageTextToText
+
+    folder = resolve_model(model)
+    return AutoModelForImageTextToText.from_pretrained(str(folder), dtype=dtype)
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that training changes, as `Runtime.update_weights` takes them: transformers'
+    names, without the tower, a LoRA merged into what it adapts (whose own weights stay as they
+    are)."""
+    base, tensors = base_model(model), {}
+    for name, parameter in base.named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            tensors[name] = parameter.detach()
+    for name, module in base.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            with torch.no_grad():
+                deltas = (module.get_delta_weight(active) for active in module.active_adapters)
+                tensors[f"{name}.weight"] = sum(deltas, module.get_base_layer().weight.detach())
+    return tensors
+
+
+def _check_adapter(model: nn.Module) -> None:
+    names = base_model(model).named_parameters()
+    tower = [name for name, p in names if p.requires_grad and name.startswith(_TOWER)]
+    rule = "modules of the language model: the tower is frozen"
+    require(WHAT, "target_modules", tower[:1], not tower, rule)
+
+
+def _reward(name: str) -> Callable[..., list[float | None]]:
+    """A reward of TRL's that tells what ours said; None for a member that failed."""
+
+    def told(parts: list[Mapping[str, float] | None], **_: Any) -> list[float | None]:
+        return [None if part is None else part[name] for part in parts]
+
+    told.__name__ = name
+    return told
+
+
+def _clue_ious(answers: Sequence[Answer], row: Row) -> dict[str, float]:
+    """Of the clue of every round with the evidence, means over the members that had that round."""
+    found: dict[str, float] = {}
+    for index in range(max(len(answer.rounds) for answer in answers)):
+        rounds = [answer.rounds[index] for answer in answers if index < len(answer.rounds)]
+        if row.spans:
+            spans = (regions_span_iou(r.regions, row.spans) for r in rounds)
+            found[f"clue/span_iou_round_{index + 1}"] = _mean(spans)
+        if row.boxes:
+            boxes = (regions_box_iou(r.regions, row.boxes[0]) for r in rounds)
+            found[f"clue/box_iou_round_{index + 1}"] = _mean(boxes)
+    return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
