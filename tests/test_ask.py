@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from utils import request, told
+from utils import as_ask, request, told
 
 from vtts_rt import (
     Aborted,
@@ -55,11 +55,6 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return opened
 
 
-def as_ask(video: Any, **more: Any) -> Ask:
-    arguments = request(video, **more)
-    return Ask(arguments.pop("video"), **arguments)
-
-
 # -- asks -----------------------------------------------------------------------------------------
 
 
@@ -76,8 +71,8 @@ def test_every_function_takes_an_ask(runtime: Runtime, clips: list[Path]) -> Non
     *_, last = runtime.stream(ask)
     answers.append(last.answer)  # type: ignore[union-attr]
     assert all(told(answer) == told(expected) for answer in answers)
-    group = runtime.ask_group(ask, num_answers=2)
-    assert told(group[1]) == told(runtime.ask(replace(ask, member=1)))  # type: ignore[arg-type]
+    group = runtime.rollouts(ask, 2)
+    assert told(group.answers[1]) == told(runtime.ask(replace(ask, member=1)))
     cost = runtime.plan(ask)
     assert cost == runtime.plan(clips[0], "which?", max_tokens=6, **_kept(ask))
     assert cost != runtime.plan(replace(ask, sampling=None))
@@ -114,18 +109,15 @@ def test_a_group_opens_its_videos_once(
     expected = [runtime.ask(**request(videos, member=i, start_seconds=1.0)) for i in range(3)]
     opened.clear()
     runtime.clear_caches()
-    group = runtime.ask_group(num_answers=3, **request(videos, start_seconds=1.0))
+    group = runtime.rollouts(as_ask(videos, start_seconds=1.0), 3).answers
     assert opened == [clips[0], clips[1]]
     assert [told(answer) for answer in group] == [told(answer) for answer in expected]
     spent = [[sum(r.reuse.frames_decoded for r in a.rounds) for a in x] for x in (expected, group)]
     assert sum(spent[1]) == spent[0][0] > 0  # as one alone
-    missing = request("/nowhere.mp4")
-    failed = runtime.ask_group(num_answers=2, return_exceptions=True, **missing)
-    assert [type(error) for error in failed] == [BadMedia] * 2
     with pytest.raises(BadMedia):
-        runtime.ask_group(num_answers=2, **missing)
+        runtime.rollouts(as_ask("/nowhere.mp4"), 2)
     with pytest.raises(TimeoutError, match="passed before the video was open"):
-        runtime.ask_group(num_answers=2, **request(clips[0], timeout_seconds=1e-9))
+        runtime.rollouts(as_ask(clips[0], timeout_seconds=1e-9), 2)
 
 
 def test_an_open_video_is_opened_once(
@@ -136,7 +128,7 @@ def test_an_open_video_is_opened_once(
     opened.clear()
     with runtime.open(clips[0]) as video:
         assert video.metadata == expected.videos[0]
-        group = runtime.ask_group(num_answers=3, **request(video))
+        group = runtime.rollouts(as_ask(video), 3).answers
         assert told(runtime.ask(**request([video]))) == told(expected)
         assert told(runtime.ask(**request(video, start_seconds=1.0))) == told(clipped)
         with runtime.open(video) as again:

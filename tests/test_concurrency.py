@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from clip_writer import write_video
 from utils import LOOK, choose_by, request, told
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, RuntimeConfig, SamplingParams
-from vtts_rt.rounds.prepare import open_request
 from vtts_rt.rounds.results import Answer
 from vtts_rt.video import open_video
 from vtts_rt.video.pyav import PyavSource
@@ -75,35 +73,6 @@ def test_requests_share_the_kv_of_a_first_look_that_stands_first(
     for arguments, answer in zip(requests, answers, strict=True):
         runtime.clear_caches()
         assert told(runtime.ask(**arguments)) == told(answer)
-
-
-@in_dtypes
-def test_a_group_shares_its_prompt_and_branches(runtime: Runtime, clips: list[Path]) -> None:
-    sampling = SamplingParams(max_tokens=8, temperature=1.0, seed=5, ignore_eos=True)
-    arguments = request(clips[0], sampling=sampling)
-    group = runtime.ask_group(num_answers=5, **arguments)
-    assert len({str(told(answer)) for answer in group}) > 1
-    first = [answer.rounds[0].reuse for answer in group]
-    assert sorted(r.tokens_prefilled for r in first)[:4] == [1, 1, 1, 1]
-    # Members look at the same clue: what one fetches and encodes serves all.
-    for index in range(3):
-        encoded = [answer.rounds[index].reuse.pairs_encoded for answer in group]
-        assert sum(encoded) == len(group[0].rounds[index].plan.segments)
-    runtime.clear_caches()
-    alone = runtime.ask(**arguments, member=3)
-    assert told(alone) == told(group[3])
-    videos = iter([clips[0], "/nowhere.mp4", clips[0]])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "vtts_rt.rounds.batch.open_request",
-            lambda resources, called, ask, stack: open_request(
-                resources, called, replace(ask, videos=[next(videos)]), stack
-            ),
-        )
-        some = runtime.ask_group(num_answers=3, return_exceptions=True, **arguments)
-    assert sorted(isinstance(one, ValueError) for one in some) == [False, False, True]
-    with pytest.raises(ValueError, match="num_answers must be a whole number >= 1, got 0"):
-        runtime.ask_group(num_answers=0, **arguments)
 
 
 @in_dtypes

@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {
     "perception": PerceptionConfig(max_rounds=1, **LOOK),
     "sampling": SamplingParams(max_tokens=2),
 }
-CALLS = ("ask", "stream", "ask_async", "stream_async", "ask_batch", "ask_group", "plan")
+CALLS = ("ask", "stream", "ask_async", "stream_async", "ask_batch", "plan")
 OPTIONS = set(AskOptions.__annotations__)
 
 
@@ -61,8 +61,6 @@ def call(runtime: Runtime, function: str, /, **arguments: Any) -> Any:
     if function == "ask_batch":
         good = {"video": "/nowhere.mp4", "question": "which?"}
         return runtime.ask_batch([good, arguments])
-    if function == "ask_group":
-        arguments.setdefault("num_answers", 2)
     result = getattr(runtime, function)(**arguments)
     if function == "stream":
         return list(result)
@@ -101,8 +99,6 @@ def test_names_that_belong_to_other_functions(runtime: Runtime) -> None:
     for function in ("stream", "ask_async", "stream_async", "plan"):
         with pytest.raises(TypeError, match=f"^{function}: unexpected argument 'on_event'"):
             call(runtime, function, on_event=print)
-    with pytest.raises(TypeError, match="^ask_group: unexpected argument 'member'"):
-        call(runtime, "ask_group", member=0)
 
 
 def test_an_ask_and_its_options_have_the_same_names_and_types() -> None:
@@ -184,18 +180,13 @@ def test_wrong_values_are_one_sentence(runtime: Runtime, opened: list[Any]) -> N
 def test_every_function_checks_every_argument(runtime: Runtime, opened: list[Any]) -> None:
     for function in CALLS:
         known = OPTIONS | {"video", "question"}
-        if function in ("ask", "ask_batch", "ask_group"):
+        if function in ("ask", "ask_batch"):
             known = known | {"on_event"}
-        if function == "ask_group":
-            known = known - {"member"}
         for argument, value, rule in {name: (name, v, r) for name, v, r in WRONG}.values():
             if argument in known:
                 with pytest.raises(ValueError) as error:
                     call(runtime, function, **{argument: value})
                 one_sentence(error.value, named(function), argument, rule)
-    for count in (0, -1, True, "2", 2.0, None):
-        with pytest.raises(ValueError, match="^ask_group: num_answers must be a whole number >= 1"):
-            call(runtime, "ask_group", num_answers=count)
     for tokens in (0, True, "2"):
         with pytest.raises(ValueError, match="^plan: max_tokens must be a whole number >= 1"):
             call(runtime, "plan", max_tokens=tokens)
@@ -207,8 +198,6 @@ def test_arguments_that_contradict_each_other(runtime: Runtime, opened: list[Any
         call(runtime, "ask", start_seconds=3, end_seconds=2)
     with pytest.raises(ValueError, match="^stream: timestamps_seconds must be a list of 2"):
         call(runtime, "stream", video=["a", "b"], timestamps_seconds=[[0, 1]])
-    with pytest.raises(ValueError, match="^ask_group: member must be None, as"):
-        runtime.ask_group(Ask("a", "which?", member=3), num_answers=2)
     assert not opened
 
 

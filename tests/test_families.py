@@ -184,8 +184,8 @@ def test_groups_drafts_and_one_call_a_step_change_no_token(
     answer = runtime.ask(**greedy)
     assert answer.rounds[1].reuse.pairs_reused > 0
     expected = told(answer)
-    group = runtime.ask_group(**greedy, num_answers=2)
-    assert [told(member) for member in group] == [expected] * 2  # type: ignore[arg-type]
+    group = runtime.ask_batch([greedy | {"member": member} for member in range(2)])
+    assert [told(member) for member in group] == [expected] * 2
     monkeypatch.setattr(language, "usable", lambda x, head_dim: False)
     engine = EngineConfig(kv_bytes=1 << 24, draft_tokens=0, prefix_cache=False)
     with Runtime.from_pretrained(folder, engine=engine) as plain:

@@ -17,9 +17,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 ROWS: dict[int, tuple[str, ...]] = {
-    9: ("__main__",),
-    8: ("cli",),
-    7: ("server", "cluster", "train", "evaluation", "integrations", "report", "bench"),
+    11: ("__main__",),
+    10: ("cli",),
+    9: ("cluster",),
+    8: ("server", "train", "integrations"),
+    7: ("rollout", "evaluation", "report", "bench"),
     6: ("runtime",),
     5: ("rounds",),
     4: ("engine",),

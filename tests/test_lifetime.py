@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from test_driver import Busy
-from utils import request
+from utils import as_ask, request
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.kv_pool import PagedKVPool
@@ -76,7 +76,7 @@ def out_of_time(runtime: Runtime, clip: Path) -> None:
 
 WAYS: dict[str, Callable[[Runtime, Path], Any]] = {
     "answered": lambda runtime, clip: runtime.ask(**request(clip)),
-    "group": lambda runtime, clip: runtime.ask_group(num_answers=2, **request(clip)),
+    "group": lambda runtime, clip: runtime.rollouts(as_ask(clip), 2),
     "out of time": out_of_time,
     "closed early": closed_early,
     "failed": failed,

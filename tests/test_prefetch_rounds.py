@@ -210,7 +210,7 @@ def test_a_group_guesses_alike_and_reads_once(
             slow.open.set()
 
     monkeypatch.setattr(StoreProvider, "guess", opening_guess)
-    answers = runtime.ask_group(num_answers=4, **question())
+    answers = runtime.ask_batch([question() | {"member": member} for member in range(4)])
     assert [told(answer) for answer in answers] == [told(expected)] * 4
     new = expected.rounds[1].reuse.frames_decoded
     counts = runtime.stats()["frame_store"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from utils import LOOK, choose_by, request, tokens, told
+from utils import LOOK, as_ask, choose_by, request, tokens, told
 
 from vtts_rt import EngineConfig, PerceptionConfig, Runtime, SamplingParams
 from vtts_rt.engine.sequence import GenerationRequest
@@ -133,8 +133,8 @@ def test_members_of_a_group_are_rollouts(
     monkeypatch.setattr(engine.model, "config", replace(engine.model.config, sampling=filled))
     short = SamplingParams(max_tokens=12, ignore_eos=True, seed=2)
     arguments = request(clips[0], sampling=short)
-    group = runtime.ask_group(num_answers=3, **arguments)
-    said = [told(answer) for answer in group]
+    group = runtime.rollouts(as_ask(clips[0], sampling=short), 3)
+    said = [told(answer) for answer in group.answers]
     assert said[0] != said[1] != said[2]
     assert any(token < 200 for answer in said for ids, _ in answer for token in ids)
     assert told(runtime.ask(**arguments, member=1)) == said[1]

@@ -13,7 +13,7 @@ import torchvision_shim
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
-from vtts_rt import PerceptionConfig, SamplingParams
+from vtts_rt import Ask, PerceptionConfig, SamplingParams
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.qwen2_5_vl.chat import SPECIAL_TOKENS
@@ -223,6 +223,12 @@ def request(video: Any, strategy: str = "append", **more: Any) -> dict[str, Any]
         "assume_clues": CLUES,
         "options": ["red", "blue"],
     } | more
+
+
+def as_ask(video: Any, strategy: str = "append", **more: Any) -> Ask:
+    """`request` as an Ask."""
+    arguments = request(video, strategy, **more)
+    return Ask(arguments.pop("video"), **arguments)
 
 
 def tokens(answer: Answer) -> list[list[int]]:

@@ -14,7 +14,7 @@ import asyncio, atexit, gc, os, signal, sys, threading, time
 import torch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from vtts_rt import EngineConfig, FrameStore, MediaLimits, PerceptionConfig, Runtime
+from vtts_rt import Ask, EngineConfig, FrameStore, MediaLimits, PerceptionConfig, Runtime
 from vtts_rt import RuntimeConfig, SamplingParams
 CHECKPOINT, CLIP, VP9 = sys.argv[1:4]
 LOOK = dict(sample_fps=1.0, min_pixels=3136, total_pixels=60_000, strategy="append")
@@ -201,7 +201,7 @@ WAYS = {
         "                lambda: rt.plan(CLIP, 'x'), lambda: rt.update_weights({}),\n"
         "                lambda: rt.ask_batch([]), lambda: rt.stream_async(CLIP, 'x'),\n"
         "                rt.discard_staged_weights,\n"
-        "                lambda: rt.ask_group(CLIP, 'x', num_answers=2), rt.perception):\n"
+        "                lambda: rt.rollouts(Ask(CLIP, 'x'), 2), rt.perception):\n"
         "        try: print('FAIL', use())\n"
         "        except RuntimeError as e: assert 'forked' in str(e), e\n"
         "    rt.close(); sys.exit(5)\n"

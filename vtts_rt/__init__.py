@@ -20,6 +20,7 @@ _MODULES = {
     "vtts_rt.perception.clue": ("Clue",),
     "vtts_rt.rounds.ask": ("Answerer", "Ask"),
     "vtts_rt.rounds.results": ("Answer", "Reply"),
+    "vtts_rt.rounds.rollouts": ("RolloutGroup",),
     "vtts_rt.rounds.transcript": ("Transcript",),
     "vtts_rt.runtime": ("Runtime",),
     "vtts_rt.sdk": (
@@ -49,6 +50,7 @@ __all__ = [
     "Region",
     "Reply",
     "RolloutDataFeed",
+    "RolloutGroup",
     "Runtime",
     "RuntimeConfig",
     "SamplingParams",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from vtts_rt.perception.clue import Clue
     from vtts_rt.rounds.ask import Answerer, Ask
     from vtts_rt.rounds.results import Answer, Reply
+    from vtts_rt.rounds.rollouts import RolloutGroup
     from vtts_rt.rounds.transcript import Transcript
     from vtts_rt.runtime import Runtime
     from vtts_rt.sdk import (

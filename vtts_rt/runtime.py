@@ -27,6 +27,7 @@ from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import PromptTemplates, prompts_from_dict
 from vtts_rt.rounds.ask import (
     CALL_RULES,
+    Ask,
     AskInput,
     AskOptions,
     AskRequest,
@@ -37,12 +38,13 @@ from vtts_rt.rounds.ask import (
     read_ask,
     read_requests,
 )
-from vtts_rt.rounds.batch import Batch, ask_members
+from vtts_rt.rounds.batch import Batch
 from vtts_rt.rounds.chat import ChatMessage, ChatOptions, chat
 from vtts_rt.rounds.cost import Cost, plan_cost
 from vtts_rt.rounds.driver import Driver, set_threads
 from vtts_rt.rounds.prepare import Resources, open_request
 from vtts_rt.rounds.results import Answer, Reply, RoundEvent
+from vtts_rt.rounds.rollouts import RolloutGroup, RolloutOptions, rollouts, rollouts_async
 from vtts_rt.rounds.scheduler import RoundScheduler
 from vtts_rt.rounds.streams import Opener, answered, answered_async, stream, stream_async
 from vtts_rt.rounds.tokens import features, generate, score
@@ -208,31 +210,27 @@ class Runtime:
         called, read = time.monotonic(), read_requests(requests, return_exceptions)
         return Batch(self._driver, self._resources, called, read).run(return_exceptions)
 
-    def ask_group(
-        self,
-        video: AskInput,
-        question: str = "",
-        *,
-        num_answers: int,
-        on_event: Listener | None = None,
-        return_exceptions: bool = False,
-        **options: Unpack[AskOptions],
-    ) -> list[Answer | Exception]:
-        """Answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
+    def rollouts(
+        self, ask: Ask, num_answers: int, **options: Unpack[RolloutOptions]
+    ) -> RolloutGroup:
+        """Sampled answers of the members 0 .. num_answers - 1 of a rollout group, all at once.
 
-        Their videos are opened once. They share every page of the prompt and branch where their
-        tokens differ; what several of them look at in later rounds is decoded and encoded once.
-        Arguments as `stream`, but what `sampling` leaves unset is a rollout's
-        (`vtts_rt.sampling.rollout_sampling`); return_exceptions as in `ask_batch`: a member that
-        fails does not lose the others.
+        Videos are opened and the prompt is prefilled once, members branch where their tokens
+        differ, what several look at is decoded and encoded once. All see the same weights. What
+        `sampling` leaves unset is a rollout's (`vtts_rt.sampling.rollout_sampling`).
+        timeout_seconds holds for each member, which answers with what it has; one that fails loses
+        no other. options: see RolloutOptions. BadRequest also for one answer and for temperature 0;
+        else errors as those of `ask` before the videos are open.
         """
         self._driver.check_process()
-        called = time.monotonic()
-        ask = read_ask("ask_group", video, question, options, without="member")
-        given = {"num_answers": num_answers, "return_exceptions": return_exceptions}
-        check("ask_group", CALL_RULES, {**given, "on_event": on_event})
-        shared = self._driver, self._resources, called
-        return ask_members(*shared, ask, on_event, num_answers, return_exceptions)
+        return rollouts(self._driver, self._resources, ask, num_answers, options)
+
+    async def rollouts_async(
+        self, ask: Ask, num_answers: int, **options: Unpack[RolloutOptions]
+    ) -> RolloutGroup:
+        """`rollouts` as a coroutine; cancelling it aborts the group."""
+        self._driver.check_process()
+        return await rollouts_async(self._driver, self._resources, ask, num_answers, options)
 
     def stream(
         self, video: AskInput, question: str = "", **options: Unpack[AskOptions]

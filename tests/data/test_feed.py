@@ -75,10 +75,9 @@ def test_an_item_holds_what_a_rollout_needs(manifest: Path) -> None:
         for index, frame in zip(item.frame_indices, item.frames, strict=True):
             assert np.array_equal(frame, expected[index])
         assert item.request == {
-            "video": str(item.media),
+            "videos": str(item.media),
             "question": item.row.question,
             "options": (),
-            "num_answers": 4,
             "decoder": "auto",
             "device": None,
         }
@@ -355,7 +354,7 @@ def test_frames_in_a_store_are_decoded_once_over_epochs(manifest: Path) -> None:
 def test_a_runtime_that_shares_the_store_decodes_nothing_again(
     manifest: Path, exact_runtime: Runtime
 ) -> None:
-    from vtts_rt import Runtime, SamplingParams
+    from vtts_rt import Ask, Runtime, SamplingParams
 
     config = resolved(strategy="append", max_rounds=1, sample_fps=2.0)
     store = FrameStore(1 << 22)
@@ -365,7 +364,8 @@ def test_a_runtime_that_shares_the_store_decodes_nothing_again(
         sampling = SamplingParams(temperature=1.0, max_tokens=2)
         items = iter(feed)
         item = next(items)
-        answers = runtime.ask_group(**item.request, perception=config, sampling=sampling)
+        ask = Ask(**item.request, perception=config, sampling=sampling)
+        answers = runtime.rollouts(ask, item.group_size).answers
         assert len(answers) == 3
         for answer in answers:
             assert answer.videos == [item.metadata]

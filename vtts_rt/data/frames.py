@@ -166,13 +166,12 @@ class RolloutItem:
 
     @property
     def request(self) -> dict[str, Any]:
-        """The arguments of `Runtime.ask_group` that the item knows; the video is opened as here,
-        so that a store holds the same frames for both."""
+        """The arguments of an Ask that the item knows; the video is opened as here, so that a
+        store holds the same frames for both."""
         return {
-            "video": str(self.media),
+            "videos": str(self.media),
             "question": self.row.question,
             "options": self.row.options,
-            "num_answers": self.group_size,
             **self.opening,
         }
 

@@ -149,22 +149,16 @@ def read_ask(
     video: AskInput,
     question: str,
     options: AskOptions,
-    *,
-    without: str = "",
 ) -> Ask:
     """The Ask of a call, given whole or by its arguments, as messages name the function.
 
-    without: an option that the function does not take. TypeError for a name that is unknown, and
-    for arguments beside an Ask; BadRequest for a value.
+    TypeError for a name that is unknown, and for arguments beside an Ask; BadRequest for a value.
     """
-    check_names(function, options, [name for name in _OPTIONS if name != without])
+    check_names(function, options, _OPTIONS)
     if not isinstance(video, Ask):
         return Ask(video, question, **options, what=function)
     if question or options:
         raise TypeError(f"{function}: an Ask holds the question and its options: change it instead")
-    if without:
-        value = getattr(video, without)
-        require(function, without, value, value is None, "None, as the function sets it")
     return video
 
 
@@ -267,7 +261,6 @@ CALL_RULES: dict[str, Rule] = {
     ),
     "return_exceptions": (is_flag, "True or False"),
     "on_event": (lambda v: v is None or callable(v), "a function or None"),
-    "num_answers": COUNT,
     "max_tokens": (lambda v: v is None or COUNT[0](v), f"{COUNT[1]} or None"),
     "perception": ASK_RULES["perception"],
     # Of a Runtime.

@@ -6,7 +6,6 @@ import queue
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import replace
 
 from vtts_rt.rounds.ask import Ask, Listener
 from vtts_rt.rounds.driver import Driver, Ticket
@@ -155,24 +154,3 @@ class Batch:
         if member.ticket is not None:
             self._driver.abort(member.ticket)
         member.stack.close()
-
-
-def ask_members(
-    driver: Driver,
-    resources: Resources,
-    called: float,
-    ask: Ask,
-    on_event: Listener | None,
-    num_answers: int,
-    return_exceptions: bool,
-) -> list[Answer | Exception]:
-    """Answers of the members of a group, whose videos are opened once (Runtime.ask_group)."""
-    with ExitStack() as stack:
-        try:
-            ask = resources.opened(stack, ask, called)
-        except Exception as error:
-            if not return_exceptions:
-                raise
-            return [error.with_traceback(None)] * num_answers
-        members = [(replace(ask, member=member), on_event) for member in range(num_answers)]
-        return Batch(driver, resources, called, members).run(return_exceptions)

@@ -64,6 +64,10 @@ class Ticket:
         self._driver.abort(self)
 
 
+# What is handed over: a place, the request and what takes its outputs.
+Submission = tuple[Ticket, "RoundRequest | Sequence[GenerationRequest]", Deliver]
+
+
 class Driver:
     """Runs a RoundScheduler. Thread-safe; the thread starts with the first request.
 
@@ -131,21 +135,34 @@ class Driver:
         """Hand a request over; returns at once. `deliver` is called on the driver's thread with
         each output; the last one is AnswerReady, Completions or RequestFailed. RuntimeError if
         the driver is closed, and in a forked child."""
+        self.submit_together([(ticket, request, deliver)])
+
+    def submit_together(self, submitted: Sequence[Submission]) -> None:
+        """As `submit`, several at once: no update of the weights comes between them."""
 
         def add() -> None:
-            if ticket.aborted:
-                return
-            try:
-                self._check_open()
-                ticket.request_id = request_id = self._scheduler.add(request)
-            except Exception as error:
-                _delivers(deliver, RequestFailed(error))
-            else:
-                self._deliver[request_id] = ticket, deliver
-                if ticket.aborted:  # meanwhile, perhaps before it had an id
-                    self._forget(request_id)
+            for one in submitted:
+                self._add(*one)
 
         self._queue(add)
+
+    def _add(
+        self,
+        ticket: Ticket,
+        request: RoundRequest | Sequence[GenerationRequest],
+        deliver: Deliver,
+    ) -> None:
+        if ticket.aborted:
+            return
+        try:
+            self._check_open()
+            ticket.request_id = request_id = self._scheduler.add(request)
+        except Exception as error:
+            _delivers(deliver, RequestFailed(error))
+        else:
+            self._deliver[request_id] = ticket, deliver
+            if ticket.aborted:  # meanwhile, perhaps before it had an id
+                self._forget(request_id)
 
     def abort(self, ticket: Ticket) -> None:
         """End a request, if it still runs, before the next forward pass; returns at once. After

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from vtts_rt import process
 from vtts_rt.checks import check, check_names
@@ -123,17 +123,6 @@ class Resources:
             (source,) = self.open(stack, Ask(video, "open", what="open", **opening))
             stack.pop_all()
             return source
-
-    def opened(self, stack: ExitStack, ask: Ask, called: float) -> Ask:
-        """The Ask with its videos open, for several members to share."""
-        return replace(
-            ask,
-            videos=self.open(stack, ask, called),
-            source_fps=None,
-            timestamps_seconds=None,
-            start_seconds=None,
-            end_seconds=None,
-        )
 
 
 @dataclass(slots=True)

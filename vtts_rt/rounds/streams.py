@@ -7,7 +7,7 @@ import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, TypeVar
 
 from vtts_rt import process
 from vtts_rt.rounds.ask import Listener
@@ -18,6 +18,8 @@ from vtts_rt.rounds.scheduler import Output, RequestFailed
 
 # Opens the videos of an Ask, which the stack closes.
 Opener = Callable[[ExitStack], RoundRequest]
+
+T = TypeVar("T")
 
 
 def stream(driver: Driver, open_request: Opener) -> Generator[RoundEvent, None, None]:
@@ -51,18 +53,23 @@ async def stream_async(driver: Driver, open_request: Opener) -> AsyncGenerator[R
                 if ticket.aborted:  # cancelled meanwhile
                     stack.close()
 
-        try:
-            request = await asyncio.to_thread(opened)
-        except RuntimeError:
-            if process.is_ending():  # executors take no more work
-                process.wait_for_end()
-            raise
+        request = await in_thread(opened)
         driver.submit(ticket, request, deliver)
         event: RoundEvent | None = None
         while not isinstance(event, AnswerReady):
             event = told(await _next_async(outputs, request, ticket))
             yield event
             driver.check_process()
+
+
+async def in_thread(function: Callable[[], T]) -> T:
+    """What `function` returns, run on a thread beside the event loop."""
+    try:
+        return await asyncio.to_thread(function)
+    except RuntimeError:
+        if process.is_ending():  # executors take no more work
+            process.wait_for_end()
+        raise
 
 
 def answered(events: Generator[RoundEvent, None, None], on_event: Listener | None = None) -> Answer:
