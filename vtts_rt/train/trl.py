@@ -30,9 +30,8 @@ from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
 from vtts_rt.config import STRATEGIES
 from vtts_rt.data.rows import Row
-from vtts_rt.models.checkpoint import EXTRAS_FILE, resolve_model
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
-from vtts_rt.rollout.rewards import score_group
+from vtts_rt.rollout.rewards import PUBLISHED, find_reward, score_group
 from vtts_rt.rollout.rows import RolloutRow, rows_of
 from vtts_rt.rollout.tree import TokenTree
 from vtts_rt.rollout.tree_step import base_model, tree_logprobs, use_tree_attention
@@ -40,6 +39,13 @@ from vtts_rt.rounds.ask import Ask, Perception
 from vtts_rt.rounds.results import Answer
 from vtts_rt.rounds.rollouts import RolloutGroup
 from vtts_rt.runtime import Runtime
+from vtts_rt.train.weights import (
+    check_adapter,
+    complete_checkpoint,
+    freeze_tower,
+    load_training_model,
+    trained_tensors,
+)
 from vtts_rt.types import ReuseStats, SamplingParams, require
 
 WHAT = "train grpo"
@@ -62,12 +68,6 @@ _NOT_OURS = ("use_vllm", "use_transformers_continuous_batching", "use_liger_kern
 _NOT_OURS += ("cast_lm_head_to_fp32", "fsdp", "deepspeed")
 # What SamplingParams may say: it changes no probability.
 _SAMPLING = ("max_tokens", "stop", "stop_token_ids", "ignore_eos")
-# What stands beside the tensors of a checkpoint and transformers does not write, or writes anew.
-_SIDECARS = (
-    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
-    *("generation_config.json", "chat_template.json", "chat_template.jinja", EXTRAS_FILE),
-)
-_TOWER = "model.visual."  # of transformers' names
 _COUNTS = ("frames_decoded", "pairs_encoded", "tokens_prefilled", "text_tokens_prefilled")
 
 
@@ -108,7 +108,8 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     model: transformers' model of the checkpoint that `runtime` runs, or its folder; its tower is
         frozen. runtime: of this process; it gets the new weights after every optimizer step.
-    examples: what to ask. rewards: name (vtts_rt.rollout.rewards) -> weight. args: TRL's.
+    examples: what to ask. rewards: name (vtts_rt.rollout.rewards) -> weight; None: the published
+        ones of each example's task. args: TRL's.
     perception: how to look. sampling: max_tokens of a round, and what ends it; temperature is that
         of args, seeds follow from args.seed, step and row. train_round: "all" rounds of a
         conversation (`append`); where every round is a prompt of its own, "all" takes one round and
@@ -125,7 +126,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         model: Any,
         runtime: Runtime,
         examples: Sequence[Example],
-        rewards: Mapping[str, float],
+        rewards: Mapping[str, float] | None,
         args: GRPOConfig,
         *,
         perception: Perception | None = None,
@@ -144,7 +145,10 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.runtime, self.examples = runtime, list(examples)
         self.perception = runtime.perception(perception)
         self.sampling = replace(sampling or SamplingParams(), temperature=args.temperature)
-        self._weights = dict(rewards)
+        self._rewards = None if rewards is None else dict(rewards)
+        weights: dict[str, float] = {}
+        for example in self.examples:
+            weights |= self._weights(example)
         self._check(args, sampling or SamplingParams(), train_round, peft_config)
         self._generation = _Generation((), {})
         self._asked: list[int] = []
@@ -152,14 +156,12 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._staging: Path | None = None
         if not isinstance(model, nn.Module):
             model = load_training_model(model)
-        for name, parameter in base_model(model).named_parameters():
-            if name.startswith(_TOWER):
-                parameter.requires_grad_(False)
+        freeze_tower(model)
         self._source = Path(base_model(model).config._name_or_path)
-        args.reward_weights = list(self._weights.values())
+        args.reward_weights = list(weights.values())
         super().__init__(
             model=model,
-            reward_funcs=[_reward(name) for name in self._weights],
+            reward_funcs=[_reward(name) for name in weights],
             args=args,
             train_dataset=datasets.Dataset.from_dict(
                 {
@@ -173,7 +175,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             peft_config=peft_config,
             rollout_func=self._rollouts,
         )
-        _check_adapter(self.model)
+        check_adapter(WHAT, self.model)
         for net in (self.model, self.ref_model):
             if net is not None:
                 use_tree_attention(net)
@@ -221,13 +223,18 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         groups = args.generation_batch_size // size
         num = len(self.examples)
         require(WHAT, "rows", num, num >= groups, f"at least {groups}, the groups of a generation")
-        require(WHAT, "rewards", self._weights, len(self._weights) > 0, "at least one")
+        for name in self._rewards or ():
+            find_reward(name)
+        require(WHAT, "rewards", self._rewards, self._rewards != {}, "at least one")
         kind = getattr(peft_config, "peft_type", None)
         ok = peft_config is None or (kind == "LORA" and not peft_config.use_dora)
         ok = ok and getattr(peft_config, "bias", "none") == "none"
         ok = ok and not getattr(peft_config, "modules_to_save", None)
         rule = "a LoraConfig without DoRA, biases and modules_to_save"
         require(WHAT, "peft_config", peft_config, ok, rule)
+
+    def _weights(self, example: Example) -> Mapping[str, float]:
+        return PUBLISHED[example.task] if self._rewards is None else self._rewards
 
     # -- rollouts ---------------------------------------------------------------------------
 
@@ -279,7 +286,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             if not group.answers:
                 error = group.errors[0]
                 raise RuntimeError(f"{WHAT}: no rollout of {example.media} ended: {error}")
-            scores = score_group(group, row, self._weights, task=example.task)
+            scores = score_group(group, row, self._weights(example), example.task)
             made = (made for made in rows_of(group, scores) if made.mask.any())
             last = {made.rollout_id: made for made in made}
             rows = list(last.values())
@@ -448,14 +455,10 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """With what makes it a checkpoint of ours: the recipe is in config.json, which transformers
-        keeps, or beside it. (An adapter's is its base's.)"""
         super()._save(output_dir, state_dict)
-        folder = Path(output_dir or self.args.output_dir)
-        if self.args.should_save and (folder / "config.json").is_file():
-            for name in _SIDECARS:
-                if (self._source / name).is_file():
-                    shutil.copyfile(self._source / name, folder / name)
+        if self.args.should_save:
+            complete_checkpoint(self._source, Path(output_dir or self.args.output_dir))
+
 
 
 class _EpochSampler(torch.utils.data.Sampler[int]):
@@ -476,42 +479,12 @@ class _EpochSampler(torch.utils.data.Sampler[int]):
         return len(self._sampler)
 
 
-def load_training_model(model: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' own model of a checkpoint; arguments as `Runtime.from_pretrained`."""
-    from transformers import AutoModelForImageTextToText
-
-    folder = resolve_model(model)
-    return AutoModelForImageTextToText.from_pretrained(str(folder), dtype=dtype)
-
-
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that training changes, as `Runtime.update_weights` takes them: transformers'
-    names, without the tower, a LoRA merged into what it adapts (whose own weights stay as they
-    are)."""
-    base, tensors = base_model(model), {}
-    for name, parameter in base.named_parameters():
-        if parameter.requires_grad and ".lora_" not in name:
-            tensors[name] = parameter.detach()
-    for name, module in base.named_modules():
-        if hasattr(module, "get_delta_weight"):
-            with torch.no_grad():
-                deltas = (module.get_delta_weight(active) for active in module.active_adapters)
-                tensors[f"{name}.weight"] = sum(deltas, module.get_base_layer().weight.detach())
-    return tensors
-
-
-def _check_adapter(model: nn.Module) -> None:
-    names = base_model(model).named_parameters()
-    tower = [name for name, p in names if p.requires_grad and name.startswith(_TOWER)]
-    rule = "modules of the language model: the tower is frozen"
-    require(WHAT, "target_modules", tower[:1], not tower, rule)
-
-
 def _reward(name: str) -> Callable[..., list[float | None]]:
-    """A reward of TRL's that tells what ours said; None for a member that failed."""
+    """A reward of TRL's that tells what ours said; None for a member that failed, and for a task
+    without it."""
 
     def told(parts: list[Mapping[str, float] | None], **_: Any) -> list[float | None]:
-        return [None if part is None else part[name] for part in parts]
+        return [None if part is None else part.get(name) for part in parts]
 
     told.__name__ = name
     return told
