@@ -320,15 +320,19 @@ def test_the_bounds_on_length_and_depth() -> None:
     [
         "1+" * 32_000 + "1", "-" * 65_000 + "1", "x" + ".x" * 32_000, "not " * 16_000 + "1",
         "f" + "()" * 32_000, "lambda x,y:" * 5_900 + "1", "[" * 65_000,
-        "1 if 1 else " * 5_400 + "1", "9" * 65_000, "0x" + "f" * 65_000,
+        "1 if 1 else " * 5_400 + "1", "9" * 65_000, "0x" + "f" * 65_000, "1" + "[0]" * 21_000,
+        ("(" + "-" * 600) * 100 + "1" + ")" * 100,
     ],
     ids=lambda text: text[:6],
 )  # fmt: skip
 def test_texts_made_to_exhaust_a_parser_are_uniform(hostile: str) -> None:
-    """In a thread, as the rounds run: MemoryError and RecursionError are answers like others."""
+    """In a thread, as the rounds run, with the least stack that some systems give one: MemoryError
+    and RecursionError are answers like others."""
     found: list[object] = []
+    before = threading.stack_size(512 * 1024)
     thread = threading.Thread(target=lambda: found.append(spans_of(hostile)))
     thread.start()
+    threading.stack_size(before)
     thread.join()
     assert found == ["uniform"]
 

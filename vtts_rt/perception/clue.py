@@ -346,7 +346,7 @@ def option_letter(
     require("option_letter", "letter", letter, letter in LETTER_RULES, f"one of {LETTER_RULES}")
     letters = _LETTERS[: len(options)]
     if letter == "published":
-        named = _published_letter(answer.text if isinstance(answer, Clue) else answer)
+        named = _tagged_letter(answer.text if isinstance(answer, Clue) else answer)
         return letters.index(named) if named and named in letters else None
     text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
     rest = text
@@ -358,8 +358,8 @@ def option_letter(
         if lead_in is None:
             break
         rest = rest.lstrip(" \t\n:,*")[lead_in.end() :]
-    plain = [_plain(option) for option in options]
-    for candidate in (_plain(text), _plain(rest)):
+    plain = [plain_words(option) for option in options]
+    for candidate in (plain_words(text), plain_words(rest)):
         if candidate and candidate in plain:
             return plain.index(candidate)
     for match in _LETTER_ANYWHERE.finditer(rest):
@@ -367,18 +367,23 @@ def option_letter(
         if match[1] in letters and not is_word:
             return letters.index(match[1])
     inside = [
-        i for i, option in enumerate(plain) if option and f" {option} " in f" {_plain(text)} "
+        i for i, option in enumerate(plain) if option and f" {option} " in f" {plain_words(text)} "
     ]
     return inside[0] if len(inside) == 1 else None
 
 
-def _published_letter(text: str) -> str:
-    """The letter, or "". Its other condition, no letter in more than ten words, adds nothing."""
+def _tagged_letter(text: str) -> str:
     opening, closing = TAGS["answer"]
     _, found, rest = text.partition(opening)
     if found and closing in rest:
         text = rest.partition(closing)[0]
-    text = text.strip()
+    return published_letter(text)
+
+
+def published_letter(answer: str) -> str:
+    """The letter that VideoChat-R1.5's code, of evaluation and of rewards, finds in an answer, or
+    "". Its other condition, no letter in more than ten words, adds nothing."""
+    text = answer.strip()
     for lead_in in _PUBLISHED_LEAD_INS:
         text = text.replace(lead_in, "")
     match = re.search("[A-G]", text)
@@ -392,6 +397,6 @@ def _answer_text(answer: str | Clue) -> str:
     return stream.outside if clue.answer is None else clue.answer
 
 
-def _plain(text: str) -> str:
+def plain_words(text: str) -> str:
     """Lower case, words and numbers only, single spaces: for comparing option texts."""
     return " ".join(re.findall(r"\w+", text.casefold()))

@@ -6,16 +6,18 @@ pairs of numbers. Whatever fails on the way means uniform sampling; an empty lis
 from the evaluation code (`Videochat-R1.5/src_eval/eval_videomme.py`, `my_vision_process.py`). All
 other strategies read clues leniently (clue.py).
 
-Two bounds are ours, against texts that are written to exhaust a parser: a clue of more than
-MAX_CHARS characters, or with brackets nested more than MAX_DEPTH deep, means uniform sampling too.
+Bounds are ours, against texts that are written to exhaust a parser (`bounded_literal`): a clue
+beyond them means uniform sampling too.
 """
 
 from __future__ import annotations
 
 import ast
 import math
+import re
 from dataclasses import replace
 from itertools import accumulate
+from typing import Any
 
 from vtts_rt.perception.clue import Clue, ClueStream
 from vtts_rt.perception.dialect import R1_5, TAGS, Dialect
@@ -23,8 +25,27 @@ from vtts_rt.perception.region import RawRegion, RawSpan
 
 MAX_CHARS = 64 * 1024
 MAX_DEPTH = 100
+# Operators of one number: two signs and two of exponents, or two points.
+MAX_OPERATORS = 8
+# What nests expressions without brackets, and stands in no literal outside of texts.
+_NESTING = re.compile(r"[~*/%@&|^<>=#\\]|not|if|else|lambda|and|or|in|is|await|[\])}]\s*[\[({]")
+_PIECES = re.compile(r"[,:\[\](){}]")
 
 _OPENING, _CLOSING = TAGS["glue"]
+
+
+def bounded_literal(text: str) -> object:
+    """What `ast.literal_eval` makes of a text, in little time, memory and stack.
+
+    Its exceptions, and ValueError for texts of more than MAX_CHARS characters, with brackets nested
+    more than MAX_DEPTH deep, or with chains of operators that no number has: deep expressions end
+    the process in threads of a small stack.
+    """
+    nested = len(text) > MAX_CHARS or _depth(text) > MAX_DEPTH
+    nested = nested or sum(1 for _ in _NESTING.finditer(text)) > MAX_DEPTH
+    if nested or any(sum(map(piece.count, "+-.")) > MAX_OPERATORS for piece in _PIECES.split(text)):
+        raise ValueError("too long or too deep for a literal")
+    return ast.literal_eval(text)
 
 
 def published_spans(literal: str) -> tuple[RawSpan, ...]:
@@ -35,9 +56,8 @@ def published_spans(literal: str) -> tuple[RawSpan, ...]:
     RecursionError where it would sample uniformly; what Python's parser takes depends on its
     version.
     """
-    if len(literal) > MAX_CHARS or _depth(literal) > MAX_DEPTH:
-        raise ValueError(f"longer than {MAX_CHARS} characters or {MAX_DEPTH} brackets deep")
-    return tuple((_seconds(start), _seconds(end)) for start, end in ast.literal_eval(literal))
+    pairs: Any = bounded_literal(literal)
+    return tuple((_seconds(start), _seconds(end)) for start, end in pairs)
 
 
 def _seconds(value: object) -> float:

@@ -1,0 +1,391 @@
+"""Rewards: pure functions from what a member of a group saw and said to a number, by name.
+
+The published ones are in published_rewards.py and here under their names; PUBLISHED says which make
+up a task. Ours judge rounds: `clue_spans@1` is that of round 1 alone, `clue_spans` the mean over
+all rounds in which a clue was asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from vtts_rt.checks import is_number
+from vtts_rt.data.rows import Row
+from vtts_rt.perception.clue import Clue, option_letter, parse_clue, plain_words
+from vtts_rt.perception.dialect import DIALECTS, R1_5, Dialect
+from vtts_rt.perception.region import (
+    box_area,
+    box_iou,
+    clip_box,
+    hull,
+    intersect_spans,
+    span_iou,
+    span_seconds,
+    usable_spans,
+)
+from vtts_rt.rollout import published_rewards as published
+from vtts_rt.rollout.rows import Group, Score
+from vtts_rt.rounds.results import Answer, RoundResult
+from vtts_rt.types import FULL_BOX, Box, Region, TimeSpan, require
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One round: the text, what counts as its answer ("" if none did), whether an answer tag was
+    closed, its clue, raw and as regions of the whole frame, the visual tokens that it added, and
+    (height, width) px of the first view."""
+
+    text: str
+    answered: str = ""
+    closed: bool = False
+    clue: Clue = Clue()
+    regions: tuple[Region, ...] = ()
+    visual_tokens: int = 0
+    resized_hw: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of_round(cls, result: RoundResult) -> Look:
+        tokens = sum(segment.num_tokens for segment in result.plan.segments)
+        closed, hw = result.answer is not None, result.plan.resized_hw
+        said = result.answered
+        return cls(result.text, said, closed, result.clue, result.regions, tokens, hw)
+
+    @classmethod
+    def of_text(cls, text: str, row: Row, dialect: Dialect = R1_5) -> Look:
+        """Of a text alone: boxes of its clue are fractions of the frame, anything else is no
+        box; spans without an end of the video are taken as written."""
+        clue = parse_clue(text, dialect)
+        spans = usable_spans(clue.spans, row.duration_seconds or math.inf)
+        boxes = [box for raw in clue.boxes if max(raw) <= 1 and (box := clip_box(raw)) is not None]
+        instant = (TimeSpan(0.0, 0.0),)
+        regions = [Region(s, b) for s in spans or instant for b in boxes or [FULL_BOX]]
+        return cls(
+            text=text,
+            answered=text.strip() if clue.answer is None else clue.answer,
+            closed=clue.answer is not None,
+            clue=clue,
+            regions=tuple(regions) if spans or boxes else (),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RewardInput:
+    """What a reward judges: the labelled row, and the rounds of one member.
+
+    answer: what the rounds came to, as `Answer.text`. last_is_final: whether the last round was not
+    asked for a clue, as no round was to follow. task: of the row's data set, or "".
+    """
+
+    row: Row
+    looks: tuple[Look, ...]
+    answer: str = ""
+    last_is_final: bool = False
+    task: str = ""
+    dialect: Dialect = R1_5
+
+    @classmethod
+    def of_answer(cls, answer: Answer, row: Row, task: str = "") -> RewardInput:
+        looks = tuple(map(Look.of_round, answer.rounds))
+        final = len(looks) > 1 and answer.stop_reason == "max_rounds"
+        return cls(row, looks, answer.text, final, task, DIALECTS[answer.dialect])
+
+    @classmethod
+    def of_texts(
+        cls, texts: Sequence[str], row: Row, task: str = "", dialect: Dialect = R1_5
+    ) -> RewardInput:
+        """Of the texts of all rounds, of which the last of several was asked for the answer."""
+        looks = tuple(Look.of_text(text, row, dialect) for text in texts)
+        said = [look.answered for look in reversed(looks) if look.answered]
+        return cls(row, looks, said[0] if said else "", len(looks) > 1, task, dialect)
+
+    @property
+    def text(self) -> str:
+        """What published rewards read: the text of the last round."""
+        return self.looks[-1].text if self.looks else ""
+
+    @property
+    def true_boxes(self) -> list[tuple[float, float, float, float]]:
+        """The row's boxes as published rewards compare them: px as they stand in the data, or
+        fractions of the frame in px of the first view, in which a model speaks."""
+        height, width = self.looks[0].resized_hw if self.looks else (0, 0)
+        shown = [
+            (b.x0 * width, b.y0 * height, b.x1 * width, b.y1 * height)
+            if width
+            else (b.x0, b.y0, b.x1, b.y1)
+            for b in self.row.boxes
+        ]
+        return shown + list(self.row.pixel_boxes)
+
+    def is_right(self, said: str) -> bool:
+        """Whether an answer is the row's: its letter, or the same words where it has none."""
+        truth, options = self.row.answer or "", self.row.options
+        if not options and len(truth) == 1 and "A" <= truth <= "Z":
+            options = ("",) * 26  # they stand in the question
+        if not options:
+            return bool(words := plain_words(truth)) and plain_words(said) == words
+        chosen = option_letter(said, options) if said else None
+        return chosen is not None and chr(ord("A") + chosen) == truth
+
+
+RewardFunction: TypeAlias = Callable[[RewardInput], float]
+RoundReward: TypeAlias = Callable[[RewardInput, int], float]
+RewardWeights: TypeAlias = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """A registered reward. needs: fields of the row, of which one at least must hold something.
+    of_round: its value for one round, of a reward that has one."""
+
+    name: str
+    function: RewardFunction
+    needs: tuple[str, ...] = ()
+    of_round: RoundReward | None = None
+
+
+REWARDS: dict[str, Reward] = {}
+
+
+def reward(name: str, *, needs: Sequence[str] = ()) -> Callable[[RewardFunction], RewardFunction]:
+    """Register a function of a RewardInput under a name. ValueError for one that is taken."""
+
+    def add(function: RewardFunction) -> RewardFunction:
+        _register(Reward(name, function, tuple(needs)))
+        return function
+
+    return add
+
+
+def round_reward(name: str, *, needs: Sequence[str] = ()) -> Callable[[RoundReward], RoundReward]:
+    """Register a function of a RewardInput and a round, from 0, as `name@k` for each round and
+    `name` for their mean.
+
+    A round after the last counts as the last: rounds that end early because the answer is stable
+    lose nothing. The mean is over all rounds but a final one that was not asked for a clue.
+    """
+
+    def add(function: RoundReward) -> RoundReward:
+        def mean(given: RewardInput) -> float:
+            num = len(given.looks) - given.last_is_final
+            return math.fsum(function(given, k) for k in range(num)) / num if num > 0 else 0.0
+
+        def of_round(given: RewardInput, k: int) -> float:
+            return function(given, min(k, len(given.looks) - 1)) if given.looks else 0.0
+
+        _register(Reward(name, mean, tuple(needs), of_round))
+        return function
+
+    return add
+
+
+def _register(new: Reward) -> None:
+    ok = bool(new.name) and "@" not in new.name
+    require("reward", "name", new.name, ok, "a text without @")
+    require("reward", "name", new.name, new.name not in REWARDS, "one that is not taken")
+    REWARDS[new.name] = new
+
+
+def find_reward(name: str) -> Reward:
+    """The reward of a name, `name@k` included. ValueError for one that is unknown."""
+    base, at, number = name.partition("@")
+    rule = f"one of {', '.join(sorted(REWARDS))}, or one of a round as name@k"
+    found = REWARDS.get(base)
+    ok = found is not None and (not at or (found.of_round is not None and number.isdecimal()))
+    require("rewards", "name", name, ok and len(number) < 4, rule)
+    assert found is not None
+    if not at:
+        return found
+    of_round = found.of_round
+    assert of_round is not None
+    return Reward(name, lambda given: of_round(given, int(number)), found.needs)
+
+
+def score(given: RewardInput, weights: RewardWeights, where: str = "") -> Score:
+    """The parts by name and their weighted sum. where: what messages say of it.
+
+    ValueError for no weights, an unknown name, a weight that is not finite, a row without what a
+    reward compares with; and, with its name, for a reward that raises or is not finite.
+    """
+    require("score_group", "weights", weights, len(weights) > 0, "at least one, by name")
+    parts: dict[str, float] = {}
+    for name, weight in weights.items():
+        ok = is_number(weight) and math.isfinite(weight)
+        require("score_group", f"weight of {name!r}", weight, ok, "a finite number")
+        found = find_reward(name)
+        has = not found.needs or any(getattr(given.row, need) for need in found.needs)
+        rule = f"one with {' or '.join(found.needs)}, which reward {name!r} compares with"
+        require("score_group", "row", given.row, has, rule)
+        try:
+            value = float(found.function(given))
+        except Exception as error:
+            raise ValueError(f"score_group: reward {name!r} failed{where}: {error!r}") from error
+        what = f"reward {name!r}{where}"
+        require("score_group", what, value, math.isfinite(value), "a finite number")
+        parts[name] = value
+    total = math.fsum(weights[name] * value for name, value in parts.items())
+    require("score_group", f"reward{where}", total, math.isfinite(total), "a finite number")
+    return Score(total, parts)
+
+
+def score_group(
+    group: Group, row: Row, weights: RewardWeights, task: str = ""
+) -> list[Score | None]:
+    """The score of each member of a group, None of one that failed: it has no rows and no
+    advantage. One that was out of time is judged by the rounds that it finished.
+
+    weights: name -> weight. ValueError as `score`, naming group and member.
+    """
+    return [
+        None
+        if isinstance(member, Exception)
+        else score(
+            RewardInput.of_answer(member, row, task),
+            weights,
+            f" of group {group.group_id!r}, member {number}",
+        )
+        for number, member in enumerate(group.members)
+    ]
+
+
+def group_advantages(scores: Sequence[Score | None]) -> np.ndarray:
+    """(G,) float64: (r - mean) / (std + 1e-4) with the unbiased std (n - 1), as published; NaN for
+    members without a score, which count in neither; 0 where only one has one."""
+    rewards = np.array([math.nan if one is None else one.reward for one in scores], np.float64)
+    known = rewards[~np.isnan(rewards)]
+    if len(known) < 2:
+        return rewards * 0.0
+    advantages: np.ndarray = (rewards - known.mean()) / (known.std(ddof=1) + 1e-4)
+    return advantages
+
+
+# -- published ----------------------------------------------------------------------------------
+
+# Task -> the rewards whose plain sum is its reward. tracking: written there, never trained with.
+PUBLISHED: Mapping[str, RewardWeights] = {
+    "tg": {"iou_answer": 1.0, "format_answer": 1.0},
+    "gqa": {"iou_glue": 1.0, "letter": 1.0, "format_gqa": 1.0},
+    "igqa": {"box_glue": 0.2, "letter": 1.0, "format_igqa": 1.0},
+    "detection": {"box_answer": 1.0, "format_answer": 1.0},
+    "mc": {"letter": 1.0, "format_answer": 1.0},
+    "tracking": {"tracking_iou": 1.0, "tracking_format": 1.0},
+}
+_SPANS, _BOXES, _ANSWER = ("spans",), ("boxes", "pixel_boxes"), ("answer",)
+
+
+def _first_box(given: RewardInput) -> tuple[float, float, float, float]:
+    return given.true_boxes[0]
+
+
+for _name, _needs, _function in (
+    ("iou_answer", _SPANS, lambda x: published.span_reward(x.text, "answer", x.row.spans)),
+    ("iou_glue", _SPANS, lambda x: published.span_reward(x.text, "glue", x.row.spans)),
+    ("letter", _ANSWER, lambda x: published.letter_reward(x.text, x.row.answer or "")),
+    ("box_answer", _BOXES, lambda x: published.box_reward(x.text, "answer", _first_box(x))),
+    ("box_glue", _BOXES, lambda x: published.box_reward(x.text, "glue", _first_box(x))),
+    ("tracking_iou", _BOXES, lambda x: published.tracking_reward(x.text, x.true_boxes)),
+    ("format_answer", (), lambda x: published.answer_format(x.text)),
+    ("format_gqa", (), lambda x: published.clue_format(x.text)),
+    ("format_igqa", (), lambda x: published.box_format(x.text)),
+    ("tracking_format", (), lambda x: published.tracking_format(x.text)),
+):
+    reward(_name, needs=_needs)(_function)
+
+
+# -- ours ---------------------------------------------------------------------------------------
+
+
+@reward("answer", needs=("answer",))
+def _answer(given: RewardInput) -> float:
+    """1 where what the rounds came to is right."""
+    return float(given.is_right(given.answer))
+
+
+@round_reward("round_answer", needs=("answer",))
+def _round_answer(given: RewardInput, k: int) -> float:
+    """1 where the answer after round k is right."""
+    return float(given.is_right(given.looks[k].answered))
+
+
+@round_reward("clue_spans", needs=("spans",))
+def _clue_spans(given: RewardInput, k: int) -> float:
+    """IoU in time of the clue of round k with the evidence; 0 for a clue without spans."""
+    spans = _spans_of(given.looks[k])
+    return span_iou(spans, given.row.spans) if spans else 0.0
+
+
+@round_reward("clue_boxes", needs=("boxes",))
+def _clue_boxes(given: RewardInput, k: int) -> float:
+    """IoU on the frame of the box around the clue's boxes with that around the evidence."""
+    boxes = _boxes_of(given.looks[k])
+    return box_iou(hull(boxes), hull(given.row.boxes)) if boxes else 0.0
+
+
+@round_reward("clue_holds", needs=("spans", "boxes"))
+def _clue_holds(given: RewardInput, k: int) -> float:
+    """Share of the evidence that lies in the clue of round k: of its seconds, times of the box
+    around its boxes. A clue without spans or without boxes holds all of the time, of the frame, and
+    no clue nothing: weigh it together with a cost."""
+    look, row = given.looks[k], given.row
+    spans, boxes = _spans_of(look), _boxes_of(look)
+    if not look.regions:
+        return 0.0
+    share = 1.0
+    if row.spans and spans:
+        seconds = span_seconds(row.spans)
+        if seconds > 0.0:
+            share = span_seconds(intersect_spans(spans, row.spans)) / seconds
+        else:
+            inside = (any(_within(t.start_seconds, s) for s in spans) for t in row.spans)
+            share = float(all(inside))
+    if row.boxes and boxes:
+        a, b = hull(boxes), hull(row.boxes)
+        both = Box(max(a.x0, b.x0), max(a.y0, b.y0), min(a.x1, b.x1), min(a.y1, b.y1))
+        share *= box_area(both) / box_area(b)
+    return min(share, 1.0)
+
+
+@round_reward("format")
+def _format(given: RewardInput, k: int) -> float:
+    """1 where the text of round k keeps to the dialect: a final one holds a closed answer; another
+    a clue without problems beside it (`r1.5`), or either of the two (dialects of calls)."""
+    look = given.looks[k]
+    asked = not (given.last_is_final and k == len(given.looks) - 1)
+    clue = look.clue.usable and not look.clue.problems
+    if asked and given.dialect.request.holds == "numbers":
+        return float(look.closed and clue)
+    return float(look.closed or (asked and clue))
+
+
+@reward("rounds_cost")
+def _rounds_cost(given: RewardInput) -> float:
+    """-1 for every round after the first."""
+    return -float(max(len(given.looks) - 1, 0))
+
+
+@reward("tokens_cost")
+def _tokens_cost(given: RewardInput) -> float:
+    """-1 for every 1,000 visual tokens that the rounds showed."""
+    return -sum(look.visual_tokens for look in given.looks) / 1000.0
+
+
+def _spans_of(look: Look) -> list[TimeSpan]:
+    """The regions' times in the first video, of a clue that says any."""
+    raw = look.clue.regions
+    timed = any(
+        r.span or r.frames or r.ordinals or r.frame_number_at_seconds is not None for r in raw
+    )
+    return [r.span for r in look.regions if r.video == 0] if look.clue.spans or timed else []
+
+
+def _boxes_of(look: Look) -> list[Box]:
+    """The regions' boxes in the first video, of a clue that says any."""
+    return [r.box for r in look.regions if r.video == 0] if look.clue.boxes else []
+
+
+def _within(moment: float, span: TimeSpan) -> bool:
+    return span.start_seconds <= moment <= span.end_seconds
