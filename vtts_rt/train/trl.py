@@ -3,7 +3,7 @@
 TRL's sampler, advantages, loss, clipping, KL and logging stay. What is replaced: generation, by
 `Runtime.rollouts` in its `rollout_func`; its passes for log-probabilities (old, reference,
 current), by `rollout.tree_step`; its shuffle of rows, by one of whole groups; the push of weights,
-by `Runtime.update_weights`; and a checkpoint is complete or not there at all. `HOOKS` is all that is
+by `Runtime.update_weights`; and a checkpoint is whole or not there at all. `HOOKS` is all that is
 used of TRL's inside, which is why one version of it is required; a test compares.
 
 Legend: B rows of a process, G answers of a group, C completion tokens.
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -28,17 +28,14 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
-from vtts_rt.config import STRATEGIES
-from vtts_rt.data.rows import Row
-from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
-from vtts_rt.rollout.rewards import PUBLISHED, find_reward, score_group
-from vtts_rt.rollout.rows import RolloutRow, rows_of
+from vtts_rt.rollout.rewards import find_reward
+from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.rollout.tree import TokenTree
 from vtts_rt.rollout.tree_step import base_model, tree_logprobs, use_tree_attention
-from vtts_rt.rounds.ask import Ask, Perception
-from vtts_rt.rounds.results import Answer
-from vtts_rt.rounds.rollouts import RolloutGroup
+from vtts_rt.rounds.ask import Perception
 from vtts_rt.runtime import Runtime
+from vtts_rt.train.groups import Example, ScoredGroup, roll_out
+from vtts_rt.train.settings import WHAT, TrainRound, check_settings
 from vtts_rt.train.weights import (
     check_adapter,
     complete_checkpoint,
@@ -46,9 +43,8 @@ from vtts_rt.train.weights import (
     load_training_model,
     trained_tensors,
 )
-from vtts_rt.types import ReuseStats, SamplingParams, require
+from vtts_rt.types import SamplingParams, require
 
-WHAT = "train grpo"
 TRL_VERSION = "1.16.0"
 # Method of GRPOTrainer -> hash of its source in that version (tests/train/test_trl_contract.py).
 HOOKS = {
@@ -60,23 +56,6 @@ HOOKS = {
     "_save_checkpoint": "",
     "training_step": "",
 }
-# Settings of GRPOConfig that must stay as they are: those that change what is sampled, which the
-# loss cannot replay, and those that hand generation, scoring or sharding to something else.
-_NOT_REPLAYED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
-_NOT_REPLAYED["generation_kwargs"] = None
-_NOT_OURS = ("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel")
-_NOT_OURS += ("cast_lm_head_to_fp32", "fsdp", "deepspeed")
-# What SamplingParams may say: it changes no probability.
-_SAMPLING = ("max_tokens", "stop", "stop_token_ids", "ignore_eos")
-_COUNTS = ("frames_decoded", "pairs_encoded", "tokens_prefilled", "text_tokens_prefilled")
-
-
-class Example(NamedTuple):
-    """A row to train on. media: its file; task: as a manifest names it."""
-
-    media: Path
-    row: Row
-    task: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +72,6 @@ class _Generation:
         return torch.cat([self.features[key] for ref in row.vision for key in ref.keys])
 
 
-class _Rollouts(NamedTuple):
-    """Of one group. scores: by member, None for one that failed; rows, by member, likewise."""
-
-    group: RolloutGroup
-    row: Row
-    scores: list[Mapping[str, float] | None]
-    rows: list[RolloutRow | None]
-    features: Mapping[Any, Tensor]
-
-
 class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """GRPO on rollouts in rounds.
 
@@ -116,9 +85,9 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         "last" the last of several.
     processing_class: the tokenizer. peft_config: a LoraConfig for the language model.
 
-    BadRequest (a ValueError) for settings that would split a group, that the loss cannot replay or
-    that fit no other way; RuntimeError for another version of TRL and, while it trains, where a loss
-    or gradient is not finite: the batch is then in `nan-step-N-rank-R.pt` in args.output_dir.
+    BadRequest (a ValueError) for settings that would split a group, that the loss cannot replay, or
+    that do not fit otherwise; RuntimeError for another version of TRL and, while it trains, where a
+    loss or gradient is not finite: the batch is in `nan-step-N-rank-R.pt` of args.output_dir then.
     """
 
     def __init__(
@@ -131,7 +100,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         *,
         perception: Perception | None = None,
         sampling: SamplingParams | None = None,
-        train_round: Literal["all", "last"] = "all",
+        train_round: TrainRound = "all",
         processing_class: Any = None,
         peft_config: Any = None,
         callbacks: Sequence[Any] = (),
@@ -148,8 +117,12 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._rewards = None if rewards is None else dict(rewards)
         weights: dict[str, float] = {}
         for example in self.examples:
-            weights |= self._weights(example)
-        self._check(args, sampling or SamplingParams(), train_round, peft_config)
+            weights |= example.weights(self._rewards)
+        told = sampling or SamplingParams()
+        check_settings(*(args, self.perception, told, train_round, peft_config), len(self.examples))
+        for name in weights:
+            find_reward(name)
+        require(WHAT, "rewards", rewards, len(weights) > 0, "at least one")
         self._generation = _Generation((), {})
         self._asked: list[int] = []
         self._row_ids: list[int] = []
@@ -183,59 +156,6 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # changed, and corrects for how its log-probabilities differ from the engine's.
         self.use_vllm, self.vllm_generation, self._last_loaded_step = True, self, -1
 
-    # -- settings ---------------------------------------------------------------------------
-
-    def _check(
-        self, args: GRPOConfig, sampling: SamplingParams, train_round: str, peft_config: Any
-    ) -> None:
-        size, batch = args.num_generations, args.per_device_train_batch_size
-        for name, neutral in _NOT_REPLAYED.items():
-            value, rule = getattr(args, name), "left out, as the loss cannot replay it"
-            require(WHAT, name, value, value == neutral, rule)
-        for name in _NOT_OURS:
-            value, rule = getattr(args, name), "left out: it has no place beside our rollouts"
-            require(WHAT, name, value, not value, rule)
-        rule = f"a multiple of num_generations ({size}), so that no group is split"
-        require(WHAT, "per_device_train_batch_size", batch, batch % size == 0, rule)
-        heat = args.temperature
-        require(WHAT, "temperature", heat, heat > 0, "> 0, or all members would say the same")
-        split = args.accelerator_config.split_batches
-        require(WHAT, "split_batches", split, not split, "False, so that no group is split")
-        for name in (f.name for f in fields(SamplingParams)):
-            value = getattr(sampling, name)
-            rule = f"left out: only {', '.join(_SAMPLING)} are the sampling's"
-            require(WHAT, name, value, value is None or name in _SAMPLING, rule)
-        grammar = self.perception.constrain_clues
-        require(WHAT, "constrain_clues", grammar, not grammar, "False: the loss cannot replay it")
-        require(WHAT, "train_round", train_round, train_round in ("all", "last"), "all or last")
-        rounds, name = self.perception.max_rounds, self.perception.strategy
-        whole = STRATEGIES[name].continues
-        rule = f"1 with strategy {name}, whose rounds are prompts of their own, or train_round last"
-        require(WHAT, "max_rounds", rounds, whole or rounds == 1 or train_round == "last", rule)
-        rule = f"all with strategy {name}, whose rounds are one conversation"
-        require(WHAT, "train_round", train_round, not whole or train_round == "all", rule)
-        # In optimizer steps: batches made before a checkpoint are not in it.
-        every = args.steps_per_generation * args.num_iterations
-        every = max(1, every // args.gradient_accumulation_steps)
-        rule = f"a multiple of {every}, the steps of a generation, so that a run goes on exactly"
-        ok = args.save_strategy != "steps" or args.save_steps % every == 0
-        require(WHAT, "save_steps", args.save_steps, ok, rule)
-        groups = args.generation_batch_size // size
-        num = len(self.examples)
-        require(WHAT, "rows", num, num >= groups, f"at least {groups}, the groups of a generation")
-        for name in self._rewards or ():
-            find_reward(name)
-        require(WHAT, "rewards", self._rewards, self._rewards != {}, "at least one")
-        kind = getattr(peft_config, "peft_type", None)
-        ok = peft_config is None or (kind == "LORA" and not peft_config.use_dora)
-        ok = ok and getattr(peft_config, "bias", "none") == "none"
-        ok = ok and not getattr(peft_config, "modules_to_save", None)
-        rule = "a LoraConfig without DoRA, biases and modules_to_save"
-        require(WHAT, "peft_config", peft_config, ok, rule)
-
-    def _weights(self, example: Example) -> Mapping[str, float]:
-        return PUBLISHED[example.task] if self._rewards is None else self._rewards
-
     # -- rollouts ---------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -248,76 +168,34 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _rollouts(self, prompts: list[str], _trainer: GRPOTrainer) -> dict[str, list[Any]]:
         """TRL's `rollout_func`: G consecutive prompts are one group."""
-        began, size = time.perf_counter(), self.num_generations
+        began, size, step = time.perf_counter(), self.num_generations, self.state.global_step
         wanted = self._asked[::size]
         assert self._asked == [index for index in wanted for _ in range(size)]
-        at_once = max(1, self.runtime.engine.config.max_sequences // size)
-        with ThreadPoolExecutor(min(at_once, len(wanted))) as pool:
-            done = list(pool.map(self._group, wanted))
-        rows = [row for group in done for row in group.rows]
-        features = {key: found for group in done for key, found in group.features.items()}
-        self._generation = _Generation(tuple(rows), features)
-        self._log_metric("seconds/rollout", time.perf_counter() - began)
-        for group in done:
-            self._log_group(group)
-        shown = [self._columns(group, row) for group in done for row in group.rows]
-        names = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
-        columns: dict[str, list[Any]] = dict(
-            zip(names, map(list, zip(*shown, strict=True)), strict=True)
-        )
-        return {**columns, "parts": [parts for group in done for parts in group.scores]}
 
-    def _group(self, index: int) -> _Rollouts:
-        """The rollouts of one group, scored, with the features of what they saw."""
-        example, step, size = self.examples[index], self.state.global_step, self.num_generations
-        seed = np.random.SeedSequence([self.args.seed, step, index]).generate_state(1)[0]
-        row = example.row
-        with self.runtime.open(example.media) as video:
-            if row.pixel_boxes:
-                row = row.sized(video.metadata.height, video.metadata.width)
-            ask = Ask(
-                [video],
-                row.question,
-                options=row.options,
+        def group(index: int) -> ScoredGroup:
+            seed = np.random.SeedSequence([self.args.seed, step, index]).generate_state(1)[0]
+            return roll_out(
+                *(self.runtime, self.examples[index], size, self._rewards),
                 perception=self.perception,
                 sampling=replace(self.sampling, seed=int(seed)),
+                group_id=f"{step}:{index}",
             )
-            group = self.runtime.rollouts(ask, size, group_id=f"{step}:{index}")
-            if not group.answers:
-                error = group.errors[0]
-                raise RuntimeError(f"{WHAT}: no rollout of {example.media} ended: {error}")
-            scores = score_group(group, row, self._weights(example), example.task)
-            made = (made for made in rows_of(group, scores) if made.mask.any())
-            last = {made.rollout_id: made for made in made}
-            rows = list(last.values())
-            tree = TokenTree.of(rows)
-            # While they are cached; the frozen tower gives the same for all steps of the batch.
-            found = tree.pick(lambda i: self.runtime.features(rows[i].transcript, videos=[video]))
-        sizes = [pair.num_tokens for pair in tree.pairs]
-        features = {p.key: f for p, f in zip(tree.pairs, found.split(sizes), strict=True)}
-        parts = [None if score is None else score.parts for score in scores]
-        return _Rollouts(group, row, parts, [last.get(i) for i in range(size)], features)
 
-    def _columns(self, group: _Rollouts, row: RolloutRow | None) -> tuple[list[Any], ...]:
-        """prompt_ids, completion_ids, logprobs, mask. A member that failed says only that it ends,
-        which counts for nothing."""
-        if row is None:
-            whole = next(row for row in group.rows if row is not None)
-            return whole.token_ids[: whole.num_prompt].tolist(), [self.eos_token_ids[0]], [0.0], [0]
-        ids, start, mask = row.token_ids.tolist(), row.num_prompt, row.mask[row.num_prompt :]
-        logprobs = np.where(mask, row.logprobs[start:], 0.0)
-        return ids[:start], ids[start:], logprobs.tolist(), mask.astype(int).tolist()
-
-    def _log_group(self, done: _Rollouts) -> None:
-        """Counts are of the whole group; clues and lengths are means over its members."""
-        answers = done.group.answers
-        reuse = sum((r.reuse for answer in answers for r in answer.rounds), ReuseStats())
-        for name in _COUNTS:
-            self._log_metric(f"group/{name}", getattr(reuse, name))
-        self._log_metric("group/failed", len(done.group.errors))
-        self._log_metric("group/rounds", _mean(len(answer.rounds) for answer in answers))
-        for name, found in _clue_ious(answers, done.row).items():
-            self._log_metric(name, found)
+        at_once = max(1, self.runtime.engine.config.max_sequences // size)
+        with ThreadPoolExecutor(min(at_once, len(wanted))) as pool:
+            done = list(pool.map(group, wanted))
+        self._generation = _Generation(
+            tuple(row for one in done for row in one.rows),
+            {key: found for one in done for key, found in one.features.items()},
+        )
+        self._log_metric("seconds/rollout", time.perf_counter() - began)
+        for one in done:
+            for name, value in one.metrics().items():
+                self._log_metric(name, value)
+        columns = zip(*(c for one in done for c in one.columns(self.eos_token_ids[0])), strict=True)
+        names = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
+        made = {name: list(column) for name, column in zip(names, columns, strict=True)}
+        return {**made, "parts": [parts for one in done for parts in one.parts]}
 
     # -- weights ----------------------------------------------------------------------------
 
@@ -460,7 +338,6 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             complete_checkpoint(self._source, Path(output_dir or self.args.output_dir))
 
 
-
 class _EpochSampler(torch.utils.data.Sampler[int]):
     """TRL's sampler, whose order follows from seed and epoch, however many epochs came before it in
     this process."""
@@ -488,21 +365,3 @@ def _reward(name: str) -> Callable[..., list[float | None]]:
 
     told.__name__ = name
     return told
-
-
-def _clue_ious(answers: Sequence[Answer], row: Row) -> dict[str, float]:
-    """Of the clue of every round with the evidence, means over the members that had that round."""
-    found: dict[str, float] = {}
-    for index in range(max(len(answer.rounds) for answer in answers)):
-        rounds = [answer.rounds[index] for answer in answers if index < len(answer.rounds)]
-        if row.spans:
-            spans = (regions_span_iou(r.regions, row.spans) for r in rounds)
-            found[f"clue/span_iou_round_{index + 1}"] = _mean(spans)
-        if row.boxes:
-            boxes = (regions_box_iou(r.regions, row.boxes[0]) for r in rounds)
-            found[f"clue/box_iou_round_{index + 1}"] = _mean(boxes)
-    return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))

@@ -66,7 +66,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def complete_checkpoint(source: Path, folder: Path) -> None:
     """Copy to a folder that transformers wrote what makes it a checkpoint of ours. The recipe is in
-    config.json, which transformers keeps, or in a file beside it. Of an adapter it is its base's."""
+    config.json, which transformers keeps, or in a file beside it; an adapter has its base's."""
     if (folder / "config.json").is_file():
         for name in _SIDECARS:
             if (source / name).is_file():
