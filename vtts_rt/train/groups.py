@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from vtts_rt.data.rows import Row
+from vtts_rt.data.rows import Row, row_from_dict
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
 from vtts_rt.rollout.rewards import PUBLISHED, score_group
 from vtts_rt.rollout.rows import RolloutRow, rows_of
@@ -33,6 +33,21 @@ class Example(NamedTuple):
     def weights(self, rewards: Mapping[str, float] | None) -> Mapping[str, float]:
         """Of its rewards; None: the published ones of its task."""
         return PUBLISHED[self.task] if rewards is None else rewards
+
+
+def examples_of(
+    records: Iterable[Mapping[str, Any]], folder: str | Path, task: str
+) -> list[Example]:
+    """Rows in the form of `vtts_rt.data.rows`, of a `datasets.Dataset` say, which fills fields that
+    a row has not with None: these are taken for absent. folder: of their media."""
+    rows = (row_from_dict(_without_none(dict(record))) for record in records)
+    return [Example(Path(folder) / row.media, row, task) for row in rows]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_none(one) for name, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, list) else value
 
 
 class ScoredGroup(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -116,7 +115,7 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
     """The VttsGRPOTrainer of a recipe. RuntimeError with the install line without TRL or peft."""
     try:
         import peft
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PrinterCallback
         from trl import GRPOConfig
 
         from vtts_rt.models.checkpoint import resolve_model
@@ -137,7 +136,7 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
         _names("lora", recipe.lora, peft.LoraConfig)
         adapter = peft.LoraConfig(**{"target_modules": _LINEAR, **recipe.lora})
     folder = str(resolve_model(recipe.model))
-    return VttsGRPOTrainer(
+    trainer = VttsGRPOTrainer(
         folder,
         runtime,
         examples,
@@ -150,13 +149,13 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
         peft_config=adapter,
         callbacks=[RichProgress()],
     )
+    trainer.remove_callback(PrinterCallback)  # it comes where tqdm is off
+    return trainer
 
 
-def run(recipe: GrpoRecipe) -> dict[str, float]:
-    """Train, going on from the last checkpoint in the output folder if there is one.
-
-    Returns the last metrics that were logged.
-    """
+def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
+    """Train, going on from the last checkpoint in the output folder if there is one, and write
+    `model` there. Returns what was logged, by step."""
     examples = read_examples(recipe.manifest)
     with Runtime.from_pretrained(recipe.model) as runtime:
         trainer = trainer_of(recipe, runtime, examples)
@@ -168,9 +167,8 @@ def run(recipe: GrpoRecipe) -> dict[str, float]:
             logger.info("going on from %s", last)
         trainer.train(resume_from_checkpoint=last)
         trainer.save_model(str(output / "model"))
-        logged = [entry for entry in trainer.state.log_history if "loss" in entry]
-    numbers = {k: v for k, v in (logged[-1] if logged else {}).items() if isinstance(v, float)}
-    return {name: value for name, value in numbers.items() if math.isfinite(value)}
+        history: list[dict[str, Any]] = trainer.state.log_history
+    return history
 
 
 def main(argv: Sequence[str] | None = None) -> int:

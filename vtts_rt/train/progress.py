@@ -40,3 +40,4 @@ class RichProgress(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._progress is not None:
             self._progress.stop()
+            self._progress = None

@@ -46,15 +46,15 @@ from vtts_rt.train.weights import (
 from vtts_rt.types import SamplingParams, require
 
 TRL_VERSION = "1.16.0"
-# Method of GRPOTrainer -> hash of its source in that version (tests/train/test_trl_contract.py).
+# Method of GRPOTrainer -> first digits of the SHA-256 of its source in that version.
 HOOKS = {
-    "_generate": "",
-    "_generate_and_score_completions": "",
-    "_get_per_token_logps_and_entropies": "",
-    "_compute_loss": "",
-    "_prepare_inputs": "",
-    "_save_checkpoint": "",
-    "training_step": "",
+    "_generate": "2a27fdf8f5e6f356",
+    "_generate_and_score_completions": "1fa48922792dcd5c",
+    "_get_per_token_logps_and_entropies": "ea73c3909275851d",
+    "_compute_loss": "80295546bbdbf6f7",
+    "_prepare_inputs": "f824e7fb07147956",
+    "_save_checkpoint": "ec91bde123649111",
+    "training_step": "9e18632f7dd8e8d8",
 }
 
 
