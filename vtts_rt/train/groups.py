@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vtts_rt.data.rows import Row, row_from_dict
@@ -123,7 +124,7 @@ def roll_out(
         tree = TokenTree.of(rows)
         found = tree.pick(lambda i: runtime.features(rows[i].transcript, videos=[video]))
     sizes = [pair.num_tokens for pair in tree.pairs]
-    features = {str(p.key): f for p, f in zip(tree.pairs, found.split(sizes), strict=True)}
+    features = {str(p.key): f for p, f in zip(tree.pairs, torch.split(found, sizes), strict=True)}
     parts = [None if score is None else score.parts for score in scores]
     return ScoredGroup(group, row, parts, [last.get(i) for i in range(num_answers)], features)
 

@@ -76,7 +76,7 @@ def read_recipe(path: str | Path) -> GrpoRecipe:
     """A configuration in YAML. ValueError for one that cannot be read, names or values."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
         """YAML 1.2's floats: 1e-6 too, which 1.1 takes for a text."""
 
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")

@@ -15,8 +15,10 @@ TrainRound: TypeAlias = Literal["all", "last"]
 # loss cannot replay, and those that hand generation, scoring or sharding to something else.
 _NOT_REPLAYED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
 _NOT_REPLAYED["generation_kwargs"] = None
-_NOT_OURS = ("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel")
-_NOT_OURS += ("cast_lm_head_to_fp32", "fsdp", "deepspeed")
+_NOT_OURS = (
+    *("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel"),
+    *("cast_lm_head_to_fp32", "fsdp", "deepspeed"),
+)
 # What SamplingParams may say: it changes no probability.
 _SAMPLING = ("max_tokens", "stop", "stop_token_ids", "ignore_eos")
 

@@ -68,8 +68,13 @@ class _Generation:
     rows: tuple[RolloutRow | None, ...]
     features: Mapping[Any, Tensor]
 
-    def of_row(self, row: RolloutRow) -> Tensor:
-        return torch.cat([self.features[key] for ref in row.vision for key in ref.keys])
+    def features_of(self, rows: Sequence[RolloutRow]) -> Callable[[int], Tensor]:
+        """For `TokenTree.pick`."""
+
+        def of_row(i: int) -> Tensor:
+            return torch.cat([self.features[key] for ref in rows[i].vision for key in ref.keys])
+
+        return of_row
 
 
 class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -127,6 +132,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self._asked: list[int] = []
         self._row_ids: list[int] = []
         self._staging: Path | None = None
+        self._buffered_inputs: list[dict[str, Any]] | None = None
         if not isinstance(model, nn.Module):
             model = load_training_model(model)
         freeze_tower(model)
@@ -247,7 +253,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         require(WHAT, "router_aux_loss_coef", compute_aux_loss, not compute_aux_loss, "0")
         began, kept, num = time.perf_counter(), self._generation, len(self._row_ids)
         rows = [kept.rows[i] for i in self._row_ids]
-        out = []
+        out: list[tuple[Tensor, ...]] = []
         for start in range(0, num, batch_size or num):
             chunk = rows[start : start + (batch_size or num)]
             there = [row for row in chunk if row is not None]
@@ -256,7 +262,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 out.append((zeros, zeros))
                 continue
             tree = TokenTree.of(there)
-            features = tree.pick(lambda i, there=there: kept.of_row(there[i]))
+            features = tree.pick(kept.features_of(there))
             with self.accelerator.autocast():
                 scores = tree_logprobs(model, tree, features, temperature=self.temperature)
             places = [
@@ -297,6 +303,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _keep_batch(self, step: int) -> Path:
+        assert self._buffered_inputs is not None
         inputs = self._buffered_inputs[step % self.args.steps_per_generation]
         kept = (self._generation.rows[i] for i in inputs["vtts_row"].tolist())
         rows = [None if row is None else row.as_dict() for row in kept]
