@@ -152,6 +152,7 @@ bench: $(STAMP).dev
 	$(BIN)/python bench/bench_patchify.py
 	$(BIN)/python bench/bench_phases.py $(FILED)
 	$(BIN)/python bench/bench_quantization.py
+	$(BIN)/python bench/bench_tree_step.py $(FILED)
 	$(BIN)/python bench/bench_errors.py $(FILED)
 	$(BIN)/vtts-rt bench rounds $(FILED) --dtype float32,bfloat16
 	$(BIN)/vtts-rt bench rounds $(FILED) --rounds 5 --strategy append

@@ -83,7 +83,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for text in args.case.split(","):
         numbers = text.split("/")
         fits = len(numbers) == 2 and all(n.isdecimal() and int(n) > 0 for n in numbers)
-        require("bench", "case", text, fits, "PROMPT/ANSWER, e.g. 1000/64")
+        least = _tokens_of_pair() + 4
+        fits = fits and int(numbers[0]) >= least
+        require("bench", "case", text, fits, f"PROMPT/ANSWER, e.g. 1000/64, PROMPT >= {least}")
         cases.append(Case(*map(int, numbers), args.members))
     flags = f"--case {args.case} --dtype {args.dtype} --runs {args.runs} --shape {args.shape}"
     runs, failures = [], []

@@ -25,10 +25,12 @@ deadline=$((began + ${SECONDS_IN_ALL:-460}))
 if [ "${1:-}" = --rehearse ]; then
   device=cpu shapes=1m ops=swiglu scales=check
   sizes=(--seconds 8 --height 112 --pairs 1 --prefill 32 --max-tokens 2 --repeats 1)
+  trees="float32/140/3" tree=(--shape 1m --members 2)
   frames=(--frames 2 --size 112 196 --resized 56 84 --runs 1)
 else
   device=cuda shapes="7b 3b" ops= scales=check,bench
   sizes=() frames=()
+  trees="float32/1000/64 bfloat16/4000/64" tree=(--shape 3b --checkpointing)
 fi
 
 # step NAME LIMIT_SECONDS COMMAND...: run, log, time; remember a failure.
@@ -78,6 +80,12 @@ for shape in $shapes; do
   fi
   step "device $shape" 150 "$python" "$root/bench/bench_device.py" --device "$device" \
     --shape "$shape" --result-dir "$out" "${sizes[@]}"
+done
+# A gradient step by FlexAttention; float32 is judged, every log-prob and gradient against full rows.
+for case in $trees; do
+  step "tree $case" 75 "$python" "$root/bench/bench_tree_step.py" --device "$device" --runs 1 \
+    --dtype "${case%%/*}" --case "${case#*/}" "${tree[@]}" \
+    --output-json "$out/treestep${case%%/*}_$card.json"
 done
 # Last, as nothing is judged by it but memory: it makes kernels 10 to 100 times slower.
 if [ "$device" = cuda ] && ! command -v compute-sanitizer > /dev/null; then

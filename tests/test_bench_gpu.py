@@ -99,7 +99,9 @@ def test_the_script_rehearses_and_leaves_json(tmp_path: Path) -> None:
     for theme in ("errors", "ops", "device1m", "processor"):
         (path,) = tmp_path.glob(f"{theme}_*.json")
         assert json.loads(path.read_text())["results" if theme != "device1m" else "parts"]
-    for step in ("env", "errors", "ops", "processor", "device 1m"):
+    (path,) = tmp_path.glob("treestepfloat32_*.json")
+    assert json.loads(path.read_text())["runs"][0]["times_as_fast"]
+    for step in ("env", "errors", "ops", "processor", "device 1m", "tree float32/140/3"):
         assert f"== {step}: " in done.stdout
 
 

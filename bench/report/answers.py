@@ -252,6 +252,27 @@ def _strategies(result: Result) -> str:
     return f"{markdown(header, rows)}\n{runs[0]['model']}, {setting}, split {runs[0]['split']}.\n"
 
 
+def _tree_step(result: Result) -> str:
+    """One gradient step of a group: medians, and how many times as fast the tree is."""
+    rows = []
+    for run in result.data["runs"]:
+        case = f"{run['prompt']:,} / {run['answer']}"
+        row = [f"{result.data['setting']['shape']}, {run['dtype']}, {case}"]
+        for name in ("pixels", "cached", "tree"):
+            side = run["sides"].get(name)
+            row.append(f"{side['median_seconds']:.1f}" if side else "–")
+            row.append(f"{side['peak_mb'] / 1e3:.1f}" if side else "–")
+        for name in ("pixels", "cached"):
+            ratio = run["times_as_fast"].get(name)
+            row.append(f"{ratio:.1f}" if ratio else "–")
+        rows.append([*row, f"{run['worst_logprob']:.1g}"])
+    header = ["prompt / answer tokens"]
+    header += [f"{name}: {unit}" for name in ("pixels", "cached", "tree") for unit in ("s", "GB")]
+    header += ["tree, times as fast as pixels", "as cached", "log-probs differ by"]
+    members = result.data["runs"][0]["members"]
+    return f"{markdown(header, rows)}\n{members} members, forward and backward.\n"
+
+
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "needle": ("needle", _needle),
@@ -265,6 +286,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "concurrent": ("concurrent", _concurrent),
     "concurrentbfloat16": ("concurrentbfloat16", _concurrent),
     "soak": ("soak", _soak),
+    "treestep": ("treestep", _tree_step),
     "kept": ("strategies", _kept),
     "strategies": ("strategies", _strategies),
 }

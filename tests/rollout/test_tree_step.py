@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ from tree_tools import (
     said,
     separate,
 )
-from utils import tiny_qwen2_5_vl, tiny_qwen3_vl
+from utils import CLUES, LOOK, tiny_qwen2_5_vl, tiny_qwen3_vl
 
+from vtts_rt import Ask, EngineConfig, PerceptionConfig, Runtime, SamplingParams
+from vtts_rt.rollout.rows import rows_of
 from vtts_rt.rollout.tree import TokenTree
 from vtts_rt.rollout.tree_attention import NAME, TreeAttention, flex, interval_mask, register
 from vtts_rt.rollout.tree_step import TreeScores, base_model, tree_logprobs, use_tree_attention
@@ -365,3 +369,27 @@ def test_nothing_scored_and_nothing_learned(model: Any) -> None:
     assert scores.logprobs.shape == scores.entropies.shape == (0,)
     assert np.array_equal(tree.offsets, [0, 0]) and outputs_of(make_row([1]), model, {}) == {}
     scores.logprobs.sum().backward()
+
+
+@pytest.mark.parametrize("strategy", ["append", "official"])
+def test_rollouts_of_the_runtime(checkpoint: Any, clip: Any, strategy: str) -> None:
+    """What was drawn in rounds, scored again by transformers: features of the vision cache and
+    positions of the transcripts, under the parity that generated them."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    perception = PerceptionConfig(strategy=strategy, max_rounds=3, **LOOK)  # type: ignore[arg-type]
+    sampling = SamplingParams(temperature=1.3, max_tokens=5, ignore_eos=True)
+    ask = Ask(str(clip), "which?", perception=perception, sampling=sampling, assume_clues=CLUES)
+    with Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 24)) as runtime:
+        answers = tuple(runtime.ask(replace(ask, member=member)) for member in range(3))
+        rows = rows_of(SimpleNamespace(group_id="g", ask=ask, members=answers))
+        tree = TokenTree.of(rows)
+        features = tree.pick(lambda row: runtime.features(rows[row].transcript))
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    use_tree_attention(model)
+    model.model.visual.forward = no_tower
+    scores = tree_logprobs(model, tree, features, temperature=1.3)
+    drawn = np.concatenate([row.logprobs[row.mask] for row in rows])
+    np.testing.assert_allclose(scores.logprobs.detach(), drawn, rtol=0, atol=1e-4)
+    assert len(rows) == (3 if strategy == "append" else 9)
+    assert len(tree) < 0.6 * sum(len(row.token_ids) for row in rows)
