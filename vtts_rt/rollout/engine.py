@@ -1,0 +1,322 @@
+"""RolloutEngine: rollout groups of a feed, several in flight, given out as they end.
+
+async with aclosing(engine.run(feed)) as groups:
+    async for finished in groups: ...
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+from vtts_rt.checks import Rule, check, is_whole
+from vtts_rt.data.feed import RolloutDataFeed
+from vtts_rt.data.frames import RolloutItem
+from vtts_rt.rollout.journal import GroupRecord, RolloutJournal, errors_of
+from vtts_rt.rollout.rows import RolloutRow, Score, rows_of
+from vtts_rt.rounds.ask import Ask, Perception
+from vtts_rt.rounds.rollouts import RolloutGroup
+from vtts_rt.rounds.streams import in_thread
+from vtts_rt.types import SamplingParams, require
+
+logger = logging.getLogger(__name__)
+
+# (group id, Ask) each; or a feed, whose items become Asks.
+Feed: TypeAlias = "Iterable[tuple[str, Ask]] | AsyncIterable[tuple[str, Ask]] | RolloutDataFeed"
+# What a group's members are worth; the item is that of a RolloutDataFeed.
+Scorer: TypeAlias = Callable[[RolloutGroup, "RolloutItem | None"], Sequence["Score | None"]]
+
+
+class Sampler(Protocol):
+    """What samples groups: a Runtime, or a `cluster.RolloutCluster`."""
+
+    async def rollouts_async(
+        self, ask: Ask, num_answers: int, *, group_id: str = ""
+    ) -> RolloutGroup: ...
+    def update_weights(self, tensors: Mapping[str, Tensor], *, finish: bool = True) -> None: ...
+    def sleep(self) -> None: ...
+    def wake(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedGroup:
+    """A group that has ended. rows: of the members that have an answer, scored if the engine
+    scores. item: of the feed, if that is a RolloutDataFeed. Where the group as a whole failed (its
+    video cannot be opened, say) all members are that error and there are no rows."""
+
+    group: RolloutGroup
+    rows: list[RolloutRow]
+    item: RolloutItem | None = None
+
+
+_RULES: dict[str, Rule] = {
+    "num_answers": (lambda v: is_whole(v) and v >= 2, "a whole number >= 2"),
+    "max_groups": (lambda v: is_whole(v) and v >= 1, "a whole number >= 1"),
+    "journal": (lambda v: v is None or isinstance(v, RolloutJournal), "a RolloutJournal or None"),
+}
+
+
+class RolloutEngine:
+    """Samples the groups of a feed on a Runtime or cluster, in one event loop.
+
+    num_answers: members of a group. max_groups: in flight at a time; as many more may wait,
+    finished, for the consumer. perception, sampling: of the Asks made of a RolloutDataFeed's items;
+    the seed is the item's. timeout_seconds: of each member of these. score: what the members are
+    worth; an error of it ends the run. journal: finished groups are written to it before they are
+    given out, and those in it are passed over, a feed going on where its first group was that is
+    not in it; groups of which every member failed are not written, so that a resumed run tries them
+    again.
+    What a group gives depends on its Ask and the weights alone, not on the order of the groups.
+    BadRequest for an argument.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        num_answers: int,
+        *,
+        max_groups: int = 4,
+        perception: Perception | None = None,
+        sampling: SamplingParams | None = None,
+        timeout_seconds: float | None = None,
+        score: Scorer | None = None,
+        journal: RolloutJournal | None = None,
+    ) -> None:
+        given = {"num_answers": num_answers, "max_groups": max_groups, "journal": journal}
+        check("RolloutEngine", _RULES, given)
+        self.sampler, self.num_answers, self.max_groups = sampler, num_answers, max_groups
+        self._perception, self._sampling = perception, sampling or SamplingParams()
+        self._timeout_seconds = timeout_seconds
+        self._score, self._journal = score, journal
+        self._resumed = None if journal is None else journal.position
+        self._awake, self._idle = asyncio.Event(), asyncio.Event()
+        self._awake.set()
+        self._idle.set()
+        self._in_flight = 0
+
+    async def run(self, feed: Feed) -> AsyncGenerator[FinishedGroup, None]:
+        """Every group of the feed as it ends; closing the generator aborts those in flight.
+
+        A feed that is no asynchronous iterable is iterated on a thread. Errors of the feed and of
+        `score` are raised here; what fails in a group is in its members.
+        """
+        source = _Source(feed, self._ask_of, self._journal)
+        if isinstance(feed, RolloutDataFeed) and self._resumed is not None:
+            position, self._resumed = self._resumed, None
+            feed.load_state_dict(position)
+        out: asyncio.Queue[FinishedGroup | Exception | None] = asyncio.Queue(self.max_groups)
+        workers = [asyncio.create_task(self._work(source, out)) for _ in range(self.max_groups)]
+        left = len(workers)
+        try:
+            while left:
+                finished = await out.get()
+                if isinstance(finished, Exception):
+                    raise finished
+                if finished is None:
+                    left -= 1
+                else:
+                    yield finished
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            await source.close()
+
+    async def _work(
+        self, source: _Source, out: asyncio.Queue[FinishedGroup | Exception | None]
+    ) -> None:
+        """One group after another."""
+        try:
+            while (pulled := await source.pull()) is not None:
+                group = await self._sample(pulled)
+                finished = await in_thread(partial(self._scored, group, pulled.item))
+                position = source.finished(pulled, done=bool(finished.rows))
+                if self._journal is not None and finished.rows:
+                    errors = errors_of(group.members)
+                    record = GroupRecord(pulled.group_id, tuple(finished.rows), errors, position)
+                    # Not on a thread: once begun, a record and what knows of it are written whole.
+                    self._journal.append(record)
+                await out.put(finished)
+            await out.put(None)
+        except Exception as error:
+            await out.put(error)
+
+    async def _sample(self, pulled: _Pulled) -> RolloutGroup:
+        await self._awake.wait()
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            return await self.sampler.rollouts_async(
+                pulled.ask, self.num_answers, group_id=pulled.group_id
+            )
+        except Exception as error:
+            logger.warning("group %s failed: %s", pulled.group_id, error)
+            members = (error.with_traceback(None),) * self.num_answers
+            return RolloutGroup(pulled.group_id, pulled.ask, members)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    def _scored(self, group: RolloutGroup, item: RolloutItem | None) -> FinishedGroup:
+        some = self._score is not None and group.answers
+        scores = self._score(group, item) if some and self._score is not None else None
+        return FinishedGroup(group, rows_of(group, scores), item)
+
+    def _ask_of(self, item: RolloutItem) -> Ask:
+        return Ask(
+            **item.request,
+            perception=self._perception,
+            sampling=dataclasses.replace(self._sampling, seed=item.seed),
+            timeout_seconds=self._timeout_seconds,
+            what="RolloutEngine",
+        )
+
+    # -- between phases ---------------------------------------------------------------------
+
+    async def update_weights(self, tensors: Mapping[str, Tensor], *, finish: bool = True) -> None:
+        """As `Runtime.update_weights`: groups in flight end by the old weights, those that begin
+        later see the new ones."""
+        await in_thread(lambda: self.sampler.update_weights(tensors, finish=finish))
+
+    async def sleep(self) -> None:
+        """Begin no group until `wake`, let those in flight end, then free the sampler's memory."""
+        self._awake.clear()
+        await self._idle.wait()
+        await in_thread(self.sampler.sleep)
+
+    async def wake(self) -> None:
+        """Undo `sleep`."""
+        await in_thread(self.sampler.wake)
+        self._awake.set()
+
+    @asynccontextmanager
+    async def asleep(self) -> AsyncIterator[None]:
+        """`sleep`, and `wake` at the end: for a training step on the same device."""
+        await self.sleep()
+        try:
+            yield
+        finally:
+            await self.wake()
+
+
+class _Pulled(NamedTuple):
+    """What is to be sampled. position: the feed's state behind it, if it has one."""
+
+    number: int
+    group_id: str
+    ask: Ask
+    item: RolloutItem | None
+    position: Mapping[str, Any] | None
+
+
+class _Source:
+    """Takes from a feed, one at a time, what is not finished yet."""
+
+    def __init__(
+        self, feed: Feed, ask_of: Callable[[RolloutItem], Ask], journal: RolloutJournal | None
+    ) -> None:
+        self._feed, self._ask_of = feed, ask_of
+        self._done = () if journal is None else journal
+        self._seen: set[str] = set()
+        self._open: deque[list[Any]] = deque()  # [number, position, whether it is finished]
+        self._turn = asyncio.Lock()
+        self._pull: asyncio.Task[Any] | None = None
+        if isinstance(feed, RolloutDataFeed):
+            size = feed.batch_size
+            require("RolloutEngine", "batch_size of the feed", size, size is None, "None")
+        self._iterator: Any = None
+
+    async def pull(self) -> _Pulled | None:
+        """The next that is not finished, or None at the end."""
+        async with self._turn:
+            while True:
+                found = await self._next()
+                if found is None:
+                    return None
+                item, position = found
+                number = len(self._seen)
+                if isinstance(item, RolloutItem):
+                    group_id, ask = f"{item.epoch}.{item.index}.{item.row_number}", None
+                else:
+                    item, (group_id, ask) = None, _entry(item)
+                is_new = group_id not in self._seen
+                require("RolloutEngine", "group_id", group_id, is_new, "another for every group")
+                self._seen.add(group_id)
+                is_done = group_id in self._done
+                self._open.append([number, position, is_done])
+                if is_done:
+                    continue
+                if ask is None:
+                    assert item is not None
+                    ask = self._ask_of(item)
+                return _Pulled(number, group_id, ask, item, position)
+
+    def finished(self, pulled: _Pulled, *, done: bool) -> Mapping[str, Any] | None:
+        """Note a group's end; the feed's state behind the last of which all before are done."""
+        for entry in self._open:
+            if entry[0] == pulled.number:
+                entry[2] = done
+        position = None
+        while self._open and self._open[0][2]:
+            position = self._open.popleft()[1] or position
+        return position
+
+    async def _next(self) -> tuple[Any, Mapping[str, Any] | None] | None:
+        """Survives the cancellation of the worker that asks: the feed is not left half asked."""
+        feed = self._feed
+        if isinstance(feed, AsyncIterable):
+            self._iterator = self._iterator or aiter(feed)
+            step = anext(self._iterator, None)
+            self._pull = asyncio.ensure_future(step)
+            item = await self._pull
+            return None if item is None else (item, None)
+        self._pull = asyncio.create_task(in_thread(self._advance))
+        return await asyncio.shield(self._pull)
+
+    def _advance(self) -> tuple[Any, Mapping[str, Any] | None] | None:
+        if self._iterator is None:
+            self._iterator = iter(self._feed)  # type: ignore[arg-type]
+        item = next(self._iterator, None)
+        if item is None:
+            return None
+        feed = self._feed
+        return item, feed.state_dict() if isinstance(feed, RolloutDataFeed) else None
+
+    async def close(self) -> None:
+        """Wait for what is being taken from an iterable on a thread, and close what is a
+        generator."""
+        if self._pull is not None:
+            await asyncio.wait([self._pull])
+            if not self._pull.cancelled():
+                self._pull.exception()  # it was raised to a worker, or nobody asks any more
+        iterator = self._iterator
+        if hasattr(iterator, "aclose"):
+            await iterator.aclose()
+        elif isinstance(iterator, Iterator) and hasattr(iterator, "close"):
+            await in_thread(iterator.close)
+
+
+def _entry(entry: Any) -> tuple[str, Ask]:
+    ok = isinstance(entry, tuple) and len(entry) == 2
+    ok = ok and isinstance(entry[0], str) and isinstance(entry[1], Ask)
+    require("RolloutEngine", "an entry of the feed", entry, ok, "(group id, Ask)")
+    return entry  # type: ignore[no-any-return]
