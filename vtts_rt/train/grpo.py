@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -136,6 +137,7 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
         _names("lora", recipe.lora, peft.LoraConfig)
         adapter = peft.LoraConfig(**{"target_modules": _LINEAR, **recipe.lora})
     folder = str(resolve_model(recipe.model))
+    warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental")
     trainer = VttsGRPOTrainer(
         folder,
         runtime,
