@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from grpo_tools import PATTERNS, SIZE, recipe, steps_of
+from transformers.trainer_utils import get_last_checkpoint
 
 from vtts_rt import Runtime
 from vtts_rt.models.checkpoint import load_extras, resolve_model
@@ -272,6 +273,28 @@ def test_what_is_not_finite_stops_with_the_batch_saved(
     rows = [RolloutRow.from_dict(row) for row in kept["rows"]]
     assert len(rows) == SIZE == len(kept["inputs"]["advantages"])
     assert rows[0].mask.any()
+
+
+def test_a_checkpoint_that_was_not_finished_is_none(
+    runtime: Runtime, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(trainer_file, "complete_checkpoint", killed)
+    before = {n: t.clone() for n, t in runtime.engine.model.export(torch.float32).items()}
+    asked = recipe(manifest, tmp_path, grpo={"max_steps": 1, "save_steps": 1})
+    trainer = trainer_of(asked, runtime, read_examples(manifest))
+    with pytest.raises(OSError, match="no space"):
+        trainer.train()
+    assert any((tmp_path / "incomplete/checkpoint-1").iterdir())
+    assert get_last_checkpoint(str(tmp_path)) is None
+    monkeypatch.undo()
+    trainer = trainer_of(asked, runtime, read_examples(manifest))
+    trainer.train()
+    assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-1")
+    assert not (tmp_path / "incomplete").exists()
+    runtime.update_weights(before)
 
 
 def test_rows_of_a_dataset_that_fills_fields_with_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vtts_rt.checks import CommandParser, Rule, check, is_whole
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.rows import read_manifest
+from vtts_rt.models.registry import DTYPES
 from vtts_rt.runtime import Runtime
 from vtts_rt.train.groups import Example
 from vtts_rt.train.settings import WHAT, TrainRound
@@ -35,6 +39,7 @@ _RULES: dict[str, Rule] = {
         lambda v: v is None or (_texts(v) and all(isinstance(w, int | float) for w in v.values())),
         "a table of names and weights, or left out for the published ones of each task",
     ),
+    "dtype": (lambda v: v in ("auto", *DTYPES), f"auto or one of {', '.join(DTYPES)}"),
     "max_tokens": (lambda v: is_whole(v) and v >= 1, "a whole number >= 1"),
     "train_round": (("all", "last").__contains__, "all or last"),
     "lora": (lambda v: v is None or _texts(v), "a table of peft's LoraConfig, or left out"),
@@ -48,8 +53,9 @@ class GrpoRecipe:
 
     model, manifest: to start from, and what to ask; output: where checkpoints, TensorBoard's log
     and, at the end, `model` go. rewards, train_round: as VttsGRPOTrainer. perception:
-    fields of PerceptionConfig; max_tokens: of a round. lora: fields of peft's LoraConfig; without
-    target_modules, the language model's linear layers. grpo: fields of TRL's GRPOConfig.
+    fields of PerceptionConfig; dtype: of the runtime; max_tokens: of a round. lora: fields of
+    peft's LoraConfig; without target_modules, the language model's linear layers. grpo: fields of
+    TRL's GRPOConfig.
     Relative paths start from the working directory. ValueError names the first that is not allowed.
     """
 
@@ -58,6 +64,7 @@ class GrpoRecipe:
     output: str | Path
     rewards: Mapping[str, float] | None = None
     perception: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
     max_tokens: int = 512
     train_round: TrainRound = "all"
     lora: Mapping[str, Any] | None = None
@@ -159,7 +166,9 @@ def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
     """Train, going on from the last checkpoint in the output folder if there is one, and write
     `model` there. Returns what was logged, by step."""
     examples = read_examples(recipe.manifest)
-    with Runtime.from_pretrained(recipe.model) as runtime:
+    cuda = torch.cuda.is_available() and not recipe.grpo.get("use_cpu")
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"  # torchrun sets it
+    with Runtime.from_pretrained(recipe.model, dtype=recipe.dtype, device=device) as runtime:
         trainer = trainer_of(recipe, runtime, examples)
         from transformers.trainer_utils import get_last_checkpoint
 
