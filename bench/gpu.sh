@@ -72,6 +72,7 @@ step ops 150 env -C / "$python" -m vtts_rt.cli bench ops --op "$ops" --device "$
   --runs 11 --timeout-seconds 40 --result-dir "$out"
 step processor 60 "$python" "$root/bench/bench_processor.py" --device "$device" \
   --result-dir "$out" "${frames[@]}"
+step ipc 60 "$python" "$root/bench/check_ipc.py" --device "$device"
 step nvdec 60 "$python" "$root/bench/bench_nvdec.py" --result-dir "$out"
 for shape in $shapes; do
   if [ "$device" = cuda ]; then

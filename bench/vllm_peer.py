@@ -195,6 +195,42 @@ class VllmPeer:
             for (plans, _), done in zip(scripts, reply["answers"], strict=True)
         ]
 
+    def ask_group(
+        self,
+        video: str | Path,
+        question: str,
+        *,
+        metadata: VideoMetadata,
+        perception: ResolvedPerception,
+        clues: Sequence[Sequence[Clue]],
+        max_tokens: int,
+        options: Sequence[str] = (),
+        templates: PromptTemplates | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The rounds of a group as the worker tells them, one member for each of `clues`: prompts
+        that are the same for all go in once, with n. `pairs_encoded` is of the whole group."""
+        words, append = templates or PromptTemplates(), find_strategy(perception.strategy).continues
+        scripts = [_script(metadata, question, perception, c, options, words) for c in clues]
+        rounds = [
+            [{"text": t, "items": _items(p)} for p, t in zip(*script, strict=True)]
+            for script in scripts
+        ]
+        same = not append and all(own == rounds[0] for own in rounds)
+        num_shared = len(rounds[0]) if same else 1
+        reply = self._call(
+            "ask_group",
+            video=str(video),
+            first=rounds[0][:num_shared],
+            members=[own[num_shared:] for own in rounds],
+            num_answers=len(rounds),
+            max_tokens=max_tokens,
+            append=append,
+            eos_token_ids=self._eos_token_ids,
+        )
+        self.pairs_encoded = reply["pairs_encoded"]
+        answers: list[list[dict[str, Any]]] = reply["answers"]
+        return answers
+
     def forget(self) -> None:
         """Clear every cache of the engine: the next question is a cold one."""
         self._call("forget")

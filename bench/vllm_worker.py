@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,42 @@ class Peer:
         a prompt of its own. Frames are decoded beside the engine, a file on each of its threads.
         Pairs and seconds of the vision tower are those of all questions during a round.
         """
+        asked = [_Asked(found["video"], found["rounds"]) for found in questions]
+        self._run(asked, {"max_tokens": max_tokens, "temperature": 0.0}, append, eos_token_ids)
+        return [one.results for one in asked]
+
+    def ask_group(
+        self,
+        *,
+        video: str,
+        first: list[dict[str, Any]],
+        members: list[list[dict[str, Any]]],
+        num_answers: int,
+        max_tokens: int,
+        append: bool,
+        eos_token_ids: list[int],
+    ) -> list[list[dict[str, Any]]]:
+        """`num_answers` samples at temperature 1 of the rounds `first`, each one prompt with n,
+        then of every member's own rounds; frames that several look at are decoded once. The rounds
+        of `first`, and those of each member behind them."""
+        trunk = _Asked(video, first, num_answers)
+        trunk.forks = [_Asked(video, rounds) for rounds in members]
+        sampling = {"max_tokens": max_tokens, "temperature": 1.0}
+        self._run([trunk], sampling, append, eos_token_ids)
+        return [trunk.results, *(fork.results for fork in trunk.forks)]
+
+    def _run(
+        self,
+        asked: list[_Asked],
+        sampling: dict[str, Any],
+        append: bool,
+        eos_token_ids: list[int],
+    ) -> None:
+        """All rounds of questions, and of what forks from them."""
         import torch
 
-        asked = [_Asked(found["video"], found["rounds"]) for found in questions]
         running: dict[str, _Asked] = {}
+        self._prepared: dict[str, Future[list[Any]]] = {}
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             try:
                 waiting = {pool.submit(self._prepare, one.begin(append)): one for one in asked}
@@ -116,48 +148,67 @@ class Peer:
                     for future in wait(waiting, 0 if running else None, FIRST_COMPLETED).done:
                         one = waiting.pop(future)
                         future.result()
-                        running[self._enqueue(one, max_tokens)] = one
+                        running[self._enqueue(one, sampling)] = one
                     for output in self._llm.llm_engine.step() if running else ():
+                        one = running[output.request_id]
+                        # Of several samples each may be told as it ends.
+                        done = (said for said in output.outputs if said.finish_reason is not None)
+                        one.said |= {said.index: list(said.token_ids) for said in done}
                         if not output.finished:
                             continue
-                        one = running.pop(output.request_id)
-                        self._finish(one, output, eos_token_ids)
-                        if one.rounds:
-                            waiting[pool.submit(self._prepare, one.begin(append))] = one
+                        del running[output.request_id]
+                        for more in self._finish(one, output, eos_token_ids):
+                            waiting[pool.submit(self._prepare, more.begin(append))] = more
             finally:
                 if running:
                     self._llm.llm_engine.abort_request(list(running))
-        return [one.results for one in asked]
 
     def _prepare(self, one: _Asked) -> None:
         """Decode and resize the frames of a round."""
         items = one.look["items"]
-        indices = [index for item in items for index in item["frame_indices"]]
-        with self._frames.FileReader(one.video) as reader:
-            frames = reader.frames(indices) if indices else []
-        one.frames_decoded = len(set(indices))
-        one.frames_codec_decoded = reader.frames_codec_decoded
-        one.decoded = time.perf_counter()
-        one.items += self._videos(items, frames)
+        mine: Future[list[Any]] = Future()
+        found = self._prepared.setdefault(json.dumps([one.video, items]), mine)
+        one.frames_decoded = one.frames_codec_decoded = 0
+        if found is not mine:
+            one.items += found.result()
+            one.decoded = time.perf_counter()
+            return
+        try:
+            indices = [index for item in items for index in item["frame_indices"]]
+            with self._frames.FileReader(one.video) as reader:
+                frames = reader.frames(indices) if indices else []
+            one.frames_decoded = len(set(indices))
+            one.frames_codec_decoded = reader.frames_codec_decoded
+            one.decoded = time.perf_counter()
+            mine.set_result(self._videos(items, frames))
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        one.items += mine.result()
 
-    def _enqueue(self, one: _Asked, max_tokens: int) -> str:
+    def _enqueue(self, one: _Asked, sampling: dict[str, Any]) -> str:
         """Process the inputs of a round and put it into the queue; its id in outputs."""
         one.vision, one.pairs = self._vision_seconds, self.pairs
         one.token_ids += self._tokenizer.encode(one.look["text"], add_special_tokens=False)
         prompt: dict[str, Any] = {"prompt_token_ids": list(one.token_ids)}
         if one.items:
             prompt["multi_modal_data"] = {"video": list(one.items)}
-        greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
-        (request_id,) = self._llm.enqueue([prompt], greedy, use_tqdm=False)
+        one.said = {}
+        params = self._vllm.SamplingParams(ignore_eos=True, n=one.num_answers, **sampling)
+        (request_id,) = self._llm.enqueue([prompt], params, use_tqdm=False)
         one.prepared = time.perf_counter()
         return str(request_id).partition("-")[0]  # without the engine's suffix
 
-    def _finish(self, one: _Asked, output: Any, eos_token_ids: list[int]) -> None:
-        """Note a round that has ended."""
+    def _finish(self, one: _Asked, output: Any, eos_token_ids: list[int]) -> list[_Asked]:
+        """Note a round that has ended; what goes on behind it."""
         ended = time.perf_counter()
         generate = output.metrics.last_token_ts - output.metrics.first_token_ts
-        generated = list(output.outputs[0].token_ids)
-        one.token_ids += generated[:-1] if generated[-1] in eos_token_ids else generated
+        before = list(one.token_ids)
+        for index, fork in enumerate([one, *one.forks]):
+            generated = one.said[max(index - 1, 0)]
+            kept = generated[:-1] if generated[-1] in eos_token_ids else generated
+            fork.token_ids, fork.items = before + kept, list(one.items)
+        generated = one.said[0]
         vision = self._vision_seconds - one.vision
         seconds = {
             "decode": one.decoded - one.began,
@@ -179,6 +230,7 @@ class Peer:
                 "timings_ms": {phase: 1e3 * value for phase, value in seconds.items()},
             }
         )
+        return [one] if one.rounds else [fork for fork in one.forks if fork.rounds]
 
     def _videos(self, items: list[dict[str, Any]], frames: Any) -> list[Any]:
         """(frames, metadata) of each item; `frames` hold those of all items one after another."""
@@ -205,10 +257,16 @@ class Peer:
 
 
 class _Asked:
-    """A question in work: rounds still to run, tokens and items so far, and times (s)."""
+    """A question in work: rounds still to run, tokens and items so far, and times (s).
 
-    def __init__(self, video: str, rounds: list[dict[str, Any]]) -> None:
-        self.video, self.rounds = video, list(rounds)
+    num_answers: samples of each of its rounds. forks: what goes on behind its last round, one a
+    sample. said: tokens of a round's samples that have ended.
+    """
+
+    def __init__(self, video: str, rounds: list[dict[str, Any]], num_answers: int = 1) -> None:
+        self.video, self.rounds, self.num_answers = video, list(rounds), num_answers
+        self.forks: list[_Asked] = []
+        self.said: dict[int, list[int]] = {}
         self.token_ids: list[int] = []
         self.items: list[Any] = []
         self.results: list[dict[str, Any]] = []
@@ -239,9 +297,9 @@ def main() -> None:
                 reply = {"about": peer.about()}
             elif peer is None:
                 raise RuntimeError("load comes first")
-            elif operation == "ask":
+            elif operation in ("ask", "ask_group"):
                 pairs = peer.pairs
-                answers = peer.ask(**message)
+                answers = getattr(peer, operation)(**message)
                 reply = {"answers": answers, "pairs_encoded": peer.pairs - pairs}
             elif operation == "forget":
                 peer.forget()

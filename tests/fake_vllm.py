@@ -19,9 +19,9 @@ BLOCK = 16
 
 
 class SamplingParams:
-    def __init__(self, *, temperature: float, max_tokens: int, ignore_eos: bool) -> None:
-        assert temperature == 0.0 and ignore_eos
-        self.max_tokens = max_tokens
+    def __init__(self, *, temperature: float, max_tokens: int, ignore_eos: bool, n: int) -> None:
+        assert temperature in (0.0, 1.0) and (n == 1 or temperature) and ignore_eos
+        self.max_tokens, self.n = max_tokens, n
 
 
 class _Visual(torch.nn.Module):
@@ -74,7 +74,7 @@ class LLM:
             raise ValueError("too many tokens for a fake")
         (prompt,) = prompts
         self._added += 1
-        self._queue.append((str(self._added), prompt, params.max_tokens))
+        self._queue.append((str(self._added), prompt, params.max_tokens, params.n))
         return [f"{self._added}-{hash(self):x}"]
 
     def _abort(self, request_ids: list[str]) -> None:
@@ -82,25 +82,37 @@ class LLM:
 
     def _step(self) -> list[Any]:
         """The youngest request ends; the others are still running."""
-        *self._queue, (request_id, prompt, max_tokens) = self._queue
-        unfinished = [SimpleNamespace(request_id=r[0], finished=False) for r in self._queue]
+        *self._queue, (request_id, prompt, max_tokens, n) = self._queue
+        unfinished = [
+            SimpleNamespace(request_id=r[0], finished=False, outputs=[]) for r in self._queue
+        ]
         items = iter(prompt["multi_modal_data"]["video"])
         tokens: list[Any] = []
         for token in prompt["prompt_token_ids"]:
             tokens += self._item(*next(items)) if token == self._pad else [token]
         assert next(items, None) is None, "every item has its pad"
         cached = max((_common(tokens, prefix) for prefix in self._prefixes), default=0)
-        generated = [(len(tokens) + number) % 100 for number in range(max_tokens)]
         self._prefixes.append(tokens)
+        said = [
+            SimpleNamespace(
+                index=index,
+                token_ids=[(len(tokens) + number + index) % 100 for number in range(max_tokens)],
+                finish_reason="length",
+            )
+            for index in range(n)
+        ]
+        # Samples of one request may be told apart.
+        early = SimpleNamespace(request_id=request_id, finished=False, outputs=said[1:])
         now = time.monotonic()
         return [
             *unfinished,
+            early,
             SimpleNamespace(
                 request_id=request_id,
                 finished=True,
                 prompt_token_ids=tokens,
                 num_cached_tokens=min(cached, len(tokens) - 1) // BLOCK * BLOCK,
-                outputs=[SimpleNamespace(token_ids=generated)],
+                outputs=said[:1],
                 metrics=SimpleNamespace(first_token_ts=now, last_token_ts=now),
             ),
         ]

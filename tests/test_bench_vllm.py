@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bench_rollouts
 import pytest
 import torchvision_shim
 from report import load_results
@@ -252,6 +253,33 @@ def test_concurrent_questions_are_served_by_both(
     told = TABLES["concurrent"][1](filed[0])
     assert f"`append` answers {ratio:.2f} times as many questions a second as the vllm app" in told
     assert "| vllm loop, 2 on 2 videos |" in told and "vLLM 0.0.fake" in told
+
+
+def test_rollouts_of_all_sides(checkpoint: Path, clip: Path, python: Path, tmp_path: Path) -> None:
+    """Clues of all members alike: a published loop's rounds are one prompt with n; else many."""
+    flags = ["--peer", "hf,vllm,vllm-append", "--vllm-python", str(python), "--repeats", "1"]
+    flags += ["--num-answers", "3", "--max-tokens", "2", "--threads", "1", "--video", str(clip)]
+    flags += ["--model", str(checkpoint), "--result-dir", str(tmp_path)]
+    assert bench.script(bench_rollouts, flags) == 0
+    (filed,) = load_results(tmp_path, "rollouts")
+    counts = {
+        (name, run["clues"]): side["counts"]
+        for run in filed.data["runs"]
+        for name, side in run["contenders"].items()
+    }
+    assert len(counts) == 10
+    opened = {key: own["files_opened"] for key, own in counts.items()}
+    assert opened["transformers loop", "same"] == opened["vllm loop", "same"] == 3
+    assert opened["transformers loop", "own"] == opened["vllm loop", "own"] == 1 + 2 * 3
+    assert opened["append", "own"] == opened["official", "own"] == 1
+    # Our layout costs the same pairs on either side; the published one no fewer than ours.
+    for kind in ("same", "own"):
+        pairs = {name: counts[name, kind]["pairs_encoded"] for name, k in counts if k == kind}
+        assert pairs["append"] == pairs["vllm append"] <= pairs["official"]
+        assert pairs["official"] <= pairs["vllm loop"] <= pairs["transformers loop"]
+    told = TABLES["rollouts"][1](filed)
+    assert "own clue, float32: `append` is" in told and "vLLM 0.0.fake" in told
+    assert "3 answers x 3 rounds x 2 tokens" in told
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "vtts_rt.config": ("EngineConfig", "MediaLimits", "PerceptionConfig", "RuntimeConfig"),
     "vtts_rt.data.feed": ("RolloutDataFeed",),
+    "vtts_rt.engine.shared_weights": ("export_weights",),
     "vtts_rt.errors": ("Aborted", "BadMedia", "BadRequest", "Overloaded"),
     "vtts_rt.perception.clue": ("Clue",),
     "vtts_rt.rounds.ask": ("Answerer", "Ask"),
@@ -58,6 +59,7 @@ __all__ = [
     "Transcript",
     "Video",
     "__version__",
+    "export_weights",
     "get_cmake_dir",
     "get_include_dir",
     "get_lib_dir",
@@ -69,6 +71,7 @@ __all__ = [
 if TYPE_CHECKING:
     from vtts_rt.config import EngineConfig, MediaLimits, PerceptionConfig, RuntimeConfig
     from vtts_rt.data.feed import RolloutDataFeed
+    from vtts_rt.engine.shared_weights import export_weights
     from vtts_rt.errors import Aborted, BadMedia, BadRequest, Overloaded
     from vtts_rt.perception.clue import Clue
     from vtts_rt.rounds.ask import Answerer, Ask

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # command -> (module with a `main(argv)`, or its file in the checkout's bench/; help). They bring
 # their own flags.
 _DELEGATES = {
+    "rollout": ("vtts_rt.rollout_command", "sample rollout groups of a manifest into a journal"),
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
     "train": ("vtts_rt.train", "GRPO, and the embedded model; `vtts-rt train --help` lists what"),
     "eval": ("vtts_rt.evaluation.needle", "accuracy by round; `vtts-rt eval needle --help`"),
@@ -223,8 +224,8 @@ def _runtime(args: argparse.Namespace) -> Runtime:
         dtype=args.dtype,
         device=args.device,
         quantization=args.quantization,
-        engine=_made_of(EngineConfig, args),
-        config=_made_of(RuntimeConfig, args),
+        engine=made_of(EngineConfig, args),
+        config=made_of(RuntimeConfig, args),
     )
 
 
@@ -237,14 +238,14 @@ def _question(args: argparse.Namespace) -> dict[str, Any]:
         "question": args.question,
         "options": args.option,
         "context": "" if args.context is None else _read_text(args.command, args.context),
-        "perception": _made_of(PerceptionConfig, args),
+        "perception": made_of(PerceptionConfig, args),
         "limits": MediaLimits(**dict(args.media_limit)),
         **{n: getattr(args, n) for n in ("start_seconds", "end_seconds", "source_fps")},
         "allow_urls": args.allow_urls,
     }
 
 
-def _made_of(kind: type, args: argparse.Namespace) -> Any:
+def made_of(kind: type, args: argparse.Namespace) -> Any:
     """A configuration of the flags that have the names of its fields."""
     return kind(**{f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)})
 
@@ -273,7 +274,7 @@ def _ask(args: argparse.Namespace) -> int:
     with _Progress(enabled=not args.json) as progress, _runtime(args) as runtime:
         answer = runtime.ask(
             **question,
-            sampling=_made_of(SamplingParams, args),
+            sampling=made_of(SamplingParams, args),
             assume_clues=clues,
             timeout_seconds=args.timeout_seconds,
             on_event=progress.show,

@@ -178,6 +178,29 @@ def _one_video(result: Result) -> str:
     return f"{markdown(['one video', *_SERVED], rows)}\n{together} {_how_served(result)}\n"
 
 
+def _rollouts(result: Result) -> str:
+    """A rollout group, cold: medians and counts of each side, then ours against each peer."""
+    data, rows, said = result.data, [], []
+    names = ("files_opened", "frames_decoded", "pairs_encoded", "tokens_prefilled")
+    for run in data["runs"]:
+        about = f"{run['clues']} clue, {run['dtype']}"
+        for name, own in run["contenders"].items():
+            counts = (own["counts"].get(counter) for counter in names)
+            told = ("" if count is None else f"{count:,}" for count in counts)
+            rows.append([f"{name}, {about}", f"{own['median']:.1f}", *told])
+        for found in run["comparisons"]:
+            work = "" if found["same_work"] else " (other frames and another prompt)"
+            said.append(
+                f"- {about}: `{found['name']}` is {found['speedup']:.2f} times as fast as the "
+                f"{found['baseline']}{work}.\n"
+            )
+    setting = data["setting"]
+    shape = f"{setting['num_answers']} answers x {setting['rounds']} rounds x "
+    shape += f"{setting['max_tokens']} tokens, {setting['video']} video, temperature 1, cold."
+    header = ["one group", "s", *(name.replace("_", " ") for name in names)]
+    return f"{markdown(header, rows)}\n{shape}\n\n{''.join(said)}{_vllm(result)}"
+
+
 def _soak(result: Result) -> str:
     """Resident memory over many mixed requests."""
     data = result.data
@@ -285,6 +308,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "onevideo": ("onevideo", _one_video),
     "concurrent": ("concurrent", _concurrent),
     "concurrentbfloat16": ("concurrentbfloat16", _concurrent),
+    "rollouts": ("rollouts", _rollouts),
     "soak": ("soak", _soak),
     "treestep": ("treestep", _tree_step),
     "kept": ("strategies", _kept),

@@ -1,0 +1,420 @@
+"""RolloutCluster: rollout groups on several runtimes, each in a process of its own.
+
+Groups of one video go to one worker, so that its caches hold what they share. A worker that dies
+gives its unfinished groups to the others: a group is given out once, whole, by one worker.
+
+The transport is a `Worker`: `ProcessWorker` (multiprocessing), `LocalWorker` (this process) and
+`RayWorker` (an actor; needs `vtts_rt[ray]`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch.multiprocessing
+from torch import Tensor
+
+from vtts_rt.checks import is_whole
+from vtts_rt.engine.sequence import Completion
+from vtts_rt.engine.shared_weights import WeightHandles
+from vtts_rt.errors import Aborted
+from vtts_rt.rounds.ask import Ask
+from vtts_rt.rounds.results import Answer
+from vtts_rt.rounds.rollouts import RolloutGroup
+from vtts_rt.runtime import Runtime
+from vtts_rt.types import SamplingParams, require
+
+logger = logging.getLogger(__name__)
+
+# Groups that one worker samples at once; more wait in it.
+_MAX_CALLS = 64
+
+
+class WorkerDied(RuntimeError):
+    """The process of a worker has ended."""
+
+
+class Worker(Protocol):
+    """Calls methods of a `RolloutHost` somewhere. `call` returns at once; its future raises what
+    the method raises, and WorkerDied where the worker is gone."""
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]: ...
+    def close(self) -> None: ...
+
+
+def _begun() -> Future[Any]:
+    """A future that cannot be cancelled: its worker sets it."""
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+    return future
+
+
+class RolloutHost:
+    """What runs in a worker: a runtime. Thread-safe as that is."""
+
+    def __init__(self, make: Callable[[], Runtime]) -> None:
+        self.runtime = make()
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._running: dict[int, Future[RolloutGroup]] = {}
+
+    def rollouts(
+        self, call: int, ask: Ask, num_answers: int, group_id: str
+    ) -> tuple[Answer | Exception, ...]:
+        """The members of a group. call: a number by which it can be aborted."""
+        sampled = self.runtime.rollouts_async(ask, num_answers, group_id=group_id)
+        self._running[call] = future = asyncio.run_coroutine_threadsafe(sampled, self._loop)
+        try:
+            return future.result().members
+        except CancelledError:
+            raise Aborted("RolloutCluster: the group was cancelled") from None
+        finally:
+            del self._running[call]
+
+    def abort(self, call: int) -> None:
+        if (future := self._running.get(call)) is not None:
+            future.cancel()
+
+    def update_weights(self, tensors: Mapping[str, Tensor], finish: bool) -> int:
+        self.runtime.update_weights(tensors, finish=finish)
+        return self.runtime.weights_version
+
+    def discard_staged_weights(self) -> None:
+        self.runtime.discard_staged_weights()
+
+    def sleep(self) -> None:
+        self.runtime.sleep()
+
+    def wake(self) -> None:
+        self.runtime.wake()
+
+    def stats(self) -> Mapping[str, Mapping[str, int]]:
+        return self.runtime.stats()
+
+    def generate(self, prompt: str, sampling: SamplingParams) -> Completion:
+        return self.runtime.generate(prompt, sampling)
+
+    def close(self) -> None:
+        self.runtime.close()
+
+
+class LocalWorker:
+    """A runtime of this process."""
+
+    def __init__(self, make: Callable[[], Runtime]) -> None:
+        self._host = RolloutHost(make)
+        self._pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="vtts_rt worker")
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        return self._pool.submit(getattr(self._host, method), *arguments)
+
+    def close(self) -> None:
+        self._host.close()
+        self._pool.shutdown()
+
+
+class ProcessWorker:
+    """A spawned process. make: can be pickled, as arguments and answers must be; tensors go through
+    shared memory."""
+
+    def __init__(self, make: Callable[[], Runtime]) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(make, theirs), daemon=True)
+        self.process.start()
+        theirs.close()  # or the end of the process would not be seen
+        self._calls: dict[int, Future[Any]] = {}
+        self._number = 0
+        self._lock = threading.Lock()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        future = _begun()
+        with self._lock:
+            self._number += 1
+            self._calls[self._number] = future
+            try:
+                self._pipe.send((self._number, method, arguments))
+            except OSError:  # it has died
+                del self._calls[self._number]
+                future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
+            except BaseException:  # an argument that cannot be pickled
+                del self._calls[self._number]
+                raise
+        return future
+
+    def _read(self) -> None:
+        try:
+            while True:
+                number, result, error = self._pipe.recv()
+                with self._lock:
+                    future = self._calls.pop(number)
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+        except (EOFError, OSError):
+            pass
+        with self._lock:
+            left, self._calls = list(self._calls.values()), {}
+            self._pipe.close()
+        for future in left:
+            future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
+
+    def close(self) -> None:
+        """End the process; what runs in it is lost."""
+        self.process.terminate()
+        self.process.join()
+        self._reader.join()
+
+
+def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
+    """A worker's process: until the pipe is closed."""
+    lock = threading.Lock()
+
+    def reply(number: int, result: object, error: Exception | None) -> None:
+        with lock:
+            try:
+                pipe.send((number, result, error))
+            except OSError:
+                os._exit(0)  # nobody waits any more
+            except Exception as problem:  # an error that cannot be pickled
+                text = f"{type(error).__name__}: {error}" if error is not None else str(problem)
+                pipe.send((number, None, RuntimeError(text)))
+
+    def run(number: int, method: str, arguments: Sequence[Any]) -> None:
+        try:
+            result = getattr(host, method)(*arguments)
+        except Exception as error:
+            reply(number, None, error)
+        else:
+            reply(number, result, None)
+
+    host: RolloutHost | None
+    try:
+        host = RolloutHost(make)
+    except Exception as error:
+        host, failure = None, error
+    with ThreadPoolExecutor(_MAX_CALLS) as pool:
+        while True:
+            try:
+                call = pipe.recv()
+            except EOFError:
+                os._exit(0)
+            if host is None:  # every call says why
+                reply(call[0], None, failure)
+            else:
+                pool.submit(run, *call)
+
+
+class RayWorker:
+    """A Ray actor; `ray.init` was called. options: of the actor, {"num_gpus": 1} for example."""
+
+    def __init__(self, make: Callable[[], Runtime], **options: Any) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise RuntimeError(
+                "RayWorker: ray is not installed: pip install 'vtts_rt[ray]'"
+            ) from error
+        self._ray = ray
+        actor = ray.remote(RolloutHost).options(max_concurrency=_MAX_CALLS, **options)
+        self._actor = actor.remote(make)
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        future = _begun()
+        reply = getattr(self._actor, method).remote(*arguments).future()
+
+        def ended(done: Future[Any]) -> None:
+            error = done.exception()
+            if error is None:
+                future.set_result(done.result())
+            elif isinstance(error, self._ray.exceptions.RayActorError):
+                future.set_exception(WorkerDied(f"RolloutCluster: {error}"))
+            else:
+                # Ray's own class holds the error of the method.
+                future.set_exception(getattr(error, "cause", None) or error)
+
+        reply.add_done_callback(ended)
+        return future
+
+    def close(self) -> None:
+        self._ray.kill(self._actor)
+
+
+class RolloutCluster:
+    """Samples groups on several workers, as a Runtime does on its own: a `RolloutEngine` takes it.
+
+    A context manager; closing it ends the workers. Whatever is public is for one event loop and
+    any threads beside it. bucket_bytes: of tensors that go to the workers at a time; handles of
+    `export_weights` go whole. groups_moved: that began anew because their worker died.
+    Every call raises WorkerDied once no worker is left.
+    """
+
+    def __init__(self, workers: Iterable[Worker], *, bucket_bytes: int = 256 << 20) -> None:
+        self._workers = dict(enumerate(workers))
+        num = len(self._workers)
+        require("RolloutCluster", "workers", num, num >= 1, "at least one")
+        ok = is_whole(bucket_bytes) and bucket_bytes >= 1
+        require("RolloutCluster", "bucket_bytes", bucket_bytes, ok, "a whole number >= 1")
+        self._bucket_bytes = bucket_bytes
+        self._load = dict.fromkeys(self._workers, 0)  # groups in work
+        self._numbers = itertools.count()
+        self.groups_moved = 0
+        self._lock = threading.Lock()
+
+    @property
+    def num_workers(self) -> int:
+        """That are alive."""
+        return len(self._workers)
+
+    async def rollouts_async(
+        self, ask: Ask, num_answers: int, *, group_id: str = ""
+    ) -> RolloutGroup:
+        """As `Runtime.rollouts_async`. Its videos are opened by the worker: files, bytes or arrays,
+        not open ones. Where a worker dies the group begins anew on another."""
+        key = _video_key(ask)
+        while True:
+            number, worker = self._chosen(key)
+            call = next(self._numbers)
+            try:
+                future = worker.call("rollouts", call, ask, num_answers, group_id)
+                members = await asyncio.wrap_future(future)
+                return RolloutGroup(group_id, ask, members)
+            except asyncio.CancelledError:
+                worker.call("abort", call)
+                raise
+            except WorkerDied:
+                self._lost(number)
+                self.groups_moved += 1
+                logger.warning("group %s begins anew: its worker has died", group_id)
+            finally:
+                with self._lock:
+                    self._load[number] -= 1
+
+    def _chosen(self, key: bytes) -> tuple[int, Worker]:
+        """The worker that a video belongs to, unless it has much more to do than the others.
+
+        By the largest hash of video and worker: where one dies only its videos move.
+        """
+        with self._lock:
+            if not self._workers:
+                raise WorkerDied("RolloutCluster: no worker is left")
+            most = 2 + 2 * sum(self._load[n] for n in self._workers) // len(self._workers)
+            ordered = sorted(self._workers, key=lambda n: _rank(key, n))
+            number = next((n for n in ordered if self._load[n] < most), ordered[0])
+            self._load[number] += 1
+            return number, self._workers[number]
+
+    def _lost(self, number: int) -> None:
+        with self._lock:
+            if self._workers.pop(number, None) is not None:
+                logger.warning("worker %d has died, %d are left", number, len(self._workers))
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        """The results of a method on every worker that lives; the first error is raised once all
+        have ended."""
+        calls = [(n, w.call(method, *arguments)) for n, w in list(self._workers.items())]
+        results, errors = [], []
+        for number, future in calls:
+            try:
+                results.append(future.result())
+            except WorkerDied:
+                self._lost(number)
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        if not results:
+            raise WorkerDied("RolloutCluster: no worker is left")
+        return results
+
+    def update_weights(self, tensors: Mapping[str, Tensor], *, finish: bool = True) -> None:
+        """As `Runtime.update_weights`, in buckets to all workers; each applies them at once when
+        all have all, after its groups in work. Where one refuses, none applies anything."""
+        if isinstance(tensors, WeightHandles):
+            self._all("update_weights", tensors, finish)
+            return
+        try:
+            for bucket in _buckets(tensors, self._bucket_bytes):
+                self._all("update_weights", bucket, False)
+        except Exception:
+            self.discard_staged_weights()
+            raise
+        if finish:
+            versions = self._all("update_weights", {}, True)
+            assert len(set(versions)) == 1, versions
+
+    def discard_staged_weights(self) -> None:
+        """Drop what `update_weights(..., finish=False)` has kept."""
+        self._all("discard_staged_weights")
+
+    def sleep(self) -> None:
+        """As `Runtime.sleep`, on every worker."""
+        self._all("sleep")
+
+    def wake(self) -> None:
+        """As `Runtime.wake`, on every worker."""
+        self._all("wake")
+
+    def stats(self) -> list[Mapping[str, Mapping[str, int]]]:
+        """Of every worker that lives, as `Runtime.stats`."""
+        return self._all("stats")
+
+    def generate(self, prompt: str, sampling: SamplingParams) -> list[Completion]:
+        """What every worker that lives says, as `Runtime.generate`."""
+        return self._all("generate", prompt, sampling)
+
+    def close(self) -> None:
+        """End the workers; may be called again."""
+        with self._lock:
+            workers, self._workers = list(self._workers.values()), {}
+        for worker in workers:
+            worker.close()
+
+    def __enter__(self) -> RolloutCluster:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _buckets(tensors: Mapping[str, Tensor], most: int) -> Iterator[dict[str, Tensor]]:
+    """Tensors in pieces of at most `most` bytes; a larger one goes alone."""
+    bucket: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if bucket and size + tensor.nbytes > most:
+            yield bucket
+            bucket, size = {}, 0
+        bucket[name] = tensor.detach()
+        size += tensor.nbytes
+    yield bucket
+
+
+def _video_key(ask: Ask) -> bytes:
+    """What decides where an Ask goes: its videos, by path or content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for video, _ in ask.timed_videos:
+        if isinstance(video, str | os.PathLike):
+            digest.update(os.path.realpath(video).encode(errors="surrogateescape"))
+        else:
+            content: Any = video
+            data = content.tobytes() if hasattr(content, "tobytes") else content
+            ok = isinstance(data, bytes)
+            require("RolloutCluster", "video", video, ok, "a path, bytes or an array")
+            digest.update(data)
+    return digest.digest()
+
+
+def _rank(key: bytes, number: int) -> bytes:
+    return hashlib.blake2b(key + number.to_bytes(4, "little"), digest_size=8).digest()

@@ -1,0 +1,154 @@
+"""`vtts-rt rollout`: rollout groups of the rows of a manifest, written to a journal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vtts_rt.checks import CommandParser
+from vtts_rt.types import require
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Sample groups until the manifest is through; returns the exit status."""
+    parser = CommandParser(prog="vtts-rt rollout", description=(__doc__ or "").split("\n")[0])
+    _add_flags(parser)
+    args = parser.parse_args(argv)
+    for name in ("epochs", "workers", "limit"):
+        value = getattr(args, name)
+        ok = value >= 1 if name != "limit" else value is None or value >= 1
+        require("rollout", name, value, ok, "a whole number >= 1")
+    try:
+        return asyncio.run(_run(args))
+    except KeyboardInterrupt:
+        print(f"interrupted; go on with --resume --out {args.out}", file=sys.stderr)
+        return 130
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("manifest", metavar="MANIFEST", type=Path, help="data sets (docs/feed.md)")
+    add("--out", type=Path, required=True, metavar="JOURNAL", help="file of finished groups")
+    add("--num-answers", type=int, default=8, metavar="G", help="members of a group")
+    add("--resume", action="store_true", help="go on with JOURNAL, if it is there")
+    add("--epochs", type=int, default=1, help="times that every row comes up")
+    add("--limit", type=int, metavar="N", help="end after so many groups")
+    add("--max-groups", type=int, default=4, help="in flight at a time, in each worker")
+    add("--workers", type=int, default=1, help="processes, each with a runtime")
+    add("--shuffle-seed", type=int, help="order of the rows; unset: the manifest's")
+    add("--model", default="tiny", help="tiny, a directory, or a hub id")
+    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    add("--device", default="auto", help="auto, cpu or cuda[:n]")
+    add("--threads", type=int, default=0, help="CPU threads (0: as they are)")
+    add("--strategy", help="official, grid, refresh or append; unset: the model's")
+    add("--rounds", dest="max_rounds", type=int, metavar="K", help="looks at the video")
+    add("--sample-fps", type=float, metavar="F")
+    add("--max-frames", type=int, metavar="N")
+    add("--total-pixels", type=int, metavar="N")
+    add("--min-pixels", type=int, metavar="N")
+    add("--temperature", type=float, metavar="T", help="above 0 (1)")
+    add("--max-tokens", type=int, metavar="N", help="per round (2048, cut to what fits)")
+    add("--timeout-seconds", type=float, help="a member stops with what it has")
+    add("--fsync-seconds", type=float, default=0.0, help="see RolloutJournal (0: every group)")
+
+
+async def _run(args: argparse.Namespace) -> int:
+    from vtts_rt.cli import made_of
+    from vtts_rt.cluster import ProcessWorker, RolloutCluster
+    from vtts_rt.config import PerceptionConfig
+    from vtts_rt.data.feed import RolloutDataFeed
+    from vtts_rt.rollout.engine import RolloutEngine
+    from vtts_rt.rollout.journal import RolloutJournal
+    from vtts_rt.types import SamplingParams
+    from vtts_rt.video import FrameStore
+
+    perception = made_of(PerceptionConfig, args)
+    sampling = made_of(SamplingParams, args)
+    ask = {"perception": repr(perception), "sampling": repr(sampling)}
+    made_with = {"model": args.model, "num_answers": args.num_answers, **ask}
+    with ExitStack() as stack:
+        make = partial(_runtime, args.model, args.dtype, args.device, args.threads)
+        sampler: Any
+        store = None
+        if args.workers > 1:
+            workers = [ProcessWorker(make) for _ in range(args.workers)]
+            sampler = stack.enter_context(RolloutCluster(workers))
+            frames: Any = 1  # decoded by the workers
+        else:
+            store = FrameStore(1 << 30)
+            sampler = stack.enter_context(make(store))
+            frames = sampler.perception(perception)
+        feed = RolloutDataFeed(
+            args.manifest, frames=frames, shuffle_seed=args.shuffle_seed, frame_store=store
+        )
+        journal = stack.enter_context(
+            RolloutJournal(
+                args.out,
+                resume=args.resume,
+                made_with=made_with,
+                fsync_seconds=args.fsync_seconds,
+            )
+        )
+        engine = RolloutEngine(
+            sampler,
+            args.num_answers,
+            max_groups=args.max_groups * args.workers,
+            perception=perception,
+            sampling=sampling,
+            timeout_seconds=args.timeout_seconds,
+            journal=journal,
+        )
+        return await _sample(args, engine, feed, journal)
+
+
+async def _sample(args: argparse.Namespace, engine: Any, feed: Any, journal: Any) -> int:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    began, failed, tokens, sampled = time.monotonic(), 0, 0, 0
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
+        most = args.epochs * len(feed)
+        total = most if args.limit is None else min(most, len(journal) + args.limit)
+        task = progress.add_task("groups", total=total, completed=len(journal))
+        while feed.epoch < args.epochs:
+            async with aclosing(engine.run(feed)) as groups:
+                async for finished in groups:
+                    sampled += 1
+                    failed += not finished.rows
+                    tokens += sum(int(row.mask.sum()) for row in finished.rows)
+                    progress.update(task, advance=1)
+                    if args.limit is not None and sampled >= args.limit:
+                        break
+                else:
+                    continue
+            break
+    seconds = time.monotonic() - began
+    print(
+        f"{sampled - failed} groups of {args.num_answers} in {seconds:.1f} s, "
+        f"{tokens / max(seconds, 1e-9):.0f} tokens/s; {failed} failed, {len(feed.skipped)} rows "
+        f"skipped; {args.out} holds {len(journal)}"
+    )
+    return 1 if failed and failed == sampled else 0
+
+
+def _runtime(model: str, dtype: str, device: str, threads: int, store: Any = None) -> Any:
+    from vtts_rt.config import RuntimeConfig
+    from vtts_rt.runtime import Runtime
+
+    config = RuntimeConfig(threads=threads)
+    return Runtime.from_pretrained(
+        model, dtype=dtype, device=device, config=config, frame_store=store
+    )
