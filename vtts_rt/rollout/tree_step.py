@@ -222,10 +222,11 @@ class _Scores(torch.autograd.Function):
         for rows, x in _parts(logits, ctx.temperature):
             # log p, and d entropy / d x = -p (log p + entropy)
             x.sub_(scores[rows, 2:])
-            out = x.exp().mul_(-of_logprob[rows, None])
+            factor = -of_logprob[rows, None]
             if wanted:
-                out.addcmul_(x.exp(), (x + scores[rows, 1:2]) * -of_entropy[rows, None])
-            grad[rows] = out.scatter_add_(1, targets[rows, None], of_logprob[rows, None])
+                factor = factor - of_entropy[rows, None] * (x + scores[rows, 1:2])
+            x.exp_().mul_(factor).scatter_add_(1, targets[rows, None], of_logprob[rows, None])
+            grad[rows] = x
         return grad, None, None
 
 
