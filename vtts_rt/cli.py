@@ -34,7 +34,7 @@ _DELEGATES = {
     "rollout": ("vtts_rt.rollout_command", "sample rollout groups of a manifest into a journal"),
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
     "data": ("vtts_rt.data.command", "rows and manifests; `vtts-rt data --help` lists what"),
-    "train": ("tiny/sft.py", "train the embedded model; `vtts-rt train sft --help`"),
+    "train": ("vtts_rt.train", "GRPO, and the embedded model; `vtts-rt train --help` lists what"),
     "eval": ("vtts_rt.evaluation.needle", "accuracy by round; `vtts-rt eval needle --help`"),
     "report": ("report/__init__.py", "write the tables of README and docs from results"),
 }

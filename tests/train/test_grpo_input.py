@@ -1,0 +1,131 @@
+"""GRPO by TRL: the contract with TRL, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grpo_tools import recipe
+
+from vtts_rt import Runtime
+from vtts_rt.data.rows import DataSet, Row, write_manifest, write_rows
+from vtts_rt.train import grpo
+from vtts_rt.train import trl as trainer_file
+from vtts_rt.train.groups import Example
+from vtts_rt.train.grpo import read_examples, trainer_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+# -- the contract with TRL ------------------------------------------------------------------------
+
+
+def test_trl_is_the_one_that_this_was_written_for() -> None:
+    import trl
+
+    assert trl.__version__ == trainer_file.TRL_VERSION
+    changed = [
+        name
+        for name, digits in trainer_file.HOOKS.items()
+        if not hashlib.sha256(inspect.getsource(getattr(trl.GRPOTrainer, name)).encode())
+        .hexdigest()
+        .startswith(digits)
+    ]
+    assert not changed, f"read these again, then renew their hashes: {changed}"
+
+
+def test_another_trl_is_refused(
+    runtime: Runtime, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl.__version__", "1.17.0")
+    with pytest.raises(RuntimeError, match="trl 1.16.0 is needed, got 1.17.0"):
+        trainer_of(recipe(manifest, tmp_path), runtime, read_examples(manifest))
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"grpo": {"num_generations": 1}}, "num_generations must be >= 2"),
+    ({"grpo": {"temperature": 0.0}}, "temperature must be > 0"),
+    ({"grpo": {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2}}, "is split"),
+    ({"grpo": {"top_p": 0.9}}, "top_p must be left out"),
+    ({"grpo": {"top_k": 50}}, "top_k must be left out"),
+    ({"grpo": {"repetition_penalty": 1.1}}, "repetition_penalty must be left out"),
+    ({"grpo": {"generation_kwargs": {"min_p": 0.1}}}, "generation_kwargs must be left out"),
+    ({"grpo": {"use_vllm": True}}, "use_vllm must be left out"),
+    ({"grpo": {"num_iterations": 2, "save_steps": 3}}, "save_steps must be a multiple of 2"),
+    ({"grpo": {"gradient_accumulation_steps": 8}}, "rows must be at least 8"),
+    ({"grpo": {"no_such": 1}}, "of fields of GRPOConfig, got ['no_such']"),
+    ({"perception": {"no_such": 1}}, "of fields of PerceptionConfig"),
+    ({"perception": {"strategy": "official"}}, "max_rounds must be 1 with strategy official"),
+    ({"train_round": "last"}, "train_round must be all with strategy append"),
+    ({"perception": {"constrain_clues": True}}, "constrain_clues must be False"),
+    ({"rewards": {"no_such": 1.0}}, "rewards: name must be one of"),
+    ({"rewards": {}}, "rewards must be at least one"),
+    ({"lora": {"use_dora": True}}, "a LoraConfig without DoRA"),
+    ({"lora": {"target_modules": ["qkv", "q_proj"]}}, "the tower is frozen"),
+]
+
+
+@pytest.mark.parametrize(("more", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_what_cannot_be_trained_is_refused(
+    runtime: Runtime, manifest: Path, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        trainer_of(recipe(manifest, tmp_path, **more), runtime, read_examples(manifest))
+    told = str(error.value)
+    assert message in told and "\n" not in told
+
+
+BAD_FILES = [
+    ("", "config must be a table"),
+    ("a: [", "config must be a readable YAML file"),
+    ("manifest: m.json", "output must be in the config"),
+    ("manifest: m.json\noutput: o\nepochs: 3", "fields of GrpoRecipe, got ['epochs']"),
+    ("manifest: m.json\noutput: o\nmax_tokens: 0", "max_tokens must be a whole number >= 1"),
+    ("manifest: m.json\noutput: o", "manifest must be a file"),
+    ("manifest: empty.json\noutput: o", "manifest must be one with rows"),
+    ("manifest: rows.json\noutput: o", "files are missing"),
+    ("manifest: good.json\noutput: o\nmodel: other", "model_type must be one of"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=[m for _, m in BAD_FILES])
+def test_bad_input_is_one_line(
+    text: str,
+    message: str,
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from vtts_rt.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("empty.json").write_text("{}")
+    one = Row(media="gone.mp4", question="What?")
+    write_rows("gone.json", [one])
+    write_manifest("rows.json", [DataSet("a", "video", "mc", Path(), Path("gone.json"))])
+    folder = manifest.parent
+    write_manifest("good.json", [DataSet("a", "video", "mc", folder, folder / "rows.json")])
+    Path("other").mkdir()
+    Path("other/config.json").write_text('{"model_type": "llama"}')
+    Path("grpo.yaml").write_text(text)
+    assert main(["train", "grpo", "--config", "grpo.yaml"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err, err
+
+
+def test_numbers_of_a_configuration(tmp_path: Path) -> None:
+    text = "manifest: m\noutput: o\ngrpo: {learning_rate: 1e-6, max_steps: 3}\nrewards: {answer: 1}"
+    (tmp_path / "a.yaml").write_text(text)
+    read = grpo.read_recipe(tmp_path / "a.yaml")
+    assert read.grpo == {"learning_rate": 1e-6, "max_steps": 3} and read.rewards == {"answer": 1}
+
+
+def test_examples_name_their_media(manifest: Path) -> None:
+    examples = read_examples(manifest)
+    assert len(examples) == 6 and isinstance(examples[0], Example)
+    assert all(example.task == "gqa" and example.media.is_file() for example in examples)

@@ -1,0 +1,192 @@
+"""`vtts-rt train grpo --config FILE`: GRPO on the rows of a manifest, by TRL, with our rollouts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtts_rt.checks import CommandParser, Rule, check, is_whole
+from vtts_rt.config import PerceptionConfig
+from vtts_rt.data.rows import read_manifest
+from vtts_rt.models.registry import DTYPES
+from vtts_rt.runtime import Runtime
+from vtts_rt.train.groups import Example
+from vtts_rt.train.settings import WHAT, TrainRound
+from vtts_rt.types import SamplingParams, require
+
+logger = logging.getLogger(__name__)
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+_PATH: Rule = (lambda v: isinstance(v, str | Path) and str(v) != "", "a path")
+_TABLE: Rule = (_texts, "a table of names and values")
+_RULES: dict[str, Rule] = {
+    "model": (_PATH[0], "'tiny', a directory or a hub id"),
+    "manifest": _PATH,
+    "output": _PATH,
+    "rewards": (
+        lambda v: v is None or (_texts(v) and all(isinstance(w, int | float) for w in v.values())),
+        "a table of names and weights, or left out for the published ones of each task",
+    ),
+    "dtype": (lambda v: v in ("auto", *DTYPES), f"auto or one of {', '.join(DTYPES)}"),
+    "max_tokens": (lambda v: is_whole(v) and v >= 1, "a whole number >= 1"),
+    "train_round": (("all", "last").__contains__, "all or last"),
+    "lora": (lambda v: v is None or _texts(v), "a table of peft's LoraConfig, or left out"),
+    **dict.fromkeys(("perception", "grpo"), _TABLE),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpoRecipe:
+    """What a configuration file says.
+
+    model, manifest: to start from, and what to ask; output: where checkpoints, TensorBoard's log
+    and, at the end, `model` go. rewards, train_round: as VttsGRPOTrainer. perception:
+    fields of PerceptionConfig; dtype: of the runtime; max_tokens: of a round. lora: fields of
+    peft's LoraConfig; without target_modules, the language model's linear layers. grpo: fields of
+    TRL's GRPOConfig.
+    Relative paths start from the working directory. ValueError names the first that is not allowed.
+    """
+
+    model: str | Path = "tiny"
+    manifest: str | Path
+    output: str | Path
+    rewards: Mapping[str, float] | None = None
+    perception: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "auto"
+    max_tokens: int = 512
+    train_round: TrainRound = "all"
+    lora: Mapping[str, Any] | None = None
+    grpo: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(WHAT, _RULES, {f.name: getattr(self, f.name) for f in fields(self)})
+
+
+# Of the language model, by transformers' names; the towers of some families share the last ones.
+_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# What TRL or transformers set otherwise: bf16 on any machine, a log every 10 steps, no log file.
+_DEFAULTS: Mapping[str, Any] = {"bf16": False, "logging_steps": 1, "report_to": "tensorboard"}
+
+
+def read_recipe(path: str | Path) -> GrpoRecipe:
+    """A configuration in YAML. ValueError for one that cannot be read, names or values."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """YAML 1.2's floats: 1e-6 too, which 1.1 takes for a text."""
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    try:
+        said = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{WHAT}: config must be a readable YAML file, got {told}") from None
+    require(WHAT, "config", said, _texts(said), "a table of names and values")
+    _names("config", said, GrpoRecipe)
+    for name in ("manifest", "output"):
+        require(WHAT, name, said.get(name), name in said, "in the config")
+    return GrpoRecipe(**said)
+
+
+def _names(table: str, values: Mapping[str, Any], kind: type) -> None:
+    """ValueError for a name that is no field of `kind`."""
+    known = {f.name for f in fields(kind) if f.init}
+    unknown = [name for name in values if name not in known]
+    require(WHAT, table, unknown, not unknown, f"of fields of {kind.__name__}")
+
+
+def read_examples(manifest: str | Path) -> list[Example]:
+    """All rows of a manifest. ValueError for one without rows and for a file that is missing."""
+    require(WHAT, "manifest", str(manifest), Path(manifest).is_file(), "a file")
+    sets = read_manifest(manifest)
+    examples = [Example(media, row, s.task_type) for s in sets for media, row in s.rows()]
+    require(WHAT, "manifest", str(manifest), len(examples) > 0, "one with rows")
+    missing = [str(e.media) for e in examples if not e.media.is_file()]
+    require(WHAT, "media", missing[:3], not missing, f"there: {len(missing)} files are missing")
+    return examples
+
+
+def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]) -> Any:
+    """The VttsGRPOTrainer of a recipe. RuntimeError with the install line without TRL or peft."""
+    try:
+        import peft
+        from transformers import AutoTokenizer, PrinterCallback
+        from trl import GRPOConfig
+
+        from vtts_rt.models.checkpoint import resolve_model
+        from vtts_rt.train.progress import RichProgress
+        from vtts_rt.train.trl import VttsGRPOTrainer
+    except ImportError as error:
+        raise RuntimeError(f"{WHAT}: {error}; pip install 'vtts_rt[trl]'") from error
+    _names("grpo", recipe.grpo, GRPOConfig)
+    _names("perception", recipe.perception, PerceptionConfig)
+    size = recipe.grpo.get("num_generations", 8)
+    ok = is_whole(size) and size >= 2
+    require(WHAT, "num_generations", size, ok, ">= 2, as advantages compare the members of a group")
+    device = runtime.engine.model.device.type
+    given = {**_DEFAULTS, "use_cpu": device == "cpu", **recipe.grpo}
+    given.update(output_dir=str(recipe.output), disable_tqdm=True)
+    adapter = None
+    if recipe.lora is not None:
+        _names("lora", recipe.lora, peft.LoraConfig)
+        adapter = peft.LoraConfig(**{"target_modules": _LINEAR, **recipe.lora})
+    folder = str(resolve_model(recipe.model))
+    warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental")
+    trainer = VttsGRPOTrainer(
+        folder,
+        runtime,
+        examples,
+        recipe.rewards,
+        GRPOConfig(**given),
+        perception=PerceptionConfig(**recipe.perception),
+        sampling=SamplingParams(max_tokens=recipe.max_tokens),
+        train_round=recipe.train_round,
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=adapter,
+        callbacks=[RichProgress()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it comes where tqdm is off
+    return trainer
+
+
+def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
+    """Train, going on from the last checkpoint in the output folder if there is one, and write
+    `model` there. Returns what was logged, by step."""
+    examples = read_examples(recipe.manifest)
+    cuda = torch.cuda.is_available() and not recipe.grpo.get("use_cpu")
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"  # torchrun sets it
+    with Runtime.from_pretrained(recipe.model, dtype=recipe.dtype, device=device) as runtime:
+        trainer = trainer_of(recipe, runtime, examples)
+        from transformers.trainer_utils import get_last_checkpoint
+
+        output = Path(recipe.output)
+        last = get_last_checkpoint(str(output)) if output.is_dir() else None
+        if last is not None:
+            logger.info("going on from %s", last)
+        trainer.train(resume_from_checkpoint=last)
+        trainer.save_model(str(output / "model"))
+        history: list[dict[str, Any]] = trainer.state.log_history
+    return history
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = CommandParser(prog="vtts-rt train grpo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML")
+    args = parser.parse_args(argv)
+    logging.getLogger("vtts_rt").setLevel(logging.INFO)
+    run(read_recipe(args.config))
+    return 0
