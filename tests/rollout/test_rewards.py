@@ -1,4 +1,4 @@
-"""Rewards: the published rules by hand, ours by round, the registry and groups."""
+"""Rewards: published tasks, ours by round, the registry and groups."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import DIALECTS
-from vtts_rt.rollout import published_rewards as published
 from vtts_rt.rollout.rewards import (
     PUBLISHED,
     REWARDS,
@@ -32,7 +31,6 @@ from vtts_rt.rollout.rewards import (
 from vtts_rt.rollout.rows import Score
 from vtts_rt.types import Box, Region, TimeSpan
 
-TRUTH = [TimeSpan(5.0, 15.0), TimeSpan(20.0, 30.0)]
 BOX = (10.0, 20.0, 30.0, 60.0)
 ROW = Row(
     *("clip.mp4", "which?"),
@@ -44,168 +42,7 @@ ROW = Row(
 )
 
 
-# -- published, worked by hand ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("said", "iou"),
-    [
-        ("[(5, 15), (20, 30)]", 1.0),
-        ("[(5, 15)]", 0.5),
-        ("[(5, 10), (10, 15)]", 0.5),  # touching spans merge
-        ("[(5,15),(7, 9)]", 0.5),  # so do overlapping ones
-        ("[(0, 40)]", 0.5),
-        ("[(5.0, 15.5)]", 10.0 / 20.5),
-        ("[(5, 15),]", 0.5),
-        ("[(5, 15)]\n", 0.5),
-        ("[(5,\n15)]", 0.5),
-        ("[(40, 50)]", 0.0),
-        ("[]", 0.0),
-        # Not a list of spans:
-        *[
-            (text, 0.0)
-            for text in (
-                *("", "[(15, 5)]", " [(5, 15)]", "[(5, 15)] ", "[(5, 15)]\n\n", "[ (5, 15)]"),
-                *("[(5 , 15)]", "[( 5, 15)]", "[(5, 15 )]", "[(5, 15) ]", "[(5, 15) , (20, 30)]"),
-                *("[(5., 15)]", "[(.5, 15)]", "[(-5, 15)]", "[(+5, 15)]", "[(5, 1e1)]", "[,]"),
-                *("[(05, 15)]", "[[5, 15]]", "((5, 15))", "(5, 15)", "[(5, 15, 1)]", "[(5,)]"),
-                *("[(5, 15)], ", "[(5, 15),,]", "[(٥, 15)]", "[(5,\xa015)]", "[(5, 15)]x"),
-                "[(5, 6), (6, 7), (7, 8), (8, 15)]",  # more than three
-                f"[(5, {'9' * 400})]",
-                f"[(5, {'9' * 400}.0)]",
-            )
-        ],
-    ],
-)
-def test_spans_of_a_clue(said: str, iou: float) -> None:
-    assert published.span_reward(f"x<glue>{said}</glue>y", "glue", TRUTH) == pytest.approx(iou)
-    assert published.span_reward(f"<answer>{said}</answer>", "answer", TRUTH) == pytest.approx(iou)
-
-
-@pytest.mark.parametrize(
-    ("text", "iou"),
-    [
-        ("<glue>[(5, 15)]</glue><glue>[(5, 15), (20, 30)]</glue>", 0.5),
-        ("<glue>x</glue><glue>[(5, 15)]</glue>", 0.0),
-        ("<glue>[(5, 15)]", 0.0),
-        ("</glue><glue>[(5, 15)]</glue>", 0.5),
-        ("<Glue>[(5, 15)]</Glue>", 0.0),
-        ("<glue>\n[(5, 15)]</glue>", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_the_first_clue_counts(text: str, iou: float) -> None:
-    assert published.span_reward(text, "glue", TRUTH) == iou
-
-
-def test_two_empty_unions_are_equal() -> None:
-    assert published.span_reward("<glue>[]</glue>", "glue", []) == 1.0
-    assert published.span_reward("<glue>[(3, 3)]</glue>", "glue", []) == 1.0
-    assert published.span_reward("<glue></glue>", "glue", []) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("text", "answer", "value"),
-    [
-        ("<answer>B</answer>", "B", 1.0),
-        ("<answer>(B) green</answer>", "B. green", 1.0),
-        ("<answer>Based on it, C</answer>", "B", 1.0),
-        ("<answer>Definitely B</answer>", "D", 1.0),
-        ("<answer>The answer is B</answer>", "B", 1.0),
-        ("<answer>Best answer:Best option: C</answer>", "C", 1.0),
-        ("<answer>Best answer: C</answer>", "C", 0.0),  # the capital of Best
-        ("<answer>b</answer>", "B", 0.0),
-        ("<answer>b</answer>", "green", 1.0),  # no letter on either side
-        ("<answer></answer>", "H", 1.0),
-        ("<answer>one two three four five six seven eight nine ten eleven</answer>", "H", 1.0),
-        ("B", "B", 0.0),
-        ("<answer>B", "B", 0.0),
-        ("<answer>A</answer><answer>B</answer>", "B", 0.0),
-        ("<answer>\nB\n</answer>", "B", 1.0),
-    ],
-)
-def test_the_letter(text: str, answer: str, value: float) -> None:
-    assert published.letter_reward(text, answer) == value
-
-
-@pytest.mark.parametrize(
-    ("text", "answer", "clue", "box"),
-    [
-        ("<answer>B</answer>", 1, 0, 0),
-        (" \n<answer></answer>\t", 1, 0, 0),
-        ("<answer>A</answer> junk <answer>B</answer>", 1, 0, 0),
-        ("x<answer>B</answer>", 0, 0, 0),
-        ("<answer>B</answer>.", 0, 0, 0),
-        ("<answer>", 0, 0, 0),
-        ("<answer></answer", 0, 0, 0),
-        ("<think>t</think><answer>B</answer>", 0, 0, 0),
-        ("<answer>B</answer><glue>[(1, 2)]</glue>", 0, 1, 0),
-        ("<answer>B</answer> \n\t<glue>[]</glue>\n", 0, 1, 0),
-        ("<answer>B</answer>x<glue>[]</glue>", 0, 0, 0),
-        ("<answer>B</answer><glue>(1, 2)</glue>", 0, 0, 0),
-        ("<answer>B</answer><glue>x</glue><glue>[]</glue>", 0, 0, 0),  # the first is not valid
-        ("<answer>B</answer><glue>[]</glue><glue>x</glue>", 0, 1, 0),
-        ("<answer>B</answer><glue>[1, 2, 3, 4]</glue>", 0, 0, 1),
-        ("<answer>B</answer><glue> [1, 'a', None, -4.5e3]</glue>", 0, 0, 1),
-        ("<answer>B</answer><glue>(1, 2, 3, 4)</glue>", 0, 0, 0),
-        ("<answer>B</answer><glue>[1, 2, 3]</glue>", 0, 0, 0),
-        # Only `eval` would take these:
-        ("<answer>B</answer><glue>[1+1, 2, 3, 4]</glue>", 0, 0, 0),
-        ("<answer>B</answer><glue>list(range(4))</glue>", 0, 0, 0),
-        ("", 0, 0, 0),
-    ],
-)
-def test_formats(text: str, answer: float, clue: float, box: float) -> None:
-    assert published.answer_format(text) == answer
-    assert published.clue_format(text) == clue
-    assert published.box_format(text) == box
-
-
-@pytest.mark.parametrize(
-    ("text", "iou"),
-    [
-        ("<answer>[10, 20, 30, 60]</answer>", 1.0),
-        ("<answer> (10, 20, 30, 60) </answer>", 1.0),
-        ("[10, 20, 30, 60]", 1.0),  # without a tag the whole text
-        ("10, 20, 30, 60", 1.0),
-        ("<answer>[10, 20, 20, 60]</answer>", 0.5),
-        ("<answer>[40, 20, 50, 60]</answer>", 0.0),
-        ("<answer>\n[10, 20, 30, 60]</answer>", 0.0),  # a line feed in the tag: the whole text
-        ("<answer>\n<answer>[10, 20, 30, 60]</answer>", 1.0),
-        ("<answer>x</answer><answer>[10, 20, 30, 60]</answer>", 0.0),
-        # Reversed: the area is 800, as of two negative sides, nothing is common.
-        ("<answer>[30, 60, 10, 20]</answer>", 0.0),
-        # One side reversed and far apart: 0 / (-100 + 800).
-        ("<answer>[60, 0, 50, 10]</answer>", 0.0),
-        ("<answer>[30, 20, 10, 60]</answer>", 0.0),  # union -800 + 800
-        ("<answer>[10, 20, 30]</answer>", 0.0),
-        ("<answer>[10, 20, 30, '60']</answer>", 0.0),
-        ("<answer>[10, 20, 1e999, 60]</answer>", 0.0),
-        ("<answer>b'\\n\\x14\\x1e<'</answer>", 1.0),  # bytes are four numbers
-        ("", 0.0),
-    ],
-)
-def test_boxes(text: str, iou: float) -> None:
-    assert published.box_reward(text, "answer", BOX) == pytest.approx(iou)
-
-
-def test_tracking() -> None:
-    def text(*boxes: list[float], around: str = "{}") -> str:
-        return f"<answer>{around.format(list(boxes))}</answer>"
-
-    box = list(BOX)
-    half = [10.0, 20.0, 20.0, 60.0]
-    good = text(*[box] * 4, *[half] * 4)
-    assert published.tracking_reward(good, [BOX] * 8) == 0.75
-    assert published.tracking_format(good) == 1.0
-    broken = good.replace(", ", ",\n").replace("<answer>", "<ans\nwer>")
-    assert published.tracking_reward(broken, [BOX] * 8) == 0.75
-    assert published.tracking_reward(good, [BOX] * 7) == 0.0
-    for wrong in (text(*[box] * 7), text(*[box] * 7, box[:3]), text(*[box] * 8, around="({})x")):
-        assert published.tracking_reward(wrong, [BOX] * 8) == published.tracking_format(wrong) == 0
-    named = text(*[box] * 7, [1, 2, 3, "a"])  # type: ignore[list-item]
-    assert published.tracking_format(named) == 1.0
-    assert published.tracking_reward(named, [BOX] * 8) == 0.0
+# -- published tasks -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
