@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torchvision_shim
 from hypothesis import given
 from hypothesis import strategies as st
 from utils import LOOK, request, tiny_checkpoint, tiny_qwen2_5_vl
@@ -228,6 +229,7 @@ def test_samples_of_slime() -> None:
 def test_outputs_of_verl_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through its pydantic class and what its v1 trainer makes of it."""
     monkeypatch.setenv("RAY_NODE_IP_ADDRESS", "127.0.0.1")
+    torchvision_shim.install()
     loop = pytest.importorskip("verl.experimental.agent_loop.agent_loop", exc_type=ImportError)
     row, bare = made(), made(round=3, reward=math.nan)
     first, last = (loop.AgentLoopOutput(**f) for f in converters.verl_outputs([row, bare]))
