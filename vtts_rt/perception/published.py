@@ -29,6 +29,7 @@ MAX_DEPTH = 100
 MAX_OPERATORS = 8
 # What nests expressions without brackets, and stands in no literal outside of texts.
 _NESTING = re.compile(r"[~*/%@&|^<>=#\\]|not|if|else|lambda|and|or|in|is|await|[\])}]\s*[\[({]")
+_BRACKETS = re.compile(r"[\[\](){}]")
 _PIECES = re.compile(r"[,:\[\](){}]")
 
 _OPENING, _CLOSING = TAGS["glue"]
@@ -72,7 +73,8 @@ def _seconds(value: object) -> float:
 
 def _depth(text: str) -> int:
     """How deep brackets are nested, of whatever kind."""
-    return max(accumulate((c in "([{") - (c in ")]}") for c in text), default=0)
+    steps = (1 if bracket in "([{" else -1 for bracket in _BRACKETS.findall(text))
+    return max(accumulate(steps), default=0)
 
 
 class PublishedClueStream(ClueStream):

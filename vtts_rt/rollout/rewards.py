@@ -16,7 +16,7 @@ import numpy as np
 
 from vtts_rt.checks import is_number
 from vtts_rt.data.rows import Row
-from vtts_rt.perception.clue import Clue, option_letter, parse_clue, plain_words
+from vtts_rt.perception.clue import Clue, ClueStream, option_letter, plain_words
 from vtts_rt.perception.dialect import DIALECTS, R1_5, Dialect
 from vtts_rt.perception.region import (
     box_area,
@@ -59,7 +59,9 @@ class Look:
     def of_text(cls, text: str, row: Row, dialect: Dialect = R1_5) -> Look:
         """Of a text alone: boxes of its clue are fractions of the frame, anything else is no
         box; spans without an end of the video are taken as written."""
-        clue = parse_clue(text, dialect)
+        stream = ClueStream(dialect)
+        stream.feed(text)
+        clue = stream.finish()
         spans = usable_spans(clue.spans, row.duration_seconds or math.inf)
         boxes = [box for raw in clue.boxes if max(raw) <= 1 and (box := clip_box(raw)) is not None]
         instant = (TimeSpan(0.0, 0.0),)
@@ -67,7 +69,7 @@ class Look:
         return cls(
             text=text,
             answered=text.strip() if clue.answer is None else clue.answer,
-            closed=clue.answer is not None,
+            closed=stream.has_closed("answer"),
             clue=clue,
             regions=tuple(regions) if spans or boxes else (),
         )
@@ -223,7 +225,9 @@ def score(given: RewardInput, weights: RewardWeights, where: str = "") -> Score:
         try:
             value = float(found.function(given))
         except Exception as error:
-            raise ValueError(f"score_group: reward {name!r} failed{where}: {error!r}") from error
+            raise ValueError(
+                f"score_group: reward {name!r} failed{where}: {error!r:.300}"
+            ) from error
         what = f"reward {name!r}{where}"
         require("score_group", what, value, math.isfinite(value), "a finite number")
         parts[name] = value

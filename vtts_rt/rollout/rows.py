@@ -170,14 +170,15 @@ class RolloutRow:
     def as_dict(self) -> dict[str, Any]:
         """The row in plain JSON values; `from_dict` gives it back exactly. Arrays are base64 of
         zlib of little-endian values; numbers that are not finite are texts."""
-        geometry = self.spans[0].segment.geometry if self.spans else None
+        kept = asdict(self.spans[0].segment.geometry) if self.spans else {}
+        geometry = {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
         return {
             "num_tokens": len(self.token_ids),
             **{name: _packed(getattr(self, name), dtype) for name, (dtype, _) in _ARRAYS.items()},
             **{name: getattr(self, name) for name in _SCALARS},
             "reward": self.reward if math.isfinite(self.reward) else str(self.reward),
             "reward_parts": dict(self.reward_parts),
-            "geometry": None if geometry is None else asdict(geometry),
+            "geometry": geometry,
             "spans": [_span_dict(span) for span in self.spans],
         }
 
@@ -214,7 +215,7 @@ def rows_of(group: Group, scores: Sequence[Score | None] | None = None) -> list[
     """
     if scores is not None:
         ok = len(scores) == len(group.members)
-        require("rows_of", "scores", scores, ok, f"{len(group.members)}, one a member")
+        require("rows_of", "scores", len(scores), ok, f"{len(group.members)}, one a member")
     sampling = rollout_sampling(group.ask.sampling or SamplingParams())
     rows: list[RolloutRow] = []
     for member, answer in enumerate(group.members):
