@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # their own flags.
 _DELEGATES = {
     "bench": ("vtts_rt.bench", "measure; `vtts-rt bench --help` lists what"),
-    "train": ("tiny/sft.py", "train the embedded model; `vtts-rt train sft --help`"),
+    "train": ("tiny/command.py", "train the embedded model; `vtts-rt train tiny --help`"),
     "eval": ("vtts_rt.evaluation.needle", "accuracy by round; `vtts-rt eval needle --help`"),
     "report": ("report/__init__.py", "write the tables of README and docs from results"),
 }

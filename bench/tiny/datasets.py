@@ -61,7 +61,7 @@ class ViewDataset(Dataset[ViewBatch]):
 
 @dataclass
 class EpisodeFactory:
-    """Makes episodes of the embedded model's settings."""
+    """Makes episodes of the embedded model's settings, of at most perception.max_rounds rounds."""
 
     tokenizer: Tokenizer
     perception: ResolvedPerception
@@ -96,7 +96,7 @@ class EpisodeFactory:
             0,
             **about,
             seed=seed,
-            num_rounds=num_rounds,
+            num_rounds=min(num_rounds, self.perception.max_rounds),
             skip_rounds=skip_rounds,
             jitter=0.0 if kind == "first" else 0.5,
             miss=miss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
@@ -27,6 +28,20 @@ RECIPE = PerceptionConfig(
     parity="transformers",  # the resize it was trained on
 )
 PERCEPTION = RECIPE.resolve(GEOMETRY)
+
+
+def wide_recipe(times: int) -> PerceptionConfig:
+    """One round with `times` as many frame pairs, each as large: the baseline of looking again."""
+    assert RECIPE.max_frames is not None and RECIPE.total_pixels is not None
+    return replace(
+        RECIPE,
+        max_rounds=1,
+        sample_fps=float(times),
+        max_frames=times * RECIPE.max_frames,
+        total_pixels=times * RECIPE.total_pixels,
+    )
+
+
 PROMPTS = {
     "system": "",
     "question": "{question}\n",
@@ -68,9 +83,9 @@ VISION = VisionConfig(
 )
 
 
-def perception_fields() -> dict[str, Any]:
-    """The settings that go with the checkpoint."""
-    return RECIPE.given()
+def perception_fields(wide: int = 1) -> dict[str, Any]:
+    """The settings that go with the checkpoint; wide: see `wide_recipe`."""
+    return (RECIPE if wide == 1 else wide_recipe(wide)).given()
 
 
 def make_tokenizer() -> RawTokenizer:
