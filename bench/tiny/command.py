@@ -1,4 +1,5 @@
-"""`vtts-rt train tiny`: make the embedded model from nothing, in three stages."""
+"""`vtts-rt train tiny`: make the embedded model from nothing, in three stages, and write the
+questions of the fourth, `vtts-rt train grpo` (grpo.yaml)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tiny.recipe import NUM_CLIPS
+from tiny.recipe import NUM_CLIPS, NUM_QUESTIONS
 from tiny.stages import (
     DEFAULT_STEPS,
     STAGES,
@@ -18,6 +19,7 @@ from tiny.stages import (
     run_language,
     run_sketch,
     run_vision,
+    write_questions,
 )
 from vtts_rt.checks import CommandParser
 from vtts_rt.types import require
@@ -34,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("task", choices=["tiny"])
     parser.add_argument("folder", type=Path, help="checkpoints and log go here")
-    parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, "export", "questions", "all"), default="all")
     steps = ", ".join(f"{name} {count}" for name, count in DEFAULT_STEPS.items())
     parser.add_argument("--steps", type=int, help=f"of the stage (default: {steps})")
     parser.add_argument("--stop-after", type=int, metavar="N", help="leave after step N")
@@ -46,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="K",
         help="last stage and export of the baseline: one round with K times the frames",
+    )
+    parser.add_argument(
+        "--questions", type=int, default=NUM_QUESTIONS, help="of GRPO, each about a clip"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--threads", type=int, default=1, help="of the training process")
@@ -60,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         value = getattr(args, name)
         require("train tiny", name, value, value is None or value >= 1, ">= 1")
     require("train tiny", "clips", args.clips, args.clips >= 16, ">= 16")
+    require("train tiny", "questions", args.questions, args.questions >= 1, ">= 1")
     require("train tiny", "wide", args.wide, 1 <= args.wide <= 8, "in 1..8")
     require("train tiny", "workers", args.workers, args.workers >= 0, ">= 0")
     require("train tiny", "threads", args.threads, args.threads >= 1, ">= 1")
@@ -75,4 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _RUNS[stage](recipe, args.steps, args.stop_after)
     if args.stage in ("export", "all"):
         export(recipe, args.out or args.folder / f"model{recipe.suffix}")
+    if args.stage in ("questions", "all"):
+        manifest = write_questions(recipe, args.questions)
+        print(f"written: {manifest}; next: vtts-rt train grpo --config bench/tiny/grpo.yaml")
     return 0

@@ -131,10 +131,10 @@ class SketchDataset(Dataset[EpisodeBatch]):
         while len(episodes) < max(1, self.num_tokens // _TOKENS[kind]):
             level = _draw_level(rng, kind)
             miss = 1.0 if kind == "again" and level != "twin" else 0.15
-            seeds = (int(n) for n in rng.integers(_SEEDS, size=3))
-            episode = self.factory.make(kind, level, *seeds, miss=miss)
-            skipped = [None] * _ROUNDS.get(kind, (0, 0))[1]
-            if _serves(kind, [*skipped, *episode.stages]):
+            scene_seed, seed, asking = (int(n) for n in rng.integers(_SEEDS, size=3))
+            episode = self.factory.make(kind, level, scene_seed, seed, asking, miss)
+            left_out: list[Stage] = ["card"] * _ROUNDS.get(kind, (0, 0))[1]
+            if _serves(kind, left_out + episode.stages):
                 episodes.append(episode)
         labels = [episode_labels(episode) for episode in episodes]
         features = [sketch_features(found, self.matrix, rng) for found in labels]

@@ -47,6 +47,8 @@ from tiny.recipe import (
 from tiny.tokenizer import save_tokenizer
 from tiny.views import ViewBatch
 from tiny.vision_stage import SketchHeads, forward_views, sketch_loss
+from vtts_rt.data.needle import write_needle
+from vtts_rt.data.rows import DataSet, write_manifest
 from vtts_rt.models.base import VideoLM
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import from_config, save_hf
@@ -228,6 +230,16 @@ def run_language(
     )
     dataset = BankDataset(source, bank, sketch)
     return _train_language("language", recipe, model, probes, dataset, steps, stop_after)
+
+
+def write_questions(recipe: Recipe, num: int) -> Path:
+    """`num` graded clips, encoded, and the manifest of questions about them, for GRPO: of the
+    training split, in `grpo_clips`. Those that are there stay. Returns the manifest."""
+    folder = recipe.folder / "grpo_clips"
+    write_needle(folder, 0, num, difficulty="graded")
+    sets = [DataSet("needle_graded", "video", "gqa", Path(), Path("rows.json"))]
+    write_manifest(folder / "manifest.json", sets)
+    return folder / "manifest.json"
 
 
 def export(recipe: Recipe, out: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vtts_rt.config import PerceptionConfig, ResolvedPerception
+from vtts_rt.data import needle as data
 from vtts_rt.data.needle import make_question, make_scene, needle_row
 from vtts_rt.evaluation import needle
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
@@ -61,13 +62,13 @@ class _Oracle:
 @pytest.fixture(autouse=True)
 def _short_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """One second of each clip: what is encoded does not matter here."""
-    write = needle.write_clip
+    write = data.write_clip
 
     def short(path: Path, scene: Any, codec: str) -> None:
         fields = ("split", "seed", "height", "width", "source_fps", "footage", "cards")
         write(path, type(scene)(num_frames=12, **{n: getattr(scene, n) for n in fields}), codec)
 
-    monkeypatch.setattr(needle, "write_clip", short)
+    monkeypatch.setattr(data, "write_clip", short)
 
 
 def test_evaluate_counts_by_rounds(capsys: pytest.CaptureFixture[str]) -> None:

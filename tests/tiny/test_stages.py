@@ -15,9 +15,11 @@ from tiny.stages import (
     run_language,
     run_sketch,
     run_vision,
+    write_questions,
 )
 from torch import Tensor
 
+from vtts_rt.data.rows import read_manifest
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
@@ -104,6 +106,19 @@ def test_the_log_says_the_wall_time_of_all_runs(tmp_path: Path) -> None:
 def test_the_last_stage_needs_the_others(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="run the stage vision first"):
         run_language(_recipe(tmp_path), steps=1)
+
+
+def test_questions_of_the_last_stage_make_a_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtts_rt.data.needle.DURATION_SECONDS", (15.0, 15.0))
+    monkeypatch.setattr("vtts_rt.data.needle.write_clip", lambda path, *_: path.write_bytes(b"x"))
+    manifest = write_questions(_recipe(tmp_path), 3)
+    ((name, rows),) = ((s.name, list(s.rows())) for s in read_manifest(manifest))
+    assert name == "needle_graded" and len({media for media, _ in rows}) == len(rows) == 3
+    assert all(media.is_file() and row.answer and row.spans and row.boxes for media, row in rows)
+    config = (Path(command.__file__).parent / "grpo.yaml").read_text()
+    assert f"manifest: runs/tiny/{manifest.relative_to(tmp_path)}" in config
 
 
 @pytest.mark.parametrize(

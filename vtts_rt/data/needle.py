@@ -21,6 +21,7 @@ Everything follows from (split, seed, difficulty): a scene renders any region of
 from __future__ import annotations
 
 import itertools
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -393,6 +394,16 @@ def write_clip(
     )
 
 
+def keep_clip(path: Path, scene: Scene, codec: str = "libx264") -> None:
+    """`write_clip`, unless the file is there; a process that is killed leaves no half of one."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial_{os.getpid()}_{path.name}")
+    write_clip(partial, scene, codec)
+    partial.replace(path)
+
+
 def write_needle(
     folder: str | Path,
     seed: int,
@@ -401,7 +412,8 @@ def write_needle(
     codec: str = "libx264",
     difficulty: Difficulty = "plain",
 ) -> list[Row]:
-    """Write `num` clips of seeds seed, seed + 1, ... and `rows.json` with a row for every card.
+    """Write the clips of `num` seeds from `seed` on, those that are not there, and `rows.json` with
+    a row for every card, of graded clips for the first.
 
     difficulty: as in `make_scene`. Returns the rows; their media are relative to `folder`, which is
     made if missing.
@@ -411,8 +423,10 @@ def write_needle(
     rows = []
     for index in range(seed, seed + num):
         scene = make_scene(index, split, difficulty=difficulty)
-        name = f"needle_{split}_{index}{CODECS[codec][0]}"
-        write_clip(folder / name, scene, codec)
-        rows += [needle_row(scene, make_question(scene, c), name) for c in range(len(scene.cards))]
+        graded = "" if difficulty == "plain" else f"_{difficulty}"
+        name = f"needle_{split}{graded}_{index}{CODECS[codec][0]}"
+        keep_clip(folder / name, scene, codec)
+        asked = range(1 if graded else len(scene.cards))
+        rows += [needle_row(scene, make_question(scene, card), name) for card in asked]
     write_rows(folder / "rows.json", rows)
     return rows

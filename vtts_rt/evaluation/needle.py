@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,10 +30,10 @@ from vtts_rt.data.needle import (
     Difficulty,
     Scene,
     Split,
+    keep_clip,
     make_question,
     make_scene,
     needle_row,
-    write_clip,
 )
 from vtts_rt.data.rows import Row
 from vtts_rt.evaluation.records import Records, summarise
@@ -74,20 +73,10 @@ def _after(answer: Answer, row: Row, count: int, letter: LetterRule) -> dict[str
 @contextmanager
 def _clip(scene: Scene, codec: str, folder: Path | None, name: str) -> Iterator[Path]:
     """The scene as a file: for the moment, or in `folder`, where it stays for the next run."""
-    suffix = CODECS[codec][0]
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / f"clip{suffix}"
-            write_clip(path, scene, codec)
-            yield path
-        return
-    path = folder / f"{name}{suffix}"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"partial_{os.getpid()}_{name}{suffix}"
-        write_clip(partial, scene, codec)
-        partial.replace(path)
-    yield path
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (folder or Path(temporary)) / f"{name}{CODECS[codec][0]}"
+        keep_clip(path, scene, codec)
+        yield path
 
 
 def evaluate(
