@@ -41,7 +41,7 @@ class ViewBatch:
     cover: (N, 9, 6) a card covers a quarter of it; card_offset: (N, 9, 2) x, y of that centre
     in the token, 0..1. mark: (N, 9, 6) the centre of a mark, large enough to be seen, on a card of
     that colour; mark_offset: (N, 9, 2); cells: (N, 9, 4) int64 colours of a readable mark, -1
-    elsewhere. card_known: (N,) whether cards are small enough to be placed.
+    elsewhere. part: (N,) of the frame's side that the view shows.
     """
 
     pixels: NDArray[np.uint8]
@@ -51,7 +51,12 @@ class ViewBatch:
     mark: FloatArray
     mark_offset: FloatArray
     cells: NDArray[np.int64]
-    card_known: FloatArray
+    part: FloatArray
+
+    @property
+    def card_known(self) -> FloatArray:
+        """(N,) 1 where cards are small enough to be placed."""
+        return (self.part > 0.25).astype(np.float32)
 
 
 def view_pixels(
@@ -155,7 +160,7 @@ def empty_batch(size: int, pixels: bool = True) -> ViewBatch:
         mark=zeros(TOKENS, NUM_CARDS),
         mark_offset=zeros(TOKENS, 2),
         cells=np.full((size, TOKENS, 4), -1, np.int64),
-        card_known=zeros(),
+        part=zeros(),
     )
 
 
@@ -163,7 +168,7 @@ def label_view(
     batch: ViewBatch, row: int, scene: Scene, times: Sequence[float], box: PixelBox
 ) -> None:
     """Write the labels of a view of `box` with frames at `times` (seconds) into a row."""
-    batch.card_known[row] = box.x1 - box.x0 > scene.width / 4
+    batch.part[row] = (box.x1 - box.x0) / scene.width
     per_px = GRID / (box.x1 - box.x0)  # tokens a source pixel
     for card in scene.all_cards:
         if not any(card.span.start_seconds <= t < card.span.end_seconds for t in times):

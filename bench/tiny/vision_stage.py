@@ -89,10 +89,13 @@ def vision_loss(out: dict[str, Tensor], batch: ViewBatch) -> tuple[Tensor, dict[
         truth = cells[readable].view(-1)
         loss = loss + 2 * F.cross_entropy(logits, truth)
         right = (logits.argmax(-1) == truth).view(-1, 4)
-        skills["cell"], skills["read"] = (
-            float(right.float().mean()),
-            float(right.all(-1).float().mean()),
-        )
+        skills["cell"] = float(right.float().mean())
+        part = torch.from_numpy(batch.part)[:, None].expand(readable.shape)[readable]
+        whole = right.all(-1).float()
+        for name, low, high in (("frame", 0.8, 1.0), ("card", 0.25, 0.8), ("mark", 0.0, 0.25)):
+            of_scale = (low < part) & (part <= high)
+            if of_scale.any():
+                skills[f"read_{name}"] = float(whole[of_scale].mean())
     return loss, skills
 
 
