@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -51,9 +51,8 @@ MARK_COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (30, 50, 240),
     "yellow": (250, 230, 20),
 }
-PATTERNS: tuple[tuple[str, str, str, str], ...] = tuple(
-    itertools.permutations(MARK_COLOURS)  # type: ignore[arg-type]
-)
+Pattern = tuple[str, str, str, str]
+PATTERNS: tuple[Pattern, ...] = tuple(itertools.permutations(MARK_COLOURS))  # type: ignore[arg-type]
 FRAME_SIDES = (448, 448, 448, 512)  # px; mostly the smaller one, which is quicker to encode
 DURATION_SECONDS = (15.0, 23.9)
 SOURCE_FPS = (12.0, 30.0)
@@ -82,7 +81,7 @@ class Card:
     box: the card in the frame; mark_box: the tile without its rim; span: when the card shows;
     mark_span: when the mark shows, inside span. pattern: colours of the tile's cells in
     reading order. shade: brightness factor of the card's fill. level: see the module. A blank
-    card's mark_span is empty.
+    card's mark_span is empty, and its mark_box and pattern mean nothing.
     """
 
     colour: str
@@ -90,7 +89,7 @@ class Card:
     span: TimeSpan
     mark_box: PixelBox
     mark_span: TimeSpan
-    pattern: tuple[str, str, str, str]
+    pattern: Pattern
     shade: float
     level: Level = "plain"
 
@@ -187,10 +186,7 @@ def _overlap(a: PixelBox, b: PixelBox) -> bool:
 
 
 def make_scene(
-    seed: int,
-    split: Split = "train",
-    footage: bool | None = None,
-    difficulty: Difficulty = "plain",
+    seed: int, split: Split = "train", footage: bool | None = None, difficulty: Difficulty = "plain"
 ) -> Scene:
     """The scene of a seed.
 
@@ -220,7 +216,7 @@ def make_scene(
     for colour, pattern, level in zip(map(str, colours), patterns, levels, strict=False):
         maker = _CardMaker(rng, side, duration, source_fps, cards + blanks)
         if level == "twin":
-            card, blank = maker.twins(colour, pattern, patterns[-1])
+            card, blank = maker.twins(colour, pattern)
             blanks.append(blank)
         else:
             card = maker.card(colour, pattern, level)
@@ -256,9 +252,7 @@ class _CardMaker:
     source_fps: float
     others: list[Card]
 
-    def card(
-        self, colour: str, pattern: tuple[str, str, str, str], level: Level, size: Level = "plain"
-    ) -> Card:
+    def card(self, colour: str, pattern: Pattern, level: Level, size: Level = "plain") -> Card:
         """size: the level that a twin's mark has the size and the time of."""
         rng, scale = self.rng, self.side / 448
         (low, high), seconds = MARKS[size if level == "twin" else level]
@@ -285,12 +279,7 @@ class _CardMaker:
         shade = float(rng.uniform(0.85, 1.12))
         return Card(colour, box, TimeSpan(start, end), mark_box, mark_span, pattern, shade, level)
 
-    def twins(
-        self,
-        colour: str,
-        pattern: tuple[str, str, str, str],
-        unseen: tuple[str, str, str, str],
-    ) -> tuple[Card, Card]:
+    def twins(self, colour: str, pattern: Pattern) -> tuple[Card, Card]:
         """A card, and a blank one of the same colour and time, not in a neighbouring token."""
         card = self.card(colour, pattern, "twin", "near" if self.rng.random() < 0.5 else "far")
         self.others = [*self.others, card]
@@ -300,12 +289,9 @@ class _CardMaker:
             other_row, other_column = grid_place(box, self.side)
             if max(abs(row - other_row), abs(column - other_column)) >= 2:
                 break
-        x, y = (box.x0 + box.x1) // 2, (box.y0 + box.y1) // 2
         never = TimeSpan(card.span.start_seconds, card.span.start_seconds)
         shade = float(self.rng.uniform(0.85, 1.12))
-        return card, Card(
-            colour, box, card.span, PixelBox(x, y, x, y), never, unseen, shade, "twin"
-        )
+        return card, replace(card, box=box, mark_span=never, shade=shade)
 
     def _place(self) -> PixelBox:
         while True:
@@ -319,7 +305,7 @@ class _CardMaker:
         return round(seconds * self.source_fps) / self.source_fps
 
 
-def pattern_text(pattern: tuple[str, str, str, str]) -> str:
+def pattern_text(pattern: Pattern) -> str:
     """`red green / blue yellow`: the rows of the tile, top first."""
     return f"{pattern[0]} {pattern[1]} / {pattern[2]} {pattern[3]}"
 
