@@ -39,7 +39,8 @@ def main() -> int:
             "dtype": dtype,
             **evaluate(runtime, seed=args.seed, num=args.num),
         }
-    write_result(RESULTS / results_name("needle"), result)
+    theme = "needle" if dtype == "float32" else f"needle{dtype}"
+    write_result(RESULTS / results_name(theme), result)
     return 0
 
 

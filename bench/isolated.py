@@ -64,7 +64,9 @@ def outcomes(
 def _run(
     command: Sequence[str], ops: Sequence[str], seconds: float, interpret: bool
 ) -> Iterator[Outcome]:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    # pytest-benchmark takes a worker of pytest-xdist, which may have started us, for its own.
+    dropped = ("TRITON_INTERPRET", "PYTEST_XDIST_WORKER")
+    env = {name: value for name, value in os.environ.items() if name not in dropped}
     env |= {"TRITON_INTERPRET": "1"} if interpret else {}
     left = list(ops)
     while left:

@@ -255,6 +255,7 @@ def _strategies(result: Result) -> str:
 # name of the table -> theme of its results, its text
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "needle": ("needle", _needle),
+    "needlebfloat16": ("needlebfloat16", _needle),
     "rounds": ("rounds", _rounds),
     "phases": ("rounds", _phases),
     "rounds5": ("rounds5", _rounds),
