@@ -227,9 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result))
         return 0
-    levels = {f"{name} ({own['num']})": own["accuracy"] for name, own in result["levels"].items()}
-    table = Table(*result["rounds"][0], *levels)
-    for line, *shares in zip(result["rounds"], *levels.values(), strict=True):
-        table.add_row(*map(str, line.values()), *map(str, shares))
-    Console().print(table)
+    looks = Table(*result["rounds"][0])
+    for line in result["rounds"]:
+        looks.add_row(*map(str, line.values()))
+    levels = Table("level", "clips", *(f"{line['rounds']} rounds" for line in result["rounds"]))
+    for name, own in result["levels"].items():
+        levels.add_row(name, str(own["num"]), *map(str, own["accuracy"]))
+    Console().print(looks, levels)
     return 0
