@@ -11,14 +11,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from report import answers, ops, videos
+from report import answers, ops, training, videos
 from report.results import Result, load_results
 from vtts_rt.checks import CommandParser
 
 __all__ = ["load_results", "main"]
 
 _BLOCK = re.compile(r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-_TABLES = {**answers.TABLES, **ops.TABLES, **videos.TABLES}
+_TABLES = {**answers.TABLES, **ops.TABLES, **training.TABLES, **videos.TABLES}
 
 
 def table(name: str, root: Path) -> str:

@@ -3,19 +3,23 @@
 Frames come from the frame policy and text from the prompt layout of the perception layer, so a
 training sequence is token for token what the runtime shows. The answers are what an ideal
 viewer would say of the views at hand: where the card is while only the card can be seen, where
-the mark is once the mark can be seen, and what the mark shows once it can be read.
+the mark is once the mark can be seen, and what the mark shows once it can be read, without a clue,
+which ends the rounds. Of two cards of the asked colour it looks at the first in reading order; a
+view that shows nothing of use leads back to the whole frame, and there to the other card.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tiny.views import MIN_MARK_PX, READABLE_PX
 from vtts_rt.config import ResolvedPerception
-from vtts_rt.data.needle import Card, Scene, make_question, pattern_text
+from vtts_rt.data.needle import Card, Scene, grid_place, make_question, pattern_text
 from vtts_rt.models.mrope import MropePositions, build_position_ids
 from vtts_rt.models.tokenizer import EncodedPrompt, Tokenizer, encode_prompt
 from vtts_rt.perception.clue import parse_clue
@@ -26,26 +30,31 @@ from vtts_rt.perception.strategy import build_prompt, plan_round
 from vtts_rt.rounds.transcript import Transcript
 from vtts_rt.types import Parity, PixelBox, Prompt, TimeSpan, VideoMetadata
 
-Stage = Literal["card", "mark", "read", "lost"]
-STAGES: tuple[Stage, ...] = ("card", "mark", "read", "lost")
+Stage = Literal["card", "mark", "read", "blank", "lost"]
+STAGES: tuple[Stage, ...] = ("card", "mark", "read", "blank", "lost")
+# What is thought where nothing can be read.
+THOUGHTS = {"card": "card", "mark": "mark", "blank": "none mark", "lost": "none card"}
+MAX_ROUNDS = 5
 CARD_BOX_TENTHS = 4  # side of the box around a card, in tenths of the view
 MARK_BOX_TENTHS = 3  # side of the box around a mark
-READABLE_PX = 8.5  # a mark at least this wide in the view is to be read
 GUESS_WEIGHT = 0.1  # of the letter in rounds that cannot read: random labels are noise
 LETTER_WEIGHT = 5.0  # of the letter in rounds that can: one token in forty, the last to be learnt
-_FULL_VIEW = 0.8  # a view of this part of the frame's side shows cards, not marks
+_FULL_VIEW = 0.8  # a view of this part of the frame's side shows cards, not small marks
+_CARD_VIEW = 0.25  # a view of this part shows a whole card
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What an ideal viewer says of a round: stage, times of the pairs that show it, box.
 
-    box_tenths: (x0, y0, side) in tenths of the view.
+    box_tenths: (x0, y0, side) in tenths of the view. card: the one that it is about; of stage
+    `blank` the one that shows no mark.
     """
 
     stage: Stage
     seen: tuple[float, ...] = ()
     box_tenths: tuple[int, int, int] = (0, 0, 0)
+    card: Card | None = None
 
 
 @dataclass
@@ -139,48 +148,78 @@ def scene_metadata(scene: Scene) -> VideoMetadata:
     )
 
 
-def judge(scene: Scene, card: Card, plan: FramePlan) -> Verdict:
-    """The ideal viewer: looks at what the views show, knows nothing else."""
+def judge(scene: Scene, colour: str, plan: FramePlan, left: Sequence[Card] = ()) -> Verdict:
+    """The ideal viewer: looks at what the views show, knows nothing else.
+
+    left: cards that an earlier round came back from, since they showed no mark.
+    """
     view = plan.views[0]
-    full = view.box.x1 - view.box.x0 >= _FULL_VIEW * scene.width
-    target, span = (card.box, card.span) if full else (card.mark_box, card.mark_span)
-    seen = tuple(
+    part = (view.box.x1 - view.box.x0) / scene.width
+    cards = [card for card in scene.all_cards if card.colour == colour]
+    cards.sort(key=lambda card: grid_place(card.box, scene.width))
+    for card in cards:
+        mark, seen = card.mark_box, _seen(scene, plan, card.mark_span)
+        width_px = (mark.x1 - mark.x0) / (view.box.x1 - view.box.x0) * view.resized_hw[1]
+        if not seen or width_px < MIN_MARK_PX or not _inside(view.box, mark):
+            continue
+        whole = view.box.x0 <= mark.x0 and mark.x1 <= view.box.x1
+        whole = whole and view.box.y0 <= mark.y0 and mark.y1 <= view.box.y1
+        box = box_tenths(view.box, mark, MARK_BOX_TENTHS)
+        return Verdict("read" if whole and width_px >= READABLE_PX else "mark", seen, box, card)
+    shown = [card for card in cards if _inside(view.box, card.box)]
+    shown = [card for card in shown if _seen(scene, plan, card.span)]
+    if not shown or part < _CARD_VIEW:
+        return Verdict("lost")
+    card = next((card for card in shown if card not in left), shown[-1])
+    seen = _seen(scene, plan, card.span)
+    if part < _FULL_VIEW:
+        return Verdict("blank", seen, card=card)
+    return Verdict("card", seen, box_tenths(view.box, card.box, CARD_BOX_TENTHS), card)
+
+
+def _seen(scene: Scene, plan: FramePlan, span: TimeSpan) -> tuple[float, ...]:
+    """Times of the pairs with a frame inside the span."""
+    return tuple(
         segment.pairs[0].time_seconds
         for segment in plan.segments
         if any(_shows(span, frame / scene.source_fps) for frame in segment.frame_indices)
     )
+
+
+def _inside(view: PixelBox, target: PixelBox) -> bool:
+    """Whether the view shows the middle of the target."""
     x, y = (target.x0 + target.x1) / 2, (target.y0 + target.y1) / 2
-    if not seen or not (view.box.x0 <= x < view.box.x1 and view.box.y0 <= y < view.box.y1):
-        return Verdict("lost")
-    if full:
-        return Verdict("card", seen, _box_tenths(view.box, target, CARD_BOX_TENTHS))
-    width_px = (target.x1 - target.x0) / (view.box.x1 - view.box.x0) * view.resized_hw[1]
-    whole = view.box.x0 <= target.x0 and target.x1 <= view.box.x1
-    whole = whole and view.box.y0 <= target.y0 and target.y1 <= view.box.y1
-    stage: Stage = "read" if whole and width_px >= READABLE_PX else "mark"
-    return Verdict(stage, seen, _box_tenths(view.box, target, MARK_BOX_TENTHS))
+    return view.x0 <= x < view.x1 and view.y0 <= y < view.y1
 
 
 def _shows(span: TimeSpan, time_seconds: float) -> bool:
     return span.start_seconds <= time_seconds + 5e-7 < span.end_seconds
 
 
-def _box_tenths(view: PixelBox, target: PixelBox, side: int) -> tuple[int, int, int]:
+def box_tenths(view: PixelBox, target: PixelBox, side: int) -> tuple[int, int, int]:
+    """(x0, y0, side) of the box about a target, in tenths of the view."""
     x = ((target.x0 + target.x1) / 2 - view.x0) / (view.x1 - view.x0)
     y = ((target.y0 + target.y1) / 2 - view.y0) / (view.y1 - view.y0)
     x0, y0 = (int(np.clip(round(10 * v - side / 2), 0, 10 - side)) for v in (x, y))
     return x0, y0, side
 
 
-def clue_text(start_seconds: float, end_seconds: float, box_tenths: tuple[int, int, int]) -> str:
-    """`[(8.0, 12.0)] [0.2, 0.4, 0.6, 0.8]`; times are those of labels, to be copied."""
+def clue_text(
+    start_seconds: float, end_seconds: float, box_tenths: tuple[int, int, int] | None = None
+) -> str:
+    """`[(8.0, 12.0)] [0.2, 0.4, 0.6, 0.8]`; times are those of labels, to be copied. None: no box,
+    which asks for the whole frame."""
+    if box_tenths is None:
+        return f"[({start_seconds:.1f}, {end_seconds:.1f})]"
     x, y, side = box_tenths
     box = ", ".join(f"{v / 10:.1f}" for v in (x, y, x + side, y + side))
     return f"[({start_seconds:.1f}, {end_seconds:.1f})] [{box}]"
 
 
-def _jittered(rng: np.random.Generator, plan: FramePlan, verdict: Verdict) -> str:
-    """A clue that is off by about one step, as a model's own would be."""
+def _jittered(
+    rng: np.random.Generator, plan: FramePlan, verdict: Verdict, miss: bool
+) -> tuple[float, float, tuple[int, int, int]]:
+    """A clue that is off by about a step, as a model's own would be; miss: its box is elsewhere."""
     times = [segment.pairs[0].time_seconds for segment in plan.segments]
     first, last = times.index(verdict.seen[0]), times.index(verdict.seen[-1])
     if rng.random() < 0.4:
@@ -188,8 +227,10 @@ def _jittered(rng: np.random.Generator, plan: FramePlan, verdict: Verdict) -> st
     if rng.random() < 0.4:
         last = int(np.clip(last + rng.integers(-1, 2), 0, len(times) - 1))
     x, y, side = verdict.box_tenths
-    x, y = (int(np.clip(v + rng.integers(-1, 2), 0, 10 - side)) for v in (x, y))
-    return clue_text(times[first], times[max(first, last)], (x, y, side))
+    to_x, to_y = (int(np.clip(v + rng.integers(-1, 2), 0, 10 - side)) for v in (x, y))
+    while miss and max(abs(to_x - x), abs(to_y - y)) < side - 1:
+        to_x, to_y = (int(v) for v in rng.integers(0, 11 - side, 2))
+    return times[first], times[max(first, last)], (to_x, to_y, side)
 
 
 def make_episode(
@@ -201,18 +242,19 @@ def make_episode(
     templates: PromptTemplates,
     seed: int,
     question_seed: int = 0,
-    num_rounds: int = 3,
+    num_rounds: int = MAX_ROUNDS,
     skip_rounds: int = 0,
     jitter: float = 0.5,
+    miss: float = 0.1,
 ) -> Episode:
     """A conversation of up to `num_rounds` rounds about one card of a scene.
 
     jitter: share of rounds whose clue is off by a step, shown but not trained on, so that the
-    rounds after it see what a model's own clues lead to. A round that sees nothing of the card
-    ends the episode. skip_rounds: rounds that are planned but left out of the text, so that a
-    later round stands alone: a short drill of one skill (nothing is written if an earlier
-    round loses the card). seed: decides the jitter and with it the frames; question_seed: the
-    options and their order.
+    rounds after it see what a model's own clues lead to; miss: share of those whose box is
+    elsewhere. A round that reads ends the episode. skip_rounds: rounds that are planned but left
+    out of the text, so that a later round stands alone: a short drill of one skill (nothing is
+    written if an earlier round ends the episode). seed: decides the jitter and with it the frames;
+    question_seed: the options and their order.
     """
     rng = np.random.default_rng([scene.seed, card, seed])
     asked = scene.cards[card]
@@ -220,6 +262,8 @@ def make_episode(
     metadata = scene_metadata(scene)
     writer = _Writer(tokenizer)
     history: list[RoundHistory] = []
+    left: list[Card] = []
+    span = (0.0, 0.0)
     verdicts: list[Verdict] = []
     answers: list[int] = []
     clues: list[int] = []
@@ -227,15 +271,19 @@ def make_episode(
         plan = plan_round("append", perception, [metadata], history, index)
         if plan.empty:
             break
-        verdict = judge(scene, asked, plan)
-        text, off = "", bool(rng.random() < jitter)
-        if verdict.seen:
-            text = clue_text(verdict.seen[0], verdict.seen[-1], verdict.box_tenths)
+        verdict = judge(scene, asked.colour, plan, left)
+        text, off, misses = "", bool(rng.random() < jitter), bool(rng.random() < miss)
+        off = off and verdict.stage in ("card", "mark")
+        if verdict.stage in ("card", "mark"):
+            first, last, box = verdict.seen[0], verdict.seen[-1], verdict.box_tenths
             if off:
-                text = _jittered(rng, plan, verdict)
+                first, last, box = _jittered(rng, plan, verdict, misses)
+            span, text = (first, last), clue_text(first, last, box)
+        elif verdict.stage != "read":  # the whole frame again, at the same time
+            text = clue_text(*span)
+            left += [verdict.card] if verdict.card is not None else []
         written = history[skip_rounds:]
-        look = RoundHistory(plan, parse_clue(tagged("glue", text)))
-        history.append(look)
+        history.append(RoundHistory(plan, parse_clue(tagged("glue", text))))
         if index < skip_rounds:
             if not text:
                 break
@@ -250,9 +298,7 @@ def make_episode(
             options=question.options,
         )
         writer.prompt(prompt, len(verdicts))
-        thought = {"card": "card", "mark": "mark", "lost": "none"}.get(
-            verdict.stage, pattern_text(asked.pattern)
-        )
+        thought = THOUGHTS.get(verdict.stage, pattern_text(asked.pattern))
         writer.said(tagged("think", f" {thought}") + TAGS["answer"][0])
         weight = LETTER_WEIGHT if verdict.stage == "read" else GUESS_WEIGHT
         answers.append(writer.said(chr(65 + question.answer), weight))

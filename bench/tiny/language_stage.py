@@ -5,13 +5,15 @@ will need: where in the view, at what time, does the card have the asked colour.
 circuits that would take tens of thousands of clips to appear into a few thousand, and are
 thrown away afterwards.
 
-Shape letters: B episodes, L tokens of the longest, V vision tokens of all, C hidden size.
+Shape letters: B episodes, N tokens and V vision tokens of all, C hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tiny.episodes import Episode
+from tiny.episodes import CARD_BOX_TENTHS, STAGES, Episode, Stage, box_tenths
 from tiny.views import (
     COLOUR_INDEX,
     GRID,
@@ -29,31 +31,36 @@ from tiny.views import (
     TOKENS,
     ViewBatch,
 )
+from vtts_rt.data.needle import grid_place
 from vtts_rt.models.base import ForwardBatch, VideoLM, VisionRows
 from vtts_rt.models.tokenizer import Tokenizer
 
 MAX_SECONDS = 64  # whole seconds that the time probe tells apart
+CLUES = ("card", "mark", "again", "none")  # again: a card, of a later look at the whole frame
 _NOT_SCORED = -100
 
 
 @dataclass
 class EpisodeBatch:
-    """Padded episodes.
+    """Packed episodes.
 
-    token_ids: (B, L); positions: (3, B, L); weights: (B, L) fp32. features: (V, C) fp32 and
-    vision: (V,) their places in the flattened batch.
+    seqlens: tokens of each. token_ids: (N,); positions: (3, N); weights: (N,) fp32. features:
+    (V, C) fp32 and vision: (V,) their places.
     Targets of the probes: seconds, tenths: (V,) time of the pair; asked: (V,) asked colour;
     match: (V,) 1 where a card of that colour covers the token; target: (V,) 1 where the token
-    shows what the round is after; first: (V,) of those tokens, 1 in the first pair of the round
-    that has one (-100 elsewhere); box: (V, 2) x0, y0 in tenths at the centre of what is looked
-    for (-100 elsewhere); card_word: (B,) place of the word after the colour; option_ends: (4 B,)
-    and option_cells: (4 B, 4) colours; reads: (R,) places where the pattern
+    shows what the round is after, or its twin; first: (V,) of those tokens, 1 in the first pair of
+    the round that has one (-100 elsewhere); second: (V,) of the middles of cards that a round is
+    after, 1 where an earlier token of the pair has one; box: (V, 2) x0, y0 in tenths at the centre
+    of what is looked for (-100 elsewhere); card_word: (B,) place of the word after the colour;
+    option_ends: (4 B,) and option_cells: (4 B, 4) colours; reads: (R,) places where the pattern
     has to be known: the tag of the answer, and where it was seen the words of the thought;
-    read_cells: (R, 4).
-    For the skills: clue_starts: (K,) first tokens of the clues that are trained on, and
-    clue_stages: (K,) 0 card, 1 mark, 2 read; letters: (M,) letters of reading rounds.
+    read_cells: (R, 4); boxed: (P,) places where a digit of a card's box comes next, and came_back:
+    (P,) 1 if an earlier round saw a card without a mark.
+    For the skills: clue_starts: (K,) first tokens of the clues that are trained on, and clue_kinds:
+    (K,) of CLUES; answers: (A,) letters, and answer_stages: (A,) of STAGES.
     """
 
+    seqlens: list[int]
     token_ids: Tensor
     positions: Tensor
     weights: Tensor
@@ -65,15 +72,19 @@ class EpisodeBatch:
     match: Tensor
     target: Tensor
     first: Tensor
+    second: Tensor
     box: Tensor
     card_word: Tensor
     option_ends: Tensor
     option_cells: Tensor
     reads: Tensor
     read_cells: Tensor
+    boxed: Tensor
+    came_back: Tensor
     clue_starts: Tensor
-    clue_stages: Tensor
-    letters: Tensor
+    clue_kinds: Tensor
+    answers: Tensor
+    answer_stages: Tensor
 
 
 class PromptWords:
@@ -125,106 +136,124 @@ def collate(
     words: PromptWords,
 ) -> EpisodeBatch:
     """A batch of episodes. features: (pairs, 9, C) of each; labels: of its views."""
-    length = max(len(e.weights) for e in episodes)
-    num = len(episodes)
-    ids = np.zeros((num, length), np.int64)
-    positions = np.zeros((3, num, length), np.int64)
-    weights = np.zeros((num, length), np.float32)
-    lists: dict[str, list[object]] = {f.name: [] for f in fields(EpisodeBatch)}
-    for row, episode in enumerate(episodes):
-        shown, size = episode.transcript, len(episode.weights)
-        ids[row, :size], weights[row, :size] = shown.token_ids, episode.weights
-        positions[:, row, :size] = shown.position_ids
-        base = row * length
+    lists: dict[str, list[Any]] = {f.name: [] for f in fields(EpisodeBatch)}
+    base = 0
+    for episode, found in zip(episodes, labels, strict=True):
+        shown = episode.transcript
+        lists["seqlens"].append(len(shown.token_ids))
+        lists["token_ids"] += shown.token_ids.tolist()
         colour = COLOUR_INDEX[episode.scene.cards[episode.card].colour]
         for span in shown.spans:
-            start = base + span.start
-            lists["vision"] += range(start, start + TOKENS)
+            lists["vision"] += range(base + span.start, base + span.start + TOKENS)
             whole, tenth = f"{span.segment.pairs[0].time_seconds:.1f}".split(".")
             lists["seconds"] += [min(int(whole), MAX_SECONDS - 1)] * TOKENS
             lists["tenths"] += [int(tenth)] * TOKENS
             lists["asked"] += [colour] * TOKENS
-        lists["match"] += labels[row].cover[:, :, colour].ravel().tolist()
-        target, first, box = _targets(episode, labels[row], colour)
-        lists["target"] += target
-        lists["first"] += first
-        lists["box"] += box
-        found = words.find(
+        lists["match"] += found.cover[:, :, colour].ravel().tolist()
+        for name, values in _targets(episode, found, colour).items():
+            lists[name] += values
+        words_found = words.find(
             shown.token_ids.tolist(), episode.answers, episode.stages, bool(shown.spans)
         )
-        lists["card_word"].append(base + found[0])
-        lists["option_ends"] += [base + at for at in found[1]]
-        lists["option_cells"] += found[2]
-        lists["reads"] += [base + at for at in found[3]]
-        lists["read_cells"] += found[4]
-        for clue, answer, stage in zip(episode.clues, episode.answers, episode.stages, strict=True):
+        lists["card_word"].append(base + words_found[0])
+        lists["option_ends"] += [base + at for at in words_found[1]]
+        lists["option_cells"] += words_found[2]
+        lists["reads"] += [base + at for at in words_found[3]]
+        lists["read_cells"] += words_found[4]
+        came_back = False
+        for index, (clue, stage) in enumerate(zip(episode.clues, episode.stages, strict=True)):
+            lists["answers"].append(base + episode.answers[index])
+            lists["answer_stages"].append(STAGES.index(stage))
+            if stage == "card":  # `[(a.b, c.d)] [x.x, y.y`
+                lists["boxed"] += [base + clue + 7, base + clue + 10]
+                lists["came_back"] += [int(came_back)] * 2
             if clue >= 0 and episode.weights[clue] == 1.0:
                 lists["clue_starts"].append(base + clue)
-                lists["clue_stages"].append(("card", "mark", "read").index(stage))
-            if stage == "read":
-                lists["letters"].append(base + answer)
-    integer = {
-        name: torch.tensor(values, dtype=torch.int64)
-        for name, values in lists.items()
-        if name not in ("token_ids", "positions", "weights", "features", "match", "target")
+                lists["clue_kinds"].append(CLUES.index(_clue_kind(stage, index)))
+            came_back |= stage == "blank"
+        base += len(shown.token_ids)
+    arrays: dict[str, Any] = {
+        "seqlens": lists["seqlens"],
+        "positions": torch.from_numpy(
+            np.concatenate([e.transcript.position_ids for e in episodes], axis=1)
+        ),
+        "weights": torch.from_numpy(np.concatenate([e.weights for e in episodes])),
+        "features": torch.from_numpy(
+            np.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
+        ),
     }
-    return EpisodeBatch(
-        token_ids=torch.from_numpy(ids),
-        positions=torch.from_numpy(positions),
-        weights=torch.from_numpy(weights),
-        features=torch.from_numpy(np.concatenate([f.reshape(-1, f.shape[-1]) for f in features])),
-        match=torch.tensor(lists["match"], dtype=torch.float32),
-        target=torch.tensor(lists["target"], dtype=torch.float32),
-        **integer,
-    )
+    kinds = {"match": torch.float32, "target": torch.float32}
+    for name in lists.keys() - arrays.keys():
+        arrays[name] = torch.tensor(lists[name], dtype=kinds.get(name, torch.int64))
+    return EpisodeBatch(**arrays)
 
 
-def _targets(
-    episode: Episode, labels: ViewBatch, colour: int
-) -> tuple[list[int], list[int], list[list[int]]]:
-    """(target, first, box) of every vision token (see EpisodeBatch)."""
+def _clue_kind(stage: Stage, index: int) -> str:
+    if stage == "card":
+        return "again" if index else "card"
+    return "mark" if stage == "mark" else "none"
+
+
+def _targets(episode: Episode, labels: ViewBatch, colour: int) -> dict[str, list[Any]]:
+    """target, first, second, box of every vision token (see EpisodeBatch)."""
     num = len(episode.rounds)
     target = np.zeros((num, TOKENS), np.int64)
-    first = np.full((num, TOKENS), _NOT_SCORED, np.int64)
+    first, second = (np.full((num, TOKENS), _NOT_SCORED, np.int64) for _ in range(2))
     box = np.full((num, TOKENS, 2), _NOT_SCORED, np.int64)
     seen_rounds = set()
+    cards = [c for c in episode.scene.all_cards if COLOUR_INDEX[c.colour] == colour]
+    cards.sort(key=lambda card: grid_place(card.box, episode.scene.width))
     for pair, index in enumerate(episode.rounds):
         verdict = episode.verdicts[index]
-        if not verdict.seen:
+        if verdict.stage not in ("card", "mark", "read"):
             continue
         card = verdict.stage == "card"
         shown = (labels.cover if card else labels.mark)[pair, :, colour] > 0
         centre = (labels.centre if card else labels.mark)[pair, :, colour] > 0
         target[pair, shown] = 1
         first[pair, shown] = int(index not in seen_rounds)
-        box[pair, centre] = verdict.box_tenths[:2]
+        places = np.flatnonzero(centre)
+        if card:  # at most one a token, in reading order
+            second[pair, places] = np.arange(len(places))
+            view = episode.transcript.spans[pair].segment.box
+            for place, found in zip(places, cards, strict=False):
+                box[pair, place] = box_tenths(view, found.box, CARD_BOX_TENTHS)[:2]
+        else:
+            box[pair, places] = verdict.box_tenths[:2]
         if shown.any():
             seen_rounds.add(index)
-    return target.ravel().tolist(), first.ravel().tolist(), box.reshape(-1, 2).tolist()
+    return {
+        "target": target.ravel().tolist(),
+        "first": first.ravel().tolist(),
+        "second": second.ravel().tolist(),
+        "box": box.reshape(-1, 2).tolist(),
+    }
 
 
 class Probes(nn.Module):
     """Linear read-outs of hidden states after the first three layers."""
 
-    SECOND = (NUM_CARDS, MAX_SECONDS, 10, 4 * NUM_MARKS, 4, 2)
+    SECOND = (NUM_CARDS, MAX_SECONDS, 10, 4 * NUM_MARKS, 4, 3)
+    THIRD = (2, 4 * NUM_MARKS, 20)
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.first = nn.Linear(num_channels, 2 * GRID + NUM_CARDS)
         self.second = nn.Linear(num_channels, sum(self.SECOND))
-        self.third = nn.Linear(num_channels, 1 + 4 * NUM_MARKS + 20)
+        self.third = nn.Linear(num_channels, sum(self.THIRD))
 
     def loss(
         self, hidden: Sequence[Tensor], batch: EpisodeBatch
     ) -> tuple[Tensor, dict[str, float]]:
-        """hidden: (B * L, C) after each of the first three layers."""
-        ce = F.cross_entropy
+        """hidden: (N, C) after each of the first three layers."""
+        ce, bce = F.cross_entropy, F.binary_cross_entropy_with_logits
         *_, cells, letter, _ = self.second(hidden[1][batch.option_ends]).split(self.SECOND, dim=-1)
         order = torch.arange(len(letter)) % 4
         loss = ce(letter, order) + ce(cells.reshape(-1, NUM_MARKS), batch.option_cells.flatten())
         skills = {"options": _share(cells.reshape(-1, NUM_MARKS), batch.option_cells.flatten())}
         if len(batch.reads):
-            read = self.third(hidden[2][batch.reads])[:, 1:-20].reshape(-1, NUM_MARKS)
+            _, read, _ = self.third(hidden[2][batch.reads]).split(self.THIRD, dim=-1)
+            read = read.reshape(-1, NUM_MARKS)
             loss = loss + ce(read, batch.read_cells.flatten())
             skills["recall"] = _share(read, batch.read_cells.flatten())
         if not len(batch.vision):
@@ -242,14 +271,21 @@ class Probes(nn.Module):
         loss = loss + ce(colour, batch.asked) + ce(seconds, batch.seconds)
         loss = loss + ce(tenths, batch.tenths)
         third = self.third(hidden[2][batch.vision])
-        first, box = third[:, 0], third[:, -20:].reshape(-1, 10)
+        orders, _, box = third.split(self.THIRD, dim=-1)
+        box = box.reshape(-1, 10)
         weight = torch.tensor(5.0)  # one vision token in fifty shows the asked card
-        bce = F.binary_cross_entropy_with_logits
         loss = loss + 2 * bce(flags[:, 0], batch.match, pos_weight=weight)
         loss = loss + 2 * bce(flags[:, 1], batch.target, pos_weight=weight)
-        ordered = batch.first >= 0
-        if ordered.any():
-            loss = loss + 2 * bce(first[ordered], batch.first[ordered].float())
+        for index, name in enumerate(("first", "second")):
+            truth = getattr(batch, name)
+            said, truth = orders[truth >= 0, index], truth[truth >= 0]
+            if len(truth):
+                loss = loss + 2 * bce(said, truth.float())
+                skills[name] = float(((said > 0) == (truth > 0)).float().mean())
+        if len(batch.boxed):
+            said = self.second(hidden[1][batch.boxed])[:, -1]
+            loss = loss + bce(said, batch.came_back.float())
+            skills["came_back"] = float(((said > 0) == (batch.came_back > 0)).float().mean())
         boxed = batch.box.flatten() >= 0
         if boxed.any():
             loss = loss + ce(box[boxed], batch.box.flatten()[boxed])
@@ -263,7 +299,6 @@ class Probes(nn.Module):
             "seconds": _share(seconds, batch.seconds),
             "box": _share(box[boxed], batch.box.flatten()[boxed]),
             "target": 2 * both / max(1, total),
-            "first": float(((first > 0) == (batch.first > 0))[ordered].float().mean()),
         }
         return loss, skills
 
@@ -278,9 +313,9 @@ def language_loss(
     """(text loss, probe loss, accuracies by skill).
 
     Skills, as fractions of what is trained on with full weight: `when`, `where`: whole spans
-    and boxes of a clue, suffixed by stage (card, mark, read); `letter`: of reading rounds.
+    and boxes of a clue, suffixed by its kind; `thought`, suffixed by stage; `read` and `letter`:
+    thought and letter of reading rounds.
     """
-    num, length = batch.token_ids.shape
     hidden: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _module, _args, out: hidden.append(out))
@@ -289,35 +324,42 @@ def language_loss(
     try:
         final = model(
             ForwardBatch(
-                batch.token_ids.flatten(),
+                batch.token_ids,
                 VisionRows(batch.vision, batch.features),
-                batch.positions.flatten(1),
-                [length * i for i in range(num + 1)],
+                batch.positions,
+                [0, *accumulate(batch.seqlens)],
             )
         )
     finally:
         for hook in hooks:
             hook.remove()
-    target = batch.token_ids.flatten().roll(-1)
-    weight = batch.weights.flatten().roll(-1)
+    target = batch.token_ids.roll(-1)
+    weight = batch.weights.roll(-1)
     scored = weight > 0
     logits = model.logits(final[scored])
     each = F.cross_entropy(logits, target[scored], reduction="none")
     text_loss = (each * weight[scored]).sum() / weight[scored].sum()
     probe_loss, skills = probes.loss(hidden, batch)
-    right = torch.zeros(num * length, dtype=torch.bool)
-    right[1:][scored[:-1]] = (logits.argmax(-1) == target[scored])[: int(scored[:-1].sum())]
+    right = torch.zeros(len(target), dtype=torch.bool)
+    right[scored.nonzero()[:, 0] + 1] = logits.argmax(-1) == target[scored]
     skills["loss"] = float(text_loss.detach())
-    for index, stage in enumerate(("card", "mark", "read")):
-        starts = batch.clue_starts[batch.clue_stages == index]
+
+    def share(places: Tensor, *offsets: int) -> float:
+        return float(torch.stack([right[places + k] for k in offsets]).all(0).float().mean())
+
+    for index, kind in enumerate(CLUES):
+        starts = batch.clue_starts[batch.clue_kinds == index]
         if len(starts):
-            spans = torch.stack([right[starts + k] for k in range(1, 6)])
-            boxes = torch.stack([right[starts + k] for k in range(7, 18)])
-            skills[f"when_{stage}"] = float(spans.all(0).float().mean())
-            skills[f"where_{stage}"] = float(boxes.all(0).float().mean())
-            skills[f"from_{stage}"] = float(spans[:2].all(0).float().mean())
-    if len(batch.letters):
-        skills["letter"] = float(right[batch.letters].float().mean())
-        words = torch.stack([right[batch.letters - 1 - back] for back in (5 + 1, 5, 4, 3, 2)])
-        skills["read"] = float(words.all(0).float().mean())
+            skills[f"when_{kind}"] = share(starts, *range(1, 6))
+            # The whole frame is a clue that ends after its spans.
+            skills[f"where_{kind}"] = share(starts, *((6,) if kind == "none" else range(6, 18)))
+    for index, stage in enumerate(STAGES):
+        places = batch.answers[batch.answer_stages == index]
+        if not len(places):
+            continue
+        if stage == "read":
+            skills["letter"] = share(places, 0)
+            skills["read"] = share(places, -7, -6, -5, -4, -3)
+        else:
+            skills[f"thought_{stage}"] = share(places, -4, -3)
     return text_loss, probe_loss, skills

@@ -63,7 +63,8 @@ def train(
 
     modules: everything that learns. dataset: batch i at index i. loss_of(batch, progress): loss
     and skills of a batch; progress runs from 0 to 1. stop_after: leave after this many steps in
-    all, with a checkpoint (to be resumed). Returns the mean skills since the last log line.
+    all, with a checkpoint (to be resumed). Returns the mean skills since the last log line. Each
+    log line in `folder`/log.jsonl has the skills, and the wall time of all runs of the stage.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
@@ -74,17 +75,17 @@ def train(
     ]
     # 0.98: gradients of rare events (a mark in one token of a hundred) need a short memory.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    step = 0
+    step, elapsed = 0, 0.0
     if path.is_file():
         state = torch.load(path, weights_only=True)
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
-        step = int(state["step"])
+        step, elapsed = int(state["step"]), float(state["elapsed"])
         logger.info("%s: going on from step %d", name, step)
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     skills: dict[str, list[float]] = defaultdict(list)
     means: dict[str, float] = {}
-    began = time.monotonic()
+    began = time.monotonic() - elapsed  # of all runs, up to their last checkpoints
     for batch in _batches(dataset, step, end, config.workers):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
@@ -106,6 +107,7 @@ def train(
                 "modules": modules.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,
+                "elapsed": time.monotonic() - began,
             }
             partial = path.with_suffix(".partial")
             torch.save(state, partial)
@@ -132,6 +134,6 @@ def _one_thread(_worker: int) -> None:
 def _log(folder: Path, name: str, step: int, seconds: float, means: dict[str, float]) -> None:
     text = " ".join(f"{key} {value:.3f}" for key, value in means.items())
     logger.info("%s: step %d, %.0f s: %s", name, step, seconds, text)
-    line = {"stage": name, "step": step, "seconds": round(seconds, 1), **means}
+    line = {"stage": name, "step": step, "elapsed_seconds": round(seconds, 1), **means}
     with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from tiny.datasets import (
     SketchDataset,
     ViewDataset,
 )
+from tiny.episodes import MAX_ROUNDS
 from tiny.features import encode_views, sketch_matrix
 from tiny.language_stage import EpisodeBatch, Probes, language_loss
 from tiny.loop import LoopConfig, train
@@ -41,11 +42,15 @@ from tiny.recipe import (
     make_tokenizer,
     model_config,
     perception_fields,
+    wide_recipe,
 )
 from tiny.tokenizer import save_tokenizer
 from tiny.views import ViewBatch
 from tiny.vision_stage import SketchHeads, forward_views, sketch_loss
+from vtts_rt.data.needle import write_needle
+from vtts_rt.data.rows import DataSet, write_manifest
 from vtts_rt.models.base import VideoLM
+from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import from_config, save_hf
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import prompts_from_dict
@@ -65,7 +70,8 @@ _LEARNING_RATES: dict[Stage, float] = {"vision": 1.5e-3, "sketch": 2.2e-3, "lang
 @dataclass(frozen=True)
 class Recipe:
     """One run. folder: checkpoints and log; seed: of weights and data; num_clips: episodes in
-    the bank of the last stage; workers: processes that make batches."""
+    the bank of the last stage; workers: processes that make batches; wide: the last stage is the
+    baseline's, one round with so many times the frame pairs."""
 
     folder: Path
     seed: int = 0
@@ -73,6 +79,12 @@ class Recipe:
     workers: int = 1
     batch_views: int = 96
     batch_tokens: int = 7000
+    wide: int = 1
+
+    @property
+    def suffix(self) -> str:
+        """Of files that are the baseline's own."""
+        return "" if self.wide == 1 else f"_wide{self.wide}"
 
 
 def initial_model(recipe: Recipe) -> tuple[VideoLM, Tokenizer]:
@@ -96,9 +108,12 @@ def initial_model(recipe: Recipe) -> tuple[VideoLM, Tokenizer]:
     return model, Tokenizer.from_pretrained(folder, model.chat)
 
 
-def factory(tokenizer: Tokenizer) -> EpisodeFactory:
-    """Episodes in the embedded model's settings and wording."""
-    return EpisodeFactory(tokenizer, PERCEPTION, prompts_from_dict(PROMPTS))
+def factory(tokenizer: Tokenizer, wide: int = 1) -> EpisodeFactory:
+    """Episodes in the embedded model's settings and wording, or in the baseline's."""
+    perception = replace(PERCEPTION, max_rounds=MAX_ROUNDS)
+    if wide > 1:
+        perception = wide_recipe(wide).resolve(GEOMETRY)
+    return EpisodeFactory(tokenizer, perception, prompts_from_dict(PROMPTS))
 
 
 def _config(stage: Stage, recipe: Recipe, steps: int | None) -> LoopConfig:
@@ -112,7 +127,7 @@ def _config(stage: Stage, recipe: Recipe, steps: int | None) -> LoopConfig:
 def _load(module: nn.Module, path: Path, prefix: str) -> None:
     """Weights of one part of a stage's checkpoint."""
     if not path.is_file():
-        raise RuntimeError(f"train sft: {path} is missing; run the stage {path.stem} first")
+        raise RuntimeError(f"train tiny: {path} is missing; run the stage {path.stem} first")
     state = torch.load(path, weights_only=True)["modules"]
     part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     module.load_state_dict(part)
@@ -154,7 +169,8 @@ def _train_language(
 
     modules = nn.ModuleDict({"language": model.language, "probes": probes})
     config = _config(stage, recipe, steps)
-    return train(stage, modules, dataset, loss_of, config, recipe.folder, stop_after)
+    name = stage + (recipe.suffix if stage == "language" else "")
+    return train(name, modules, dataset, loss_of, config, recipe.folder, stop_after)
 
 
 def run_sketch(
@@ -173,7 +189,7 @@ def run_sketch(
 
 def build_bank(recipe: Recipe, model: VideoLM, source: PixelDataset) -> list[NDArray[np.float16]]:
     """Features of `num_clips` episodes, fp16, kept in `bank.npz` for the next run."""
-    path = recipe.folder / "bank.npz"
+    path = recipe.folder / f"bank{recipe.suffix}.npz"
     if path.is_file():
         with np.load(path) as stored:
             kept = [stored[name] for name in stored.files]
@@ -190,7 +206,9 @@ def build_bank(recipe: Recipe, model: VideoLM, source: PixelDataset) -> list[NDA
         bank.append(encode_views(model, np.asarray(pixels)).astype(np.float16))
         if (index + 1) % 100 == 0:
             logger.info("bank: %d of %d clips", index + 1, recipe.num_clips)
-    np.savez(path, *bank)
+    partial = path.with_name(f"partial_{path.name}")
+    np.savez(partial, *bank)
+    partial.replace(path)
     return bank
 
 
@@ -201,28 +219,40 @@ def run_language(
     model, tokenizer = initial_model(recipe)
     _load(model.visual, recipe.folder / "vision.pt", "visual.")
     probes = Probes(model.config.language.hidden_size)
-    if not (recipe.folder / "language.pt").is_file():
+    if not (recipe.folder / f"language{recipe.suffix}.pt").is_file():
         _load(model.language, recipe.folder / "sketch.pt", "language.")
         _load(probes, recipe.folder / "sketch.pt", "probes.")
-    source = PixelDataset(factory(tokenizer), recipe.seed)
+    source = PixelDataset(factory(tokenizer, recipe.wide), recipe.seed)
     bank = build_bank(recipe, model, source)
     matrix = sketch_matrix(model.config.language.hidden_size)
-    sketch = SketchDataset(source.factory, matrix, recipe.seed + 1, recipe.batch_tokens)
+    sketch = SketchDataset(
+        source.factory, matrix, recipe.seed + 1, recipe.batch_tokens // recipe.wide
+    )
     dataset = BankDataset(source, bank, sketch)
     return _train_language("language", recipe, model, probes, dataset, steps, stop_after)
+
+
+def write_questions(recipe: Recipe, num: int) -> Path:
+    """`num` graded clips, encoded, and the manifest of questions about them, for GRPO: of the
+    training split, in `grpo_clips`. Those that are there stay. Returns the manifest."""
+    folder = recipe.folder / "grpo_clips"
+    write_needle(folder, 0, num, difficulty="graded")
+    sets = [DataSet("needle_graded", "video", "gqa", Path(), Path("rows.json"))]
+    write_manifest(folder / "manifest.json", sets)
+    return folder / "manifest.json"
 
 
 def export(recipe: Recipe, out: Path) -> None:
     """Write the trained model to `out`: bf16 weights, tokenizer, perception settings, wording."""
     model, _ = initial_model(recipe)
     _load(model.visual, recipe.folder / "vision.pt", "visual.")
-    _load(model.language, recipe.folder / "language.pt", "language.")
-    write_checkpoint(model, out)
+    _load(model.language, recipe.folder / f"language{recipe.suffix}.pt", "language.")
+    write_checkpoint(model, out, recipe.wide)
 
 
-def write_checkpoint(model: VideoLM, out: Path) -> None:
+def write_checkpoint(model: VideoLM, out: Path, wide: int = 1) -> None:
     """The embedded model's folder, as transformers and `load_model` read it."""
-    extras = {"dtype": DTYPE, "perception": perception_fields(), "prompts": PROMPTS}
+    extras = {"dtype": DTYPE, "perception": perception_fields(wide), "prompts": PROMPTS}
     save_hf(model, out, "bfloat16", extras)
     save_tokenizer(make_tokenizer(), out)
     (out / "preprocessor_config.json").write_text(

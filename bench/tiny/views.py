@@ -6,6 +6,7 @@ VIEW_PX a side, 3x3 merged tokens. Views are drawn at the three scales at which 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from vtts_rt.data.backgrounds import Image, resize
-from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS, Card, Scene, Split, make_scene
+from vtts_rt.data.needle import CARD_COLOURS, MARK_COLOURS, Card, Level, Scene, Split, make_scene
 from vtts_rt.types import PixelBox
 
 VIEW_PX = 84
@@ -24,7 +25,8 @@ TOKENS = GRID * GRID
 NUM_CARDS, NUM_MARKS = len(CARD_COLOURS), len(MARK_COLOURS)
 COLOUR_INDEX = {name: i for i, name in enumerate(CARD_COLOURS)}
 MARK_INDEX = {name: i for i, name in enumerate(MARK_COLOURS)}
-READABLE_PX = 5.0  # a mark whose cells are this wide in the view counts as readable
+READABLE_PX = 9.0  # a mark at least this wide in the view is to be read
+MIN_MARK_PX = 5.0  # a narrower one is not to be seen; near marks have 4.9 px in the coarse view
 PAIRS_PER_SCENE = 24
 
 FloatArray = NDArray[np.float32]
@@ -37,10 +39,9 @@ class ViewBatch:
 
     pixels: (N, 2, 84, 84, 3) uint8. centre: (N, 9, 6) a card's centre lies in the token;
     cover: (N, 9, 6) a card covers a quarter of it; card_offset: (N, 9, 2) x, y of that centre
-    in the token, 0..1. mark: (N, 9, 6) the centre of a mark on a card of that colour;
-    mark_offset: (N, 9, 2); cells: (N, 9, 4) int64 colours of a readable mark, -1 elsewhere.
-    mark_known: (N,) whether marks are large enough to be asked for; card_known: (N,) whether
-    cards are small enough to be placed.
+    in the token, 0..1. mark: (N, 9, 6) the centre of a mark, large enough to be seen, on a card of
+    that colour; mark_offset: (N, 9, 2); cells: (N, 9, 4) int64 colours of a readable mark, -1
+    elsewhere. part: (N,) of the frame's side that the view shows.
     """
 
     pixels: NDArray[np.uint8]
@@ -50,8 +51,12 @@ class ViewBatch:
     mark: FloatArray
     mark_offset: FloatArray
     cells: NDArray[np.int64]
-    mark_known: FloatArray
-    card_known: FloatArray
+    part: FloatArray
+
+    @property
+    def card_known(self) -> FloatArray:
+        """(N,) 1 where cards are small enough to be placed."""
+        return (self.part > 0.25).astype(np.float32)
 
 
 def view_pixels(
@@ -108,21 +113,32 @@ def _centre(box: PixelBox) -> tuple[float, float]:
     return (box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2
 
 
+# How often a view of each scale is of a card of each level: as rounds meet them, and more often
+# where there is something to read.
+_WANTED: tuple[dict[Level, float], ...] = (
+    {"glance": 3, "near": 1, "far": 1, "twin": 1},
+    {"glance": 0.5, "near": 3, "far": 2, "twin": 1.5},
+    {"glance": 0.1, "near": 0.3, "far": 3, "twin": 1.5},
+)
+
+
 def sample_view(scene: Scene, rng: np.random.Generator) -> tuple[float, float, PixelBox]:
     """Moments of the two frames (seconds) and the region of a random view of a scene."""
-    card = scene.cards[int(rng.integers(len(scene.cards)))]
-    scale = int(rng.choice(3, p=(0.22, 0.34, 0.44)))
-    gap = float((rng.choice((0.5, 1.0)), 0.5, rng.choice((0.125, 0.25)))[scale])
-    near = card.mark_span if rng.random() < (0.1, 0.6, 0.85)[scale] else card.span
+    scale = int(rng.choice(3, p=(0.3, 0.36, 0.34)))
+    wanted = np.array([_WANTED[scale][card.level] for card in scene.all_cards])
+    card = scene.all_cards[int(rng.choice(len(wanted), p=wanted / wanted.sum()))]
+    gap = float(rng.choice(((1.0, 1.0, 0.5, 0.25), (0.5, 0.25), (0.25, 0.125))[scale]))
+    of_mark = not card.blank and rng.random() < (0.1, 0.7, 0.85)[scale]
+    near = card.mark_span if of_mark else card.span
     start = float(rng.uniform(near.start_seconds - 0.8 * gap, near.end_seconds + 0.1))
     start = float(np.clip(start, 0.0, scene.duration_seconds - gap))
     if scale == 0:
         return start, gap, PixelBox(0, 0, scene.width, scene.height)
     if scale == 1:
-        side = round(scene.width * float(rng.uniform(0.3, 0.5)))
-        (x, y), spread = _centre(card.box), side * 0.45
+        side = round(scene.width * float(rng.uniform(0.38, 0.42)))
+        (x, y), spread = _centre(card.box), side * 0.4
     else:
-        side = round(scene.width * float(rng.uniform(0.10, 0.18)))
+        side = round(scene.width * float(rng.uniform(0.115, 0.135)))
         (x, y), spread = _centre(card.mark_box), side * 0.42
     if rng.random() < 0.1:
         x, y = rng.uniform(0, scene.width, 2)
@@ -144,41 +160,49 @@ def empty_batch(size: int, pixels: bool = True) -> ViewBatch:
         mark=zeros(TOKENS, NUM_CARDS),
         mark_offset=zeros(TOKENS, 2),
         cells=np.full((size, TOKENS, 4), -1, np.int64),
-        mark_known=zeros(),
-        card_known=zeros(),
+        part=zeros(),
     )
 
 
 def label_view(
-    batch: ViewBatch, row: int, scene: Scene, times: tuple[float, ...], box: PixelBox
+    batch: ViewBatch, row: int, scene: Scene, times: Sequence[float], box: PixelBox
 ) -> None:
     """Write the labels of a view of `box` with frames at `times` (seconds) into a row."""
-    batch.mark_known[row] = box.x1 - box.x0 < scene.width
-    batch.card_known[row] = box.x1 - box.x0 > scene.width / 4
+    batch.part[row] = (box.x1 - box.x0) / scene.width
     per_px = GRID / (box.x1 - box.x0)  # tokens a source pixel
-    for card in scene.cards:
+    for card in scene.all_cards:
         if not any(card.span.start_seconds <= t < card.span.end_seconds for t in times):
             continue
         colour = COLOUR_INDEX[card.colour]
-        x0, x1 = (card.box.x0 - box.x0) * per_px, (card.box.x1 - box.x0) * per_px
-        y0, y1 = (card.box.y0 - box.y0) * per_px, (card.box.y1 - box.y0) * per_px
-        edges = np.arange(GRID)
-        wide = (np.minimum(x1, edges + 1) - np.maximum(x0, edges)).clip(0, 1)
-        high = (np.minimum(y1, edges + 1) - np.maximum(y0, edges)).clip(0, 1)
-        batch.cover[row, :, colour] = np.outer(high, wide).ravel() >= 0.25
-        _place(batch.centre, batch.card_offset, row, colour, (x0 + x1) / 2, (y0 + y1) / 2)
+        np.maximum(cover(card, box), batch.cover[row, :, colour], out=batch.cover[row, :, colour])
+        x, y = _centre(card.box)
+        place = (x - box.x0) * per_px, (y - box.y0) * per_px
+        _place(batch.centre, batch.card_offset, row, colour, *place)
         if any(card.mark_span.start_seconds <= t < card.mark_span.end_seconds for t in times):
             _label_mark(batch, row, card, box, per_px)
 
 
+def cover(card: Card, box: PixelBox) -> FloatArray:
+    """(9,) 1 for the tokens of a view of `box` of which the card covers a quarter."""
+    per_px = GRID / (box.x1 - box.x0)
+    edges = np.arange(GRID)
+    x0, x1 = (card.box.x0 - box.x0) * per_px, (card.box.x1 - box.x0) * per_px
+    y0, y1 = (card.box.y0 - box.y0) * per_px, (card.box.y1 - box.y0) * per_px
+    wide = (np.minimum(x1, edges + 1) - np.maximum(x0, edges)).clip(0, 1)
+    high = (np.minimum(y1, edges + 1) - np.maximum(y0, edges)).clip(0, 1)
+    return (np.outer(high, wide).ravel() >= 0.25).astype(np.float32)
+
+
 def _label_mark(batch: ViewBatch, row: int, card: Card, box: PixelBox, per_px: float) -> None:
+    width_px = (card.mark_box.x1 - card.mark_box.x0) * per_px * TOKEN_PX
+    if width_px < MIN_MARK_PX:
+        return
     x, y = _centre(card.mark_box)
     x, y = (x - box.x0) * per_px, (y - box.y0) * per_px
     token = _place(batch.mark, batch.mark_offset, row, COLOUR_INDEX[card.colour], x, y)
-    cell_px = (card.mark_box.x1 - card.mark_box.x0) / 2 * per_px * TOKEN_PX
-    reach = 2 * cell_px / 2 / TOKEN_PX
+    reach = width_px / 2 / TOKEN_PX
     inside = reach <= x <= GRID - reach and reach <= y <= GRID - reach
-    if token is not None and inside and cell_px >= READABLE_PX:
+    if token is not None and inside and width_px >= READABLE_PX:
         batch.cells[row, token] = [MARK_INDEX[name] for name in card.pattern]
 
 
@@ -195,16 +219,15 @@ def _place(
 
 
 def attributes(labels: ViewBatch) -> FloatArray:
-    """(N, 9, NUM_ATTRIBUTES): the labels as one vector a token; marks only where they count."""
-    mark = labels.mark * labels.mark_known[:, None, None]
-    has_mark = mark.max(axis=-1, keepdims=True)
+    """(N, 9, NUM_ATTRIBUTES): the labels as one vector a token."""
+    has_mark = labels.mark.max(axis=-1, keepdims=True)
     # Row -1 of the padded identity is zero: no readable mark.
     cells = np.eye(NUM_MARKS + 1, dtype=np.float32)[labels.cells][..., :NUM_MARKS]
     parts = (
         labels.centre,
         labels.cover,
         2 * labels.card_offset,
-        mark,
+        labels.mark,
         2 * labels.mark_offset * has_mark,
         cells.reshape(len(cells), TOKENS, 4 * NUM_MARKS),
     )
@@ -220,7 +243,7 @@ def make_view_batch(seed: int, index: int, size: int, split: Split = "train") ->
     batch = empty_batch(size)
     for row in range(size):
         if row % PAIRS_PER_SCENE == 0:
-            scene = make_scene(int(rng.integers(1 << 40)), split)
+            scene = make_scene(int(rng.integers(1 << 40)), split, difficulty="graded")
         start, gap, box = sample_view(scene, rng)
         times = tuple(
             int(t * scene.source_fps + 1e-6) / scene.source_fps for t in (start, start + gap)

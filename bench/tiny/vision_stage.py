@@ -67,21 +67,20 @@ class SketchHeads(nn.Module):
 def vision_loss(out: dict[str, Tensor], batch: ViewBatch) -> tuple[Tensor, dict[str, float]]:
     """Loss of a batch and its accuracies by skill (fractions; what is absent is left out)."""
     centre, cover, mark = (torch.from_numpy(x) for x in (batch.centre, batch.cover, batch.mark))
-    known = torch.from_numpy(batch.mark_known)[:, None, None].expand_as(mark)
     placed = torch.from_numpy(batch.card_known)[:, None, None].expand_as(mark)
     cells = torch.from_numpy(batch.cells)
-    has_card, has_mark = (centre * placed).amax(-1), (mark * known).amax(-1)
+    has_card, has_mark = (centre * placed).amax(-1), mark.amax(-1)
     card_error = (out["card_offset"] - torch.from_numpy(batch.card_offset)).square().sum(-1)
     mark_error = (out["mark_offset"] - torch.from_numpy(batch.mark_offset)).square().sum(-1)
     readable = cells[..., 0] >= 0
     bce = F.binary_cross_entropy_with_logits
     loss = 4 * bce(out["centre"], centre, weight=placed) + bce(out["cover"], cover)
-    loss = loss + 4 * bce(out["mark"], mark, weight=known)
+    loss = loss + 4 * bce(out["mark"], mark)
     loss = loss + 2 * (card_error * has_card).sum() / has_card.sum().clamp(min=1)
     loss = loss + 2 * (mark_error * has_mark).sum() / has_mark.sum().clamp(min=1)
     skills = {
         "centre": _hit(out["centre"] + 1e3 * (placed - 1), centre * placed),
-        "mark": _hit(out["mark"] + 1e3 * (known - 1), mark * known),
+        "mark": _hit(out["mark"], mark),
         "card_px": _rms_px(card_error, has_card),
         "mark_px": _rms_px(mark_error, has_mark),
     }
@@ -90,10 +89,13 @@ def vision_loss(out: dict[str, Tensor], batch: ViewBatch) -> tuple[Tensor, dict[
         truth = cells[readable].view(-1)
         loss = loss + 2 * F.cross_entropy(logits, truth)
         right = (logits.argmax(-1) == truth).view(-1, 4)
-        skills["cell"], skills["read"] = (
-            float(right.float().mean()),
-            float(right.all(-1).float().mean()),
-        )
+        skills["cell"] = float(right.float().mean())
+        part = torch.from_numpy(batch.part)[:, None].expand(readable.shape)[readable]
+        whole = right.all(-1).float()
+        for name, low, high in (("frame", 0.8, 1.0), ("card", 0.25, 0.8), ("mark", 0.0, 0.25)):
+            of_scale = (low < part) & (part <= high)
+            if of_scale.any():
+                skills[f"read_{name}"] = float(whole[of_scale].mean())
     return loss, skills
 
 

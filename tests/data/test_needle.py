@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from vtts_rt.data.backgrounds import FOOTAGE, footage_available, load_footage, r
 from vtts_rt.data.needle import (
     CARD_COLOURS,
     DURATION_SECONDS,
+    LEVELS,
     PATTERNS,
     Scene,
     Split,
+    grid_place,
     make_question,
     make_scene,
     needle_row,
@@ -69,6 +72,44 @@ def test_scenes_keep_their_promises() -> None:
             assert 0.5 <= seconds <= 1.1
             assert card.box.x0 < card.mark_box.x0 and card.mark_box.x1 < card.box.x1
             assert card.box.y0 < card.mark_box.y0 and card.mark_box.y1 < card.box.y1
+
+
+def test_graded_scenes_keep_their_promises() -> None:
+    counts = Counter()
+    for seed in range(400):
+        scene = make_scene(seed, "held_out", footage=False, difficulty="graded")
+        first, *others = scene.cards
+        counts[first.level] += 1
+        assert all(card.level in ("glance", "near", "far") for card in others)
+        assert len({c.colour for c in scene.cards}) == len(scene.cards)
+        assert 3 <= len(scene.all_cards) <= 4
+        for a, b in combinations(scene.all_cards, 2):
+            apart = a.box.x1 <= b.box.x0 or b.box.x1 <= a.box.x0
+            assert apart or a.box.y1 <= b.box.y0 or b.box.y1 <= a.box.y0
+        assert len(scene.blanks) == (first.level == "twin")
+        for blank in scene.blanks:
+            assert (blank.colour, blank.span) == (first.colour, first.span) and blank.blank
+            places = np.array([grid_place(c.box, scene.width) for c in (first, blank)])
+            assert np.abs(places[0] - places[1]).max() == 2
+        for card in scene.cards:
+            seconds = card.mark_span.end_seconds - card.mark_span.start_seconds
+            life = card.span.end_seconds - card.span.start_seconds
+            assert seconds > life - 0.6 if card.level == "glance" else 0.6 < seconds < 1.75
+            assert card.box.x0 + 4 <= card.mark_box.x0 and card.mark_box.x1 <= card.box.x1 - 4
+    for level, share in LEVELS.items():
+        assert counts[level] / 400 == pytest.approx(share, abs=0.07)
+    assert make_scene(3, difficulty="near").cards[0].level == "near"
+
+
+def test_a_blank_card_never_shows_a_mark() -> None:
+    scene = make_scene(5, footage=False, difficulty="twin")
+    (blank,) = scene.blanks
+    x0, y0, x1, y1 = blank.box
+    for time in np.linspace(blank.span.start_seconds, blank.span.end_seconds - 0.1, 9):
+        pixels = scene.render(time, PixelBox(x0 + 4, y0 + 4, x1 - 4, y1 - 4)).reshape(-1, 3)
+        assert len(np.unique(pixels, axis=0)) == 1
+    with pytest.raises(ValueError, match="difficulty must be one of plain, graded"):
+        make_scene(5, difficulty="hard")  # type: ignore[arg-type]
 
 
 def test_cards_and_marks_show_when_they_should() -> None:

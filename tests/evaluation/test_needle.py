@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vtts_rt.config import PerceptionConfig, ResolvedPerception
+from vtts_rt.data import needle as data
 from vtts_rt.data.needle import make_question, make_scene, needle_row
 from vtts_rt.evaluation import needle
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
@@ -19,13 +20,14 @@ class _Oracle:
 
     name = "oracle"
 
-    def __init__(self) -> None:
+    def __init__(self, difficulty: needle.Difficulty = "plain") -> None:
         self.asked: list[dict[str, Any]] = []
         self.cleared = 0
         self.rows = {}
         for seed in (5, 6, 7):
-            scene = make_scene(seed, "held_out", False)
-            row = needle_row(scene, make_question(scene, seed % len(scene.cards)), "clip")
+            scene = make_scene(seed, "held_out", False, difficulty)
+            card = seed % len(scene.cards) if difficulty == "plain" else 0
+            row = needle_row(scene, make_question(scene, card), "clip")
             self.rows[row.question, row.options] = row
 
     def perception(self, given: PerceptionConfig | None) -> ResolvedPerception:
@@ -60,13 +62,13 @@ class _Oracle:
 @pytest.fixture(autouse=True)
 def _short_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     """One second of each clip: what is encoded does not matter here."""
-    write = needle.write_clip
+    write = data.write_clip
 
     def short(path: Path, scene: Any, codec: str) -> None:
         fields = ("split", "seed", "height", "width", "source_fps", "footage", "cards")
         write(path, type(scene)(num_frames=12, **{n: getattr(scene, n) for n in fields}), codec)
 
-    monkeypatch.setattr(needle, "write_clip", short)
+    monkeypatch.setattr(data, "write_clip", short)
 
 
 def test_evaluate_counts_by_rounds(capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +112,36 @@ def test_one_run_can_stand_for_fewer_rounds() -> None:
     assert len(at_once.asked) == 3 and len(apart.asked) == 6
     for name in ("rounds", "accuracy", "visual_tokens", "ms"):
         assert [r[name] for r in together["rounds"]] == [r[name] for r in separate["rounds"]]
+
+
+def test_records_and_clips_are_kept_and_gone_on_from(tmp_path: Path) -> None:
+    oracle, out = _Oracle(), tmp_path / "run.jsonl"
+    arguments: dict[str, Any] = {"seed": 5, "rounds": (1, 3), "footage": False, "together": True}
+    arguments |= {"clips": tmp_path / "clips", "out": out}
+    needle.evaluate(oracle, num=2, **arguments)  # type: ignore[arg-type]
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "clips").iterdir()}
+    assert sorted(kept) == [f"needle_held_out_plain_textures_{seed}.mp4" for seed in (5, 6)]
+    result = needle.evaluate(oracle, num=3, **arguments)  # type: ignore[arg-type]
+    assert len(oracle.asked) == 3 and result["num"] == 3
+    assert all((tmp_path / "clips" / k).stat().st_mtime_ns == v for k, v in kept.items())
+    whole = needle.evaluate(_Oracle(), num=3, **{**arguments, "out": None})  # type: ignore[arg-type]
+    assert {**whole, "rounds": 0} == {**result, "rounds": 0}
+    assert len(out.read_text().splitlines()) == 4
+
+
+def test_of_graded_clips_the_first_card_is_asked_about() -> None:
+    oracle = _Oracle("graded")
+    result = needle.evaluate(
+        oracle,  # type: ignore[arg-type]
+        seed=5,
+        num=3,
+        rounds=(3,),
+        footage=False,
+        difficulty="graded",
+    )
+    assert result["rounds"][0]["accuracy"] == 1.0 and result["difficulty"] == "graded"
+    levels = [make_scene(seed, "held_out", False, "graded").cards[0].level for seed in (5, 6, 7)]
+    assert list(result["levels"]) == list(dict.fromkeys(levels))
 
 
 def test_the_published_letter_rule_reads_another_option() -> None:

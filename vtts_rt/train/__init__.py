@@ -11,7 +11,7 @@ from vtts_rt.checks import CommandParser
 # Task of the package, or of the checkout's bench/ -> help.
 _TASKS = {
     "grpo": "GRPO on the rows of a manifest; `vtts-rt train grpo --help`",
-    "sft": "make the embedded model; `vtts-rt train sft --help`",
+    "tiny": "make the embedded model; `vtts-rt train tiny --help`",
 }
 
 
@@ -26,5 +26,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vtts_rt.train import grpo
 
         return grpo.main(arguments[1:])
-    module = source_module("the parts of `vtts-rt train sft`", "tiny/sft.py")
+    module = source_module("the parts of `vtts-rt train tiny`", "tiny/command.py")
     return int(module.main(arguments))  # its own parser names the task

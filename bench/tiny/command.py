@@ -1,4 +1,5 @@
-"""`vtts-rt train sft`: make the embedded model from nothing, in three stages."""
+"""`vtts-rt train tiny`: make the embedded model from nothing, in three stages, and write the
+questions of the fourth, `vtts-rt train grpo` (grpo.yaml)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from tiny.recipe import NUM_CLIPS
+from tiny.recipe import NUM_CLIPS, NUM_QUESTIONS
 from tiny.stages import (
     DEFAULT_STEPS,
     STAGES,
@@ -18,6 +19,7 @@ from tiny.stages import (
     run_language,
     run_sketch,
     run_vision,
+    write_questions,
 )
 from vtts_rt.checks import CommandParser
 from vtts_rt.types import require
@@ -32,14 +34,24 @@ def _parser() -> argparse.ArgumentParser:
         "was interrupted goes on where its last checkpoint left it; the same seed gives the same "
         "weights.",
     )
-    parser.add_argument("task", choices=["sft"])
+    parser.add_argument("task", choices=["tiny"])
     parser.add_argument("folder", type=Path, help="checkpoints and log go here")
-    parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
+    parser.add_argument("--stage", choices=(*STAGES, "export", "questions", "all"), default="all")
     steps = ", ".join(f"{name} {count}" for name, count in DEFAULT_STEPS.items())
     parser.add_argument("--steps", type=int, help=f"of the stage (default: {steps})")
     parser.add_argument("--stop-after", type=int, metavar="N", help="leave after step N")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data (default 0)")
     parser.add_argument("--clips", type=int, default=NUM_CLIPS, help="of the last stage")
+    parser.add_argument(
+        "--wide",
+        type=int,
+        default=1,
+        metavar="K",
+        help="last stage and export of the baseline: one round with K times the frames",
+    )
+    parser.add_argument(
+        "--questions", type=int, default=NUM_QUESTIONS, help="of GRPO, each about a clip"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes that make batches")
     parser.add_argument("--threads", type=int, default=1, help="of the training process")
     parser.add_argument("--out", type=Path, help="write the checkpoint here (default FOLDER/model)")
@@ -51,19 +63,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     for name in ("steps", "stop_after"):
         value = getattr(args, name)
-        require("train sft", name, value, value is None or value >= 1, ">= 1")
-    require("train sft", "clips", args.clips, args.clips >= 16, ">= 16")
-    require("train sft", "workers", args.workers, args.workers >= 0, ">= 0")
-    require("train sft", "threads", args.threads, args.threads >= 1, ">= 1")
+        require("train tiny", name, value, value is None or value >= 1, ">= 1")
+    require("train tiny", "clips", args.clips, args.clips >= 16, ">= 16")
+    require("train tiny", "questions", args.questions, args.questions >= 1, ">= 1")
+    require("train tiny", "wide", args.wide, 1 <= args.wide <= 8, "in 1..8")
+    require("train tiny", "workers", args.workers, args.workers >= 0, ">= 0")
+    require("train tiny", "threads", args.threads, args.threads >= 1, ">= 1")
     one_stage = args.stage in STAGES
     alone = one_stage or (args.steps is None and args.stop_after is None)
-    require("train sft", "stage", args.stage, alone, "one stage when steps are given")
+    require("train tiny", "stage", args.stage, alone, "one stage when steps are given")
     logging.getLogger("vtts_rt").setLevel(logging.INFO)
     torch.set_num_threads(args.threads)
-    recipe = Recipe(args.folder, args.seed, args.clips, args.workers)
+    logging.getLogger("tiny").setLevel(logging.INFO)
+    recipe = Recipe(args.folder, args.seed, args.clips, args.workers, wide=args.wide)
     for stage in STAGES:
         if args.stage in (stage, "all"):
             _RUNS[stage](recipe, args.steps, args.stop_after)
     if args.stage in ("export", "all"):
-        export(recipe, args.out or args.folder / "model")
+        export(recipe, args.out or args.folder / f"model{recipe.suffix}")
+    if args.stage in ("questions", "all"):
+        manifest = write_questions(recipe, args.questions)
+        print(f"written: {manifest}; next: vtts-rt train grpo --config bench/tiny/grpo.yaml")
     return 0
