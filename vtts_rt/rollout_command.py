@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -56,7 +57,21 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, metavar="T", help="above 0 (1)")
     add("--max-tokens", type=int, metavar="N", help="per round (2048, cut to what fits)")
     add("--timeout-seconds", type=float, help="a member stops with what it has")
+    add("--reward", action="append", default=[], metavar="NAME=WEIGHT", help="may be repeated")
     add("--fsync-seconds", type=float, default=0.0, help="see RolloutJournal (0: every group)")
+
+
+def _weight(text: str) -> tuple[str, float]:
+    from vtts_rt.rollout.rewards import find_reward
+
+    name, _, number = text.partition("=")
+    find_reward(name)
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    require("rollout", "reward", text, math.isfinite(value), "NAME=WEIGHT with a finite number")
+    return name, value
 
 
 async def _run(args: argparse.Namespace) -> int:
@@ -66,13 +81,20 @@ async def _run(args: argparse.Namespace) -> int:
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.rollout.engine import RolloutEngine
     from vtts_rt.rollout.journal import RolloutJournal
+    from vtts_rt.rollout.rewards import score_group
     from vtts_rt.types import SamplingParams
     from vtts_rt.video import FrameStore
+
+    weights = dict(map(_weight, args.reward))
+
+    def score(group: Any, item: Any) -> Any:
+        return score_group(group, item.row, weights)
 
     perception = made_of(PerceptionConfig, args)
     sampling = made_of(SamplingParams, args)
     ask = {"perception": repr(perception), "sampling": repr(sampling)}
     made_with = {"model": args.model, "num_answers": args.num_answers, **ask}
+    made_with |= {"rewards": weights} if weights else {}
     with ExitStack() as stack:
         make = partial(_runtime, args.model, args.dtype, args.device, args.threads)
         sampler: Any
@@ -103,6 +125,7 @@ async def _run(args: argparse.Namespace) -> int:
             perception=perception,
             sampling=sampling,
             timeout_seconds=args.timeout_seconds,
+            score=score if weights else None,
             journal=journal,
         )
         return await _sample(args, engine, feed, journal)

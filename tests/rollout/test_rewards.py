@@ -253,6 +253,29 @@ def answered(*texts: str) -> Any:
     return SimpleNamespace(rounds=rounds, text=last, stop_reason="max_rounds", dialect="r1.5")
 
 
+@pytest.mark.parametrize(
+    ("text", "stop_reason", "value"),
+    [
+        ("<answer>B</answer><glue></glue>", "no_clue", 1.0),
+        ("<answer>B</answer><glue> [] </glue>", "no_clue", 1.0),
+        ("<answer>A</answer><glue></glue>", "no_clue", 0.0),
+        ("<answer>B</answer><glue>here</glue>", "no_clue", 0.0),
+        ("<answer>B</answer><glue>", "no_clue", 0.0),
+        ("<answer>B</answer>", "no_clue", 0.0),
+        ("<answer>B</answer><glue></glue>", "token_budget", 0.0),
+    ],
+)
+def test_right_answers_may_end_the_rounds(text: str, stop_reason: str, value: float) -> None:
+    member = answered(text)
+    member.stop_reason = stop_reason
+    member.rounds[0].answered = member.text = text[8:9]
+    given = RewardInput.of_answer(member, ROW)
+    names = ("clue_holds", "clue_holds@0", "clue_holds@1")
+    assert score(given, dict.fromkeys(names, 1.0)).parts == dict.fromkeys(names, value)
+    assert given.stopped == ("glue></" in text or "[]" in text) * (stop_reason == "no_clue")
+    assert score(given, {"format": 1.0}).parts["format"] == float(given.stopped)
+
+
 def test_members_of_a_group() -> None:
     members = (answered("A", "B"), TimeoutError("late"), answered("C"), answered())
     group: Any = SimpleNamespace(group_id="g", members=members)

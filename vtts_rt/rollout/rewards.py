@@ -80,7 +80,8 @@ class RewardInput:
     """What a reward judges: the labelled row, and the rounds of one member.
 
     answer: what the rounds came to, as `Answer.text`. last_is_final: whether the last round was not
-    asked for a clue, as no round was to follow. task: of the row's data set, or "".
+    asked for a clue, as no round was to follow. stopped: whether the last round was, and ended the
+    rounds by closing an empty one. task: of the row's data set, or "".
     """
 
     row: Row
@@ -89,12 +90,16 @@ class RewardInput:
     last_is_final: bool = False
     task: str = ""
     dialect: Dialect = R1_5
+    stopped: bool = False
 
     @classmethod
     def of_answer(cls, answer: Answer, row: Row, task: str = "") -> RewardInput:
         looks = tuple(map(Look.of_round, answer.rounds))
         final = len(looks) > 1 and answer.stop_reason == "max_rounds"
-        return cls(row, looks, answer.text, final, task, DIALECTS[answer.dialect])
+        dialect = DIALECTS[answer.dialect]
+        stopped = answer.stop_reason == "no_clue" and bool(looks)
+        stopped = stopped and _asks_nothing(looks[-1].text, dialect)
+        return cls(row, looks, answer.text, final, task, dialect, stopped)
 
     @classmethod
     def of_texts(
@@ -333,11 +338,13 @@ def _clue_boxes(given: RewardInput, k: int) -> float:
 def _clue_holds(given: RewardInput, k: int) -> float:
     """Share of the evidence that lies in the clue of round k: of its seconds, times of the box
     around its boxes. A clue without spans or without boxes holds all of the time, of the frame, and
-    no clue nothing: weigh it together with a cost."""
+    no clue nothing: weigh it together with a cost. An empty one that ends the rounds with the right
+    answer needs no further look: 1."""
     look, row = given.looks[k], given.row
     spans, boxes = _spans_of(look), _boxes_of(look)
     if not look.regions:
-        return 0.0
+        ends = given.stopped and k == len(given.looks) - 1
+        return float(ends and row.answer is not None and given.is_right(given.answer))
     share = 1.0
     if row.spans and spans:
         seconds = span_seconds(row.spans)
@@ -356,9 +363,10 @@ def _clue_holds(given: RewardInput, k: int) -> float:
 @round_reward("format")
 def _format(given: RewardInput, k: int) -> float:
     """1 where the text of round k keeps to the dialect: a final one holds a closed answer; another
-    a clue without problems beside it (`r1.5`), or either of the two (dialects of calls)."""
+    a clue without problems beside it (`r1.5`), or either of the two (dialects of calls). One that
+    ends the rounds by an empty clue counts as final."""
     look = given.looks[k]
-    asked = not (given.last_is_final and k == len(given.looks) - 1)
+    asked = not ((given.last_is_final or given.stopped) and k == len(given.looks) - 1)
     clue = look.clue.usable and not look.clue.problems
     if asked and given.dialect.request.holds == "numbers":
         return float(look.closed and clue)
@@ -375,6 +383,13 @@ def _rounds_cost(given: RewardInput) -> float:
 def _tokens_cost(given: RewardInput) -> float:
     """-1 for every 1,000 visual tokens that the rounds showed."""
     return -sum(look.visual_tokens for look in given.looks) / 1000.0
+
+
+def _asks_nothing(text: str, dialect: Dialect) -> bool:
+    """Whether the last request in a text is a closed one without numbers."""
+    _, opened, rest = text.rpartition(dialect.request.opening)
+    inside, closed, _ = rest.partition(dialect.request.closing)
+    return bool(opened and closed) and not inside.strip("[] \t\n")
 
 
 def _spans_of(look: Look) -> list[TimeSpan]:
