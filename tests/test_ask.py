@@ -30,7 +30,7 @@ from vtts_rt import (
 )
 from vtts_rt.rounds.results import RoundEvent
 
-ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=7000, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")

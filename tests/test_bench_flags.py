@@ -18,6 +18,7 @@ from vtts_rt.bench.setting import dtype_of
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "bench").glob("bench_*.py"))
 NO_DTYPE = ("decode", "bench_feed.py", "bench_open.py", "bench_nvdec.py")  # frames of 8 bits
+NO_DTYPE += ("bench_grpo.py",)  # the trainer's is float32
 
 
 def flags_of(capsys: pytest.CaptureFixture[str], run: Callable[[], object]) -> set[str]:

@@ -21,7 +21,7 @@ from vtts_rt.rounds.driver import Driver
 from vtts_rt.video import open_video
 
 SAMPLING = SamplingParams(max_tokens=8, seed=5, ignore_eos=True)
-ENDLESS = SamplingParams(max_tokens=2000, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=7000, ignore_eos=True)
 
 
 @pytest.fixture()

@@ -81,6 +81,9 @@ class PyavSource(FrameSource):
     `read` raises RuntimeError when the file changed since, or after `close`.
     """
 
+    # Not by its module, which may be gone when the interpreter ends and what is open is freed.
+    _this_thread = staticmethod(threading.get_ident)
+
     def __init__(self, media: Media, facts: VideoFacts) -> None:
         self.media = media
         self._closed = False
@@ -129,7 +132,7 @@ class PyavSource(FrameSource):
 
     def close(self) -> None:
         self._closed = True
-        if self._holder == threading.get_ident():
+        if self._holder == self._this_thread():
             return  # collected as garbage in the middle of a step, which then closes the runs
         with self._lock:
             self._close_runs()
@@ -145,7 +148,7 @@ class PyavSource(FrameSource):
         for n, run in enumerate(runs):
             pending = dict.fromkeys(run)
             while pending:
-                thread = threading.get_ident()
+                thread = self._this_thread()
                 with self._lock:
                     self._holder = thread
                     try:
