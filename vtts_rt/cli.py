@@ -190,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except ValueError as error:
         return _fail(error, 2)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        said = f"path must be of a file that is there, got {error.filename!r} ({error.strerror})"
+        return _fail(said if error.filename else error, 2)
     except MemoryError:
         return _fail("out of memory; lower --total-pixels or --max-frames", 1)
     except Exception as error:

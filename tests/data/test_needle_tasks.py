@@ -100,6 +100,15 @@ def test_a_balanced_set_of_every_task(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))] == before
 
 
+def test_some_tasks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vtts_rt.data.needle.DURATION_SECONDS", (8.0, 8.0))
+    manifest = write_balanced(tmp_path, 0, 1, tasks=["gqa"], footage=False)
+    (entry,) = read_manifest(manifest)
+    ((media, row),) = entry.rows(validate=True)
+    assert entry.task_type == "gqa" and row.answer is not None and row.spans
+    assert list(media.parent.iterdir()) == [media]  # what no row shows is not written
+
+
 def test_the_feed_reads_a_balanced_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtts_rt.data.needle.DURATION_SECONDS", (8.0, 8.0))
     monkeypatch.setattr("vtts_rt.data.needle_tasks.TRACKING_SECONDS", (2.0, 2.0))
@@ -130,6 +139,9 @@ def test_the_feed_reads_a_balanced_set(tmp_path: Path, monkeypatch: pytest.Monke
         ({"num_per_task": 2.0}, "num_per_task must be"),
         ({"split": "dev"}, "split must be one of train, held_out"),
         ({"seed": -1}, "seed must be an integer"),
+        ({"tasks": []}, "tasks must be some of tg, gqa"),
+        ({"tasks": ["gqa", "gqa"]}, "tasks must be"),
+        ({"tasks": ["vqa"]}, "tasks must be"),
     ],
 )
 def test_bad_arguments(change: dict[str, object], message: str, tmp_path: Path) -> None:

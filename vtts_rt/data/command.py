@@ -14,6 +14,7 @@ from typing import Any
 from vtts_rt.checks import CommandParser
 from vtts_rt.data.needle import SPLITS
 from vtts_rt.data.rows import (
+    TASKS,
     BadRow,
     BadRows,
     DataSet,
@@ -69,12 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     convert.set_defaults(run=_convert)
 
     needle = commands.add_parser(
-        "needle", help="a balanced set of generated clips and pictures of every task"
+        "needle", help="a balanced set of generated clips and pictures of each task"
     )
     needle.add_argument("output", type=Path, metavar="OUT", help="folder")
     needle.add_argument("--per-task", type=int, default=100, metavar="N", help="rows of each task")
     needle.add_argument("--seed", type=int, default=0, metavar="S", help="of the first scene (0)")
     needle.add_argument("--split", choices=SPLITS, default="train")
+    needle.add_argument("--tasks", metavar="T,...", help=f"of {', '.join(TASKS)} (all)")
     needle.set_defaults(run=_needle)
     return parser
 
@@ -222,6 +224,7 @@ def _needle(args: argparse.Namespace) -> int:
             args.seed,
             args.per_task,
             args.split,
+            tasks=list(TASKS) if args.tasks is None else args.tasks.split(","),
             progress=lambda done, of: bar.update(task, completed=done, total=of),
         )
     print(manifest)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -194,10 +194,11 @@ def write_balanced(
     num_per_task: int,
     split: Split = "train",
     *,
+    tasks: Sequence[str] = tuple(TASKS),
     footage: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `num_per_task` rows of every task type with their media, and the manifest of them.
+    """Write `num_per_task` rows of each of `tasks` with their media, and the manifest of them.
 
     Letters are balanced in each task: their numbers differ by at most one. A scene gives one row
     of each task, so two clips and two PNGs. seed: scenes are those of the first seeds from here on
@@ -210,15 +211,18 @@ def write_balanced(
     require("write_balanced", "split", split, split in SPLITS, rule)
     ok = type(seed) is int and 0 <= seed < 2**62
     require("write_balanced", "seed", seed, ok, "an integer in [0, 2**62)")
+    rule = f"some of {', '.join(TASKS)}, each once"
+    ok = 0 < len(tasks) == len(set(tasks)) and set(tasks) <= set(TASKS)
+    require("write_balanced", "tasks", list(tasks), ok, rule)
     folder = Path(folder)
     media = folder / "media"
     media.mkdir(parents=True, exist_ok=True)
     scenes = (make_scene(number, split, footage) for number in itertools.count(seed))
     chosen = itertools.islice(filter(_tells_the_first, scenes), num_per_task)
     letters = _letters(seed, num_per_task, split)
-    rows: dict[str, list[Row]] = {task: [] for task in TASKS}
+    rows: dict[str, list[Row]] = {task: [] for task in tasks}
     for number, scene in enumerate(chosen):
-        made = _write_scene(media, scene, number, {t: letters[t][number] for t in letters})
+        made = _write_scene(media, scene, number, {t: letters[t][number] for t in letters}, tasks)
         for task, row in made.items():
             rows[task].append(row)
         if progress is not None:
@@ -241,8 +245,10 @@ def _letters(seed: int, num: int, split: Split) -> dict[str, list[int]]:
     }
 
 
-def _write_scene(media: Path, scene: Scene, number: int, letters: dict[str, int]) -> dict[str, Row]:
-    """The media of a scene, and its row of each task; which card is asked about goes round."""
+def _write_scene(
+    media: Path, scene: Scene, number: int, letters: dict[str, int], tasks: Sequence[str]
+) -> dict[str, Row]:
+    """The row of a scene for each task, and their media; which card is asked about goes round."""
     from PIL import Image as Picture
 
     def card(offset: int) -> int:
@@ -252,15 +258,8 @@ def _write_scene(media: Path, scene: Scene, number: int, letters: dict[str, int]
     clip, moving, read, found = (
         f"{stem}{end}" for end in (".mp4", "_moving.mp4", "_read.png", "_found.png")
     )
-    write_clip(media / clip, scene)
     moving_scene = make_moving_scene(scene.seed, scene.split, scene.footage)
-    write_clip(media / moving, moving_scene)
-    for name, span in (
-        (read, scene.cards[card(2)].mark_span),
-        (found, scene.cards[card(3)].span),
-    ):
-        Picture.fromarray(scene.frame(picture_index(scene, span))).save(media / name)
-    return {
+    rows = {
         "tg": tg_row(scene, card(0), clip),
         "gqa": gqa_row(scene, card(1), letters["gqa"], clip),
         "igqa": igqa_row(scene, card(2), letters["igqa"], read),
@@ -268,3 +267,15 @@ def _write_scene(media: Path, scene: Scene, number: int, letters: dict[str, int]
         "mc": mc_row(scene, letters["mc"], clip),
         "tracking": tracking_row(moving_scene, moving),
     }
+    rows = {task: rows[task] for task in tasks}
+    shown = {row.media for row in rows.values()}
+    for name, clip_scene in ((clip, scene), (moving, moving_scene)):
+        if name in shown:
+            write_clip(media / name, clip_scene)
+    for name, span in (
+        (read, scene.cards[card(2)].mark_span),
+        (found, scene.cards[card(3)].span),
+    ):
+        if name in shown:
+            Picture.fromarray(scene.frame(picture_index(scene, span))).save(media / name)
+    return rows
