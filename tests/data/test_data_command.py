@@ -106,11 +106,9 @@ def test_conversion_adds_to_a_manifest(tmp_path: Path, capsys: pytest.CaptureFix
     assert status == 2 and "media_name must be a name with {id} in it" in err
 
 
-@pytest.mark.parametrize(
-    "command", [["data", "check"], ["data", "stats"], ["rollout", "--out", "j"]]
-)
+@pytest.mark.parametrize("command", ["data check", "data stats", "rollout --out j"])
 def test_a_missing_manifest_is_bad_input(
-    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path, reason in ((tmp_path / "none.json", "No such file"), (tmp_path, "Is a directory")):
         assert cli.main([*command.split(), str(path)]) == 2
