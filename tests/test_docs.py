@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torchvision_shim
 
 from vtts_rt import cli
 from vtts_rt.data.needle import write_needle
 from vtts_rt.data.rows import DataSet, write_manifest, write_rows
 
+torchvision_shim.install()  # TRL's trainer, a name in docs, imports it
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
