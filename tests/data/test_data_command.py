@@ -105,3 +105,15 @@ def test_conversion_adds_to_a_manifest(tmp_path: Path, capsys: pytest.CaptureFix
     assert status == 2 and "--media must be given with --manifest" in err
     status, _, err = run(capsys, "convert", "charades-sta", source, out, "--media-name", "x")
     assert status == 2 and "media_name must be a name with {id} in it" in err
+
+
+def test_a_broken_manifest_is_told_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("AB 1 2##a man sits\n")
+    (tmp_path / "m.json").write_text("{")
+    argv = ("convert", "charades-sta", tmp_path / "a.txt", tmp_path / "out.jsonl")
+    argv += ("--manifest", tmp_path / "m.json", "--media", tmp_path)
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "m.json must be valid JSON" in err
+    assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "m.json").read_text() == "{"
