@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vtts_rt import cli
 from vtts_rt.data.converters import CONVERTERS, convert, encode_sequence
 from vtts_rt.data.rows import BadRow, Row, check_evidence, read_rows, sift, write_rows
 from vtts_rt.types import Box, TimeSpan
@@ -170,54 +171,70 @@ def test_a_sequence_becomes_a_clip(tmp_path: Path) -> None:
         encode_sequence(tmp_path / "empty", tmp_path / "no.mp4")
 
 
-DAMAGED = [
-    ("charades-sta", "charades_sta_train.txt", "AO8RW 0.0##a\n", "line 1: row: line must be `ID"),
-    ("charades-sta", "charades_sta_train.txt", "A 9 2##x\n", "span must be 0 <= start <= end"),
-    ("activitynet", "val_1.json", '{"v": 3}', "entry v: row: annotation must be a JSON object"),
-    (
-        "activitynet",
-        "val_1.json",
-        '{"v": {"duration": 9, "timestamps": [[0, 1]], "sentences": []}}',
-        "entry v: row: sentences must be one a timestamp",
-    ),
-    (
-        "activitynet",
-        "val_1.json",
-        '{"v": {"duration": 9, "timestamps": [[0, "1"]], "sentences": ["a"]}}',
-        "entry v, sentence 1: row: timestamps must be 2 numbers",
-    ),
-    ("qvhighlights", "highlight_val_release.jsonl", "nonsense\n", "line 1: row must be valid JSON"),
-    (
-        "qvhighlights",
-        "highlight_val_release.jsonl",
-        QVH.replace("[[72, 82], [84, 94]]", "[]"),
-        "relevant_windows must be at least one",
-    ),
-    ("nextgqa", "val.csv", NEXT_CSV.replace(",roll it,6", ",fly,6"), "line 2: row: answer must be"),
-    ("nextgqa", "val.csv", NEXT_CSV.replace(",6,CH", ",7,CH"), "location of 7 must be a list"),
-    ("refcoco", "refcoco.jsonl", json.dumps({**LMMS, "bbox": [1, 2, 0, 3]}), "box must be 0 <= x0"),
-    ("refcoco", "refcoco.jsonl", json.dumps({**LMMS, "answer": []}), "at least one expression"),
-    (
-        "got10k",
-        "got_train.json",
-        json.dumps([{**TRACK, "gt": TRACK["gt"][:7]}]),
-        "row 1: row: gt must be 8 boxes",
-    ),
-    ("got10k", "got/list.txt", "../got\n", "sequence must be the name of a folder"),
-    ("got10k", "got/list.txt", "nowhere\n", "must be a file that can be read"),
-    (
-        "got10k",
-        "got/GOT-10k_Train_000001/groundtruth.txt",
-        "1,2,3,4\n",
-        "absence.label must be 1 l",
-    ),
-    ("got10k", "got/GOT-10k_Train_000001/groundtruth.txt", "1,2,x,4\n", "line 1 must be 4 numbers"),
-    ("got10k", "got/GOT-10k_Train_000001/meta_info.ini", "object\n", "no section headers"),
-    ("got10k", "got/GOT-10k_Train_000001/meta_info.ini", "[X]\n", "object_class must be"),
-]
+def test_clips_lie_where_rows_look_for_them(tmp_path: Path) -> None:
+    write_sequence(tmp_path / "got", "S_1", 12)
+    for number in range(12):
+        pixels = np.full((32, 48, 3), 20 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "got" / "S_1" / f"{number:08d}.png")
+    rows, manifest = tmp_path / "got.jsonl", tmp_path / "m.json"
+    argv = ["convert", "got10k", tmp_path / "got", rows, "--clips", tmp_path]
+    argv += ["--media-name", "clips/{id}_10.mp4", "--manifest", manifest, "--media", tmp_path]
+    assert cli.main(["data", *map(str, argv)]) == 0
+    assert (tmp_path / "clips" / "S_1_10.mp4").is_file()
+    assert cli.main(["data", "check", str(manifest)]) == 0
 
 
-@pytest.mark.parametrize(("kind", "name", "text", "message"), DAMAGED)
+# (format, file) -> (what stands in it, what is said of that)
+DAMAGED: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("charades-sta", "charades_sta_train.txt"): [
+        ("AO8RW 0.0##a\n", "line 1: row: line must be `ID"),
+        ("A 9 2##x\n", "span must be 0 <= start <= end"),
+    ],
+    ("activitynet", "val_1.json"): [
+        ('{"v": 3}', "entry v: row: annotation must be a JSON object"),
+        (
+            '{"v": {"duration": 9, "timestamps": [[0, 1]], "sentences": []}}',
+            "entry v: row: sentences must be one a timestamp",
+        ),
+        (
+            '{"v": {"duration": 9, "timestamps": [[0, "1"]], "sentences": ["a"]}}',
+            "entry v, sentence 1: row: timestamps must be 2 numbers",
+        ),
+    ],
+    ("qvhighlights", "highlight_val_release.jsonl"): [
+        ("nonsense\n", "line 1: row must be valid JSON"),
+        (QVH.replace("[[72, 82], [84, 94]]", "[]"), "relevant_windows must be at least one"),
+    ],
+    ("nextgqa", "val.csv"): [
+        (NEXT_CSV.replace(",roll it,6", ",fly,6"), "line 2: row: answer must be"),
+        (NEXT_CSV.replace(",6,CH", ",7,CH"), "location of 7 must be a list"),
+    ],
+    ("refcoco", "refcoco.jsonl"): [
+        (json.dumps({**LMMS, "bbox": [1, 2, 0, 3]}), "box must be 0 <= x0"),
+        (json.dumps({**LMMS, "answer": []}), "at least one expression"),
+    ],
+    ("got10k", "got_train.json"): [
+        (json.dumps([{**TRACK, "gt": TRACK["gt"][:7]}]), "row 1: row: gt must be 8 boxes"),
+    ],
+    ("got10k", "got/list.txt"): [
+        ("../got\n", "sequence must be the name of a folder"),
+        ("nowhere\n", "must be a file that can be read"),
+    ],
+    ("got10k", "got/GOT-10k_Train_000001/groundtruth.txt"): [
+        ("1,2,3,4\n", "absence.label must be 1 l"),
+        ("1,2,x,4\n", "line 1 must be 4 numbers"),
+    ],
+    ("got10k", "got/GOT-10k_Train_000001/meta_info.ini"): [
+        ("object\n", "no section headers"),
+        ("[X]\n", "object_class must be"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "message"),
+    [(*file, *case) for file, cases in DAMAGED.items() for case in cases],
+)
 def test_damaged_annotations(kind: str, name: str, text: str, message: str, tmp_path: Path) -> None:
     write_samples(tmp_path)
     (tmp_path / name).write_text(text)

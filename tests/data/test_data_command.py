@@ -114,3 +114,15 @@ def test_a_missing_manifest_is_bad_input(
         assert cli.main([*command.split(), str(path)]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and str(path) in error and reason in error
+
+
+def test_a_broken_manifest_is_told_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("AB 1 2##a man sits\n")
+    (tmp_path / "m.json").write_text("{")
+    argv = ("convert", "charades-sta", tmp_path / "a.txt", tmp_path / "out.jsonl")
+    argv += ("--manifest", tmp_path / "m.json", "--media", tmp_path)
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "m.json must be valid JSON" in err
+    assert not (tmp_path / "out.jsonl").exists() and (tmp_path / "m.json").read_text() == "{"

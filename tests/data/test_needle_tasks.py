@@ -11,13 +11,13 @@ import pytest
 from vtts_rt import RolloutDataFeed
 from vtts_rt.data.needle import CARD_COLOURS, Scene, make_scene
 from vtts_rt.data.needle_tasks import (
-    NUM_TRACKED,
     MovingScene,
     make_moving_scene,
     mc_row,
     tracking_row,
     write_balanced,
 )
+from vtts_rt.data.row import NUM_TRACKED
 from vtts_rt.data.rows import TASKS, Row, check_evidence, read_manifest
 from vtts_rt.types import Box, PixelBox
 

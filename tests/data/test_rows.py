@@ -90,6 +90,10 @@ def test_published_forms_of_glue() -> None:
         ({"glue": [5.2]}, "glue must be 2 numbers"),
         ({"glue": [[1, 2], 3]}, "glue must be 2 numbers"),
         ({"glue": {"boxes": 3}}, "glue boxes must be a list"),
+        (
+            {"glue": {"span": [[1, 2]]}},
+            "key of glue must be one of spans, boxes, times, got 'span'",
+        ),
         ({"glue": [30, 40, 20, 90]}, "box must be 0 <= x0 < x1 and 0 <= y0 < y1"),
         ({"glue": {"boxes": [[0, 0, 1, 1]], "times": [1, 2]}}, "box_times must be ascending"),
         ({"glue": {"boxes": [[0, 0, 1, 1]] * 2, "times": [2, 1]}}, "box_times must be ascending"),

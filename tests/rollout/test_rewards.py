@@ -245,7 +245,7 @@ def answered(*texts: str) -> Any:
     rounds = [
         SimpleNamespace(
             text=text, answer=text, answered=text, clue=Clue(), regions=(),
-            plan=SimpleNamespace(segments=(), resized_hw=(0, 0)),
+            plan=SimpleNamespace(segments=(), resized_hw=(0, 0)), is_final=False,
         )
         for text in texts
     ]  # fmt: skip
@@ -274,6 +274,24 @@ def test_right_answers_may_end_the_rounds(text: str, stop_reason: str, value: fl
     assert score(given, dict.fromkeys(names, 1.0)).parts == dict.fromkeys(names, value)
     assert given.stopped == ("glue></" in text or "[]" in text) * (stop_reason == "no_clue")
     assert score(given, {"format": 1.0}).parts["format"] == float(given.stopped)
+
+
+@pytest.mark.parametrize("stop_reason", ["max_rounds", "answer_stable", "timeout"])
+def test_the_last_round_is_not_asked_for_a_clue(stop_reason: str) -> None:
+    """However it ended; one that ends the rounds before the last was asked."""
+    clue = Clue(spans=((10, 20),))
+    member = answered("x", "<answer>B</answer>")
+    member.stop_reason = stop_reason
+    first, last = member.rounds
+    first.clue, first.regions = clue, (Region(TimeSpan(10, 20), Box(0, 0, 1, 1)),)
+    for is_final, value in ((True, 1.0), (False, 0.5)):
+        last.is_final = is_final
+        given = RewardInput.of_answer(member, ROW)
+        found = score(given, {"clue_spans": 1.0, "format@1": 1.0})
+        assert found.parts == {"clue_spans": value, "format@1": float(is_final)}
+    member.rounds, last.is_final = [last], True  # one round in all
+    given = RewardInput.of_answer(member, ROW)
+    assert score(given, {"format": 1.0, "clue_spans": 1.0}).parts == {"format": 1, "clue_spans": 0}
 
 
 def test_members_of_a_group() -> None:

@@ -83,6 +83,7 @@ def test_rows_of_a_group(runtime: Runtime, clips: list[Path], strategy: Strategy
     for answer, own in zip(answers, (rows[: len(rounds)], rows[len(rounds) :]), strict=True):
         said = [row.token_ids[row.mask].tolist() for row in own]
         told = [result.token_ids for result in answer.rounds]
+        assert [result.is_final for result in answer.rounds] == [False, False, True]
         assert said == ([sum(told, [])] if whole else told)
         for row in own:
             assert row.temperature == 0.7 and row.parity == answer.parity

@@ -189,17 +189,19 @@ def _convert(args: argparse.Namespace) -> int:
     require("data convert", "--clips", args.clips, ok, "given with a folder of got10k only")
     rows, bad = sift(convert(args.format, args.input, args.media_name), _on_bad(args))
     require("data convert", "IN", str(args.input), bool(rows), "annotations with rows")
+    kept = read_manifest(args.manifest) if args.manifest and args.manifest.exists() else []
+    converter = CONVERTERS[args.format]
     write_rows(args.output, rows)
     if args.clips is not None:
-        args.clips.mkdir(parents=True, exist_ok=True)
+        media_name = args.media_name or converter.media_name
+        folders = {media_name.replace("{id}", path.name): path for path in args.input.iterdir()}
         for row in rows:
-            name = Path(row.media)
-            encode_sequence(args.input / name.stem, args.clips / name.name)
+            clip = args.clips / row.media
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            encode_sequence(folders[row.media], clip)
     if args.manifest is not None:
-        converter = CONVERTERS[args.format]
         kinds = converter.media_type, converter.task_type
         new = DataSet(args.output.stem, *kinds, args.media, args.output)
-        kept = read_manifest(args.manifest) if args.manifest.exists() else []
         sets = [*(entry for entry in kept if entry.name != new.name), new]
         write_manifest(args.manifest, [_absolute(entry) for entry in sets])
     print(f"{args.output}: {len(rows):,} rows, {len(bad):,} skipped", file=sys.stderr)

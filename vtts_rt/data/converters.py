@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vtts_rt.data.row import Row, numbers, time_span
+from vtts_rt.data.row import NUM_TRACKED, Row, numbers, time_span
 from vtts_rt.data.rows import (
     BadRow,
     is_file,
@@ -34,7 +34,6 @@ T = TypeVar("T")
 Found = Iterator[Row | BadRow]
 
 MAX_ANNOTATION_BYTES = 16 << 20  # of one sequence
-NUM_TRACKED = 8  # boxes of a tracking row, as in VideoChat-R1
 GOT10K_FPS = 10.0  # its toolkit and paper (Huang et al., 2018, section 3)
 
 

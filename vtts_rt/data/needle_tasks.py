@@ -33,11 +33,11 @@ from vtts_rt.data.needle import (
     normalised,
     write_clip,
 )
+from vtts_rt.data.row import NUM_TRACKED
 from vtts_rt.data.rows import TASKS, DataSet, Row, write_manifest, write_rows
 from vtts_rt.types import PixelBox, TimeSpan, require
 
 NUM_OPTIONS = 4
-NUM_TRACKED = 8  # boxes of a tracking row, as in VideoChat-R1
 MAX_PER_TASK = 100_000
 TRACKING_SECONDS = (6.0, 9.0)
 FIRST_BY_SECONDS = 0.5  # by which the first card of an mc question comes before the second

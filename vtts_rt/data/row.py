@@ -13,6 +13,7 @@ from vtts_rt.types import Box, TimeSpan, require
 MEDIA_TYPES = ("video", "image")
 MAX_OPTIONS = 26
 MAX_EVIDENCE = 4096  # spans, or boxes, of one row
+NUM_TRACKED = 8  # boxes of a tracking row, and of the answer to it, as in VideoChat-R1
 # `A. text`, `(A) text`, `A) text`, `(A):text`; alone, `A` and `(A)`.
 _LABEL = re.compile(r"\s*\(?([A-Z])(?:\)[.:]?|[.:])\s*")
 _LETTER = re.compile(r"\s*\(?([A-Z])\)?[.:]?\s*")
@@ -192,8 +193,11 @@ def _glue(glue: Any) -> tuple[list[TimeSpan], list[list[float]], list[float]]:
         return [], [], []
     times: list[float] = []
     if isinstance(glue, dict):
-        parts = [glue.get(name) or [] for name in ("spans", "boxes", "times")]
-        for name, items in zip(("spans", "boxes", "times"), parts, strict=True):
+        names = ("spans", "boxes", "times")
+        for name in glue:
+            require("row", "key of glue", name, name in names, f"one of {', '.join(names)}")
+        parts = [glue.get(name) or [] for name in names]
+        for name, items in zip(names, parts, strict=True):
             require("row", f"glue {name}", items, isinstance(items, list), "a list")
         spans, boxes = parts[:2]
         times = numbers("glue times", parts[2], len(parts[2]))

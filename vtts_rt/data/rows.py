@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from vtts_rt.checks import Rule, check, is_unicode
-from vtts_rt.data.row import MEDIA_TYPE, MEDIA_TYPES, Row, row_from_dict
+from vtts_rt.data.row import MEDIA_TYPE, Row, row_from_dict
 from vtts_rt.errors import BadRequest
 from vtts_rt.types import require
 
 __all__ = [
-    "MEDIA_TYPES",
     "TASKS",
-    "TASK_TYPES",
     "BadRow",
     "BadRows",
     "DataSet",
@@ -58,7 +56,6 @@ TASKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "mc": (None, ("letter",)),
     "tracking": ("video", ("boxes",)),
 }
-TASK_TYPES = tuple(TASKS)
 _NEEDS: dict[str, Rule] = {
     "spans": (lambda row: row.spans, "at least one span"),
     "duration": (lambda row: row.duration_seconds, "a duration"),
@@ -316,7 +313,9 @@ def read_manifest(path: str | Path, *, on_bad: OnBad = "raise") -> list[DataSet]
 
 
 def write_manifest(path: str | Path, sets: Iterable[DataSet]) -> None:
-    """Write a manifest; paths are kept as given, relative to the manifest's folder or absolute."""
+    """Write a manifest; paths are kept as given, relative to the manifest's folder or absolute. One
+    that was there stays whole until the new one is."""
+    path = Path(path)
     data = {
         entry.name: {
             "media_type": entry.media_type,
@@ -326,4 +325,6 @@ def write_manifest(path: str | Path, sets: Iterable[DataSet]) -> None:
         }
         for entry in sets
     }
-    Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -27,8 +27,19 @@ MAX_CHARS = 64 * 1024
 MAX_DEPTH = 100
 # Operators of one number: two signs and two of exponents, or two points.
 MAX_OPERATORS = 8
+# A text, with the letters before it, or a comment. One that is never closed ends with its line, or
+# with everything: Python gives up there.
+_ESCAPE = r"\\(?:\r\n|[\s\S])"
+_TEXT_OR_COMMENT = re.compile(
+    rf"""
+    \#[^\n\r]* | (?P<letters>[A-Za-z]{{0,2}}) (?:
+        '''(?:{_ESCAPE}|[^\\])*?(?:'''|\Z) | \"\"\"(?:{_ESCAPE}|[^\\])*?(?:\"\"\"|\Z)
+        | '(?:{_ESCAPE}|[^'\\\n\r])*'? | "(?:{_ESCAPE}|[^"\\\n\r])*"?
+    )""",
+    re.VERBOSE,
+)
 # What nests expressions without brackets, and stands in no literal outside of texts.
-_NESTING = re.compile(r"[~*/%@&|^<>=#\\]|not|if|else|lambda|and|or|in|is|await|[\])}]\s*[\[({]")
+_NESTING = re.compile(r"[~*/%@&|^<>=\\]|not|if|else|lambda|and|or|in|is|await|[\])}]\s*[\[({]")
 _BRACKETS = re.compile(r"[\[\](){}]")
 _PIECES = re.compile(r"[,:\[\](){}]")
 
@@ -40,12 +51,16 @@ def bounded_literal(text: str) -> object:
 
     Its exceptions, and ValueError for texts of more than MAX_CHARS characters, with brackets nested
     more than MAX_DEPTH deep, or with chains of operators that no number has: deep expressions end
-    the process in threads of a small stack.
+    the process in threads of a small stack. What texts and comments hold is no part of that;
+    f-strings, which hold expressions, are no literals.
     """
-    nested = len(text) > MAX_CHARS or _depth(text) > MAX_DEPTH
-    nested = nested or sum(1 for _ in _NESTING.finditer(text)) > MAX_DEPTH
-    if nested or any(sum(map(piece.count, "+-.")) > MAX_OPERATORS for piece in _PIECES.split(text)):
-        raise ValueError("too long or too deep for a literal")
+    if len(text) > MAX_CHARS:
+        raise ValueError("too long for a literal")
+    plain = _TEXT_OR_COMMENT.sub(_stand_in, text)
+    nested = _depth(plain) > MAX_DEPTH or sum(1 for _ in _NESTING.finditer(plain)) > MAX_DEPTH
+    pieces = _PIECES.split(plain)
+    if nested or any(sum(map(piece.count, "+-.")) > MAX_OPERATORS for piece in pieces):
+        raise ValueError("too deep for a literal")
     return ast.literal_eval(text)
 
 
@@ -69,6 +84,14 @@ def _seconds(value: object) -> float:
     if not math.isfinite(seconds):
         raise OverflowError("infinite seconds")
     return seconds
+
+
+def _stand_in(found: re.Match[str]) -> str:
+    """What takes the place of a text, or of a comment, where depth is counted."""
+    letters = found["letters"]
+    if letters is not None and not set(letters.lower()) <= set("bru"):
+        raise ValueError("no literal: letters before a text")
+    return "" if letters is None else "0"
 
 
 def _depth(text: str) -> int:

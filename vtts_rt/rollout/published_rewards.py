@@ -18,14 +18,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from vtts_rt.data.row import NUM_TRACKED
 from vtts_rt.perception.clue import published_letter
 from vtts_rt.perception.dialect import TAGS
 from vtts_rt.perception.published import bounded_literal
 from vtts_rt.perception.region import span_iou
 from vtts_rt.types import TimeSpan
 
-# Boxes of a tracking answer, and most spans of a list.
-NUM_TRACKED, MAX_SPANS = 8, 3
+MAX_SPANS = 3  # of a list
 # Numbers that its pattern and Python's literals both take; white space likewise.
 _NUMBER = r"(?:\d+\.\d+|[1-9]\d*|0+)"
 _SPAN = rf"\(({_NUMBER}),[ \t\n\r\f]*({_NUMBER})\)"

@@ -1,7 +1,7 @@
 """Rewards: pure functions from what a member of a group saw and said to a number, by name.
 
 The published ones are in published_rewards.py and here under their names; PUBLISHED says which make
-up a task. Ours judge rounds: `clue_spans@1` is that of round 1 alone, `clue_spans` the mean over
+up a task. Ours judge rounds: `clue_spans@0` is that of the first, `clue_spans` the mean over
 all rounds in which a clue was asked for.
 """
 
@@ -95,7 +95,7 @@ class RewardInput:
     @classmethod
     def of_answer(cls, answer: Answer, row: Row, task: str = "") -> RewardInput:
         looks = tuple(map(Look.of_round, answer.rounds))
-        final = len(looks) > 1 and answer.stop_reason == "max_rounds"
+        final = bool(looks) and answer.rounds[-1].is_final
         dialect = DIALECTS[answer.dialect]
         stopped = answer.stop_reason == "no_clue" and bool(looks)
         stopped = stopped and _asks_nothing(looks[-1].text, dialect)
@@ -173,12 +173,13 @@ def round_reward(name: str, *, needs: Sequence[str] = ()) -> Callable[[RoundRewa
     `name` for their mean.
 
     A round after the last counts as the last: rounds that end early because the answer is stable
-    lose nothing. The mean is over all rounds but a final one that was not asked for a clue.
+    lose nothing. The mean is over all rounds but a final one, not asked for a clue, of several.
     """
 
     def add(function: RoundReward) -> RoundReward:
         def mean(given: RewardInput) -> float:
-            num = len(given.looks) - given.last_is_final
+            num = len(given.looks)
+            num -= given.last_is_final and num > 1
             return math.fsum(function(given, k) for k in range(num)) / num if num > 0 else 0.0
 
         def of_round(given: RewardInput, k: int) -> float:

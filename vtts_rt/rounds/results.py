@@ -78,13 +78,15 @@ class RoundResult(Reply):
     answer: what stood in the answer tag, or None if the model wrote none or max_tokens cut it off;
     a text that was cut but is the letter of an option, and nothing else, is whole.
     clue: as the strategy reads what the model wrote (`official`: by the published rule), or as
-    forced by `assume_clues`. regions: the clue as geometry on the whole frame.
+    forced by `assume_clues`. regions: the clue as geometry on the whole frame. is_final: whether
+    the prompt asked for the answer only, as no round was to follow.
     """
 
     index: int
     answer: str | None
     clue: Clue
     regions: tuple[Region, ...]
+    is_final: bool = False
 
     @property
     def answered(self) -> str:

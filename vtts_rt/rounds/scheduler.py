@@ -239,6 +239,7 @@ class RoundScheduler:
                     clue=look.clue,
                     regions=clue_regions(config, request.videos, request.history),
                     plan=plan,
+                    is_final=index == config.max_rounds - 1,
                     transcript=Transcript.of_round(encoded, completion, config.parity, before),
                 )
             )
