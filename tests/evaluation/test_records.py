@@ -43,6 +43,12 @@ def test_paired_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.92 < held / 400 < 0.98
 
 
+def test_of_one_clip_a_difference_may_be_anything() -> None:
+    (step,) = summarise([_record(0, False, True)])["steps"]
+    assert (step["difference"], step["low"], step["high"]) == (1.0, -1.0, 1.0)
+    json.dumps(step, allow_nan=False)
+
+
 def test_summaries_count_by_rounds_and_levels() -> None:
     records = [
         _record(0, False, True, True),

@@ -84,11 +84,12 @@ def wilson(right: int, num: int) -> tuple[float, float]:
 
 
 def paired(less: NDArray[np.float64], more: NDArray[np.float64]) -> dict[str, Any]:
-    """{"difference", "low", "high"}: mean of more - less over the same clips, 95 % interval."""
+    """{"difference", "low", "high"}: mean of more - less over the same clips, each in [0, 1], and
+    its 95 % interval; of one clip, all that a difference can be."""
     gain = np.asarray(more, float) - np.asarray(less, float)
     half = _Z * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
     mean = float(gain.mean())
-    ends = {"low": mean - half, "high": mean + half}
+    ends = {"low": max(-1.0, mean - half), "high": min(1.0, mean + half)}
     return {"difference": round(mean, 4), **{k: round(v, 4) for k, v in ends.items()}}
 
 
