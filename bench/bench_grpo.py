@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt import bench
-from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, origin
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    add_output_flags,
+    check_compute,
+    command_line,
+    origin,
+)
 from vtts_rt.data.needle import write_needle
 from vtts_rt.data.rows import DataSet, write_manifest
 from vtts_rt.types import require
@@ -81,7 +87,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     flags = ("model", "groups", "members", "rounds", "max_tokens", "steps", "clips")
     return {
         "bench": theme(args),
-        "command": f"python bench/bench_grpo.py --model {args.model} --groups {args.groups}",
+        "command": command_line("grpo", args, (*flags, "threads")),
         **origin(args.threads),
         "setting": {name: getattr(args, name) for name in flags},
         "seconds": {
