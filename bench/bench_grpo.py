@@ -81,13 +81,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "save_strategy": "no",
                 "report_to": "none",
                 "gradient_checkpointing": False,
+                "use_cpu": args.device == "cpu",
             },
         )
         steps = [entry for entry in run(recipe) if "loss" in entry][1:]
     flags = ("model", "groups", "members", "rounds", "max_tokens", "steps", "clips")
     return {
         "bench": theme(args),
-        "command": command_line("grpo", args, (*flags, "threads")),
+        "command": command_line("grpo", args, (*flags, "device", "threads")),
         **origin(args.threads),
         "setting": {name: getattr(args, name) for name in flags},
         "seconds": {

@@ -95,6 +95,9 @@ def test_damaged_files_are_named_by_line(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model": "a"}) + "\n[1]\n")
     with pytest.raises(ValueError, match=r"run.jsonl:2 must be an object"):
         read_records(path)
+    path.write_text(json.dumps({"model": "a"}) + '\n{"seed": 3}\n')
+    with pytest.raises(ValueError, match=r"run.jsonl:2 must be an object with level, rounds, seed"):
+        Records(path, {"model": "a"})
     path.write_text("")
     with pytest.raises(ValueError, match="begins with its setting"):
         read_records(path)

@@ -61,7 +61,7 @@ class Records:
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Setting and records of a file. ValueError, with the line, for anything but JSON objects."""
+    """Setting and records of a file. ValueError, with the line, for anything else."""
     lines = path.read_text(encoding="utf-8").split("\n")
     found: list[Record] = []
     for number, line in enumerate(lines[:-1], 1):  # behind the last newline: nothing, or cut off
@@ -69,7 +69,10 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
             value = json.loads(line)
         except json.JSONDecodeError:
             value = None
-        require("eval needle", f"{path}:{number}", line[:40], isinstance(value, dict), "an object")
+        names = {"seed", "level", "rounds"} if found else set()  # the first line is the setting
+        ok = isinstance(value, dict) and names <= value.keys()
+        rule = f"an object with {', '.join(sorted(names))}" if names else "an object"
+        require("eval needle", f"{path}:{number}", line[:40], ok, rule)
         found.append(value)
     require("eval needle", "out", str(path), bool(found), "a file that begins with its setting")
     return found[0], found[1:]
