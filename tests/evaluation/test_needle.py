@@ -129,6 +129,8 @@ def test_records_and_clips_are_kept_and_gone_on_from(tmp_path: Path) -> None:
     whole = needle.evaluate(_Oracle(), num=3, **{**arguments, "out": None})  # type: ignore[arg-type]
     assert {**whole, "rounds": 0} == {**result, "rounds": 0}
     assert len(out.read_text().splitlines()) == 4
+    setting = json.loads(out.read_text().splitlines()[0])
+    assert setting["weights"] == ["language of tiny", "visual of tiny"]  # in any process
     trained = _Oracle(weights="of tiny, trained further")
     with pytest.raises(ValueError, match="out must be a file of the same weights"):
         needle.evaluate(trained, num=3, **arguments)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def _after(answer: Answer, row: Row, count: int, letter: LetterRule) -> dict[str
 
 def _weights(runtime: Runtime) -> list[str]:
     """Hashes of a model's parts: a folder of the same name may hold others by now."""
-    return [runtime.engine.model.version(part) for part in PARTS]
+    return [runtime.engine.model.version(part) for part in sorted(PARTS)]
 
 
 @contextmanager
