@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt import bench
-from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, origin
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    add_output_flags,
+    check_compute,
+    command_line,
+    origin,
+)
 from vtts_rt.data.needle import write_needle
 from vtts_rt.data.rows import DataSet, write_manifest
 from vtts_rt.types import require
@@ -75,13 +81,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "save_strategy": "no",
                 "report_to": "none",
                 "gradient_checkpointing": False,
+                "use_cpu": args.device == "cpu",
             },
         )
         steps = [entry for entry in run(recipe) if "loss" in entry][1:]
     flags = ("model", "groups", "members", "rounds", "max_tokens", "steps", "clips")
     return {
         "bench": theme(args),
-        "command": f"python bench/bench_grpo.py --model {args.model} --groups {args.groups}",
+        "command": command_line("grpo", args, (*flags, "device", "threads")),
         **origin(args.threads),
         "setting": {name: getattr(args, name) for name in flags},
         "seconds": {

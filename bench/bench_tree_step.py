@@ -30,7 +30,13 @@ from torch import Tensor
 
 from vtts_rt import bench
 from vtts_rt.bench.model import SEED
-from vtts_rt.bench.setting import add_compute_flags, add_output_flags, check_compute, origin
+from vtts_rt.bench.setting import (
+    add_compute_flags,
+    add_output_flags,
+    check_compute,
+    command_line,
+    origin,
+)
 from vtts_rt.models.mrope import MropePositions
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import DTYPES
@@ -87,7 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         fits = fits and int(numbers[0]) >= least
         require("bench", "case", text, fits, f"PROMPT/ANSWER, e.g. 1000/64, PROMPT >= {least}")
         cases.append(Case(*map(int, numbers), args.members))
-    flags = f"--case {args.case} --dtype {args.dtype} --runs {args.runs} --shape {args.shape}"
+    flags = ("case", "members", "shape", "dtype", "runs", "pixels_answer", "checkpointing")
     runs, failures = [], []
     for dtype in dtypes:
         for case in cases:
@@ -101,7 +107,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                     failures.append(f"{_line(run)}: {name} differs by {run[f'worst_{name}']:.2g}")
     return {
         "bench": theme(args),
-        "command": f"python bench/bench_tree_step.py {flags}",
+        "command": command_line("tree_step", args, (*flags, "device", "threads")),
         **origin(args.threads),
         "setting": {"shape": args.shape, "checkpointing": args.checkpointing},
         "runs": runs,

@@ -35,6 +35,8 @@ def test_all_sides_score_the_same(flags: list[str], tmp_path: Path) -> None:
     more = ["--case", "150/3,280/5", "--pixels-answer", "3", "--result-dir", str(tmp_path)]
     assert bench.script(bench_tree_step, [*flags, *more]) == 0
     (result,) = load_results(tmp_path, "treestep")
+    said = "--members 2 --shape 1m --dtype float32 --runs 1 --pixels-answer 3"
+    assert f"bench_tree_step.py --case 150/3,280/5 {said}" in result.data["command"]
     first, second = result.data["runs"]
     assert list(first["sides"]) == ["pixels", "cached", "tree"]
     assert list(second["sides"]) == ["cached", "tree"]

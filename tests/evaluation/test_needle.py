@@ -20,7 +20,9 @@ class _Oracle:
 
     name = "oracle"
 
-    def __init__(self, difficulty: needle.Difficulty = "plain") -> None:
+    def __init__(self, difficulty: needle.Difficulty = "plain", weights: str = "of tiny") -> None:
+        model = SimpleNamespace(version=lambda part: f"{part} {weights}")
+        self.engine = SimpleNamespace(model=model)
         self.asked: list[dict[str, Any]] = []
         self.cleared = 0
         self.rows = {}
@@ -127,6 +129,11 @@ def test_records_and_clips_are_kept_and_gone_on_from(tmp_path: Path) -> None:
     whole = needle.evaluate(_Oracle(), num=3, **{**arguments, "out": None})  # type: ignore[arg-type]
     assert {**whole, "rounds": 0} == {**result, "rounds": 0}
     assert len(out.read_text().splitlines()) == 4
+    setting = json.loads(out.read_text().splitlines()[0])
+    assert setting["weights"] == ["language of tiny", "visual of tiny"]  # in any process
+    trained = _Oracle(weights="of tiny, trained further")
+    with pytest.raises(ValueError, match="out must be a file of the same weights"):
+        needle.evaluate(trained, num=3, **arguments)  # type: ignore[arg-type]
 
 
 def test_of_graded_clips_the_first_card_is_asked_about() -> None:

@@ -43,6 +43,12 @@ def test_paired_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert 0.92 < held / 400 < 0.98
 
 
+def test_of_one_clip_a_difference_may_be_anything() -> None:
+    (step,) = summarise([_record(0, False, True)])["steps"]
+    assert (step["difference"], step["low"], step["high"]) == (1.0, -1.0, 1.0)
+    json.dumps(step, allow_nan=False)
+
+
 def test_summaries_count_by_rounds_and_levels() -> None:
     records = [
         _record(0, False, True, True),
@@ -89,6 +95,9 @@ def test_damaged_files_are_named_by_line(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model": "a"}) + "\n[1]\n")
     with pytest.raises(ValueError, match=r"run.jsonl:2 must be an object"):
         read_records(path)
+    path.write_text(json.dumps({"model": "a"}) + '\n{"seed": 3}\n')
+    with pytest.raises(ValueError, match=r"run.jsonl:2 must be an object with level, rounds, seed"):
+        Records(path, {"model": "a"})
     path.write_text("")
     with pytest.raises(ValueError, match="begins with its setting"):
         read_records(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -195,24 +196,11 @@ def test_two_processes_train_as_one(manifest: Path, tmp_path: Path) -> None:
     """Of two groups a step each holds one; SGD, as AdamW's first steps have the size of the rate
     however small a difference of gradients is."""
     steps = {"max_steps": 2, "save_steps": 1, "optim": "sgd", "learning_rate": 0.1, "beta": 0.1}
-    folder = Path(__file__).parent
     logs = {}
     for ranks in (1, 2):
         output = tmp_path / str(ranks)
         size = {"per_device_train_batch_size": 2 * SIZE // ranks}
-        asked = recipe(manifest, output, grpo={**steps, **size})
-        text = yaml.safe_dump(
-            {f.name: getattr(asked, f.name) for f in fields(asked)}
-            | {"manifest": str(manifest), "output": str(output)}
-        )
-        (tmp_path / "grpo.yaml").write_text(text)
-        command = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
-        done = subprocess.run(
-            [sys.executable, *command, str(folder / "rank.py"), str(tmp_path / "grpo.yaml")],
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        done = run_ranks(recipe(manifest, output, grpo={**steps, **size}), ranks)
         assert done.returncode == 0, done.stderr[-3000:]
         state = json.loads((output / "checkpoint-2/trainer_state.json").read_text())
         logs[ranks] = steps_of(state["log_history"])
@@ -224,6 +212,41 @@ def test_two_processes_train_as_one(manifest: Path, tmp_path: Path) -> None:
     models = [load_model(tmp_path / f"{ranks}/checkpoint-2") for ranks in (1, 2)]
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_lost", [SIZE - 1, SIZE])
+def test_a_process_that_loses_its_group(manifest: Path, tmp_path: Path, num_lost: int) -> None:
+    """One member that is left has no advantage; where none is, all processes end."""
+    done = run_ranks(
+        recipe(manifest, tmp_path, grpo={"max_steps": 1, "save_steps": 1}), 2, num_lost
+    )
+    kept = tmp_path / "checkpoint-1"
+    if num_lost == SIZE:
+        assert done.returncode != 0 and not kept.exists()
+        assert re.search(
+            r"RuntimeError: train grpo: no rollout of .*\.mp4 ended: lost", done.stderr
+        )
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    (entry,) = steps_of(json.loads((kept / "trainer_state.json").read_text())["log_history"])
+    assert entry["group/failed"] == num_lost / 2 and math.isfinite(entry["loss"])
+
+
+def run_ranks(asked: GrpoRecipe, ranks: int, num_lost: int = 0) -> subprocess.CompletedProcess[str]:
+    """A run of several processes; num_lost: members of each group of the last one that fail."""
+    said = {f.name: getattr(asked, f.name) for f in fields(asked)}
+    said |= {"manifest": str(asked.manifest), "output": str(asked.output)}
+    config = Path(asked.output).with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(said))
+    command = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+    script = str(Path(__file__).parent / "rank.py")
+    return subprocess.run(
+        [sys.executable, *command, script, str(config), str(num_lost)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def test_the_last_round_of_fresh_prompts_and_a_member_that_failed(

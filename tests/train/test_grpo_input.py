@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"perception": {"constrain_clues": True}}, "constrain_clues must be False"),
     ({"rewards": {"no_such": 1.0}}, "rewards: name must be one of"),
     ({"rewards": {}}, "rewards must be at least one"),
+    ({"rewards": {"answer": math.nan}}, "weight of 'answer' must be a finite number"),
+    ({"rewards": {"answer": True}}, "rewards must be a table of names and weights"),
+    ({"rewards": {"clue_boxes": 1.0}}, "which reward 'clue_boxes' compares with"),
+    ({"grpo": {"learning_rate": "fast"}}, "learning_rate must be a finite number"),
+    ({"grpo": {"max_steps": "ten"}}, "max_steps must be a finite number"),
+    ({"grpo": {"temperature": None}}, "temperature must be > 0"),
+    ({"grpo": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size must be >= 1"),
+    ({"grpo": {"gradient_accumulation_steps": 0}}, "gradient_accumulation_steps must be >= 1"),
+    ({"grpo": {"num_iterations": 0}}, "num_iterations must be >= 1"),
+    ({"grpo": {"fp16": True}}, "fp16 must be left out"),
+    ({"grpo": {"output_dir": "x"}}, "output_dir must be left out: output of the config says it"),
+    ({"grpo": {"reward_weights": [1.0]}}, "reward_weights must be left out: rewards of the"),
     ({"lora": {"use_dora": True}}, "a LoraConfig without DoRA"),
+    ({"lora": {"lora_dropout": 0.1}}, "['lora_dropout']"),
+    ({"lora": {"bias": "all"}}, "['bias']"),
+    ({"lora": {"lora_bias": True}}, "['lora_bias']"),
+    ({"lora": {"modules_to_save": ["norm"]}}, "['modules_to_save']"),
+    ({"lora": {"init_lora_weights": "pissa"}}, "init_lora_weights must be true, false or gaussian"),
+    ({"lora": {"r": "x"}}, "r must be a finite number"),
     ({"lora": {"target_modules": ["qkv", "q_proj"]}}, "the tower is frozen"),
 ]
 

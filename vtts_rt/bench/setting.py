@@ -238,6 +238,16 @@ def video_name(args: argparse.Namespace) -> str:
 
 def heading(bench: str, args: argparse.Namespace, flags: Sequence[str]) -> dict[str, Any]:
     """The first fields of every result: when, how (`flags` by name) and where it was measured."""
+    return {
+        "bench": bench,
+        "command": command_line(bench, args, flags),
+        **origin(args.threads),
+        "model_id": MODEL_ID if args.model is None else args.model.name,
+    }
+
+
+def command_line(bench: str, args: argparse.Namespace, flags: Sequence[str]) -> str:
+    """What measures the same again, with `flags` by name."""
     own = bench in ("rounds", "serve", "decode", "ops")
     words = ["vtts-rt", "bench", bench] if own else ["python", f"bench/bench_{bench}.py"]
     for name in flags:
@@ -248,12 +258,7 @@ def heading(bench: str, args: argparse.Namespace, flags: Sequence[str]) -> dict[
             words.append(f"--{name.replace('_', '-')}")
         elif value not in (None, False):
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return {
-        "bench": bench,
-        "command": shlex.join(words),
-        **origin(args.threads),
-        "model_id": MODEL_ID if args.model is None else args.model.name,
-    }
+    return shlex.join(words)
 
 
 def origin(threads: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Records:
 
 
 def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
-    """Setting and records of a file. ValueError, with the line, for anything but JSON objects."""
+    """Setting and records of a file. ValueError, with the line, for anything else."""
     lines = path.read_text(encoding="utf-8").split("\n")
     found: list[Record] = []
     for number, line in enumerate(lines[:-1], 1):  # behind the last newline: nothing, or cut off
@@ -69,7 +69,10 @@ def read_records(path: Path) -> tuple[dict[str, Any], list[Record]]:
             value = json.loads(line)
         except json.JSONDecodeError:
             value = None
-        require("eval needle", f"{path}:{number}", line[:40], isinstance(value, dict), "an object")
+        names = {"seed", "level", "rounds"} if found else set()  # the first line is the setting
+        ok = isinstance(value, dict) and names <= value.keys()
+        rule = f"an object with {', '.join(sorted(names))}" if names else "an object"
+        require("eval needle", f"{path}:{number}", line[:40], ok, rule)
         found.append(value)
     require("eval needle", "out", str(path), bool(found), "a file that begins with its setting")
     return found[0], found[1:]
@@ -84,11 +87,12 @@ def wilson(right: int, num: int) -> tuple[float, float]:
 
 
 def paired(less: NDArray[np.float64], more: NDArray[np.float64]) -> dict[str, Any]:
-    """{"difference", "low", "high"}: mean of more - less over the same clips, 95 % interval."""
+    """{"difference", "low", "high"}: mean of more - less over the same clips, each in [0, 1], and
+    its 95 % interval; of one clip, all that a difference can be."""
     gain = np.asarray(more, float) - np.asarray(less, float)
     half = _Z * float(gain.std(ddof=1)) / math.sqrt(len(gain)) if len(gain) > 1 else math.inf
     mean = float(gain.mean())
-    ends = {"low": mean - half, "high": mean + half}
+    ends = {"low": max(-1.0, mean - half), "high": min(1.0, mean + half)}
     return {"difference": round(mean, 4), **{k: round(v, 4) for k, v in ends.items()}}
 
 

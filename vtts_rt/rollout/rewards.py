@@ -213,21 +213,28 @@ def find_reward(name: str) -> Reward:
     return Reward(name, lambda given: of_round(given, int(number)), found.needs)
 
 
+def check_rewards(what: str, weights: RewardWeights, row: Row) -> None:
+    """ValueError for no weights, an unknown name, a weight that is not finite, and for a row
+    without what a reward compares with."""
+    require(what, "weights", weights, len(weights) > 0, "at least one, by name")
+    for name, weight in weights.items():
+        ok = is_number(weight) and math.isfinite(weight)
+        require(what, f"weight of {name!r}", weight, ok, "a finite number")
+        needs = find_reward(name).needs
+        has = not needs or any(getattr(row, need) for need in needs)
+        rule = f"one with {' or '.join(needs)}, which reward {name!r} compares with"
+        require(what, "row", row, has, rule)
+
+
 def score(given: RewardInput, weights: RewardWeights, where: str = "") -> Score:
     """The parts by name and their weighted sum. where: what messages say of it.
 
-    ValueError for no weights, an unknown name, a weight that is not finite, a row without what a
-    reward compares with; and, with its name, for a reward that raises or is not finite.
+    ValueError as `check_rewards`; and, with its name, for a reward that raises or is not finite.
     """
-    require("score_group", "weights", weights, len(weights) > 0, "at least one, by name")
+    check_rewards("score_group", weights, given.row)
     parts: dict[str, float] = {}
-    for name, weight in weights.items():
-        ok = is_number(weight) and math.isfinite(weight)
-        require("score_group", f"weight of {name!r}", weight, ok, "a finite number")
+    for name in weights:
         found = find_reward(name)
-        has = not found.needs or any(getattr(given.row, need) for need in found.needs)
-        rule = f"one with {' or '.join(found.needs)}, which reward {name!r} compares with"
-        require("score_group", "row", given.row, has, rule)
         try:
             value = float(found.function(given))
         except Exception as error:

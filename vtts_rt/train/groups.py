@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from vtts_rt.rounds.ask import Ask, Perception
 from vtts_rt.rounds.rollouts import RolloutGroup
 from vtts_rt.runtime import Runtime
 from vtts_rt.train.settings import WHAT
-from vtts_rt.types import ReuseStats, SamplingParams
+from vtts_rt.types import ReuseStats, SamplingParams, require
+
+logger = logging.getLogger(__name__)
 
 _COUNTS = ("frames_decoded", "pairs_encoded", "tokens_prefilled", "text_tokens_prefilled")
 
@@ -33,7 +36,10 @@ class Example(NamedTuple):
 
     def weights(self, rewards: Mapping[str, float] | None) -> Mapping[str, float]:
         """Of its rewards; None: the published ones of its task."""
-        return PUBLISHED[self.task] if rewards is None else rewards
+        if rewards is not None:
+            return rewards
+        require(WHAT, "task", self.task, self.task in PUBLISHED, f"one of {', '.join(PUBLISHED)}")
+        return PUBLISHED[self.task]
 
 
 def examples_of(
@@ -115,6 +121,9 @@ def roll_out(
         asked = {"options": row.options, "perception": perception, "sampling": sampling}
         ask = Ask([video], row.question, **asked)  # type: ignore[arg-type]
         group = runtime.rollouts(ask, num_answers, group_id=group_id)
+        if errors := group.errors:
+            told = (len(errors), num_answers, example.media, errors[0])
+            logger.warning("%d of %d rollouts of %s failed: %s", *told)
         scores = score_group(group, row, example.weights(rewards), example.task)
         last = {made.rollout_id: made for made in rows_of(group, scores) if made.mask.any()}
         if not last:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from vtts_rt.checks import CommandParser, Rule, check, is_whole
+from vtts_rt.checks import CommandParser, Rule, check, is_number, is_whole
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.rows import read_manifest
 from vtts_rt.models.registry import DTYPES
@@ -36,7 +37,7 @@ _RULES: dict[str, Rule] = {
     "manifest": _PATH,
     "output": _PATH,
     "rewards": (
-        lambda v: v is None or (_texts(v) and all(isinstance(w, int | float) for w in v.values())),
+        lambda v: v is None or (_texts(v) and all(map(is_number, v.values()))),
         "a table of names and weights, or left out for the published ones of each task",
     ),
     "dtype": (lambda v: v in ("auto", *DTYPES), f"auto or one of {', '.join(DTYPES)}"),
@@ -102,10 +103,15 @@ def read_recipe(path: str | Path) -> GrpoRecipe:
 
 
 def _names(table: str, values: Mapping[str, Any], kind: type) -> None:
-    """ValueError for a name that is no field of `kind`."""
-    known = {f.name for f in fields(kind) if f.init}
+    """ValueError for a name that is no field of `kind`, and for what is no number where the field
+    is one."""
+    known = {f.name: f.default for f in fields(kind) if f.init}
     unknown = [name for name in values if name not in known]
     require(WHAT, table, unknown, not unknown, f"of fields of {kind.__name__}")
+    for name, value in values.items():
+        ok = value is None or not is_number(known[name])
+        ok = ok or (is_number(value) and math.isfinite(value))
+        require(WHAT, name, value, ok, "a finite number")
 
 
 def read_examples(manifest: str | Path) -> list[Example]:
@@ -133,6 +139,9 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
         raise RuntimeError(f"{WHAT}: {error}; pip install 'vtts_rt[trl]'") from error
     _names("grpo", recipe.grpo, GRPOConfig)
     _names("perception", recipe.perception, PerceptionConfig)
+    for name, instead in (("output_dir", "output"), ("reward_weights", "rewards")):
+        value, rule = recipe.grpo.get(name), f"left out: {instead} of the config says it"
+        require(WHAT, name, value, name not in recipe.grpo, rule)
     size = recipe.grpo.get("num_generations", 8)
     ok = is_whole(size) and size >= 2
     require(WHAT, "num_generations", size, ok, ">= 2, as advantages compare the members of a group")

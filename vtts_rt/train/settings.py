@@ -19,6 +19,13 @@ _NOT_OURS = (
     *("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel"),
     *("cast_lm_head_to_fp32", "fsdp", "deepspeed"),
 )
+# Fields of peft's LoraConfig that may be given: what else changes a weight is neither pushed to the
+# runtime nor in a checkpoint, and dropout cannot be replayed.
+_LORA = (
+    *("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping"),
+)
 # What SamplingParams may say: it changes no probability.
 _SAMPLING = ("max_tokens", "stop", "stop_token_ids", "ignore_eos")
 
@@ -40,10 +47,14 @@ def check_settings(
     for name in _NOT_OURS:
         value, rule = getattr(args, name), "left out: it has no place beside our rollouts"
         require(WHAT, name, value, not value, rule)
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations"):
+        require(WHAT, name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     rule = f"a multiple of num_generations ({size}), so that no group is split"
     require(WHAT, "per_device_train_batch_size", batch, batch % size == 0, rule)
-    heat = args.temperature
-    require(WHAT, "temperature", heat, heat > 0, "> 0, or all members would say the same")
+    heat, rule = args.temperature, "> 0, or all members would say the same"
+    require(WHAT, "temperature", heat, heat is not None and heat > 0, rule)
+    rule = "left out: its scaled gradients overflow at first, which ends a run; bf16 has none"
+    require(WHAT, "fp16", args.fp16, not args.fp16, rule)
     split = args.accelerator_config.split_batches
     require(WHAT, "split_batches", split, not split, "False, so that no group is split")
     for name in (f.name for f in fields(SamplingParams)):
@@ -68,9 +79,17 @@ def check_settings(
     groups = args.generation_batch_size // size
     rule = f"at least {groups}, the groups of a generation"
     require(WHAT, "rows", num_examples, num_examples >= groups, rule)
-    kind = getattr(peft_config, "peft_type", None)
-    ok = peft_config is None or (kind == "LORA" and not peft_config.use_dora)
-    ok = ok and getattr(peft_config, "bias", "none") == "none"
-    ok = ok and not getattr(peft_config, "modules_to_save", None)
-    rule = "a LoraConfig without DoRA, biases and modules_to_save"
-    require(WHAT, "peft_config", peft_config, ok, rule)
+    if peft_config is not None:
+        _check_adapter(peft_config)
+
+
+def _check_adapter(peft_config: Any) -> None:
+    kind, neutral = getattr(peft_config, "peft_type", None), type(peft_config)()
+    require(WHAT, "peft_config", kind, kind == "LORA", "a LoraConfig")
+    names = (f.name for f in fields(peft_config) if f.name not in _LORA)
+    given = [name for name in names if getattr(peft_config, name) != getattr(neutral, name)]
+    rule = f"a LoraConfig without DoRA, biases, dropout and the like: only {', '.join(_LORA)}"
+    require(WHAT, "peft_config", given, not given, rule)
+    start = peft_config.init_lora_weights
+    rule = "true, false or gaussian: what else there is changes the weights that it adapts"
+    require(WHAT, "init_lora_weights", start, start in (True, False, "gaussian"), rule)

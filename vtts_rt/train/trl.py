@@ -11,6 +11,7 @@ Legend: B rows of a process, G answers of a group, C completion tokens.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, split_tensor_dict
 
-from vtts_rt.rollout.rewards import find_reward
+from vtts_rt.rollout.rewards import check_rewards
 from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.rollout.tree import TokenTree
 from vtts_rt.rollout.tree_step import base_model, tree_logprobs, use_tree_attention
@@ -55,6 +56,7 @@ HOOKS = {
     "_prepare_inputs": "f824e7fb07147956",
     "_save_checkpoint": "ec91bde123649111",
     "training_step": "9e18632f7dd8e8d8",
+    "log": "1e7772819cc8cf09",
 }
 
 
@@ -120,14 +122,14 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.perception = runtime.perception(perception)
         self.sampling = replace(sampling or SamplingParams(), temperature=args.temperature)
         self._rewards = None if rewards is None else dict(rewards)
+        require(WHAT, "rewards", rewards, rewards is None or len(rewards) > 0, "at least one")
         weights: dict[str, float] = {}
         for example in self.examples:
-            weights |= example.weights(self._rewards)
+            own = example.weights(self._rewards)
+            check_rewards(WHAT, own, example.row)
+            weights |= own
         told = sampling or SamplingParams()
         check_settings(*(args, self.perception, told, train_round, peft_config), len(self.examples))
-        for name in weights:
-            find_reward(name)
-        require(WHAT, "rewards", rewards, len(weights) > 0, "at least one")
         self._generation = _Generation((), {})
         self._asked: list[int] = []
         self._row_ids: list[int] = []
@@ -312,6 +314,13 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"inputs": inputs, "rows": rows}, path)
         return path
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Without rewards that no row of these steps had, as those of other tasks."""
+        found = self._metrics["train" if self.model.training else "eval"]
+        for name in [name for name, values in found.items() if all(map(math.isnan, values))]:
+            del found[name]
+        super().log(logs, start_time)
 
     # -- checkpoints ------------------------------------------------------------------------
 
