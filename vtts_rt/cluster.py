@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # Groups that one worker samples at once; more wait in it.
 _MAX_CALLS = 64
+_CANCELLED = "RolloutCluster: the group was cancelled"
 
 
 class WorkerDied(RuntimeError):
@@ -58,6 +60,16 @@ def _begun() -> Future[Any]:
     return future
 
 
+def _portable(error: Exception) -> Exception:
+    """The error, or its sentence where it cannot be unpickled: a class whose arguments are not
+    those that it hands on."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 class RolloutHost:
     """What runs in a worker: a runtime. Thread-safe as that is. make: may be pickled."""
 
@@ -66,22 +78,34 @@ class RolloutHost:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
         self._running: dict[int, Future[RolloutGroup]] = {}
+        self._aborted: set[int] = set()  # before their call, or after its end
+        self._lock = threading.Lock()
 
     def rollouts(
         self, call: int, ask: Ask, num_answers: int, group_id: str
     ) -> tuple[Answer | Exception, ...]:
         """The members of a group. call: a number by which it can be aborted."""
-        sampled = self.runtime.rollouts_async(ask, num_answers, group_id=group_id)
-        self._running[call] = future = asyncio.run_coroutine_threadsafe(sampled, self._loop)
+        with self._lock:
+            if call in self._aborted:
+                raise Aborted(_CANCELLED)
+            sampled = self.runtime.rollouts_async(ask, num_answers, group_id=group_id)
+            self._running[call] = future = asyncio.run_coroutine_threadsafe(sampled, self._loop)
         try:
-            return future.result().members
+            members = future.result().members
         except CancelledError:
-            raise Aborted("RolloutCluster: the group was cancelled") from None
+            raise Aborted(_CANCELLED) from None
         finally:
-            del self._running[call]
+            with self._lock:
+                del self._running[call]
+        return tuple(_portable(m) if isinstance(m, Exception) else m for m in members)
 
     def abort(self, call: int) -> None:
-        if (future := self._running.get(call)) is not None:
+        """End a group, also one whose call comes later, as calls run beside each other."""
+        with self._lock:
+            future = self._running.get(call)
+            if future is None:
+                self._aborted.add(call)
+        if future is not None:
             future.cancel()
 
     def update_weights(self, tensors: Mapping[str, Tensor], finish: bool) -> int:
@@ -180,17 +204,19 @@ class ProcessWorker:
 
 def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
     """A worker's process: until the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: our parent says what it means
     lock = threading.Lock()
 
     def reply(number: int, result: object, error: Exception | None) -> None:
+        if error is not None:
+            error = _portable(error)
         with lock:
             try:
                 pipe.send((number, result, error))
             except OSError:
                 os._exit(0)  # nobody waits any more
-            except Exception as problem:  # an error that cannot be pickled
-                text = f"{type(error).__name__}: {error}" if error is not None else str(problem)
-                pipe.send((number, None, RuntimeError(text)))
+            except Exception as problem:  # a result that cannot be pickled
+                pipe.send((number, None, RuntimeError(str(problem))))
 
     def run(number: int, method: str, arguments: Sequence[Any]) -> None:
         try:
