@@ -29,16 +29,10 @@ from vtts_rt import (
     SamplingParams,
     export_weights,
 )
-from vtts_rt.cluster import (
-    LocalWorker,
-    ProcessWorker,
-    RayWorker,
-    RolloutCluster,
-    RolloutHost,
-    WorkerDied,
-)
+from vtts_rt.cluster import RolloutCluster
 from vtts_rt.models.registry import from_config
 from vtts_rt.rollout.engine import RolloutEngine
+from vtts_rt.workers import LocalWorker, ProcessWorker, RayWorker, RolloutHost, WorkerDied
 
 SAMPLING = SamplingParams(max_tokens=4, ignore_eos=True, seed=1)
 

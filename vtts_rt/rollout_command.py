@@ -77,7 +77,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 async def _run(args: argparse.Namespace) -> int:
     from vtts_rt.cli import made_of
-    from vtts_rt.cluster import ProcessWorker, RolloutCluster
+    from vtts_rt.cluster import RolloutCluster
     from vtts_rt.config import PerceptionConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.rollout.engine import RolloutEngine
@@ -86,6 +86,7 @@ async def _run(args: argparse.Namespace) -> int:
     from vtts_rt.rounds.rollouts import check_sampling
     from vtts_rt.types import SamplingParams
     from vtts_rt.video import FrameStore
+    from vtts_rt.workers import ProcessWorker
 
     weights: dict[str, float] = {}
     for name, weight in map(_weight, args.reward):
