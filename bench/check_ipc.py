@@ -16,8 +16,9 @@ from functools import partial
 
 from vtts_rt import Runtime, SamplingParams, export_weights
 from vtts_rt.checks import CommandParser
-from vtts_rt.cluster import ProcessWorker, RolloutCluster
+from vtts_rt.cluster import RolloutCluster
 from vtts_rt.models.registry import from_config
+from vtts_rt.workers import ProcessWorker
 
 TEXT = "Which pattern is on the red card?"
 SAMPLING = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)

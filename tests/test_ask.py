@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from utils import as_ask, request, told
+from utils import as_ask, held, request, told
 
 from vtts_rt import (
     Aborted,
@@ -30,7 +30,7 @@ from vtts_rt import (
 )
 from vtts_rt.rounds.results import RoundEvent
 
-ENDLESS = SamplingParams(max_tokens=7000, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +210,18 @@ def test_one_request_too_many_is_refused(
     runtime: Runtime, clips: list[Path], opened: list[Any]
 ) -> None:
     streams = [runtime.stream(**request(clips[0], sampling=ENDLESS)) for _ in range(3)]
-    for stream in streams:
-        next(stream)
-    opened.clear()
+    with held(runtime):
+        for stream in streams:
+            next(stream)
+        opened.clear()
+        _are_refused(runtime, clips)
+        assert not opened  # refused before any work
+        for stream in streams:
+            stream.close()
+    assert len(runtime.ask(**request(clips[0])).rounds) == 3
+
+
+def _are_refused(runtime: Runtime, clips: list[Path]) -> None:
     for call in (
         lambda: runtime.ask(**request(clips[0])),
         lambda: runtime.generate("hello"),
@@ -222,10 +231,6 @@ def test_one_request_too_many_is_refused(
         with pytest.raises(Overloaded, match="3 requests are in work or wait") as error:
             call()
         assert 0.1 <= error.value.retry_after_seconds <= 60.0
-    assert not opened  # refused before any work
-    for stream in streams:
-        stream.close()
-    assert len(runtime.ask(**request(clips[0])).rounds) == 3
     assert pickle.loads(pickle.dumps(error.value)).retry_after_seconds > 0
 
 
@@ -259,7 +264,8 @@ def test_requests_that_the_runtime_ends_are_aborted(checkpoint: Path, clips: lis
     runtime = Runtime.from_pretrained(checkpoint, engine=EngineConfig(kv_bytes=1 << 26))
     for end in (lambda: runtime.update_weights({}, in_flight="abort"), runtime.close):
         stream = runtime.stream(**request(clips[0], sampling=ENDLESS))
-        next(stream)
-        end()
+        with held(runtime):
+            next(stream)
+            end()
         with pytest.raises(Aborted):
             list(stream)

@@ -8,7 +8,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from utils import as_ask, told
+from utils import as_ask, held, told
 
-from vtts_rt import Ask, BadMedia, BadRequest, EngineConfig, Runtime, SamplingParams, export_weights
-from vtts_rt.cluster import LocalWorker, ProcessWorker, RayWorker, RolloutCluster, WorkerDied
+from vtts_rt import (
+    Aborted,
+    Ask,
+    BadMedia,
+    BadRequest,
+    EngineConfig,
+    RolloutGroup,
+    Runtime,
+    SamplingParams,
+    export_weights,
+)
+from vtts_rt.cluster import RolloutCluster
 from vtts_rt.models.registry import from_config
 from vtts_rt.rollout.engine import RolloutEngine
+from vtts_rt.workers import LocalWorker, ProcessWorker, RayWorker, RolloutHost, WorkerDied
 
 SAMPLING = SamplingParams(max_tokens=4, ignore_eos=True, seed=1)
 
@@ -144,6 +155,9 @@ def test_a_killed_process_loses_no_group(
     with RolloutCluster(workers) as cluster:
         cluster.update_weights(export_weights(one.engine.model.export()))  # shared memory
 
+        for worker in workers:  # a terminal's interrupt is for the parent
+            os.kill(worker.process.pid or 0, signal.SIGINT)
+
         def kill(ended: int) -> None:
             if ended == 1:
                 os.kill(workers[0].process.pid or 0, signal.SIGKILL)
@@ -172,7 +186,57 @@ def test_a_cancelled_group_ends_in_its_worker(
         while any([s["scheduler"]["running"] for s in cluster.stats()]):
             await asyncio.sleep(0.01)
 
-    asyncio.run(main())
+    with ExitStack() as stack:
+        for worker in cluster._workers.values():
+            stack.enter_context(held(worker._host.runtime, "token"))  # type: ignore[attr-defined]
+        asyncio.run(main())
+
+
+class Strange(Exception):
+    """Cannot be unpickled."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text)
+
+
+class Fake:
+    """A runtime whose second member fails."""
+
+    calls = 0
+
+    async def rollouts_async(self, ask: Ask, num_answers: int, *, group_id: str) -> RolloutGroup:
+        self.calls += 1
+        return RolloutGroup(group_id, ask, (KeyError("x"), Strange("odd", 3)))
+
+
+def test_a_group_may_be_aborted_before_it_begins() -> None:
+    host = RolloutHost(Fake)  # type: ignore[arg-type]
+    ask = Ask("clip.mp4", "which?")
+    host.abort(5)
+    with pytest.raises(Aborted, match="the group was cancelled"):
+        host.rollouts(5, ask, 2, "g")
+    assert not host.runtime.calls  # type: ignore[attr-defined]
+    members = pickle.loads(pickle.dumps(host.rollouts(6, ask, 2, "g")))
+    assert [repr(m) for m in members] == ["KeyError('x')", "RuntimeError('Strange: odd')"]
+
+
+# An error whose class the other process does not know.
+STRANGE = """
+from vtts_rt import errors
+class Odd(Exception):
+    def __init__(self, text, code): super().__init__(text)
+Odd.__module__, Odd.__qualname__, errors.Odd = errors.__name__, "Odd", Odd
+raise Odd("no card", 3)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_says_why_it_fails_whatever_the_error() -> None:
+    with (
+        RolloutCluster([ProcessWorker(partial(exec, STRANGE, {}))]) as cluster,  # type: ignore[arg-type]
+        pytest.raises(RuntimeError, match="Odd: no card"),
+    ):
+        cluster.stats()
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     0: ("kernels", "_C", "_build_info"),
 }
 # One noun in several files without a folder of its own: file -> unit.
-PART_OF = {"environment": "cli", "rollout_command": "cli"}
+PART_OF = {"environment": "cli", "rollout_command": "cli", "workers": "cluster"}
 ROW = {unit: row for row, units in ROWS.items() for unit in units}
 # config checks its values with checks and types.require and names the literals of types.
 SAME_ROW = {("config", "types"), ("config", "checks"), ("checks", "types")}

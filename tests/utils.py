@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,32 @@ def as_ask(video: Any, strategy: str = "append", **more: Any) -> Ask:
     """`request` as an Ask."""
     arguments = request(video, strategy, **more)
     return Ask(arguments.pop("video"), **arguments)
+
+
+@contextmanager
+def held(runtime: Any, event: str = "round_started") -> Iterator[None]:
+    """Inside, the engine steps only while a request has not had its first `event` yet: no request
+    ends, however slow the test is beside it."""
+    driver, seen = runtime._driver, set()
+    step, hand_over = driver._step, driver._hand_over
+
+    def note(request_id: int, output: Any) -> None:
+        if getattr(output, "type", "") == event:
+            seen.add(request_id)
+        hand_over(request_id, output)
+
+    def step_if_needed() -> None:
+        if driver._deliver.keys() <= seen:
+            driver._serve_aborts()
+            time.sleep(0.001)
+        else:
+            step()
+
+    driver._step, driver._hand_over = step_if_needed, note
+    try:
+        yield
+    finally:
+        del driver._step, driver._hand_over  # those of the class
 
 
 def tokens(answer: Answer) -> list[list[int]]:

@@ -3,8 +3,7 @@
 Groups of one video go to one worker, so that its caches hold what they share. A worker that dies
 gives its unfinished groups to the others: a group is given out once, whole, by one worker.
 
-The transport is a `Worker`: `ProcessWorker` (multiprocessing), `LocalWorker` (this process) and
-`RayWorker` (an actor; needs `vtts_rt[ray]`).
+The transport is a `Worker` of `vtts_rt.workers`.
 """
 
 from __future__ import annotations
@@ -14,242 +13,21 @@ import hashlib
 import itertools
 import logging
 import os
-import pickle
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-import torch.multiprocessing
 from torch import Tensor
 
 from vtts_rt.checks import is_whole
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.shared_weights import WeightHandles
-from vtts_rt.errors import Aborted
 from vtts_rt.rounds.ask import Ask
-from vtts_rt.rounds.results import Answer
 from vtts_rt.rounds.rollouts import RolloutGroup
-from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams, require
+from vtts_rt.workers import Worker, WorkerDied
 
 logger = logging.getLogger(__name__)
-
-# Groups that one worker samples at once; more wait in it.
-_MAX_CALLS = 64
-
-
-class WorkerDied(RuntimeError):
-    """The process of a worker has ended."""
-
-
-class Worker(Protocol):
-    """Calls methods of a `RolloutHost` somewhere. `call` returns at once; its future raises what
-    the method raises, and WorkerDied where the worker is gone."""
-
-    def call(self, method: str, *arguments: Any) -> Future[Any]: ...
-    def close(self) -> None: ...
-
-
-def _begun() -> Future[Any]:
-    """A future that cannot be cancelled: its worker sets it."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    return future
-
-
-class RolloutHost:
-    """What runs in a worker: a runtime. Thread-safe as that is. make: may be pickled."""
-
-    def __init__(self, make: Callable[[], Runtime] | bytes) -> None:
-        self.runtime: Runtime = (pickle.loads(make) if isinstance(make, bytes) else make)()
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._running: dict[int, Future[RolloutGroup]] = {}
-
-    def rollouts(
-        self, call: int, ask: Ask, num_answers: int, group_id: str
-    ) -> tuple[Answer | Exception, ...]:
-        """The members of a group. call: a number by which it can be aborted."""
-        sampled = self.runtime.rollouts_async(ask, num_answers, group_id=group_id)
-        self._running[call] = future = asyncio.run_coroutine_threadsafe(sampled, self._loop)
-        try:
-            return future.result().members
-        except CancelledError:
-            raise Aborted("RolloutCluster: the group was cancelled") from None
-        finally:
-            del self._running[call]
-
-    def abort(self, call: int) -> None:
-        if (future := self._running.get(call)) is not None:
-            future.cancel()
-
-    def update_weights(self, tensors: Mapping[str, Tensor], finish: bool) -> int:
-        self.runtime.update_weights(tensors, finish=finish)
-        return self.runtime.weights_version
-
-    def discard_staged_weights(self) -> None:
-        self.runtime.discard_staged_weights()
-
-    def sleep(self) -> None:
-        self.runtime.sleep()
-
-    def wake(self) -> None:
-        self.runtime.wake()
-
-    def stats(self) -> Mapping[str, Mapping[str, int]]:
-        return self.runtime.stats()
-
-    def generate(self, prompt: str, sampling: SamplingParams) -> Completion:
-        return self.runtime.generate(prompt, sampling)
-
-    def close(self) -> None:
-        self.runtime.close()
-
-
-class LocalWorker:
-    """A runtime of this process."""
-
-    def __init__(self, make: Callable[[], Runtime]) -> None:
-        self._host = RolloutHost(make)
-        self._pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="vtts_rt worker")
-
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
-        return self._pool.submit(getattr(self._host, method), *arguments)
-
-    def close(self) -> None:
-        self._host.close()
-        self._pool.shutdown()
-
-
-class ProcessWorker:
-    """A spawned process. make: can be pickled, as arguments and answers must be; tensors go through
-    shared memory."""
-
-    def __init__(self, make: Callable[[], Runtime]) -> None:
-        context = torch.multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(make, theirs), daemon=True)
-        self.process.start()
-        theirs.close()  # or the end of the process would not be seen
-        self._calls: dict[int, Future[Any]] = {}
-        self._number = 0
-        self._lock = threading.Lock()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
-        future = _begun()
-        with self._lock:
-            self._number += 1
-            self._calls[self._number] = future
-            try:
-                self._pipe.send((self._number, method, arguments))
-            except OSError:  # it has died
-                del self._calls[self._number]
-                future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
-            except BaseException:  # an argument that cannot be pickled
-                del self._calls[self._number]
-                raise
-        return future
-
-    def _read(self) -> None:
-        try:
-            while True:
-                number, result, error = self._pipe.recv()
-                with self._lock:
-                    future = self._calls.pop(number)
-                if error is None:
-                    future.set_result(result)
-                else:
-                    future.set_exception(error)
-        except (EOFError, OSError):
-            pass
-        with self._lock:
-            left, self._calls = list(self._calls.values()), {}
-            self._pipe.close()
-        for future in left:
-            future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
-
-    def close(self) -> None:
-        """End the process; what runs in it is lost."""
-        self.process.terminate()
-        self.process.join()
-        self._reader.join()
-
-
-def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
-    """A worker's process: until the pipe is closed."""
-    lock = threading.Lock()
-
-    def reply(number: int, result: object, error: Exception | None) -> None:
-        with lock:
-            try:
-                pipe.send((number, result, error))
-            except OSError:
-                os._exit(0)  # nobody waits any more
-            except Exception as problem:  # an error that cannot be pickled
-                text = f"{type(error).__name__}: {error}" if error is not None else str(problem)
-                pipe.send((number, None, RuntimeError(text)))
-
-    def run(number: int, method: str, arguments: Sequence[Any]) -> None:
-        try:
-            result = getattr(host, method)(*arguments)
-        except Exception as error:
-            reply(number, None, error)
-        else:
-            reply(number, result, None)
-
-    host: RolloutHost | None
-    try:
-        host = RolloutHost(make)
-    except Exception as error:
-        host, failure = None, error
-    with ThreadPoolExecutor(_MAX_CALLS) as pool:
-        while True:
-            try:
-                call = pipe.recv()
-            except EOFError:
-                os._exit(0)
-            if host is None:  # every call says why
-                reply(call[0], None, failure)
-            else:
-                pool.submit(run, *call)
-
-
-class RayWorker:
-    """A Ray actor; `ray.init` was called. options: of the actor, {"num_gpus": 1} for example."""
-
-    def __init__(self, make: Callable[[], Runtime], **options: Any) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise RuntimeError(
-                "RayWorker: ray is not installed: pip install 'vtts_rt[ray]'"
-            ) from error
-        self._ray = ray
-        actor = ray.remote(RolloutHost).options(max_concurrency=_MAX_CALLS, **options)
-        self._actor = actor.remote(pickle.dumps(make))  # ray's own pickles methods by value
-
-    def call(self, method: str, *arguments: Any) -> Future[Any]:
-        future = _begun()
-        reply = getattr(self._actor, method).remote(*arguments).future()
-
-        def ended(done: Future[Any]) -> None:
-            error = done.exception()
-            if error is None:
-                future.set_result(done.result())
-            elif isinstance(error, self._ray.exceptions.RayActorError):
-                future.set_exception(WorkerDied(f"RolloutCluster: {error}"))
-            else:
-                # Ray's own class holds the error of the method.
-                future.set_exception(getattr(error, "cause", None) or error)
-
-        reply.add_done_callback(ended)
-        return future
-
-    def close(self) -> None:
-        self._ray.kill(self._actor)
 
 
 class RolloutCluster:
@@ -343,7 +121,8 @@ class RolloutCluster:
 
     def update_weights(self, tensors: Mapping[str, Tensor], *, finish: bool = True) -> None:
         """As `Runtime.update_weights`, in buckets to all workers; each applies them at once when
-        all have all, after its groups in work. Where one refuses, none applies anything."""
+        all have all, after its groups in work. Where one refuses, none applies anything; but
+        handles, of which no worker keeps a copy, each takes or refuses by itself."""
         if isinstance(tensors, WeightHandles):
             self._all("update_weights", tensors, finish)
             return

@@ -16,16 +16,17 @@ from typing import Any
 from vtts_rt.checks import CommandParser
 from vtts_rt.types import require
 
+_LEAST = {"num_answers": 2, "max_groups": 1, "epochs": 1, "workers": 1, "limit": 1}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Sample groups until the manifest is through; returns the exit status."""
     parser = CommandParser(prog="vtts-rt rollout", description=(__doc__ or "").split("\n")[0])
     _add_flags(parser)
     args = parser.parse_args(argv)
-    for name in ("epochs", "workers", "limit"):
+    for name, least in _LEAST.items():
         value = getattr(args, name)
-        ok = value >= 1 if name != "limit" else value is None or value >= 1
-        require("rollout", name, value, ok, "a whole number >= 1")
+        require("rollout", name, value, value is None or value >= least, f"{least} or more")
     try:
         return asyncio.run(_run(args))
     except KeyboardInterrupt:
@@ -76,22 +77,28 @@ def _weight(text: str) -> tuple[str, float]:
 
 async def _run(args: argparse.Namespace) -> int:
     from vtts_rt.cli import made_of
-    from vtts_rt.cluster import ProcessWorker, RolloutCluster
+    from vtts_rt.cluster import RolloutCluster
     from vtts_rt.config import PerceptionConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.rollout.engine import RolloutEngine
     from vtts_rt.rollout.journal import RolloutJournal
     from vtts_rt.rollout.rewards import score_group
+    from vtts_rt.rounds.rollouts import check_sampling
     from vtts_rt.types import SamplingParams
     from vtts_rt.video import FrameStore
+    from vtts_rt.workers import ProcessWorker
 
-    weights = dict(map(_weight, args.reward))
+    weights: dict[str, float] = {}
+    for name, weight in map(_weight, args.reward):
+        require("rollout", "reward", name, name not in weights, "named once")
+        weights[name] = weight
 
     def score(group: Any, item: Any) -> Any:
         return score_group(group, item.row, weights)
 
     perception = made_of(PerceptionConfig, args)
     sampling = made_of(SamplingParams, args)
+    check_sampling("rollout", sampling)
     ask = {"perception": repr(perception), "sampling": repr(sampling)}
     made_with = {"model": args.model, "num_answers": args.num_answers, **ask}
     made_with |= {"rewards": weights} if weights else {}

@@ -249,7 +249,7 @@ def test_errors_of_feed_and_scores_end_the_run(
         run(RolloutEngine(runtime, 2), broken())
     with pytest.raises(ValueError, match="reward 'x'"):
         run(RolloutEngine(runtime, 2, score=score), asks)
-    for wrong in ([asks[0], asks[0]], [asks[0][1]], [("a", "b")], [(3, asks[0][1])]):
+    for wrong in ([asks[0], asks[0]], [asks[0][1]], [("a", "b")], [(3, asks[0][1])], [None]):
         with pytest.raises(
             BadRequest, match="^RolloutEngine: (group_id|an entry of the feed) must"
         ):
@@ -258,6 +258,8 @@ def test_errors_of_feed_and_scores_end_the_run(
         (name,) = arguments
         with pytest.raises(BadRequest, match=f"^RolloutEngine: {name} must be"):
             RolloutEngine(runtime, **({"num_answers": 2} | arguments))  # type: ignore[arg-type]
+    with pytest.raises(BadRequest, match="^RolloutEngine: temperature must be above 0"):
+        RolloutEngine(runtime, 2, sampling=SamplingParams(temperature=0.0))
     assert not runtime._driver._admitted
 
 
@@ -280,6 +282,33 @@ def test_no_group_begins_while_the_sampler_sleeps() -> None:
 
     asyncio.run(main())
     assert stub.calls == [("sleep", 0), ("update", 0), ("wake", 0)]
+
+
+def test_a_sleep_that_is_cancelled_is_undone() -> None:
+    gate = asyncio.Event()
+    stub = Stub(lambda name: gate.wait())
+
+    async def main() -> int:
+        engine = RolloutEngine(stub, 2, max_groups=1)
+
+        async def phase() -> None:
+            async with engine.asleep():
+                raise AssertionError("a group is in flight")
+
+        async with aclosing(engine.run(entries(3))) as groups:
+            first = asyncio.ensure_future(anext(groups))
+            while not stub.begun:
+                await asyncio.sleep(0)
+            sleeping = asyncio.create_task(phase())
+            await asyncio.sleep(0)
+            sleeping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sleeping
+            gate.set()
+            await first
+            return len([finished async for finished in groups])
+
+    assert asyncio.run(main()) == 2
 
 
 def test_new_weights_come_between_groups(runtime: Runtime, asks: list[tuple[str, Ask]]) -> None:

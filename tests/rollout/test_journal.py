@@ -155,6 +155,11 @@ def test_a_full_disk_leaves_the_file_as_it_was(
             with pytest.raises(OSError, match="No space left"):
                 journal.append(record(1))
         assert path.read_bytes() == before and "1" not in journal
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda file: Path("/nowhere").stat())
+            with pytest.raises(OSError, match="nowhere"):
+                journal.append(record(1))
+        assert path.read_bytes() == before and "1" not in journal
         journal.append(record(1))
     assert ids(path) == ["0", "1"]
 

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from utils import CLUES, as_ask, told
+from utils import CLUES, as_ask, held, told
 
 from vtts_rt import Answer, Ask, BadMedia, BadRequest, Runtime, SamplingParams
 from vtts_rt.errors import Aborted
 from vtts_rt.models.registry import from_config
 from vtts_rt.rounds.driver import Driver
+from vtts_rt.rounds.results import AnswerReady
 from vtts_rt.video import open_video
 
 SAMPLING = SamplingParams(max_tokens=8, seed=5, ignore_eos=True)
-ENDLESS = SamplingParams(max_tokens=7000, ignore_eos=True)
+ENDLESS = SamplingParams(max_tokens=3000, ignore_eos=True)
 
 
 @pytest.fixture()
@@ -108,14 +109,18 @@ def test_a_member_that_fails_loses_no_other(runtime: Runtime, ask: Ask) -> None:
 def test_a_deadline_ends_each_member_with_what_it_has(
     runtime: Runtime, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One member ends before its time, the other when it is up."""
+    """One member ends before its time, the other when it is up: it is when the first has ended."""
     now, passed = time.monotonic, [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now() + passed[0])
 
-    def pass_time(member: int, event: Any) -> None:
-        if member == 0 and event.type == "answer":
+    hand_over = runtime._driver._hand_over
+
+    def pass_time(request_id: int, output: Any) -> None:
+        hand_over(request_id, output)
+        if isinstance(output, AnswerReady):
             passed[0] = 1e6
 
+    monkeypatch.setattr(runtime._driver, "_hand_over", pass_time)
     short = replace(ask, timeout_seconds=1e5, sampling=ENDLESS)
     begun = runtime._driver.submit_together
 
@@ -125,7 +130,7 @@ def test_a_deadline_ends_each_member_with_what_it_has(
         begun(submitted)
 
     monkeypatch.setattr(runtime._driver, "submit_together", shorten)
-    group = runtime.rollouts(short, 2, on_event=pass_time)
+    group = runtime.rollouts(short, 2)
     assert [answer.stop_reason for answer in group.answers] == ["max_rounds", "timeout"]
     late = group.answers[1].rounds
     assert late[-1].finish_reason == "timeout" and len(late[0].token_ids) > 2
@@ -147,7 +152,8 @@ def test_a_cancelled_group_leaves_nothing(runtime: Runtime, ask: Ask) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(main())
+    with held(runtime, "token"):
+        asyncio.run(main())
     assert not runtime._driver._admitted
     runtime._driver.call_idle(lambda: None)
     assert not runtime.engine.has_work
@@ -159,35 +165,35 @@ def test_a_group_never_mixes_two_versions(
 ) -> None:
     """An update that comes while members are handed over does not come between them."""
     others = from_config(runtime.engine.model.config, 7).export()
-    queue, begun = Driver._queue, threading.Event()
+    queue, begun, asked = Driver._queue, threading.Event(), threading.Event()
 
     def slowly(self: Driver, run: Any) -> None:
         queue(self, run)
         if threading.current_thread() is threading.main_thread():
             begun.set()
-            updated.wait(0.1)  # the update asks for its turn meanwhile
+            assert asked.wait(60)  # the update asks for its turn meanwhile
+        else:
+            asked.set()
 
     monkeypatch.setattr(Driver, "_queue", slowly)
-    updated = threading.Event()
 
-    def update() -> None:
-        begun.wait(60)
-        runtime.update_weights(others)
-        updated.set()
+    def update(*arguments: Any, **more: Any) -> threading.Thread:
+        begun.clear()
+        asked.clear()
+        thread = threading.Thread(
+            target=lambda: begun.wait(60) and runtime.update_weights(*arguments, **more)
+        )
+        thread.start()
+        return thread
 
-    thread = threading.Thread(target=update)
-    thread.start()
+    updating = update(others)
     group = runtime.rollouts(ask, 4)
-    thread.join()
+    updating.join()
     assert [answer.weights_version for answer in group.answers] == [0] * 4
     assert group.weights_version == 0
     after = runtime.rollouts(ask, 4)
     assert after.weights_version == 1 and told(after.answers[0]) != told(group.answers[0])
-    begun.clear()
-    aborting = threading.Thread(
-        target=lambda: begun.wait(60) and runtime.update_weights({}, in_flight="abort")
-    )
-    aborting.start()
+    aborting = update({}, in_flight="abort")
     aborted = runtime.rollouts(replace(ask, sampling=ENDLESS), 3)
     aborting.join()
     assert [type(error) for error in aborted.errors] == [Aborted] * 3

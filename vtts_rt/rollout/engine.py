@@ -33,12 +33,13 @@ from vtts_rt.data.frames import RolloutItem
 from vtts_rt.rollout.journal import GroupRecord, RolloutJournal, errors_of
 from vtts_rt.rollout.rows import RolloutRow, Score, rows_of
 from vtts_rt.rounds.ask import Ask, Perception
-from vtts_rt.rounds.rollouts import RolloutGroup
+from vtts_rt.rounds.rollouts import RolloutGroup, check_sampling
 from vtts_rt.rounds.streams import in_thread
 from vtts_rt.types import SamplingParams, require
 
 logger = logging.getLogger(__name__)
 
+_END = object()  # of a feed, where None would be a wrong entry
 # (group id, Ask) each; or a feed, whose items become Asks.
 Feed: TypeAlias = "Iterable[tuple[str, Ask]] | AsyncIterable[tuple[str, Ask]] | RolloutDataFeed"
 # What a group's members are worth; the item is that of a RolloutDataFeed.
@@ -102,6 +103,7 @@ class RolloutEngine:
     ) -> None:
         given = {"num_answers": num_answers, "max_groups": max_groups, "journal": journal}
         check("RolloutEngine", _RULES, given)
+        check_sampling("RolloutEngine", sampling)
         self.sampler, self.num_answers, self.max_groups = sampler, num_answers, max_groups
         self._perception, self._sampling = perception, sampling or SamplingParams()
         self._timeout_seconds = timeout_seconds
@@ -211,8 +213,8 @@ class RolloutEngine:
     @asynccontextmanager
     async def asleep(self) -> AsyncIterator[None]:
         """`sleep`, and `wake` at the end: for a training step on the same device."""
-        await self.sleep()
         try:
+            await self.sleep()
             yield
         finally:
             await self.wake()
@@ -285,18 +287,18 @@ class _Source:
         feed = self._feed
         if isinstance(feed, AsyncIterable):
             self._iterator = self._iterator or aiter(feed)
-            step = anext(self._iterator, None)
+            step = anext(self._iterator, _END)
             self._pull = asyncio.ensure_future(step)
             item = await self._pull
-            return None if item is None else (item, None)
+            return None if item is _END else (item, None)
         self._pull = asyncio.create_task(in_thread(self._advance))
         return await asyncio.shield(self._pull)
 
     def _advance(self) -> tuple[Any, Mapping[str, Any] | None] | None:
         if self._iterator is None:
             self._iterator = iter(self._feed)  # type: ignore[arg-type]
-        item = next(self._iterator, None)
-        if item is None:
+        item = next(self._iterator, _END)
+        if item is _END:
             return None
         feed = self._feed
         return item, feed.state_dict() if isinstance(feed, RolloutDataFeed) else None

@@ -124,7 +124,7 @@ class RolloutJournal:
 
     def append(self, record: GroupRecord) -> None:
         """Add a finished group; ValueError for one that is there already. After an error, of a full
-        disk say, the file is as it was."""
+        or failing disk say, the file is as it was."""
         is_new = record.group_id not in self._done
         require("RolloutJournal", "group_id", record.group_id, is_new, "of a group not yet there")
         self._write(record.as_dict())
@@ -138,14 +138,14 @@ class RolloutJournal:
             while left:
                 num = os.write(self._file, left)
                 left, written = left[num:], written + num
+            every, now = self._fsync_seconds, time.monotonic()
+            if every is not None and now - self._synced >= every:
+                os.fsync(self._file)
+                self._synced = now
         except BaseException:
             os.ftruncate(self._file, self._end)
             raise
         self._end += written
-        every, now = self._fsync_seconds, time.monotonic()
-        if every is not None and now - self._synced >= every:
-            os.fsync(self._file)
-            self._synced = now
 
     def close(self) -> None:
         """Force all to the disk; may be called again."""

@@ -22,7 +22,7 @@ from vtts_rt.rounds.prepare import Resources, open_request
 from vtts_rt.rounds.results import Answer, AnswerReady, RoundEvent
 from vtts_rt.rounds.scheduler import Output, RequestFailed
 from vtts_rt.rounds.streams import in_thread, seconds_left, timed_out
-from vtts_rt.types import require
+from vtts_rt.types import SamplingParams, require
 
 # What sees the events of a group: (member, event). The last event of a member is its AnswerReady.
 MemberListener: TypeAlias = Callable[[int, RoundEvent], None]
@@ -53,6 +53,13 @@ _RULES: dict[str, Rule] = {
     "assume_clues": (lambda v: v is None or isinstance(v, list | tuple), "a list or None"),
     "on_event": (lambda v: v is None or callable(v), "a function or None"),
 }
+
+
+def check_sampling(what: str, sampling: SamplingParams | None) -> None:
+    """BadRequest for a temperature of 0."""
+    heat = None if sampling is None else sampling.temperature
+    rule = "above 0, or the members would all say the same"
+    require(what, "temperature", heat, heat is None or heat > 0, rule)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,9 +109,7 @@ class GroupRequest:
         check("rollouts", _RULES, {"ask": ask, "num_answers": num_answers, **options})
         rule = "None, as the function sets it"
         require("rollouts", "member", ask.member, ask.member is None, rule)
-        heat = ask.sampling.temperature if ask.sampling is not None else None
-        rule = "above 0, or the members would all say the same"
-        require("rollouts", "temperature", heat, heat is None or heat > 0, rule)
+        check_sampling("rollouts", ask.sampling)
         clues = options.get("assume_clues")
         ok = clues is None or len(clues) == num_answers
         require(
