@@ -182,6 +182,8 @@ def test_answers_after_every_round() -> None:
     found = score(RewardInput(ROW, looks, "green"), dict.fromkeys(names, 1.0))
     assert list(found.parts.values()) == [0.0, 1.0, 1.0, 1.0, 1.0]
     assert score(RewardInput(ROW, looks), {"round_answer": 3.0}).reward == pytest.approx(2.0)
+    final = RewardInput(ROW, looks, last_is_final=True)  # it was asked for its answer
+    assert score(final, {"round_answer": 3.0}).reward == pytest.approx(2.0)
     free = Row("a", "b", answer="A red card")
     for said, value in (("a RED card.", 1.0), ("red card", 0.0), ("", 0.0)):
         assert score(RewardInput(free, (), said), {"answer": 1.0}).reward == value

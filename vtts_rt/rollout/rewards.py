@@ -168,18 +168,20 @@ def reward(name: str, *, needs: Sequence[str] = ()) -> Callable[[RewardFunction]
     return add
 
 
-def round_reward(name: str, *, needs: Sequence[str] = ()) -> Callable[[RoundReward], RoundReward]:
+def round_reward(
+    name: str, *, needs: Sequence[str] = (), of_clue: bool = True
+) -> Callable[[RoundReward], RoundReward]:
     """Register a function of a RewardInput and a round, from 0, as `name@k` for each round and
     `name` for their mean.
 
     A round after the last counts as the last: rounds that end early because the answer is stable
-    lose nothing. The mean is over all rounds but a final one, not asked for a clue, of several.
+    lose nothing. of_clue: the mean leaves out a final round of several, which was not asked for one.
     """
 
     def add(function: RoundReward) -> RoundReward:
         def mean(given: RewardInput) -> float:
             num = len(given.looks)
-            num -= given.last_is_final and num > 1
+            num -= of_clue and given.last_is_final and num > 1
             return math.fsum(function(given, k) for k in range(num)) / num if num > 0 else 0.0
 
         def of_round(given: RewardInput, k: int) -> float:
@@ -322,7 +324,7 @@ def _answer(given: RewardInput) -> float:
     return float(given.is_right(given.answer))
 
 
-@round_reward("round_answer", needs=("answer",))
+@round_reward("round_answer", needs=("answer",), of_clue=False)
 def _round_answer(given: RewardInput, k: int) -> float:
     """1 where the answer after round k is right."""
     return float(given.is_right(given.looks[k].answered))
@@ -368,7 +370,7 @@ def _clue_holds(given: RewardInput, k: int) -> float:
     return min(share, 1.0)
 
 
-@round_reward("format")
+@round_reward("format", of_clue=False)
 def _format(given: RewardInput, k: int) -> float:
     """1 where the text of round k keeps to the dialect: a final one holds a closed answer; another
     a clue without problems beside it (`r1.5`), or either of the two (dialects of calls). One that
