@@ -175,7 +175,7 @@ def round_reward(
     `name` for their mean.
 
     A round after the last counts as the last: rounds that end early because the answer is stable
-    lose nothing. of_clue: the mean leaves out a final round of several, which was not asked for one.
+    lose nothing. of_clue: the mean leaves out the final one of several rounds, asked for no clue.
     """
 
     def add(function: RoundReward) -> RoundReward:
