@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vtts_rt import bench
+from vtts_rt.bench.model import allow_broken_torchvision
 from vtts_rt.bench.setting import (
     add_compute_flags,
     add_output_flags,
@@ -60,6 +61,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The result (the JSON file's content)."""
     from vtts_rt.train.grpo import GrpoRecipe, run
 
+    allow_broken_torchvision()
     check_compute(args)
     require("bench", "steps", args.steps, args.steps >= 2, ">= 2")
     with tempfile.TemporaryDirectory() as name:

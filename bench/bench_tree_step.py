@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from shapes import SHAPES, _hf_config
+from shapes import SHAPES, hf_config
 from torch import Tensor
 
 from vtts_rt import bench
@@ -43,7 +43,7 @@ from vtts_rt.models.registry import DTYPES
 from vtts_rt.models.tokenizer import VisionSpan
 from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.rollout.tree import TokenTree
-from vtts_rt.rollout.tree_step import _Head, tree_logprobs, use_tree_attention
+from vtts_rt.rollout.tree_step import ScoringHead, tree_logprobs, use_tree_attention
 from vtts_rt.types import MERGE_SIZE, PairRef, PixelBox, Segment, require
 
 SIDES = ("pixels", "cached", "tree")
@@ -187,7 +187,7 @@ def prepare(
     """Build the model, run the tower and, on a small group, a step that counts for nothing."""
     torch.set_num_threads(threads)
     vocab = SHAPES[shape]["text_config"]["vocab_size"]
-    config = _hf_config(shape, image_token_id=vocab - 2, video_token_id=vocab - 1)
+    config = hf_config(shape, image_token_id=vocab - 2, video_token_id=vocab - 1)
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(SEED)
@@ -304,8 +304,8 @@ class _Group:
         )
         answer = self.case.answer
         hidden = out.last_hidden_state[:, -answer - 1 : -1].flatten(0, 1)
-        head = _Head(ids[:, -answer:].flatten(), 1.0, 1024)
-        scores = head._forward(self.model.lm_head.forward, hidden[None])
+        head = ScoringHead(ids[:, -answer:].flatten(), 1.0, 1024)
+        scores = head.score(self.model.lm_head.forward, hidden[None])
         return ids.numel(), scores[0, :, 0]
 
 

@@ -97,10 +97,11 @@ SHAPES["1m"]["text_config"]["rope_parameters"]["mrope_section"] = [4, 6, 6]
 
 def model_config(shape: str) -> ModelConfig:
     """Ours of a released shape; token ids are those of Qwen2.5-VL's tokenizer."""
-    return _ours(_hf_config(shape))
+    return _ours(hf_config(shape))
 
 
-def _hf_config(shape: str, **ids: int) -> Any:
+def hf_config(shape: str, **ids: int) -> Any:
+    """transformers' of a shape of SHAPES; ids: of special tokens."""
     require("bench", "shape", shape, shape in SHAPES, f"one of {', '.join(SHAPES)}")
     allow_broken_torchvision()
     from transformers import Qwen2_5_VLConfig
@@ -163,7 +164,7 @@ def make_twins(shape: str, dtype: torch.dtype, device: str) -> Twins:
             ("vision_end", "vision_end"),
         )
     }
-    config = _hf_config(shape, **ids)
+    config = hf_config(shape, **ids)
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     torch.manual_seed(SEED)

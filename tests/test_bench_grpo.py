@@ -8,6 +8,8 @@ from typing import Any
 
 import bench_grpo
 import pytest
+from report.results import Result
+from report.training import TABLES
 
 from vtts_rt import bench
 from vtts_rt.train import grpo
@@ -29,6 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[grpo.GrpoRecipe]:
 
     monkeypatch.setattr(grpo, "run", run)
     monkeypatch.setattr(bench_grpo, "write_needle", lambda *_: None)
+    monkeypatch.setattr(bench_grpo, "allow_broken_torchvision", lambda: None)
     return recipes
 
 
@@ -37,6 +40,11 @@ def test_the_first_step_is_left_out(asked: list[grpo.GrpoRecipe], tmp_path: Path
     flags = ["--steps", "4", "--groups", "3", "--device", "cpu", "--output-json", str(path)]
     assert bench.script(bench_grpo, flags) == 0
     result = json.loads(path.read_text())
+    theme, table = TABLES["grpo"]
+    text = table(Result(path, theme, "cpu", "202611", result))
+    assert (
+        "| rollout | 3.000 |" in text and "`tiny`, needle, 3 groups of 8 a step, 3 rounds" in text
+    )
     assert result["seconds"] == dict.fromkeys(bench_grpo.PHASES, 3.0)
     assert result["of_a_group"] == dict.fromkeys(bench_grpo.COUNTS, 10.0)
     (recipe,) = asked

@@ -321,6 +321,22 @@ def test_modules_over_optional_dependencies_are_imported_late() -> None:
     assert not wrong, wrong
 
 
+def test_private_names_stay_in_their_modules() -> None:
+    """Of the package and of bench/; compiled modules have names with an underscore."""
+    bench = sorted((ROOT / "bench").rglob("*.py"))
+    trees = {MODULES[module]: tree for module, tree in TREES.items()}
+    trees |= {path: ast.parse(path.read_text(), str(path)) for path in bench}
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {alias.name} of {node.module}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if re.match("_[^_]", alias.name) and alias.name not in ROW
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_perception_is_pure_python() -> None:
     wrong = {
         module: names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral, Real
@@ -24,6 +25,15 @@ def check(what: str, rules: Mapping[str, Rule], values: Mapping[str, Any]) -> No
         except (AttributeError, OverflowError, TypeError, ValueError):
             ok = False
         require(what, name, value, ok, rule)
+
+
+def check_same(what: str, made: object, kept: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """ValueError for the first setting that is not what it was when `made`, a file say, was made
+    (`kept`, as JSON gives it back). Settings that only one side has are passed over."""
+    for name, value in given.items():
+        if name in kept:
+            same = kept[name] == json.loads(json.dumps(value))
+            require(what, name, value, same, f"{kept[name]!r}, that of {made}")
 
 
 def check_names(what: str, given: Iterable[object], known: Collection[str]) -> None:

@@ -111,9 +111,25 @@ def _values(line: dict[str, float], keys: Sequence[str]) -> list[str]:
     return [f"{line[key]:.3f}" if key in line else "" for key in keys]
 
 
+def _grpo(result: Result) -> str:
+    """An iteration of GRPO by phase."""
+    data, setting = result.data, result.data["setting"]
+    phases = [[name.replace("_", " "), f"{value:.3f}"] for name, value in data["seconds"].items()]
+    counts = (
+        f"{value:,.0f} {name.replace('_', ' ')}" for name, value in data["of_a_group"].items()
+    )
+    return (
+        f"{markdown(['phase', 'seconds'], phases)}\n"
+        f"`{setting['model']}`, needle, {setting['groups']} groups of {setting['members']} a step, "
+        f"{setting['rounds']} rounds, {data['tokens_said']:.0f} tokens a member; medians of "
+        f"{setting['steps'] - 1} steps. Of a group: {', '.join(counts)}.\n"
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "training": ("training", _models),
     "training-compared": ("training", _compared),
     "training-strategies": ("training", _strategies),
     "training-curves": ("training", _curves),
+    "grpo": ("grpo", _grpo),
 }

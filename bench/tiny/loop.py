@@ -1,8 +1,8 @@
 """The training loop: AdamW, warm-up and cosine, and checkpoints from which a run goes on exactly.
 
 Batch i of a data set depends on (seed, i) alone and nothing in a model draws random numbers, so
-a checkpoint is weights, optimizer and step: n steps equal k steps, a resume and n - k steps, bit
-for bit with one thread.
+a checkpoint is weights, optimizer, step and what it was made with: n steps equal k steps, a resume
+and n - k steps, bit for bit with one thread.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vtts_rt.checks import check_same
+
 logger = logging.getLogger(__name__)
 
+WHAT = "train tiny"
 LossFunction = Callable[[Any, float], tuple[Tensor, dict[str, float]]]
 
 
@@ -43,6 +46,10 @@ class LoopConfig:
     save_every: int = 100
 
 
+# Of LoopConfig, what changes no weight.
+_FREE = ("workers", "log_every", "save_every")
+
+
 def learning_rate(config: LoopConfig, step: int) -> float:
     """Of one step, from 0."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
@@ -58,13 +65,18 @@ def train(
     config: LoopConfig,
     folder: Path,
     stop_after: int | None = None,
+    made_with: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Train until `config.steps`, going on from the stage's checkpoint in `folder` if any.
 
     modules: everything that learns. dataset: batch i at index i. loss_of(batch, progress): loss
     and skills of a batch; progress runs from 0 to 1. stop_after: leave after this many steps in
-    all, with a checkpoint (to be resumed). Returns the mean skills since the last log line. Each
-    log line in `folder`/log.jsonl has the skills, and the wall time of all runs of the stage.
+    all, with a checkpoint (to be resumed). made_with: JSON values that say what the weights depend
+    on beside `config`; ValueError for a checkpoint of others, or of another config, with the first
+    that differs. One of a version that kept none is taken as it is.
+
+    Returns the mean skills since the last log line. Each log line in `folder`/log.jsonl has the
+    skills, and the wall time of all runs of the stage.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.pt"
@@ -76,8 +88,11 @@ def train(
     # 0.98: gradients of rare events (a mark in one token of a hundred) need a short memory.
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     step, elapsed = 0, 0.0
+    own = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    made = {**(made_with or {}), **own}
     if path.is_file():
         state = torch.load(path, weights_only=True)
+        check_same(WHAT, path, state.get("made_with", {}), made)
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         step, elapsed = int(state["step"]), float(state["elapsed"])
@@ -108,6 +123,7 @@ def train(
                 "optimizer": optimizer.state_dict(),
                 "step": step,
                 "elapsed": time.monotonic() - began,
+                "made_with": made,
             }
             partial = path.with_suffix(".partial")
             torch.save(state, partial)

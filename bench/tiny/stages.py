@@ -29,7 +29,7 @@ from tiny.datasets import (
 from tiny.episodes import MAX_ROUNDS
 from tiny.features import encode_views, sketch_matrix
 from tiny.language_stage import EpisodeBatch, Probes, language_loss
-from tiny.loop import LoopConfig, train
+from tiny.loop import WHAT, LoopConfig, train
 from tiny.recipe import (
     DTYPE,
     LANGUAGE_STEPS,
@@ -47,6 +47,8 @@ from tiny.recipe import (
 from tiny.tokenizer import save_tokenizer
 from tiny.views import ViewBatch
 from tiny.vision_stage import SketchHeads, forward_views, sketch_loss
+from vtts_rt.checks import check_same
+from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import write_needle
 from vtts_rt.data.rows import DataSet, write_manifest
 from vtts_rt.models.base import VideoLM
@@ -124,12 +126,15 @@ def _config(stage: Stage, recipe: Recipe, steps: int | None) -> LoopConfig:
     )
 
 
-def _load(module: nn.Module, path: Path, prefix: str) -> None:
-    """Weights of one part of a stage's checkpoint."""
+def _load(module: nn.Module, path: Path, prefix: str, **made_with: Any) -> None:
+    """Weights of one part of a stage's checkpoint. ValueError for one that was made with others of
+    these settings."""
     if not path.is_file():
-        raise RuntimeError(f"train tiny: {path} is missing; run the stage {path.stem} first")
-    state = torch.load(path, weights_only=True)["modules"]
-    part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        raise RuntimeError(f"{WHAT}: {path} is missing; run the stage {path.stem} first")
+    state = torch.load(path, weights_only=True)
+    check_same(WHAT, path, state.get("made_with", {}), made_with)
+    modules = state["modules"]
+    part = {k.removeprefix(prefix): v for k, v in modules.items() if k.startswith(prefix)}
     module.load_state_dict(part)
 
 
@@ -151,6 +156,7 @@ def run_vision(
         _config("vision", recipe, steps),
         recipe.folder,
         stop_after,
+        {"seed": recipe.seed, "batch_views": recipe.batch_views, "footage": footage_available()},
     )
 
 
@@ -162,6 +168,7 @@ def _train_language(
     dataset: Any,
     steps: int | None,
     stop_after: int | None,
+    made_with: dict[str, Any],
 ) -> dict[str, float]:
     def loss_of(batch: EpisodeBatch, progress: float) -> tuple[Tensor, dict[str, float]]:
         text, probing, skills = language_loss(model, probes, batch)
@@ -170,7 +177,8 @@ def _train_language(
     modules = nn.ModuleDict({"language": model.language, "probes": probes})
     config = _config(stage, recipe, steps)
     name = stage + (recipe.suffix if stage == "language" else "")
-    return train(name, modules, dataset, loss_of, config, recipe.folder, stop_after)
+    made_with = {"seed": recipe.seed, "batch_tokens": recipe.batch_tokens, **made_with}
+    return train(name, modules, dataset, loss_of, config, recipe.folder, stop_after, made_with)
 
 
 def run_sketch(
@@ -184,15 +192,25 @@ def run_sketch(
     dataset = SketchDataset(
         factory(tokenizer), sketch_matrix(hidden), recipe.seed, recipe.batch_tokens
     )
-    return _train_language("sketch", recipe, model, probes, dataset, steps, stop_after)
+    return _train_language("sketch", recipe, model, probes, dataset, steps, stop_after, {})
+
+
+def _of_bank(recipe: Recipe, model: VideoLM) -> dict[str, Any]:
+    """What features of episodes depend on."""
+    drawn = {"seed": recipe.seed, "wide": recipe.wide, "footage": footage_available()}
+    return {**drawn, "vision": model.version("visual")}
 
 
 def build_bank(recipe: Recipe, model: VideoLM, source: PixelDataset) -> list[NDArray[np.float16]]:
-    """Features of `num_clips` episodes, fp16, kept in `bank.npz` for the next run."""
+    """Features of `num_clips` episodes, fp16, kept in `bank.npz` for the next run. ValueError for
+    one of another seed or tower; one that does not say is taken as it is."""
     path = recipe.folder / f"bank{recipe.suffix}.npz"
+    made_with = _of_bank(recipe, model)
     if path.is_file():
         with np.load(path) as stored:
-            kept = [stored[name] for name in stored.files]
+            if "made_with" in stored.files:
+                check_same(WHAT, path, json.loads(str(stored["made_with"])), made_with)
+            kept = [stored[name] for name in stored.files if name != "made_with"]
         if len(kept) >= recipe.num_clips:
             return kept[: recipe.num_clips]
     loader: DataLoader[Any] = DataLoader(
@@ -207,7 +225,7 @@ def build_bank(recipe: Recipe, model: VideoLM, source: PixelDataset) -> list[NDA
         if (index + 1) % 100 == 0:
             logger.info("bank: %d of %d clips", index + 1, recipe.num_clips)
     partial = path.with_name(f"partial_{path.name}")
-    np.savez(partial, *bank)
+    np.savez(partial, *bank, made_with=np.array(json.dumps(made_with)))
     partial.replace(path)
     return bank
 
@@ -217,11 +235,12 @@ def run_language(
 ) -> dict[str, float]:
     """Stage `language`: the sketch stage's language model on the vision stage's features."""
     model, tokenizer = initial_model(recipe)
-    _load(model.visual, recipe.folder / "vision.pt", "visual.")
+    _load(model.visual, recipe.folder / "vision.pt", "visual.", seed=recipe.seed)
     probes = Probes(model.config.language.hidden_size)
-    if not (recipe.folder / f"language{recipe.suffix}.pt").is_file():
-        _load(model.language, recipe.folder / "sketch.pt", "language.")
-        _load(probes, recipe.folder / "sketch.pt", "probes.")
+    start = recipe.folder / "sketch.pt"
+    if start.is_file() or not (recipe.folder / f"language{recipe.suffix}.pt").is_file():
+        _load(model.language, start, "language.", seed=recipe.seed)
+        _load(probes, start, "probes.")
     source = PixelDataset(factory(tokenizer, recipe.wide), recipe.seed)
     bank = build_bank(recipe, model, source)
     matrix = sketch_matrix(model.config.language.hidden_size)
@@ -229,7 +248,11 @@ def run_language(
         source.factory, matrix, recipe.seed + 1, recipe.batch_tokens // recipe.wide
     )
     dataset = BankDataset(source, bank, sketch)
-    return _train_language("language", recipe, model, probes, dataset, steps, stop_after)
+    made_with = {**_of_bank(recipe, model), "clips": recipe.num_clips}
+    if start.is_file():
+        made_with["sketch"] = model.version("language")
+    about = (model, probes, dataset, steps, stop_after, made_with)
+    return _train_language("language", recipe, *about)
 
 
 def write_questions(recipe: Recipe, num: int) -> Path:
@@ -245,8 +268,9 @@ def write_questions(recipe: Recipe, num: int) -> Path:
 def export(recipe: Recipe, out: Path) -> None:
     """Write the trained model to `out`: bf16 weights, tokenizer, perception settings, wording."""
     model, _ = initial_model(recipe)
-    _load(model.visual, recipe.folder / "vision.pt", "visual.")
-    _load(model.language, recipe.folder / f"language{recipe.suffix}.pt", "language.")
+    _load(model.visual, recipe.folder / "vision.pt", "visual.", seed=recipe.seed)
+    made_with = {"seed": recipe.seed, "vision": model.version("visual")}
+    _load(model.language, recipe.folder / f"language{recipe.suffix}.pt", "language.", **made_with)
     write_checkpoint(model, out, recipe.wide)
 
 

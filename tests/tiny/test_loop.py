@@ -17,7 +17,9 @@ class _Numbers(Dataset[Tensor]):
         return torch.randn(8, 4, generator=torch.Generator().manual_seed(index))
 
 
-def _run(folder: Path, steps: int, stop_after: int | None = None, workers: int = 0) -> nn.Linear:
+def _run(
+    folder: Path, steps: int, stop_after: int | None = None, workers: int = 0, **made_with: Any
+) -> nn.Linear:
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
 
@@ -27,7 +29,7 @@ def _run(folder: Path, steps: int, stop_after: int | None = None, workers: int =
         return loss, {"error": float(loss.detach()), "absent": float("nan")}
 
     config = LoopConfig(steps, 0.05, warmup_steps=3, workers=workers, log_every=5, save_every=4)
-    train("fit", model, _Numbers(), loss_of, config, folder, stop_after)
+    train("fit", model, _Numbers(), loss_of, config, folder, stop_after, made_with)
     return model
 
 
@@ -44,6 +46,26 @@ def test_resuming_is_exact(tmp_path: Path, workers: int) -> None:
     resumed = _run(tmp_path / "b", 12, workers=workers)
     assert _equal(whole, resumed)
     assert not _equal(whole, _run(tmp_path / "c", 12, stop_after=7))
+
+
+@pytest.mark.parametrize(
+    ("steps", "made_with", "message"),
+    [
+        (4, {"seed": 1}, "seed must be 0, that of .*fit.pt, got 1"),
+        (5, {"seed": 0}, "steps must be 4, that of .*fit.pt, got 5"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, steps: int, made_with: dict[str, Any], message: str
+) -> None:
+    _run(tmp_path, 4, stop_after=2, seed=0)
+    with pytest.raises(ValueError, match=f"train tiny: {message}"):
+        _run(tmp_path, steps, **made_with)
+    state = torch.load(tmp_path / "fit.pt", weights_only=True)
+    assert state.pop("made_with")["seed"] == 0 and state["step"] == 2
+    torch.save(state, tmp_path / "fit.pt")  # as an earlier version wrote it
+    _run(tmp_path, steps, **made_with)
+    assert torch.load(tmp_path / "fit.pt", weights_only=True)["step"] == steps
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,64 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def _copied(trained: Path, folder: Path) -> Path:
+    for path in (*trained.glob("*.pt"), *trained.glob("*.npz")):
+        shutil.copyfile(path, folder / path.name)
+    return folder
+
+
+def _strip(path: Path) -> None:
+    """Leave what an earlier version wrote."""
+    if path.suffix == ".pt":
+        state = torch.load(path, weights_only=True)
+        del state["made_with"]
+        torch.save(state, path)
+        return
+    with np.load(path) as bank:
+        arrays = [bank[name] for name in bank.files if name.startswith("arr_")]
+    np.savez(path, *arrays)
+
+
+@pytest.mark.parametrize(
+    ("stage", "other", "message"),
+    [
+        ("vision", {"seed": 1}, "seed must be 0, that of .*vision.pt, got 1"),
+        ("vision", {"batch_views": 5}, "batch_views must be 6"),
+        ("sketch", {"batch_tokens": 600}, "batch_tokens must be 700"),
+        ("language", {"num_clips": 2}, "clips must be 3, that of .*language.pt, got 2"),
+        ("language", {"seed": 1}, "seed must be 0, that of .*vision.pt, got 1"),
+    ],
+)
+def test_checkpoints_of_another_run_are_refused(
+    trained: Path, tmp_path: Path, stage: str, other: dict[str, int], message: str
+) -> None:
+    recipe = replace(_recipe(_copied(trained, tmp_path)), **other)
+    with pytest.raises(ValueError, match=f"^train tiny: {message}"):
+        RUNS[stage](recipe, steps=3)
+
+
+def test_features_of_another_tower_are_refused(trained: Path, tmp_path: Path) -> None:
+    recipe = _recipe(_copied(trained, tmp_path))
+    state = torch.load(tmp_path / "vision.pt", weights_only=True)
+    state["modules"]["visual.patch_embed.weight"] += 1
+    torch.save(state, tmp_path / "vision.pt")
+    with pytest.raises(ValueError, match=r"vision must be '\w+', that of .*bank.npz, got '\w+'"):
+        run_language(recipe, steps=3)
+    with pytest.raises(ValueError, match=r"vision must be '\w+', that of .*language.pt, got"):
+        export(recipe, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_files_of_earlier_versions_are_taken_as_they_are(trained: Path, tmp_path: Path) -> None:
+    recipe = replace(_recipe(_copied(trained, tmp_path)), seed=1)
+    for path in (*tmp_path.glob("*.pt"), *tmp_path.glob("*.npz")):
+        _strip(path)
+    for stage in STAGES:
+        RUNS[stage](recipe, steps=3)
+        assert _same(_weights(tmp_path, stage), _weights(trained, stage))
+    export(recipe, tmp_path / "model")
+
+
 def test_export_writes_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     export(_recipe(trained), tmp_path / "model")
     model = load_model(tmp_path / "model", dtype="float32")
@@ -91,7 +150,8 @@ def test_the_baseline_sees_more_frames_in_one_round(trained: Path, tmp_path: Pat
     config = load_model(tmp_path / "model", dtype="float32").config
     assert (config.perception["max_rounds"], config.perception["max_frames"]) == (1, 72)
     with np.load(tmp_path / "bank_wide3.npz") as bank:
-        assert all(22 <= len(bank[name]) <= 36 for name in bank.files)  # pairs of 15 to 24 s
+        features = [bank[name] for name in bank.files if name.startswith("arr_")]
+    assert len(features) == 3 and all(22 <= len(f) <= 36 for f in features)  # pairs of 15 to 24 s
 
 
 def test_the_log_says_the_wall_time_of_all_runs(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,7 +27,7 @@ from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.train import groups
 from vtts_rt.train import trl as trainer_file
 from vtts_rt.train.groups import ScoredGroup, examples_of
-from vtts_rt.train.grpo import GrpoRecipe, read_examples, run, trainer_of
+from vtts_rt.train.grpo import SETTINGS_FILE, GrpoRecipe, read_examples, run, trainer_of
 from vtts_rt.types import TimeSpan
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -78,7 +79,7 @@ def test_losses_are_finite_and_ratios_one_on_fresh_weights(trained: Any) -> None
             assert ratio == pytest.approx(1.0, abs=1e-4 * 80)  # of a sequence of some 80 tokens
     assert any(entry["grad_norm"] > 0.0 for entry in steps)
     assert steps[-1]["kl"] > 0.0
-    wanted = {"reward", "rewards/answer/mean", "clue/span_iou_round_1", "clue/span_iou_round_2"}
+    wanted = {"reward", "rewards/answer/mean", "clue/span_iou@0", "clue/span_iou@1"}
     wanted |= {"completions/mean_length", "seconds/step", "seconds/weights", "seconds/scores"}
     assert wanted <= fresh[0].keys()
 
@@ -117,6 +118,12 @@ def test_a_run_that_goes_on_gives_the_numbers_of_one_that_never_ended(
     models = [load_model(Path(folder) / "model") for folder in (asked.output, tmp_path)]
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         assert torch.equal(a, b)
+    texts = [(Path(f) / SETTINGS_FILE).read_text() for f in (asked.output, tmp_path)]
+    assert texts[0] == texts[1] != ""  # a folder of an earlier version has none at first
+    with pytest.raises(
+        ValueError, match=f"max_tokens must be 40, that of .*{tmp_path.name}, got 41"
+    ):
+        run(replace(asked, output=tmp_path, max_tokens=41))
 
 
 def test_a_checkpoint_is_one_of_ours_and_of_transformers(trained: Any, manifest: Path) -> None:
@@ -254,11 +261,15 @@ def test_the_last_round_of_fresh_prompts_and_a_member_that_failed(
 ) -> None:
     rollouts = runtime.rollouts
 
-    def one_failed(*args: Any, **options: Any) -> Any:
+    def one_failed_and_one_was_cut(*args: Any, **options: Any) -> Any:
         group = rollouts(*args, **options)
-        return replace(group, members=(RuntimeError("lost"), *group.members[1:]))
+        _, cut, *others = group.members
+        *before, last = cut.rounds
+        silent = replace(last.transcript, generated=np.zeros_like(last.transcript.generated))
+        cut = replace(cut, rounds=[*before, replace(last, transcript=silent)])
+        return replace(group, members=(RuntimeError("lost"), cut, *others))
 
-    monkeypatch.setattr(runtime, "rollouts", one_failed)
+    monkeypatch.setattr(runtime, "rollouts", one_failed_and_one_was_cut)
     before = {n: t.clone() for n, t in runtime.engine.model.export(torch.float32).items()}
     perception = {"strategy": "refresh", "max_rounds": 2, "max_frames": 8}
     asked = recipe(
@@ -274,7 +285,9 @@ def test_the_last_round_of_fresh_prompts_and_a_member_that_failed(
     assert entry["group/failed"] == 1.0 and math.isfinite(entry["loss"])
     assert entry["sampling/sampling_logp_difference/max"] < 1e-4
     assert {"rewards/letter/mean", "rewards/iou_glue/mean", "rewards/format_gqa/mean"} <= set(entry)
-    assert all(row is None or row.round == 1 for row in trainer._generation.rows)
+    rounds = [row and row.round for row in trainer._generation.rows]
+    assert rounds == [None, 0, 1, 1]
+    assert trainer.max_completion_length == 40  # of one round
     runtime.update_weights(before)
 
 

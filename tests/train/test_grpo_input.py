@@ -77,6 +77,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grpo": {"fp16": True}}, "fp16 must be left out"),
     ({"grpo": {"output_dir": "x"}}, "output_dir must be left out: output of the config says it"),
     ({"grpo": {"reward_weights": [1.0]}}, "reward_weights must be left out: rewards of the"),
+    ({"grpo": {"max_completion_length": 64}}, "left out: max_tokens of the config says it"),
     ({"lora": {"use_dora": True}}, "a LoraConfig without DoRA"),
     ({"lora": {"lora_dropout": 0.1}}, "['lora_dropout']"),
     ({"lora": {"bias": "all"}}, "['bias']"),

@@ -138,7 +138,7 @@ class Scene:
         view = self.background.region(time_seconds, box)
         for card in self.all_cards:
             if _covers(card.span, time_seconds):
-                _draw_card(view, box, card, _covers(card.mark_span, time_seconds))
+                draw_card(view, box, card, _covers(card.mark_span, time_seconds))
         return view
 
     def frame(self, index: int) -> Image:
@@ -162,7 +162,8 @@ def _grow(box: PixelBox, by: int) -> PixelBox:
     return PixelBox(box.x0 - by, box.y0 - by, box.x1 + by, box.y1 + by)
 
 
-def _draw_card(view: Image, box: PixelBox, card: Card, with_mark: bool) -> None:
+def draw_card(view: Image, box: PixelBox, card: Card, with_mark: bool) -> None:
+    """Draw a card into `view`, (height, width, 3) uint8, the pixels of `box`."""
     _fill(view, box, card.box, (245, 245, 245))
     red, green, blue = (min(255, round(c * card.shade)) for c in CARD_COLOURS[card.colour])
     _fill(view, box, _grow(card.box, -4), (red, green, blue))

@@ -26,7 +26,7 @@ from vtts_rt.data.needle import (
     Question,
     Scene,
     Split,
-    _draw_card,
+    draw_card,
     make_question,
     make_scene,
     needle_row,
@@ -77,7 +77,7 @@ class MovingScene(Scene):
         box = box or PixelBox(0, 0, self.width, self.height)
         view = super().render(time_seconds, box)
         for mover in self.movers:
-            _draw_card(view, box, replace(mover.card, box=mover.box(time_seconds)), False)
+            draw_card(view, box, replace(mover.card, box=mover.box(time_seconds)), False)
         return view
 
 

@@ -1,30 +1,52 @@
 """RolloutRows in the terms of TRL, verl and slime: plain values, without any of them imported.
 
-All split a row where the model first speaks: the prompt before it, and all that follows, in which
-tokens that were added between turns are masked out. Log-probs of masked tokens are 0. Rows keep
-their names (`RolloutRow.row_id`): two rows of equal tokens may show different videos.
+All split a row by `columns_of`. Rows keep their names (`RolloutRow.row_id`): two rows of equal
+tokens may show different videos.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vtts_rt.rollout.rows import RolloutRow
 
 
+class Columns(NamedTuple):
+    """prompt_ids: token ids before the first that the model said. The others, of equal length:
+    token ids from there on; their log-probabilities (natural log), 0 where they were added between
+    turns of the model; and 1 where the model said them, else 0."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    logprobs: list[float]
+    mask: list[int]
+
+
+def columns_of(row: RolloutRow) -> Columns:
+    """A row, split where the model first speaks."""
+    start = row.num_prompt
+    return Columns(
+        row.token_ids[:start].tolist(),
+        row.token_ids[start:].tolist(),
+        np.where(row.mask, row.logprobs, 0.0)[start:].tolist(),
+        row.mask[start:].astype(np.int64).tolist(),
+    )
+
+
 def trl_columns(rows: Sequence[RolloutRow]) -> dict[str, list[Any]]:
     """What a `rollout_func` of TRL's GRPOTrainer returns for the prompts of these rows, in their
     order: prompt_ids, completion_ids, logprobs and env_mask, a list a row, and row_id, group_id and
     vtts_reward, which TRL hands to its reward functions."""
+    split = [columns_of(row) for row in rows]
     return {
-        "prompt_ids": [_before(row) for row in rows],
-        "completion_ids": [_after(row, row.token_ids) for row in rows],
-        "logprobs": [_after(row, np.where(row.mask, row.logprobs, 0.0)) for row in rows],
-        "env_mask": [_after(row, row.mask.astype(np.int64)) for row in rows],
+        "prompt_ids": [columns.prompt_ids for columns in split],
+        "completion_ids": [columns.completion_ids for columns in split],
+        "logprobs": [columns.logprobs for columns in split],
+        "env_mask": [columns.mask for columns in split],
         "row_id": [row.row_id for row in rows],
         "group_id": [row.group_id for row in rows],
         "vtts_reward": [row.reward for row in rows],
@@ -43,10 +65,10 @@ def verl_outputs(rows: Sequence[RolloutRow]) -> list[dict[str, Any]]:
     """
     return [
         {
-            "prompt_ids": _before(row),
-            "response_ids": _after(row, row.token_ids),
-            "response_mask": _after(row, row.mask.astype(np.int64)),
-            "response_logprobs": _after(row, np.where(row.mask, row.logprobs, 0.0)),
+            "prompt_ids": columns.prompt_ids,
+            "response_ids": columns.completion_ids,
+            "response_mask": columns.mask,
+            "response_logprobs": columns.logprobs,
             "multi_modal_data": {},
             "reward_score": _reward(row),
             "num_turns": 2 * _num_turns(row),
@@ -58,7 +80,7 @@ def verl_outputs(rows: Sequence[RolloutRow]) -> list[dict[str, Any]]:
                 "max_global_steps": row.weights_version,
             },
         }
-        for row in rows
+        for row, columns in ((row, columns_of(row)) for row in rows)
     ]
 
 
@@ -77,26 +99,16 @@ def slime_samples(rows: Sequence[RolloutRow], index: int = 0) -> list[dict[str, 
             "index": number,
             "rollout_id": (index << 20) + row.rollout_id,
             "tokens": row.token_ids.tolist(),
-            "response_length": len(row.mask) - row.num_prompt,
-            "loss_mask": _after(row, row.mask.astype(np.int64)),
-            "rollout_log_probs": _after(row, np.where(row.mask, row.logprobs, 0.0)),
+            "response_length": len(columns.mask),
+            "loss_mask": columns.mask,
+            "rollout_log_probs": columns.logprobs,
             "reward": _reward(row),
             "weight_versions": [str(row.weights_version)],
             "status": status.get(row.finish_reason, "aborted"),
             "metadata": {**_extra(row), "reward_parts": dict(row.reward_parts)},
         }
-        for number, row in enumerate(rows)
+        for number, (row, columns) in enumerate((row, columns_of(row)) for row in rows)
     ]
-
-
-def _before(row: RolloutRow) -> list[int]:
-    ids: list[int] = row.token_ids[: row.num_prompt].tolist()
-    return ids
-
-
-def _after(row: RolloutRow, values: np.ndarray) -> list[Any]:
-    rest: list[Any] = values[row.num_prompt :].tolist()
-    return rest
 
 
 def _reward(row: RolloutRow) -> float | None:

@@ -85,7 +85,7 @@ def tree_logprobs(
     device = base.get_input_embeddings().weight.device
     plan = TreeAttention(tree.end, device)
     token_ids = torch.from_numpy(tree.token_ids).to(device)
-    score = _Head(token_ids[torch.from_numpy(tree.scored).to(device)], temperature, chunk)
+    score = ScoringHead(token_ids[torch.from_numpy(tree.scored).to(device)], temperature, chunk)
     base.model.rope_deltas = None  # of an earlier generation
     with score.instead_of(base.get_output_embeddings()):
         out = model(
@@ -158,11 +158,15 @@ def _encoder_outputs(
     return outputs or None
 
 
-class _Head:
-    """Stands for a model's head: (1, S, C) -> (1, S, 2), log-probability and entropy."""
+class ScoringHead:
+    """Stands for a model's head: (1, S, C) -> (1, S, 2) float32, of each row the log-probability of
+    its target and the entropy, both of the softmax of logits / temperature.
+
+    targets: (S,) int64 token ids. chunk: rows that are multiplied with the vocabulary at a time;
+    all but the last are multiplied again in the backward pass. num_calls: of `score`.
+    """
 
     def __init__(self, targets: Tensor, temperature: float, chunk: int) -> None:
-        """targets: (S,), the token of which each row tells the log-probability."""
         self._targets, self._temperature, self._chunk = targets, temperature, chunk
         self.num_calls = 0
 
@@ -170,7 +174,7 @@ class _Head:
     def instead_of(self, head: nn.Module) -> Iterator[None]:
         """Whatever hooks the head has go on; only its `forward` is replaced."""
         wrapped, original = head.__dict__.get("forward"), head.forward
-        head.forward = partial(self._forward, original)
+        head.forward = partial(self.score, original)
         try:
             yield
         finally:
@@ -179,24 +183,25 @@ class _Head:
             else:
                 head.forward = wrapped
 
-    def _forward(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+    def score(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """head: rows (S, C) -> logits (S, V); hidden: (1, S, C)."""
         self.num_calls += 1
 
-        def score(rows: Tensor, targets: Tensor) -> Tensor:
+        def of_chunk(rows: Tensor, targets: Tensor) -> Tensor:
             logits = head(rows)
             found: Tensor = _Scores.apply(logits, targets, self._temperature)  # type: ignore[no-untyped-call]
             return found
 
         chunks = (torch.split(x, self._chunk) for x in (hidden[0], self._targets))
         *others, last = zip(*chunks, strict=True)
-        again: Callable[[Tensor, Tensor], Tensor] = score
+        again: Callable[[Tensor, Tensor], Tensor] = of_chunk
         if torch.is_grad_enabled():
-            again = partial(checkpoint, score, use_reentrant=False, preserve_rng_state=False)
-        return torch.cat([*(again(*part) for part in others), score(*last)])[None]
+            again = partial(checkpoint, of_chunk, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([*(again(*part) for part in others), of_chunk(*last)])[None]
 
 
 class _Scores(torch.autograd.Function):
-    """logits (S, V), targets (S,), temperature -> (S, 2) float32, see `_Head`.
+    """logits (S, V), targets (S,), temperature -> (S, 2) float32, see `ScoringHead`.
 
     Nothing of the logits' size is kept but them; sums are in float32.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vtts_rt.data.row import Row, row_from_dict
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
+from vtts_rt.rollout.converters import Columns, columns_of
 from vtts_rt.rollout.rewards import PUBLISHED, score_group
 from vtts_rt.rollout.rows import RolloutRow, rows_of
 from vtts_rt.rollout.tree import TokenTree
@@ -68,24 +69,16 @@ class ScoredGroup(NamedTuple):
     rows: list[RolloutRow | None]
     features: Mapping[str, Tensor]
 
-    def columns(self, end: int) -> list[tuple[list[int], list[int], list[float], list[int]]]:
-        """Of every member: prompt ids, completion ids, and of these log-probabilities and what
-        counts. A member that failed says only `end`, which does not count."""
-        whole = next(row for row in self.rows if row is not None)
-        prompt, found = whole.token_ids[: whole.num_prompt].tolist(), []
-        for row in self.rows:
-            if row is None:
-                found.append((prompt, [end], [0.0], [0]))
-                continue
-            ids, start = row.token_ids.tolist(), row.num_prompt
-            logprobs = np.where(row.mask, row.logprobs, 0.0)[start:].tolist()
-            mask = row.mask[start:].astype(int).tolist()
-            found.append((ids[:start], ids[start:], logprobs, mask))
-        return found
+    def columns(self, end: int) -> list[Columns]:
+        """Of every member. One without a row says only `end`, which does not count."""
+        prompt = columns_of(next(row for row in self.rows if row is not None)).prompt_ids
+        lost = Columns(prompt, [end], [0.0], [0])
+        return [lost if row is None else columns_of(row) for row in self.rows]
 
     def metrics(self) -> dict[str, float]:
-        """Counts of the whole group, means over its members, and of every round the IoU of its clue
-        with the evidence, over the members that had it."""
+        """Counts of the whole group, means over its members, and of every round, `@0` being the
+        first as in names of rewards, the IoU of its clue with the evidence, over the members that
+        had it."""
         answers, row = self.group.answers, self.row
         reuse = sum((r.reuse for answer in answers for r in answer.rounds), ReuseStats())
         found = {f"group/{name}": float(getattr(reuse, name)) for name in _COUNTS}
@@ -95,10 +88,10 @@ class ScoredGroup(NamedTuple):
             rounds = [answer.rounds[index] for answer in answers if index < len(answer.rounds)]
             if row.spans:
                 spans = (regions_span_iou(r.regions, row.spans) for r in rounds)
-                found[f"clue/span_iou_round_{index + 1}"] = _mean(spans)
+                found[f"clue/span_iou@{index}"] = _mean(spans)
             if row.boxes:
                 boxes = (regions_box_iou(r.regions, row.boxes[0]) for r in rounds)
-                found[f"clue/box_iou_round_{index + 1}"] = _mean(boxes)
+                found[f"clue/box_iou@{index}"] = _mean(boxes)
         return found
 
 
@@ -112,8 +105,8 @@ def roll_out(
     sampling: SamplingParams,
     group_id: str,
 ) -> ScoredGroup:
-    """The video is opened once, for the rollouts and for the features of what they saw. Of a member
-    the row is its last. RuntimeError where all members failed."""
+    """The video is opened once, for the rollouts and for the features of what they saw. The row of
+    a member is that of `trained_rows`. RuntimeError where no member has one."""
     row = example.row
     with runtime.open(example.media) as video:
         if row.pixel_boxes:
@@ -125,17 +118,24 @@ def roll_out(
             told = (len(errors), num_answers, example.media, errors[0])
             logger.warning("%d of %d rollouts of %s failed: %s", *told)
         scores = score_group(group, row, example.weights(rewards), example.task)
-        last = {made.rollout_id: made for made in rows_of(group, scores) if made.mask.any()}
-        if not last:
+        trained = trained_rows(rows_of(group, scores))
+        if not trained:
             error = next(iter(group.errors), "no member said anything")
             raise RuntimeError(f"{WHAT}: no rollout of {example.media} ended: {error}")
-        rows = list(last.values())
+        rows = list(trained.values())
         tree = TokenTree.of(rows)
         found = tree.pick(lambda i: runtime.features(rows[i].transcript, videos=[video]))
     sizes = [pair.num_tokens for pair in tree.pairs]
     features = {str(p.key): f for p, f in zip(tree.pairs, torch.split(found, sizes), strict=True)}
     parts = [None if score is None else score.parts for score in scores]
-    return ScoredGroup(group, row, parts, [last.get(i) for i in range(num_answers)], features)
+    return ScoredGroup(group, row, parts, [trained.get(i) for i in range(num_answers)], features)
+
+
+def trained_rows(rows: Iterable[RolloutRow]) -> dict[int, RolloutRow]:
+    """Member -> the row that is trained, of rows in the order of `rows_of`: the last one in which
+    the model said anything. A round that was cut before its first token has nothing to train; the
+    reward, of all rounds, then goes to the one before it. A member that never spoke has no row."""
+    return {row.rollout_id: row for row in rows if row.mask.any()}
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.util
+import json
 import logging
 import math
 import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vtts_rt.checks import CommandParser, Rule, check, is_number, is_whole
+from vtts_rt.checks import CommandParser, Rule, check, check_same, is_number, is_whole
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.rows import read_manifest
+from vtts_rt.models.base import PARTS
+from vtts_rt.models.checkpoint import load_extras, resolve_model
 from vtts_rt.models.registry import DTYPES
+from vtts_rt.perception.prompts import prompts_from_dict, resolve_prompts
 from vtts_rt.runtime import Runtime
 from vtts_rt.train.groups import Example
 from vtts_rt.train.settings import WHAT, TrainRound
@@ -77,8 +84,22 @@ class GrpoRecipe:
 
 # Of the language model, by transformers' names; the towers of some families share the last ones.
 _LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# Fields of GRPOConfig that others of the config say.
+_INSTEAD = {
+    "output_dir": "output",
+    "reward_weights": "rewards",
+    "max_completion_length": "max_tokens",
+}
 # What TRL or transformers set otherwise: bf16 on any machine, a log every 10 steps, no log file.
 _DEFAULTS: Mapping[str, Any] = {"bf16": False, "logging_steps": 1, "report_to": "tensorboard"}
+SETTINGS_FILE = "settings.json"
+# Of `grpo`, what may be another when a run goes on: how long it is, what it keeps and tells, and
+# where and how it computes.
+_FREE = re.compile(
+    r"max_steps|num_train_epochs|use_cpu|run_name|report_to|disable_tqdm|num_completions_to_print|"
+    r"gradient_checkpointing.*|dataloader_(num_workers|p.*)|torch_compile.*|ddp_.*|"
+    r"(save|log|logging|eval|hub|push|trackio)_.*|project|per_device_eval_batch_size"
+)
 
 
 def read_recipe(path: str | Path) -> GrpoRecipe:
@@ -125,21 +146,25 @@ def read_examples(manifest: str | Path) -> list[Example]:
     return examples
 
 
+def _adapter(lora: Mapping[str, Any]) -> dict[str, Any]:
+    return {"target_modules": _LINEAR, **lora}
+
+
 def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]) -> Any:
     """The VttsGRPOTrainer of a recipe. RuntimeError with the install line without TRL or peft."""
+    check_torchvision()
     try:
         import peft
         from transformers import AutoTokenizer, PrinterCallback
         from trl import GRPOConfig
 
-        from vtts_rt.models.checkpoint import resolve_model
         from vtts_rt.train.progress import RichProgress
         from vtts_rt.train.trl import VttsGRPOTrainer
     except ImportError as error:
         raise RuntimeError(f"{WHAT}: {error}; pip install 'vtts_rt[trl]'") from error
     _names("grpo", recipe.grpo, GRPOConfig)
     _names("perception", recipe.perception, PerceptionConfig)
-    for name, instead in (("output_dir", "output"), ("reward_weights", "rewards")):
+    for name, instead in _INSTEAD.items():
         value, rule = recipe.grpo.get(name), f"left out: {instead} of the config says it"
         require(WHAT, name, value, name not in recipe.grpo, rule)
     size = recipe.grpo.get("num_generations", 8)
@@ -151,7 +176,7 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
     adapter = None
     if recipe.lora is not None:
         _names("lora", recipe.lora, peft.LoraConfig)
-        adapter = peft.LoraConfig(**{"target_modules": _LINEAR, **recipe.lora})
+        adapter = peft.LoraConfig(**_adapter(recipe.lora))
     folder = str(resolve_model(recipe.model))
     warnings.filterwarnings("ignore", message=".*'rollout_func', which is an experimental")
     trainer = VttsGRPOTrainer(
@@ -171,9 +196,96 @@ def trainer_of(recipe: GrpoRecipe, runtime: Runtime, examples: Sequence[Example]
     return trainer
 
 
+def check_torchvision() -> None:
+    """transformers takes torchvision where it is installed, and needs none. RuntimeError where one
+    is that does not import, as a wheel for CUDA beside a torch for the CPU."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # RuntimeError of operators, ImportError and OSError of libraries
+        told = " ".join(str(error).split())
+        raise RuntimeError(
+            f"{WHAT}: torchvision does not import beside torch {torch.__version__} ({told}): "
+            "pip uninstall torchvision, which is not needed, or install the build for this torch"
+        ) from error
+
+
+def settings_of(recipe: GrpoRecipe, trainer: Any) -> dict[str, Any]:
+    """What the numbers of a run follow from, by name, as JSON values: the weights that it starts
+    from and the rows, by their hashes, and the settings of rollouts, rewards and the trainer; of
+    GRPOConfig and LoraConfig what the recipe gives."""
+    model, rows = trainer.runtime.engine.model, hashlib.sha256()
+    for example in trainer.examples:
+        rows.update(json.dumps([example.task, example.row.as_dict()]).encode())
+    own = prompts_from_dict(load_extras(resolve_model(recipe.model)).get("prompts", {}))
+    perception = asdict(trainer.perception)
+    del perception["prompts"]  # a path: what stands there counts
+    given = {**_DEFAULTS, **recipe.grpo}
+    config = {name: value for name, value in given.items() if not _FREE.fullmatch(name)}
+    batch = "per_device_train_batch_size"
+    config.pop(batch, None)
+    config[f"{batch} x processes"] = getattr(trainer.args, batch) * trainer.args.world_size
+    tables = {
+        "perception": perception,
+        "prompts": asdict(resolve_prompts(trainer.perception, own, model.chat)),
+        "lora": {} if recipe.lora is None else _adapter(recipe.lora),
+        "grpo": config,
+    }
+    found = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "model": " ".join(model.version(part) for part in sorted(PARTS)),
+        "manifest": f"{len(trainer.examples)} rows, SHA-256 {rows.hexdigest()[:16]}",
+        "rewards": recipe.rewards and dict(recipe.rewards),
+        "max_tokens": recipe.max_tokens,
+        "train_round": recipe.train_round,
+        "lora": recipe.lora is not None,
+    }
+    for table, values in tables.items():
+        found |= {f"{table}.{name}": value for name, value in values.items()}
+    return _plain(found)
+
+
+def check_resumed(folder: Path, settings: Mapping[str, Any]) -> None:
+    """ValueError for settings (`settings_of`) that are others than those of the checkpoints in
+    `folder`, naming the first. Checkpoints of a version that kept none are taken as they are."""
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        kept = str(error)
+    require(WHAT, str(path), kept, _texts(kept), "a JSON object")
+    # What one side leaves out has its default there.
+    unsaid = [(n, v) for n, v in _unsaid().items() if n in kept.keys() | settings.keys()]
+    before, now = ({**own, **{n: v for n, v in unsaid if n not in own}} for own in (kept, settings))
+    check_same(WHAT, f"the checkpoints in {folder}", before, now)
+
+
+def _unsaid() -> dict[str, Any]:
+    from peft import LoraConfig
+    from trl import GRPOConfig
+
+    found: dict[str, Any] = {}
+    for table, config in (("grpo", GRPOConfig), ("lora", LoraConfig)):
+        for f in fields(config):
+            made = f.default_factory
+            found[f"{table}.{f.name}"] = f.default if made is MISSING else made()
+    return _plain(found)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
 def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
     """Train, going on from the last checkpoint in the output folder if there is one, and write
-    `model` there. Returns what was logged, by step."""
+    `model` there. Returns what was logged, by step. ValueError where the settings that decide its
+    numbers (`settings_of`) are others than those of the checkpoints."""
+    check_torchvision()
     examples = read_examples(recipe.manifest)
     cuda = torch.cuda.is_available() and not recipe.grpo.get("use_cpu")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"  # torchrun sets it
@@ -183,8 +295,16 @@ def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
 
         output = Path(recipe.output)
         last = get_last_checkpoint(str(output)) if output.is_dir() else None
+        settings = settings_of(recipe, trainer)
         if last is not None:
+            check_resumed(output, settings)
             logger.info("going on from %s", last)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.accelerator.is_main_process:
+            output.mkdir(parents=True, exist_ok=True)
+            partial = output / f"{SETTINGS_FILE}.partial"
+            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+            partial.replace(output / SETTINGS_FILE)
         trainer.train(resume_from_checkpoint=last)
         trainer.save_model(str(output / "model"))
         history: list[dict[str, Any]] = trainer.state.log_history

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypeAlias
 
 from vtts_rt.config import STRATEGIES, ResolvedPerception
+from vtts_rt.sampling import MAX_TOKENS
 from vtts_rt.types import SamplingParams, require
 
 WHAT = "train grpo"
@@ -81,6 +82,13 @@ def check_settings(
     require(WHAT, "rows", num_examples, num_examples >= groups, rule)
     if peft_config is not None:
         _check_adapter(peft_config)
+
+
+def longest_said(perception: ResolvedPerception, sampling: SamplingParams) -> int:
+    """Most tokens of a row that a loss counts: max_tokens for each round that the row holds. What
+    is added between turns is in the row, and not counted."""
+    rounds = perception.max_rounds if STRATEGIES[perception.strategy].continues else 1
+    return rounds * (sampling.max_tokens or MAX_TOKENS)
 
 
 def _check_adapter(peft_config: Any) -> None:

@@ -36,7 +36,7 @@ from vtts_rt.rollout.tree_step import base_model, tree_logprobs, use_tree_attent
 from vtts_rt.rounds.ask import Perception
 from vtts_rt.runtime import Runtime
 from vtts_rt.train.groups import Example, ScoredGroup, roll_out
-from vtts_rt.train.settings import WHAT, TrainRound, check_settings
+from vtts_rt.train.settings import WHAT, TrainRound, check_settings, longest_said
 from vtts_rt.train.weights import (
     check_adapter,
     complete_checkpoint,
@@ -85,11 +85,12 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     model: transformers' model of the checkpoint that `runtime` runs, or its folder; its tower is
         frozen. runtime: of this process; it gets the new weights after every optimizer step.
     examples: what to ask. rewards: name (vtts_rt.rollout.rewards) -> weight; None: the published
-        ones of each example's task. args: TRL's.
+        ones of each example's task. args: TRL's; reward_weights and max_completion_length, by which
+        the loss "dr_grpo" divides, are set here, the latter to `settings.longest_said`.
     perception: how to look. sampling: max_tokens of a round, and what ends it; temperature is that
         of args, seeds follow from args.seed, step and row. train_round: "all" rounds of a
         conversation (`append`); where every round is a prompt of its own, "all" takes one round and
-        "last" the last of several.
+        "last" the last of several in which a member said anything (`groups.trained_rows`).
     processing_class: the tokenizer. peft_config: a LoraConfig for the language model.
 
     BadRequest (a ValueError) for settings that would split a group, that the loss cannot replay, or
@@ -140,6 +141,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         freeze_tower(model)
         self._source = Path(base_model(model).config._name_or_path)
         args.reward_weights = list(weights.values())
+        args.max_completion_length = longest_said(self.perception, told)
         super().__init__(
             model=model,
             reward_funcs=[_reward(name) for name in weights],
