@@ -12,8 +12,9 @@ _libraries: list[torch.library.Library] = []
 
 
 def install() -> None:
-    """Declare `torchvision::nms` and `torchvision::qnms` unless the real ones can load."""
-    if _libraries or torch.cuda.is_available():
+    """Declare `torchvision::nms` and `torchvision::qnms` unless the real ones can load, or a bench
+    has declared them (`bench.model.allow_broken_torchvision`)."""
+    if _libraries or torch.cuda.is_available() or hasattr(torch.ops.torchvision, "nms"):
         return
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
