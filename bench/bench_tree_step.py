@@ -6,7 +6,8 @@ A case is a prompt of P tokens, nearly all of a video, and C tokens that each me
 each in a process of its own and in turn, run forward and backward passes of transformers' model
 with a frozen tower: "pixels", all rows with all their pixels; "cached", all rows with features of
 the tower; "tree", `tree_logprobs` with the same features. Rows are of one length, so that nothing
-is padded, and all sides score the members' tokens alone, by the same head in chunks. They must
+is padded, and all sides score the members' tokens alone, by the same head in chunks; so does TRL
+1.16 where it has Triton (on a CPU it scores prompts too, which is not measured here). They must
 agree in every log-probability and in the norm of every gradient. Memory is the most that a process
 held, model and libraries included.
 """
