@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from vtts_rt.files import replacing
+
 logger = logging.getLogger(__name__)
 
 LossFunction = Callable[[Any, float], tuple[Tensor, dict[str, float]]]
@@ -109,9 +111,8 @@ def train(
                 "step": step,
                 "elapsed": time.monotonic() - began,
             }
-            partial = path.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(path)
+            with replacing(path) as partial:
+                torch.save(state, partial)
     return means
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from vtts_rt.checks import Rule, check, is_unicode
 from vtts_rt.data.row import MEDIA_TYPE, Row, row_from_dict
 from vtts_rt.errors import BadRequest
+from vtts_rt.files import write_whole
 from vtts_rt.types import require
 
 __all__ = [
@@ -325,6 +326,4 @@ def write_manifest(path: str | Path, sets: Iterable[DataSet]) -> None:
         }
         for entry in sets
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(data, indent=1) + "\n")
