@@ -15,14 +15,16 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
 
 from vtts_rt.checks import is_whole
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.shared_weights import WeightHandles
-from vtts_rt.rounds.ask import Ask
+from vtts_rt.rounds.ask import Ask, Perception
 from vtts_rt.rounds.rollouts import RolloutGroup
 from vtts_rt.types import SamplingParams, require
 from vtts_rt.workers import Worker, WorkerDied
@@ -140,6 +142,11 @@ class RolloutCluster:
         """Drop what `update_weights(..., finish=False)` has kept."""
         self._all("discard_staged_weights")
 
+    def perception(self, perception: Perception | None = None) -> ResolvedPerception:
+        """As `Runtime.perception`, of the model that all workers hold."""
+        found: ResolvedPerception = self._all("perception", perception)[0]
+        return found
+
     def sleep(self) -> None:
         """As `Runtime.sleep`, on every worker."""
         self._all("sleep")
@@ -160,8 +167,9 @@ class RolloutCluster:
         """End the workers; may be called again."""
         with self._lock:
             workers, self._workers = list(self._workers.values()), {}
-        for worker in workers:
-            worker.close()
+        with ExitStack() as stack:
+            for worker in workers:
+                stack.callback(worker.close)
 
     def __enter__(self) -> RolloutCluster:
         return self

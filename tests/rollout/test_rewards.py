@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import DIALECTS
+from vtts_rt.rollout.reward_input import Look, RewardInput
 from vtts_rt.rollout.rewards import (
     PUBLISHED,
     REWARDS,
-    Look,
-    RewardInput,
     find_reward,
     group_advantages,
     reward,
