@@ -129,9 +129,7 @@ async def _run(args: argparse.Namespace) -> int:
         if args.workers > 1:
             workers = [ProcessWorker(make) for _ in range(args.workers)]
             sampler = stack.enter_context(RolloutCluster(workers))
-            sampler.perception(
-                perception
-            )  # what is wrong with the model is said before the journal
+            sampler.perception(perception)  # a model that does not load is told here
             frames: Any = 1  # decoded by the workers
         else:
             store = FrameStore(1 << 30)

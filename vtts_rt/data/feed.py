@@ -128,10 +128,9 @@ class RolloutDataFeed(IterableDataset[Any]):
         # The position: rows passed in the epoch up to the last that was delivered, and items
         # delivered. `_part` is the shard that they are counted in.
         self._num_passed, self._delivered, self._part = 0, 0, self._shard
-        self._turn = 0  # a new one ends an iteration in work
-        self._counts: Counter[str] = Counter()
+        self._turn = 0  # another one ends an iteration in work
+        self._counts, self._skipped = Counter[str](), dict[int, str]()
         self._rows_skipped = Counter({"malformed": malformed} if malformed else {})
-        self._skipped: dict[int, str] = {}
         self._files_skipped: set[Path] = set()
         self._wait_seconds = 0.0
 
@@ -140,7 +139,7 @@ class RolloutDataFeed(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return self.without(lambda _: False)
 
-    def without(self, is_done: Callable[[str], bool]) -> Iterator[Any]:
+    def without(self, is_done: Callable[[str], bool]) -> Iterator[RolloutItem | list[RolloutItem]]:
         """As an iteration, but of items whose `RolloutItem.group_id` is done nothing is read: they
         are passed over and count as delivered."""
         part, size = self._current_part(), self.batch_size or 1
