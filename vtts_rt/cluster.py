@@ -42,7 +42,8 @@ class RolloutCluster:
     """
 
     def __init__(self, workers: Iterable[Worker], *, bucket_bytes: int = 256 << 20) -> None:
-        self._workers = dict(enumerate(workers))
+        self._workers = dict(enumerate(workers))  # that are alive
+        self._unclosed = list(self._workers.values())
         num = len(self._workers)
         require("RolloutCluster", "workers", num, num >= 1, "at least one")
         ok = is_whole(bucket_bytes) and bucket_bytes >= 1
@@ -164,9 +165,9 @@ class RolloutCluster:
         return self._all("generate", prompt, sampling)
 
     def close(self) -> None:
-        """End the workers; may be called again."""
+        """End the workers, those that have died too; may be called again."""
         with self._lock:
-            workers, self._workers = list(self._workers.values()), {}
+            workers, self._unclosed, self._workers = self._unclosed, [], {}
         with ExitStack() as stack:
             for worker in workers:
                 stack.callback(worker.close)

@@ -217,11 +217,12 @@ class ProcessWorker:
                     future.set_exception(error)
         except (EOFError, OSError):
             pass
-        with self._lock:
-            left, self._calls = list(self._calls.values()), {}
-            self._pipe.close()
-        for future in left:
-            future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
+        finally:  # also where a result cannot be unpickled: no call waits for ever
+            with self._lock:
+                left, self._calls = list(self._calls.values()), {}
+                self._pipe.close()
+            for future in left:
+                future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
 
     def close(self) -> None:
         """End the process; what runs in it is lost."""

@@ -45,7 +45,7 @@ _END = object()  # of a feed, where None would be a wrong entry
 # (group id, Ask) each; or a feed, whose items become Asks.
 Feed: TypeAlias = "Iterable[tuple[str, Ask]] | AsyncIterable[tuple[str, Ask]] | RolloutDataFeed"
 # What a worker says: a group, the error that ends the run, or that the feed is at its end.
-_Output: TypeAlias = "tuple[_Pulled, FinishedGroup] | Exception | None"
+_Output: TypeAlias = "tuple[_Place, FinishedGroup] | Exception | None"
 # What a group's members are worth; the item is that of a RolloutDataFeed.
 Scorer: TypeAlias = Callable[[RolloutGroup, "RolloutItem | None"], Sequence["Score | None"]]
 
@@ -164,8 +164,8 @@ class RolloutEngine:
                 if output is None:
                     left -= 1
                 else:
-                    pulled, finished = output
-                    source.give(pulled.place)
+                    place, finished = output
+                    source.give(place)
                     yield finished
         finally:
             for worker in workers:
@@ -180,14 +180,15 @@ class RolloutEngine:
             while (pulled := await source.pull()) is not None:
                 group = await self._sample(pulled)
                 finished = await in_thread(partial(self._scored, group, pulled.item))
+                place = pulled.place
                 if not finished.is_complete:
-                    logger.warning("group %s failed: %s", group.group_id, finished.failure)
+                    logger.warning("group %s failed: %s", place.group_id, finished.failure)
                 elif self._journal is not None:
                     rows, errors = tuple(finished.rows), errors_of(group.members)
-                    record = GroupRecord(group.group_id, rows, errors, pulled.place.position)
+                    record = GroupRecord(place.group_id, rows, errors, place.position)
                     # Not on a thread: once begun, a record and what knows of it are written whole.
                     self._journal.append(record)
-                await out.put((pulled, finished))
+                await out.put((place, finished))
             await out.put(None)
         except Exception as error:
             await out.put(error)
