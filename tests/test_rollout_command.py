@@ -173,7 +173,7 @@ def test_groups_that_fail_are_no_success(
         patch.setattr(Runtime, "rollouts_async", sometimes)
         assert cli.main(command) == 1
     *_, last = capsys.readouterr().err.splitlines()
-    told = "1 of 3 groups failed, first 0.1.1: no room; --resume tries them again"
+    told = "1 of 3 groups failed, first 0.2.1: no room; --resume tries them again"
     assert last == f"vtts-rt: rollout: {told}" and len(contents(out)) == 2
     assert cli.main([*command, "--resume"]) == 0 and len(contents(out)) == 3
 

@@ -162,7 +162,8 @@ class LocalWorker:
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         if method == "abort":  # at once, whatever the threads do
             done = _begun()
-            done.set_result(self._host.abort(*arguments))
+            self._host.abort(*arguments)
+            done.set_result(None)
             return done
         pool = self._groups if method == "rollouts" else self._others
         return pool.submit(getattr(self._host, method), *arguments)

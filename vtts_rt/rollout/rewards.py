@@ -131,11 +131,10 @@ def check_rewards(
     require(what, "weights", weights, len(weights) > 0, "at least one, by name")
     for name in weights_of_task(what, weights, task):
         needs = find_reward(name).needs
-        held = {need for need in needs if getattr(row, need)}
-        if row.pixel_boxes and not is_sized:
-            held |= {"boxes"} & set(needs)
+        has = not needs or any(getattr(row, need) for need in needs)
+        has = has or (not is_sized and "boxes" in needs and bool(row.pixel_boxes))
         rule = f"one with {' or '.join(needs)}, which reward {name!r} compares with"
-        require(what, "row", row, held or not needs, rule)
+        require(what, "row", row, has, rule)
 
 
 def score(given: RewardInput, weights: RewardWeights, where: str = "") -> Score:
