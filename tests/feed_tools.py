@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from vtts_rt.data.rows import DataSet, Row, write_manifest, write_rows
+from vtts_rt.data import feed as feed_module
+from vtts_rt.data import frames as frames_module
+from vtts_rt.data.rows import DataSet, Row, read_manifest, write_manifest, write_rows
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.writer import write_video
 
@@ -50,6 +54,12 @@ def write_clip(path: Path, number: int, num_frames: int = 6) -> None:
     write_video(path, [frame] * num_frames, source_fps=4.0, gop=3, crf=4)
 
 
+def data_sets(counts: list[int]) -> list[DataSet]:
+    """The rows as data sets; their files are read when the feed is made."""
+    folder = Path(tempfile.mkdtemp())
+    return read_manifest(make_manifest(folder, rows_of(counts)))
+
+
 class FakeVideos:
     """Stands in for `open_video`: `17.mp4` is four frames whose pixels are 17.
 
@@ -85,3 +95,11 @@ class FakeVideos:
         finally:
             with self._lock:
                 self.running -= 1
+
+
+def use(patch: pytest.MonkeyPatch, videos: FakeVideos) -> FakeVideos:
+    patch.setattr(frames_module, "open_video", videos)
+    patch.setattr(feed_module, "open_video", videos)
+    # Without a file there is nothing to tell whether it was replaced.
+    patch.setattr(frames_module, "_identity", lambda media: 1)
+    return videos

@@ -7,6 +7,9 @@ import os
 import pickle
 import signal
 import sys
+import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
@@ -16,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from utils import as_ask, held, told
 
 from vtts_rt import (
@@ -30,6 +34,7 @@ from vtts_rt import (
     export_weights,
 )
 from vtts_rt.cluster import RolloutCluster
+from vtts_rt.engine.shared_weights import WeightHandles
 from vtts_rt.models.registry import from_config
 from vtts_rt.rollout.engine import RolloutEngine
 from vtts_rt.workers import LocalWorker, ProcessWorker, RayWorker, RolloutHost, WorkerDied
@@ -112,6 +117,7 @@ def test_weights_go_to_all_workers_in_buckets(
     cluster.sleep()
     cluster.update_weights({})
     cluster.wake()
+    assert cluster.perception() == one.perception()
 
 
 class Mortal(LocalWorker):
@@ -220,6 +226,47 @@ def test_a_group_may_be_aborted_before_it_begins() -> None:
     assert [repr(m) for m in members] == ["KeyError('x')", "RuntimeError('Strange: odd')"]
 
 
+class Endless:
+    """A runtime whose groups end when they are aborted."""
+
+    weights_version = closed = 0
+
+    async def rollouts_async(self, ask: Ask, num_answers: int, *, group_id: str) -> RolloutGroup:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    def stats(self) -> str:
+        return "here"
+
+    def update_weights(self, tensors: Any, finish: bool) -> None:
+        for _ in range(3):
+            self.seen = {name: tensors[name].tolist() for name in tensors}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_calls_do_not_wait_for_groups_and_no_thread_is_left() -> None:
+    before = set(threading.enumerate())
+    worker = LocalWorker(Endless)  # type: ignore[arg-type]
+    ask, num = Ask("clip.mp4", "which?"), 80  # more than sample at once
+    futures = [worker.call("rollouts", call, ask, 2, "g") for call in range(num)]
+    while not futures[0].running():
+        time.sleep(0.001)
+    for call in (num - 1, 0):  # one waits, one runs
+        worker.call("abort", call).result(0)
+        assert worker.call("stats").result(10) == "here"
+    with pytest.raises(Aborted, match="the group was cancelled"):
+        futures[0].result(10)
+    worker.close()
+    worker.close()
+    for future in futures:
+        assert isinstance(future.exception(10), Aborted)
+    assert worker._host.runtime.closed == 1  # type: ignore[attr-defined]
+    assert not worker._host._running and not worker._host._aborted
+    assert set(threading.enumerate()) <= before
+
+
 # An error whose class the other process does not know.
 STRANGE = """
 from vtts_rt import errors
@@ -276,8 +323,6 @@ def test_handles_are_opened_in_place(one: Runtime) -> None:
 
 def test_handles_of_cuda_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the device: the tensor's own reduction is what is pickled."""
-    import torch
-
     from vtts_rt.engine import shared_weights
 
     class OnCuda(torch.Tensor):
@@ -294,6 +339,34 @@ def test_handles_of_cuda_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> 
     opened = pickle.loads(pickle.dumps(shared_weights.WeightHandles({"w": tensor})))
     assert reduced == [tensor] or len(reduced) == 1
     assert opened["w"].tolist() == [7.0, 7.0]
+
+
+OPENED: list[weakref.ref[torch.Tensor]] = []
+
+
+def opened_handle(value: float) -> torch.Tensor:
+    """Stands in for what opens CUDA IPC memory, which is closed once the tensor is gone."""
+    tensor = torch.full((2,), value)
+    OPENED.append(weakref.ref(tensor))
+    return tensor
+
+
+def test_a_handle_is_opened_once_and_closed_after_the_update() -> None:
+    OPENED.clear()
+    handles = WeightHandles({})
+    handles.__setstate__({name: (opened_handle, (value,)) for name, value in (("a", 1), ("b", 2))})
+    assert list(handles) == ["a", "b"] and len(handles) == 2 and not OPENED
+    host = RolloutHost(Endless)  # type: ignore[arg-type]
+    host.update_weights(handles, True)
+    assert host.runtime.seen == {"a": [1, 1], "b": [2, 2]}  # type: ignore[attr-defined]
+    assert [opened() for opened in OPENED] == [None, None]
+    assert handles["b"].tolist() == [2, 2] and len(OPENED) == 3 and len(handles) == 2
+    with pytest.raises(KeyError):
+        handles["c"]
+    own = WeightHandles({"a": torch.ones(2)})
+    host.update_weights(own, True)  # the exporter's stay
+    assert own["a"].tolist() == [1, 1]
+    host.close()
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ ROWS: dict[int, tuple[str, ...]] = {
     3: ("models", "data"),
     2: ("ops", "video", "perception"),
     1: (
-        *("types", "errors", "checks", "checkout", "config", "process"),
+        *("types", "errors", "checks", "checkout", "config", "files", "process"),
         *("sampling", "sampling_rules", "sdk"),
     ),
     0: ("kernels", "_C", "_build_info"),

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vtts_rt import cli
+from vtts_rt import Ask, RolloutGroup, Runtime, cli, workers
 from vtts_rt.rollout.journal import read_journal
+from vtts_rt.workers import WorkerDied
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +67,7 @@ def test_rewards_of_the_command(
     manifest: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"video": "a.mp4", "question": "which?", "answer": "red"}]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    entry = {"media_type": "video", "task_type": "gqa", "visual_base": str(manifest.parent)}
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({"set": {**entry, "json_path": "rows.json"}}))
-    out = tmp_path / "journal"
+    path, out = write(tmp_path, manifest.parent, rows), tmp_path / "journal"
     command = flags(path, checkpoint, out)
     for wrong, text in (
         (["nice=1"], "name must be one of"),
@@ -85,6 +84,12 @@ def test_rewards_of_the_command(
         (["--temperature", "0"], "temperature must be above 0"),
         (["--num-answers", "1"], "num_answers must be 2 or more, got 1"),
         (["--max-groups", "0"], "max_groups must be 1 or more, got 0"),
+        (["--timeout-seconds", "-1"], "timeout_seconds must be > 0 seconds"),
+        (["--timeout-seconds", "nan"], "timeout_seconds must be > 0 seconds"),
+        (["--fsync-seconds", "-1"], "fsync_seconds must be seconds >= 0"),
+        (["--strategy", "best"], "strategy must be one of"),
+        (["--threads", "-1"], "threads must be"),
+        (["--dtype", "float8"], "dtype must be"),
     ):
         assert cli.main([*command, *more]) == 2
         (error,) = capsys.readouterr().err.splitlines()
@@ -102,23 +107,110 @@ def test_rewards_of_the_command(
     assert "made_with must be that of" in capsys.readouterr().err
 
 
-def test_a_row_that_a_reward_cannot_judge_loses_nothing(
+def write(folder: Path, media: Path, rows: list[dict[str, Any]], task: str = "gqa") -> Path:
+    entry = {"media_type": "video", "task_type": task, "visual_base": str(media)}
+    (folder / "rows.json").write_text(json.dumps(rows))
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({"set": {**entry, "json_path": "rows.json"}}))
+    return path
+
+
+def test_a_row_that_a_reward_cannot_judge_is_told_before_sampling(
     manifest: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows: list[dict[str, str]] = [
+    rows = [
         {"video": "a.mp4", "question": "which?", "answer": "red"},
         {"video": "a.mp4", "question": "and?"},
+        {"video": "a.mp4"},
     ]
-    entry = {"media_type": "video", "task_type": "gqa", "visual_base": str(manifest.parent)}
-    path, out = tmp_path / "manifest.json", tmp_path / "journal"
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    path.write_text(json.dumps({"set": {**entry, "json_path": "rows.json"}}))
-    command = [*flags(path, checkpoint, out), "--max-groups", "1", "--reward", "answer=1"]
-    for more in ([], ["--resume"]):
-        assert cli.main([*command, *more]) == 2
-        (error,) = capsys.readouterr().err.splitlines()
-        assert "row must be one with answer, which reward 'answer' compares with" in error
-        assert len(contents(out)) == 1
+    path, out = write(tmp_path, manifest.parent, rows), tmp_path / "journal"
+    command = [*flags(path, checkpoint, out), "--reward", "answer=1"]
+    assert cli.main(command) == 2 and not out.exists()
+    first, second, last = capsys.readouterr().err.splitlines()
+    where = f"{tmp_path / 'rows.json'}, row"
+    needs = "row: row must be one with answer, which reward 'answer' compares with"
+    assert first.startswith(f"{where} 2: {needs}")
+    assert second.startswith(f"{where} 3: row: question must be a text")
+    assert last == "vtts-rt rollout: 2 bad, none taken (--skip-bad)"
+    assert cli.main([*command, "--skip-bad"]) == 0
+    assert "0 failed, 2 rows skipped" in capsys.readouterr().out
+    assert len(contents(out)) == 1
+
+
+def test_published_rewards_are_those_of_the_row_s_task(
+    manifest: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = {"spans": [[1, 2]], "boxes": [[10, 10, 50, 50]]}  # in px until the file is open
+    rows = [{"video": "a.mp4", "question": "when?", "glue": box}]
+    path, out = write(tmp_path, manifest.parent, rows, "tg"), tmp_path / "journal"
+    command = [*flags(path, checkpoint, out), "--reward", "published"]
+    command += ["--reward", "clue_boxes=0.5", "--reward", "format_answer=-2"]
+    assert cli.main(command) == 0
+    (found,) = read_journal(out)
+    for row in found.rows:
+        assert row.reward_parts.keys() == {"iou_answer", "format_answer", "clue_boxes"}
+    write(tmp_path, manifest.parent, rows, "mc")
+    assert cli.main([*command, "--resume"]) == 2
+    assert "which reward 'letter' compares with" in capsys.readouterr().err
+
+
+def test_groups_that_fail_are_no_success(
+    manifest: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, out = Runtime.rollouts_async, tmp_path / "journal"
+
+    async def sometimes(self: Runtime, ask: Ask, *rest: Any, **more: Any) -> RolloutGroup:
+        if "1" in ask.question:
+            raise RuntimeError("no room")
+        return await real(self, ask, *rest, **more)
+
+    command = flags(manifest, checkpoint, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Runtime, "rollouts_async", sometimes)
+        assert cli.main(command) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    told = "1 of 3 groups failed, first 0.2.1: no room; --resume tries them again"
+    assert last == f"vtts-rt: rollout: {told}" and len(contents(out)) == 2
+    assert cli.main([*command, "--resume"]) == 0 and len(contents(out)) == 3
+
+
+def test_no_row_and_no_worker_are_no_success(
+    manifest: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = [{"video": "none.mp4", "question": f"which {i}?"} for i in range(2)]
+    path, out = write(tmp_path, manifest.parent, rows), tmp_path / "journal"
+    assert cli.main(flags(path, checkpoint, out)) == 1
+    assert "none of 2 rows can be read" in capsys.readouterr().err
+
+    class Dying:
+        """Loads, and dies at its first group."""
+
+        def __init__(self, make: object) -> None: ...
+        def close(self) -> None: ...
+
+        def call(self, method: str, *arguments: Any) -> Any:
+            future: Future[Any] = Future()
+            if method == "rollouts":
+                future.set_exception(WorkerDied("gone"))
+            else:
+                future.set_result(None)
+            return future
+
+    monkeypatch.setattr(workers, "ProcessWorker", Dying)
+    # The journal holds no group: it goes on with other settings, too.
+    command = [*flags(manifest, checkpoint, out), "--temperature", "0.5", "--workers", "2"]
+    assert cli.main(command) == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("vtts-rt: rollout: 1 of 1 groups failed, first 0.")
+    assert "RolloutCluster: no worker is left" in last and not contents(out)
 
 
 @pytest.mark.slow

@@ -15,14 +15,16 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor
 
 from vtts_rt.checks import is_whole
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.sequence import Completion
 from vtts_rt.engine.shared_weights import WeightHandles
-from vtts_rt.rounds.ask import Ask
+from vtts_rt.rounds.ask import Ask, Perception
 from vtts_rt.rounds.rollouts import RolloutGroup
 from vtts_rt.types import SamplingParams, require
 from vtts_rt.workers import Worker, WorkerDied
@@ -40,7 +42,8 @@ class RolloutCluster:
     """
 
     def __init__(self, workers: Iterable[Worker], *, bucket_bytes: int = 256 << 20) -> None:
-        self._workers = dict(enumerate(workers))
+        self._workers = dict(enumerate(workers))  # that are alive
+        self._unclosed = list(self._workers.values())
         num = len(self._workers)
         require("RolloutCluster", "workers", num, num >= 1, "at least one")
         ok = is_whole(bucket_bytes) and bucket_bytes >= 1
@@ -140,6 +143,11 @@ class RolloutCluster:
         """Drop what `update_weights(..., finish=False)` has kept."""
         self._all("discard_staged_weights")
 
+    def perception(self, perception: Perception | None = None) -> ResolvedPerception:
+        """As `Runtime.perception`, of the model that all workers hold."""
+        found: ResolvedPerception = self._all("perception", perception)[0]
+        return found
+
     def sleep(self) -> None:
         """As `Runtime.sleep`, on every worker."""
         self._all("sleep")
@@ -157,11 +165,12 @@ class RolloutCluster:
         return self._all("generate", prompt, sampling)
 
     def close(self) -> None:
-        """End the workers; may be called again."""
+        """End the workers, those that have died too; may be called again."""
         with self._lock:
-            workers, self._workers = list(self._workers.values()), {}
-        for worker in workers:
-            worker.close()
+            workers, self._unclosed, self._workers = self._unclosed, [], {}
+        with ExitStack() as stack:
+            for worker in workers:
+                stack.callback(worker.close)
 
     def __enter__(self) -> RolloutCluster:
         return self

@@ -13,14 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vtts_rt.checks import CommandParser
+from vtts_rt.checks import CommandParser, check
 from vtts_rt.types import require
 
 _LEAST = {"num_answers": 2, "max_groups": 1, "epochs": 1, "workers": 1, "limit": 1}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sample groups until the manifest is through; returns the exit status."""
+    """Sample groups until the manifest is through; returns the exit status: 2 for a user's mistake.
+    RuntimeError where groups failed, or there was none; the others are in the journal."""
+    from vtts_rt.data.command import tell_bad
+    from vtts_rt.data.rows import BadRows
+
     parser = CommandParser(prog="vtts-rt rollout", description=(__doc__ or "").split("\n")[0])
     _add_flags(parser)
     args = parser.parse_args(argv)
@@ -29,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("rollout", name, value, value is None or value >= least, f"{least} or more")
     try:
         return asyncio.run(_run(args))
+    except BadRows as error:
+        return tell_bad("rollout", error)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {args.out}", file=sys.stderr)
         return 130
@@ -58,15 +64,23 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--temperature", type=float, metavar="T", help="above 0 (1)")
     add("--max-tokens", type=int, metavar="N", help="per round (2048, cut to what fits)")
     add("--timeout-seconds", type=float, help="a member stops with what it has")
-    add("--reward", action="append", default=[], metavar="NAME=WEIGHT", help="may be repeated")
+    add(
+        *("--reward",),
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="may be repeated; `published`: those of each row's task",
+    )
+    add("--skip-bad", action="store_true", help="leave out rows that cannot be taken or rewarded")
     add("--fsync-seconds", type=float, default=0.0, help="see RolloutJournal (0: every group)")
 
 
 def _weight(text: str) -> tuple[str, float]:
-    from vtts_rt.rollout.rewards import find_reward
+    from vtts_rt.rollout.rewards import BY_TASK, find_reward
 
-    name, _, number = text.partition("=")
-    find_reward(name)
+    name, _, number = (text if text != BY_TASK else f"{text}=1").partition("=")
+    if name != BY_TASK:
+        find_reward(name)
     try:
         value = float(number)
     except ValueError:
@@ -81,8 +95,9 @@ async def _run(args: argparse.Namespace) -> int:
     from vtts_rt.config import PerceptionConfig
     from vtts_rt.data.feed import RolloutDataFeed
     from vtts_rt.rollout.engine import RolloutEngine
-    from vtts_rt.rollout.journal import RolloutJournal
-    from vtts_rt.rollout.rewards import score_group
+    from vtts_rt.rollout.journal import JOURNAL_RULES, RolloutJournal
+    from vtts_rt.rollout.rewards import check_rewards, score_group
+    from vtts_rt.rounds.ask import ASK_RULES
     from vtts_rt.rounds.rollouts import check_sampling
     from vtts_rt.types import SamplingParams
     from vtts_rt.video import FrameStore
@@ -94,8 +109,13 @@ async def _run(args: argparse.Namespace) -> int:
         weights[name] = weight
 
     def score(group: Any, item: Any) -> Any:
-        return score_group(group, item.row, weights)
+        return score_group(group, item.row, weights, item.task)
 
+    def check_row(row: Any, task: str) -> None:
+        check_rewards("row", weights, row, task, is_sized=False)
+
+    for rules, name in ((ASK_RULES, "timeout_seconds"), (JOURNAL_RULES, "fsync_seconds")):
+        check("rollout", rules, {name: getattr(args, name)})
     perception = made_of(PerceptionConfig, args)
     sampling = made_of(SamplingParams, args)
     check_sampling("rollout", sampling)
@@ -109,14 +129,31 @@ async def _run(args: argparse.Namespace) -> int:
         if args.workers > 1:
             workers = [ProcessWorker(make) for _ in range(args.workers)]
             sampler = stack.enter_context(RolloutCluster(workers))
+            sampler.perception(perception)  # a model that does not load is told here
             frames: Any = 1  # decoded by the workers
         else:
             store = FrameStore(1 << 30)
             sampler = stack.enter_context(make(store))
             frames = sampler.perception(perception)
         feed = RolloutDataFeed(
-            args.manifest, frames=frames, shuffle_seed=args.shuffle_seed, frame_store=store
+            args.manifest,
+            frames=frames,
+            shuffle_seed=args.shuffle_seed,
+            frame_store=store,
+            on_bad="skip" if args.skip_bad else "raise",
+            check_row=check_row if weights else None,
         )
+        engine = partial(
+            RolloutEngine,
+            sampler,
+            args.num_answers,
+            max_groups=args.max_groups * args.workers,
+            perception=perception,
+            sampling=sampling,
+            timeout_seconds=args.timeout_seconds,
+            score=score if weights else None,
+        )
+        engine()  # what it does not take is said before the journal is there
         journal = stack.enter_context(
             RolloutJournal(
                 args.out,
@@ -125,17 +162,7 @@ async def _run(args: argparse.Namespace) -> int:
                 fsync_seconds=args.fsync_seconds,
             )
         )
-        engine = RolloutEngine(
-            sampler,
-            args.num_answers,
-            max_groups=args.max_groups * args.workers,
-            perception=perception,
-            sampling=sampling,
-            timeout_seconds=args.timeout_seconds,
-            score=score if weights else None,
-            journal=journal,
-        )
-        return await _sample(args, engine, feed, journal)
+        return await _sample(args, engine(journal=journal), feed, journal)
 
 
 async def _sample(args: argparse.Namespace, engine: Any, feed: Any, journal: Any) -> int:
@@ -147,31 +174,38 @@ async def _sample(args: argparse.Namespace, engine: Any, feed: Any, journal: Any
         TimeRemainingColumn,
     )
 
-    began, failed, tokens, sampled = time.monotonic(), 0, 0, 0
+    began, tokens, sampled = time.monotonic(), 0, 0
+    failures: list[str] = []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), disable=not sys.stderr.isatty()) as progress:
         most = args.epochs * len(feed)
         total = most if args.limit is None else min(most, len(journal) + args.limit)
         task = progress.add_task("groups", total=total, completed=len(journal))
-        while feed.epoch < args.epochs:
+        is_over = False
+        while feed.epoch < args.epochs and not is_over:
             async with aclosing(engine.run(feed)) as groups:
                 async for finished in groups:
                     sampled += 1
-                    failed += not finished.rows
+                    if not finished.is_complete:
+                        failures.append(f"{finished.group.group_id}: {finished.failure}")
                     tokens += sum(int(row.mask.sum()) for row in finished.rows)
                     progress.update(task, advance=1)
-                    if args.limit is not None and sampled >= args.limit:
+                    is_over = sampled == args.limit or not getattr(engine.sampler, "num_workers", 1)
+                    if is_over:
                         break
-                else:
-                    continue
-            break
     seconds = time.monotonic() - began
+    skipped = len(feed.skipped) + feed.stats()["rows_skipped"].get("malformed", 0)
     print(
-        f"{sampled - failed} groups of {args.num_answers} in {seconds:.1f} s, "
-        f"{tokens / max(seconds, 1e-9):.0f} tokens/s; {failed} failed, {len(feed.skipped)} rows "
+        f"{sampled - len(failures)} groups of {args.num_answers} in {seconds:.1f} s, "
+        f"{tokens / max(seconds, 1e-9):.0f} tokens/s; {len(failures)} failed, {skipped} rows "
         f"skipped; {args.out} holds {len(journal)}"
     )
-    return 1 if failed and failed == sampled else 0
+    if failures:
+        told = f"{len(failures)} of {sampled} groups failed, first {failures[0]}"
+        raise RuntimeError(f"rollout: {told}; --resume tries them again")
+    if not len(journal):
+        raise RuntimeError(f"rollout: there was no group: {skipped} rows were skipped")
+    return 0
 
 
 def _runtime(model: str, dtype: str, device: str, threads: int, store: Any = None) -> Any:

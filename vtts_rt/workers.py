@@ -8,23 +8,27 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import torch.multiprocessing
 from torch import Tensor
 
+from vtts_rt.config import ResolvedPerception
 from vtts_rt.engine.sequence import Completion
+from vtts_rt.engine.shared_weights import WeightHandles
 from vtts_rt.errors import Aborted
-from vtts_rt.rounds.ask import Ask
+from vtts_rt.rounds.ask import Ask, Perception
 from vtts_rt.rounds.results import Answer
 from vtts_rt.rounds.rollouts import RolloutGroup
 from vtts_rt.runtime import Runtime
 from vtts_rt.types import SamplingParams
 
-# Groups that one worker samples at once; more wait in it.
-_MAX_CALLS = 64
+# Groups that one worker samples at once; more wait in it. Other calls wait for none of them.
+_MAX_GROUPS = 64
+_MAX_OTHERS = 8
 _CANCELLED = "RolloutCluster: the group was cancelled"
 
 
@@ -63,9 +67,12 @@ class RolloutHost:
     def __init__(self, make: Callable[[], Runtime] | bytes) -> None:
         self.runtime: Runtime = (pickle.loads(make) if isinstance(make, bytes) else make)()
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        name = "vtts_rt worker's loop"
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
         self._running: dict[int, Future[RolloutGroup]] = {}
         self._aborted: set[int] = set()  # before their call, or after its end
+        self._closed = False
         self._lock = threading.Lock()
 
     def rollouts(
@@ -73,7 +80,8 @@ class RolloutHost:
     ) -> tuple[Answer | Exception, ...]:
         """The members of a group. call: a number by which it can be aborted."""
         with self._lock:
-            if call in self._aborted:
+            if self._closed or call in self._aborted:
+                self._aborted.discard(call)
                 raise Aborted(_CANCELLED)
             sampled = self.runtime.rollouts_async(ask, num_answers, group_id=group_id)
             self._running[call] = future = asyncio.run_coroutine_threadsafe(sampled, self._loop)
@@ -87,7 +95,8 @@ class RolloutHost:
         return tuple(_portable(m) if isinstance(m, Exception) else m for m in members)
 
     def abort(self, call: int) -> None:
-        """End a group, also one whose call comes later, as calls run beside each other."""
+        """End a group, also one whose call comes later, as calls run beside each other. Does not
+        wait for anything."""
         with self._lock:
             future = self._running.get(call)
             if future is None:
@@ -96,11 +105,18 @@ class RolloutHost:
             future.cancel()
 
     def update_weights(self, tensors: Mapping[str, Tensor], finish: bool) -> int:
-        self.runtime.update_weights(tensors, finish=finish)
+        try:
+            self.runtime.update_weights(tensors, finish=finish)
+        finally:
+            if isinstance(tensors, WeightHandles):
+                tensors.close()
         return self.runtime.weights_version
 
     def discard_staged_weights(self) -> None:
         self.runtime.discard_staged_weights()
+
+    def perception(self, perception: Perception | None) -> ResolvedPerception:
+        return self.runtime.perception(perception)
 
     def sleep(self) -> None:
         self.runtime.sleep()
@@ -115,7 +131,24 @@ class RolloutHost:
         return self.runtime.generate(prompt, sampling)
 
     def close(self) -> None:
-        self.runtime.close()
+        """Fail what runs, and end the loop and its threads; may be called again."""
+        with self._lock:
+            was_open, self._closed = not self._closed, True
+        if was_open:
+            self.runtime.close()
+            asyncio.run_coroutine_threadsafe(_end_tasks(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+async def _end_tasks() -> None:
+    """Cancel the other tasks of this loop, and end its threads."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_default_executor()
 
 
 class LocalWorker:
@@ -123,14 +156,23 @@ class LocalWorker:
 
     def __init__(self, make: Callable[[], Runtime]) -> None:
         self._host = RolloutHost(make)
-        self._pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="vtts_rt worker")
+        self._groups = ThreadPoolExecutor(_MAX_GROUPS, thread_name_prefix="vtts_rt groups")
+        self._others = ThreadPoolExecutor(_MAX_OTHERS, thread_name_prefix="vtts_rt worker")
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        return self._pool.submit(getattr(self._host, method), *arguments)
+        if method == "abort":  # at once, whatever the threads do
+            done = _begun()
+            self._host.abort(*arguments)
+            done.set_result(None)
+            return done
+        pool = self._groups if method == "rollouts" else self._others
+        return pool.submit(getattr(self._host, method), *arguments)
 
     def close(self) -> None:
+        """Fail what runs and waits; no thread is left."""
         self._host.close()
-        self._pool.shutdown()
+        self._groups.shutdown()
+        self._others.shutdown()
 
 
 class ProcessWorker:
@@ -176,11 +218,12 @@ class ProcessWorker:
                     future.set_exception(error)
         except (EOFError, OSError):
             pass
-        with self._lock:
-            left, self._calls = list(self._calls.values()), {}
-            self._pipe.close()
-        for future in left:
-            future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
+        finally:  # also where a result cannot be unpickled: no call waits for ever
+            with self._lock:
+                left, self._calls = list(self._calls.values()), {}
+                self._pipe.close()
+            for future in left:
+                future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
 
     def close(self) -> None:
         """End the process; what runs in it is lost."""
@@ -205,29 +248,25 @@ def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
             except Exception as problem:  # a result that cannot be pickled
                 pipe.send((number, None, RuntimeError(str(problem))))
 
-    def run(number: int, method: str, arguments: Sequence[Any]) -> None:
-        try:
-            result = getattr(host, method)(*arguments)
-        except Exception as error:
-            reply(number, None, error)
-        else:
-            reply(number, result, None)
+    def ended(number: int, future: Future[Any]) -> None:
+        error: Any = future.exception()
+        reply(number, future.result() if error is None else None, error)
 
-    host: RolloutHost | None
+    worker: LocalWorker | None
     try:
-        host = RolloutHost(make)
+        worker = LocalWorker(make)
     except Exception as error:
-        host, failure = None, error
-    with ThreadPoolExecutor(_MAX_CALLS) as pool:
-        while True:
-            try:
-                call = pipe.recv()
-            except EOFError:
-                os._exit(0)
-            if host is None:  # every call says why
-                reply(call[0], None, failure)
-            else:
-                pool.submit(run, *call)
+        worker, failure = None, error
+    while True:
+        try:
+            number, method, arguments = pipe.recv()
+        except EOFError:
+            os._exit(0)
+        if worker is None:  # every call says why
+            reply(number, None, failure)
+        else:
+            worker.call(method, *arguments).add_done_callback(partial(ended, number))
+        del arguments  # weights, say
 
 
 class RayWorker:
@@ -241,12 +280,18 @@ class RayWorker:
                 "RayWorker: ray is not installed: pip install 'vtts_rt[ray]'"
             ) from error
         self._ray = ray
-        actor = ray.remote(RolloutHost).options(max_concurrency=_MAX_CALLS, **options)
+        # As the pools of a LocalWorker; those that are in no group have threads of their own.
+        groups = {"rollouts": _MAX_GROUPS, "abort": 1}
+        actor = ray.remote(concurrency_groups=groups)(RolloutHost)
+        actor = actor.options(max_concurrency=_MAX_OTHERS, **options)
         self._actor = actor.remote(pickle.dumps(make))  # ray's own pickles methods by value
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         future = _begun()
-        reply = getattr(self._actor, method).remote(*arguments).future()
+        remote = getattr(self._actor, method)
+        if method in ("rollouts", "abort"):
+            remote = remote.options(concurrency_group=method)
+        reply = remote.remote(*arguments).future()
 
         def ended(done: Future[Any]) -> None:
             error = done.exception()

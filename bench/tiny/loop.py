@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vtts_rt.checks import check_same
+from vtts_rt.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,8 @@ def train(
                 "elapsed": time.monotonic() - began,
                 "made_with": made,
             }
-            partial = path.with_suffix(".partial")
-            torch.save(state, partial)
-            partial.replace(path)
+            with replacing(path) as partial:
+                torch.save(state, partial)
     return means
 
 

@@ -51,6 +51,7 @@ from vtts_rt.checks import check_same
 from vtts_rt.data.backgrounds import footage_available
 from vtts_rt.data.needle import write_needle
 from vtts_rt.data.rows import DataSet, write_manifest
+from vtts_rt.files import replacing
 from vtts_rt.models.base import VideoLM
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import from_config, save_hf
@@ -224,9 +225,8 @@ def build_bank(recipe: Recipe, model: VideoLM, source: PixelDataset) -> list[NDA
         bank.append(encode_views(model, np.asarray(pixels)).astype(np.float16))
         if (index + 1) % 100 == 0:
             logger.info("bank: %d of %d clips", index + 1, recipe.num_clips)
-    partial = path.with_name(f"partial_{path.name}")
-    np.savez(partial, *bank, made_with=np.array(json.dumps(made_with)))
-    partial.replace(path)
+    with replacing(path) as partial:
+        np.savez(partial, *bank, made_with=np.array(json.dumps(made_with)))
     return bank
 
 

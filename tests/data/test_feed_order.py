@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from feed_tools import FakeVideos, make_manifest, rows_of
+from feed_tools import FakeVideos, data_sets, use
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtts_rt.data import feed as feed_module
-from vtts_rt.data import frames as frames_module
 from vtts_rt.data.feed import RolloutDataFeed, RolloutItem
 from vtts_rt.data.order import deal, shuffled
-from vtts_rt.data.rows import DataSet
 
 COUNTS = st.lists(st.integers(1, 5), min_size=1, max_size=12)
 SEEDS = st.one_of(st.none(), st.integers(-(2**70), 2**70))
@@ -30,22 +25,6 @@ def _no_files() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         use(patch, FakeVideos())
         yield
-
-
-def use(patch: pytest.MonkeyPatch, videos: FakeVideos) -> FakeVideos:
-    patch.setattr(frames_module, "open_video", videos)
-    patch.setattr(feed_module, "open_video", videos)
-    # Without a file there is nothing to tell whether it was replaced.
-    patch.setattr(frames_module, "_identity", lambda media: 1)
-    return videos
-
-
-def data_sets(counts: list[int]) -> list[DataSet]:
-    """The rows as data sets; their files are read when the feed is made."""
-    from vtts_rt.data.rows import read_manifest
-
-    folder = Path(tempfile.mkdtemp())
-    return read_manifest(make_manifest(folder, rows_of(counts)))
 
 
 def numbers(items: list[Any]) -> list[int]:
@@ -163,6 +142,42 @@ def test_a_resumed_feed_goes_on_exactly(
         while second.epoch < 3:
             given += [numbers([batch]) for batch in second]
         assert given == whole
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    data=st.data(),
+    counts=COUNTS,
+    seed=SEEDS,
+    remainder=st.sampled_from(["keep", "drop", "pad"]),
+    batch_size=st.one_of(st.none(), st.integers(1, 3)),
+)
+def test_what_is_done_is_passed_over_unread(
+    data: st.DataObject, counts: list[int], seed: int | None, remainder: Any, batch_size: int | None
+) -> None:
+    broken = data.draw(st.sets(st.integers(0, len(counts) - 1), max_size=len(counts) // 3))
+    sets = data_sets(counts)
+    if remainder == "drop":
+        batch_size = 1 if sum(counts) < (batch_size or 1) else batch_size
+
+    def given(is_done: Any) -> tuple[list[RolloutItem], FakeVideos]:
+        with pytest.MonkeyPatch.context() as patch:
+            videos = use(patch, FakeVideos(broken))
+            more: dict[str, Any] = {"remainder": remainder, "batch_size": batch_size}
+            feed, found = RolloutDataFeed(sets, shuffle_seed=seed, **more), []
+            while feed.epoch < 2:
+                assert feed.epoch == len(found)
+                found.append(list(feed.without(is_done)))
+            items = [i for epoch in found for entry in epoch for i in (entry if batch_size else [entry])]  # fmt: skip  # noqa: E501
+            return items, videos
+
+    whole, _ = given(lambda group_id: False)
+    ids = [item.group_id for item in whole]
+    assert len(set(ids)) == len(ids)
+    done = data.draw(st.sets(st.sampled_from(ids)))
+    rest, videos = given(done.__contains__)
+    assert [item.group_id for item in rest] == [name for name in ids if name not in done]
+    assert set(videos.opened) - broken == {int(item.media.stem) for item in rest}
 
 
 @settings(deadline=None, max_examples=40)

@@ -43,6 +43,8 @@ def test_rows_survive_a_file(tmp_path: Path, name: str) -> None:
     boxes = (Box(0.1, 0.2, 0.3, 0.4), Box(0.2, 0.2, 0.4, 0.4))
     rows += [Row("d.png", "Where?", "image", boxes=boxes[:1]), Row("e.mp4", "it", boxes=boxes)]
     rows += [Row("e.mp4", "it", boxes=boxes, box_times=(0.0, 1.5))]
+    for options in (("A. Lincoln", "B. Obama"), ("A. Lincoln", "a bee"), ("A.", "(B)"), ("A. x",)):
+        rows += [Row("e.mp4", "who?", options=options, answer="A")]  # texts that begin like letters
     rows += [Row("e.mp4", "it", pixel_boxes=((0.0, 0.0, 1.0, 1.0), (3.0, 3.0, 9.0, 9.0)))]
     write_rows(tmp_path / name, rows)
     assert list(read_rows(tmp_path / name)) == rows
@@ -173,6 +175,11 @@ RELEASED: list[tuple[dict[str, Any], Row]] = [
     (
         {"video": "v.mp4", "question": "count", "options": ["1. a", "A. b"], "answer": "A"},
         Row("v.mp4", "count", options=("1. a", "A. b"), answer="A"),
+    ),
+    (
+        {"video": "v.mp4", "question": "who?", "options": ["A. A. Lincoln", "B. Obama"],
+         "answer": "A. Lincoln"},
+        Row("v.mp4", "who?", options=("A. Lincoln", "Obama"), answer="A"),
     ),
     (
         {"video": "v.mp4", "question": "say it", "answer": "(C)", "options": []},

@@ -135,6 +135,23 @@ def test_wrong_arguments_change_no_file(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_journal_without_groups_is_begun_anew(resume: bool, tmp_path: Path) -> None:
+    path, other = tmp_path / "a", {"model": "other"}
+    write(path, 0)
+    for tail in (b"", b'0badc0de {"group_id":'):  # of a first group
+        path.write_bytes(path.read_bytes() + tail)
+        with RolloutJournal(path, resume=resume, made_with=other) as journal:
+            assert len(journal) == 0
+        path.with_name("b").unlink(missing_ok=True)
+        RolloutJournal(path.with_name("b"), made_with=other).close()
+        assert path.read_bytes() == path.with_name("b").read_bytes()
+    path.write_bytes(b"my notes")
+    with pytest.raises(BadRequest, match="path must be a "):
+        RolloutJournal(path, resume=resume, made_with=other)
+    assert path.read_bytes() == b"my notes"
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from vtts_rt.data.rows import Row
 from vtts_rt.perception.clue import Clue
 from vtts_rt.perception.dialect import DIALECTS
+from vtts_rt.rollout.reward_input import Look, RewardInput
 from vtts_rt.rollout.rewards import (
+    BY_TASK,
     PUBLISHED,
     REWARDS,
-    Look,
-    RewardInput,
+    check_rewards,
     find_reward,
     group_advantages,
     reward,
@@ -342,10 +343,35 @@ def test_what_cannot_be_scored(row: Row, weights: Any, message: str) -> None:
     assert message in str(error.value)
 
 
+def test_published_among_weights_is_that_of_the_task() -> None:
+    group: Any = SimpleNamespace(group_id="g", members=(answered("B"),))
+    for task, published in PUBLISHED.items():
+        (alone,) = score_group(group, ROW, published, task)
+        weights = {BY_TASK: 2.0, "answer": 3.0, "letter": 5.0}
+        (mixed,) = score_group(group, ROW, weights, task)
+        assert alone is not None and mixed is not None
+        assert mixed.parts == {**alone.parts, "answer": 1.0, "letter": mixed.parts["letter"]}
+        own = 3.0 + 5.0 * mixed.parts["letter"]
+        assert mixed.reward == pytest.approx(2.0 * alone.reward + own)
+    with pytest.raises(ValueError, match="score_group: task must be one of tg, gqa, .* got ''"):
+        score_group(group, ROW, {BY_TASK: 1.0})
+    with pytest.raises(ValueError, match="name must be a text without @, and not published"):
+        reward(BY_TASK)(lambda x: 0.0)
+
+
+def test_boxes_in_pixels_will_be_fractions_once_the_media_are_open() -> None:
+    row = Row("a", "b", pixel_boxes=(BOX,))
+    check_rewards("test", {"clue_boxes": 1.0, "clue_holds": 1.0, "box_answer": 1.0}, row, is_sized=False)  # fmt: skip  # noqa: E501
+    with pytest.raises(ValueError, match="one with boxes, which reward 'clue_boxes' compares"):
+        check_rewards("test", {"clue_boxes": 1.0}, row)
+    with pytest.raises(ValueError, match="one with boxes, which reward 'clue_boxes' compares"):
+        check_rewards("test", {"clue_boxes": 1.0}, Row("a", "b"), is_sized=False)
+
+
 def test_names_are_taken_once(own: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="^reward: name must be one that is not taken, got 'own'"):
         reward("own")(lambda given: 0.0)
-    with pytest.raises(ValueError, match="^reward: name must be a text without @, got 'a@b'"):
+    with pytest.raises(ValueError, match="^reward: name must be a text without @, .*got 'a@b'"):
         round_reward("a@b")(lambda given, k: 0.0)
     assert find_reward("clue_holds@3").name == "clue_holds@3"
     assert set(REWARDS) >= {name for weights in PUBLISHED.values() for name in weights}

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vtts_rt.files import replacing
 from vtts_rt.types import require
 
 
@@ -51,15 +52,14 @@ def encode(
     encoding = ENCODINGS[codec]
     path = path.with_suffix(encoding.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"part-{path.name}")
-    write_video(
-        aside,
-        frames,
-        source_fps=source_fps,
-        codec=encoding.encoder,
-        pixel_format=encoding.pixel_format,
-        gop=gop,
-        crf=crf,
-    )
-    aside.rename(path)
+    with replacing(path) as aside:
+        write_video(
+            aside,
+            frames,
+            source_fps=source_fps,
+            codec=encoding.encoder,
+            pixel_format=encoding.pixel_format,
+            gop=gop,
+            crf=crf,
+        )
     return path

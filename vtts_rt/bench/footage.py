@@ -13,6 +13,7 @@ import numpy as np
 
 from vtts_rt.bench.frames import FileReader, resized
 from vtts_rt.bench.model import moving_frames
+from vtts_rt.files import replacing
 
 VIDEO_SECONDS, VIDEO_FPS, VIDEO_HW = 60, 30, (360, 640)
 # Of each take: side of the crop as a share of the largest that fits, where it starts and ends (0:
@@ -35,9 +36,8 @@ def _cached(name: str, frames: Callable[[], Iterator[np.ndarray]], cache: Path) 
         from vtts_rt.video.writer import write_video  # other benches need no PyAV
 
         cache.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part.mp4")
-        write_video(aside, frames(), source_fps=VIDEO_FPS)
-        aside.rename(path)
+        with replacing(path) as aside:
+            write_video(aside, frames(), source_fps=VIDEO_FPS)
     return path
 
 
@@ -53,9 +53,9 @@ def turned(video: Path, share: float, folder: Path) -> Path:
             order = [*range(first, reader.num_frames), *range(first)]
             starts = range(0, len(order), _FRAMES_AT_ONCE)
             parts = (reader.frames(order[at : at + _FRAMES_AT_ONCE]) for at in starts)
-            aside = path.with_suffix(f".part{video.suffix}")
-            write_video(aside, (f for part in parts for f in part), source_fps=reader.source_fps)
-            aside.rename(path)
+            joined = (f for part in parts for f in part)
+            with replacing(path) as aside:
+                write_video(aside, joined, source_fps=reader.source_fps)
     return path
 
 

@@ -88,10 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except BadRows as error:
-        for bad in error.bad:
-            print(bad, file=sys.stderr)
-        print(f"vtts-rt data: {len(error.bad)} bad, none taken (--skip-bad)", file=sys.stderr)
-        return 2
+        return tell_bad("data", error)
+
+
+def tell_bad(command: str, error: BadRows) -> int:
+    """Every refused row on stderr; the exit status."""
+    for bad in error.bad:
+        print(bad, file=sys.stderr)
+    print(f"vtts-rt {command}: {len(error.bad)} bad, none taken (--skip-bad)", file=sys.stderr)
+    return 2
 
 
 def _on_bad(args: argparse.Namespace) -> OnBad:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vtts_rt.checks import Rule, check
 from vtts_rt.config import MediaLimits, ResolvedPerception
 from vtts_rt.data.ahead import Ahead
-from vtts_rt.data.frames import COUNTED, FileFrames, FrameReader, RolloutItem
+from vtts_rt.data.frames import COUNTED, FileFrames, FrameReader, RolloutItem, group_id
 from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
 from vtts_rt.data.rows import ON_BAD, BadRow, DataSet, OnBad, Row, scan_manifest, sift
 from vtts_rt.types import DECODERS, Decoder, require
@@ -44,6 +44,7 @@ _RULES: dict[str, Rule] = {
     "frame_store": (lambda s: s is None or isinstance(s, FrameStore), "a FrameStore or None"),
     "decoder": (DECODERS.__contains__, f"one of {', '.join(DECODERS)}"),
     "on_bad": (ON_BAD.__contains__, f"one of {', '.join(ON_BAD)}"),
+    "check_row": (lambda f: f is None or callable(f), "a function of a row and its task, or None"),
 }
 STATE_VERSION = 2
 POSITION = ("epoch", "rows_passed", "delivered")
@@ -78,6 +79,8 @@ class RolloutDataFeed(IterableDataset[Any]):
     decoder, device, limits: as `open_video`.
     on_bad: "raise" refuses a manifest with a row or entry that cannot be taken, BadRows tells all
         of them; "skip" leaves them out, logs how many and counts them as "malformed".
+    check_row: called with each row, before its media are opened, and its task; a row for which it
+        raises ValueError cannot be taken.
 
     A file that is missing, broken or replaced while it is read is skipped with its rows, logged
     once, counted, and listed in `skipped`. In worker processes of a DataLoader (with
@@ -104,39 +107,41 @@ class RolloutDataFeed(IterableDataset[Any]):
         device: int | None = None,
         limits: MediaLimits | None = None,
         on_bad: OnBad = "raise",
+        check_row: Callable[[Row, str], object] | None = None,
     ) -> None:
         given = locals()
         check(_WHAT, _RULES, {name: given[name] for name in _RULES})
-        self.group_size = group_size
-        self.batch_size = batch_size
-        self.epoch = 0
+        self.group_size, self.batch_size, self.epoch = group_size, batch_size, 0
         self._seed = shuffle_seed
         self._shard: Part = (shard[0], shard[1])
         self._remainder = remainder
-        self._ahead = {"num_threads": num_workers, "max_jobs": prefetch}
-        self._ahead["max_bytes"] = prefetch_bytes
+        bounds = {"max_jobs": prefetch, "max_bytes": prefetch_bytes}
+        self._ahead = {"num_threads": num_workers, **bounds}
         self._opening: dict[str, Any] = {"decoder": decoder, "device": device}
         if limits is not None:
             self._opening["limits"] = limits
         self._reader = FrameReader(frames, frame_store, self._opening)
-        self._rows, malformed = _rows(manifest, on_bad)
+        self._rows, malformed = _rows(manifest, on_bad, check_row)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
         self._fingerprint = self._order.fingerprint()
         self._goal(self._shard)
         # The position: rows passed in the epoch up to the last that was delivered, and items
         # delivered. `_part` is the shard that they are counted in.
-        self._num_passed = self._delivered = 0
-        self._part = self._shard
-        self._turn = 0  # a new one ends an iteration in work
-        self._counts: Counter[str] = Counter()
+        self._num_passed, self._delivered, self._part = 0, 0, self._shard
+        self._turn = 0  # another one ends an iteration in work
+        self._counts, self._skipped = Counter[str](), dict[int, str]()
         self._rows_skipped = Counter({"malformed": malformed} if malformed else {})
-        self._skipped: dict[int, str] = {}
         self._files_skipped: set[Path] = set()
         self._wait_seconds = 0.0
 
     # -- iteration --------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
+        return self.without(lambda _: False)
+
+    def without(self, is_done: Callable[[str], bool]) -> Iterator[RolloutItem | list[RolloutItem]]:
+        """As an iteration, but of items whose `RolloutItem.group_id` is done nothing is read: they
+        are passed over and count as delivered."""
         part, size = self._current_part(), self.batch_size or 1
         moved = self._num_passed > 0 and part != self._part
         _require("shard", part, not moved, f"{self._part}, with which the epoch was begun")
@@ -147,7 +152,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         turn, skipped_before = self._turn, self._rows_skipped.copy()
         batch: list[RolloutItem] = []
         try:
-            with closing(self._items(order, goal)) as items:
+            with closing(self._items(order, goal, is_done)) as items:
                 for item in items:
                     batch.append(item)
                     if len(batch) == size:
@@ -180,18 +185,28 @@ class RolloutDataFeed(IterableDataset[Any]):
         if epoch != self.epoch:
             self._start(epoch)
 
-    def _items(self, order: list[int], goal: int) -> Generator[RolloutItem, None, None]:
+    def _items(
+        self, order: list[int], goal: int, is_done: Callable[[str], bool]
+    ) -> Generator[RolloutItem, None, None]:
         """The items from where the feed is to the end of the epoch."""
         passed, missing, idle = self._num_passed, goal - self._done(), 0
         while missing > 0:
             # Just the rows that are missing; those that make up for skipped ones come after.
             stop = passed + missing
-            with closing(self._read_ahead(order, passed, stop)) as entries:
-                for number, found in entries:
+            names = (
+                (i, group_id(self.epoch, i, order[i % len(order)])) for i in range(passed, stop)
+            )
+            due = [index for index, name in names if not is_done(name)]
+            if len(due) < missing:
+                missing, idle = len(due), 0
+            with closing(self._read_ahead(order, due)) as entries:
+                for index, (number, found) in zip(due, entries, strict=False):
+                    self._delivered += index - passed  # those that are done
+                    passed = index + 1
                     item, failure = None, found.failure
                     if failure is None:
                         try:
-                            item = self._item(number, found, passed)
+                            item = self._item(number, found, index)
                         except ValueError as error:
                             failure = ("mislabelled", str(error))
                     if item is not None:
@@ -200,7 +215,8 @@ class RolloutDataFeed(IterableDataset[Any]):
                     elif failure is not None:
                         self._skip(number, *failure)
                         idle += 1
-                    passed += 1
+            self._delivered += stop - passed
+            passed = stop
             if idle >= len(order):
                 number, sentence = next(iter(self._skipped.items()))
                 raise RuntimeError(
@@ -211,10 +227,10 @@ class RolloutDataFeed(IterableDataset[Any]):
                 return
 
     def _read_ahead(
-        self, order: list[int], start: int, stop: int
+        self, order: list[int], places: list[int]
     ) -> Generator[tuple[int, FileFrames], None, None]:
-        """(row number, what its file gave) for the places start .. stop-1 of an order."""
-        ahead = Ahead(self._order.files(order, start, stop), self._reader, **self._ahead)
+        """(row number, what its file gave) for some places of an order, ascending."""
+        ahead = Ahead(self._order.files(order, places), self._reader, **self._ahead)
         try:
             while True:
                 began = time.perf_counter()
@@ -231,11 +247,12 @@ class RolloutDataFeed(IterableDataset[Any]):
                 self._counts.update(found.counts)
 
     def _item(self, number: int, found: FileFrames, index: int) -> RolloutItem:
-        data_set, media, row = self._rows[number]
+        data_set, task, media, row = self._rows[number]
         assert found.metadata is not None
         return RolloutItem(
             row=row.sized(found.metadata.height, found.metadata.width),
             data_set=data_set,
+            task=task,
             media=media,
             row_number=number,
             metadata=found.metadata,
@@ -288,12 +305,16 @@ class RolloutDataFeed(IterableDataset[Any]):
         return {**self._made_with(part), **dict(zip(POSITION, position, strict=True))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where the feed was that gave `state`.
+        """Go on exactly where the feed was that gave `state`. ValueError as `check_state`."""
+        self.check_state(state)
+        self._start(state["epoch"])
+        self._part = self._current_part()
+        self._num_passed, self._delivered = state["rows_passed"], state["delivered"]
 
-        ValueError where its manifest, seed, shard, remainder or batch size was another.
-        """
-        part = self._current_part()
-        ours = self._made_with(part)
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """ValueError where `state` is of a feed with another manifest, seed, shard, remainder or
+        batch size, or none."""
+        ours = self._made_with(self._current_part())
         ok = isinstance(state, Mapping) and set(state) == {*ours, *POSITION}
         _require("state", state, ok, "what `state_dict` gave")
         for name, value in ours.items():
@@ -301,8 +322,6 @@ class RolloutDataFeed(IterableDataset[Any]):
         position = [state[name] for name in POSITION]
         ok = all(_is_int(value) and value >= 0 for value in position)
         _require(f"{', '.join(POSITION)} of the state", position, ok, "integers >= 0")
-        self._start(position[0])
-        self._part, self._num_passed, self._delivered = part, position[1], position[2]
 
     def _made_with(self, part: Part) -> dict[str, Any]:
         """What the meaning of a position depends on."""
@@ -370,7 +389,11 @@ def _is_int(value: object) -> bool:
     return type(value) is int  # a state goes into JSON
 
 
-def _rows(manifest: str | Path | Sequence[DataSet], on_bad: OnBad) -> tuple[list[PlacedRow], int]:
+def _rows(
+    manifest: str | Path | Sequence[DataSet],
+    on_bad: OnBad,
+    check_row: Callable[[Row, str], object] | None,
+) -> tuple[list[PlacedRow], int]:
     """The rows, and how many rows and entries were left out."""
     try:
         sets: Sequence[DataSet] = []
@@ -383,9 +406,9 @@ def _rows(manifest: str | Path | Sequence[DataSet], on_bad: OnBad) -> tuple[list
         _require("manifest", manifest, ok, "a path or a list of DataSet")
         rows, bad_rows = sift(
             (
-                item if isinstance(item, BadRow) else PlacedRow(entry.name, *item)
+                item if isinstance(item, BadRow) else PlacedRow(entry.name, entry.task_type, *item)
                 for entry in sets
-                for item in entry.scan()
+                for item in entry.scan(check_row=check_row)
             ),
             on_bad,
         )

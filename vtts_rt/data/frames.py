@@ -133,8 +133,8 @@ class FrameReader:
 class RolloutItem:
     """One rollout group's question, with the frames that its first round looks at.
 
-    row, data_set, media: the question, boxes as fractions of the frame, the manifest's entry it is
-        from, and its file.
+    row, data_set, task, media: the question, boxes as fractions of the frame, the manifest's entry
+        it is from and the task of that, and its file.
     row_number: of the row among all rows of the manifest, from 0, the same in every epoch.
     metadata: of the opened video; `metadata.video_id` names its content.
     frame_indices, timestamps_seconds: of the frames, ascending, seconds from the first frame.
@@ -145,6 +145,7 @@ class RolloutItem:
 
     row: Row
     data_set: str
+    task: str
     media: Path
     row_number: int
     metadata: VideoMetadata
@@ -155,6 +156,12 @@ class RolloutItem:
     index: int
     group_size: int
     opening: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def group_id(self) -> str:
+        """A name for the rollout group of this item, of its own in every epoch, and for every row
+        and every time that a row comes up."""
+        return group_id(self.epoch, self.index, self.row_number)
 
     @property
     def seed(self) -> int:
@@ -174,6 +181,11 @@ class RolloutItem:
             "options": self.row.options,
             **self.opening,
         }
+
+
+def group_id(epoch: int, index: int, row_number: int) -> str:
+    """As `RolloutItem.group_id`."""
+    return f"{epoch}.{index}.{row_number}"
 
 
 def _identity(media: Path) -> object:

@@ -21,7 +21,6 @@ Everything follows from (split, seed, difficulty): a scene renders any region of
 from __future__ import annotations
 
 import itertools
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +30,7 @@ import numpy as np
 
 from vtts_rt.data.backgrounds import Background, Image, footage_available, make_background
 from vtts_rt.data.rows import Row, write_rows
+from vtts_rt.files import replacing
 from vtts_rt.types import Box, PixelBox, TimeSpan, require
 from vtts_rt.video.writer import write_video
 
@@ -386,9 +386,8 @@ def keep_clip(path: Path, scene: Scene, codec: str = "libx264") -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"partial_{os.getpid()}_{path.name}")
-    write_clip(partial, scene, codec)
-    partial.replace(path)
+    with replacing(path) as partial:
+        write_clip(partial, scene, codec)
 
 
 def write_needle(

@@ -46,9 +46,10 @@ def shuffled(numbers: Iterable[int], *key: object) -> list[int]:
 
 
 class PlacedRow(NamedTuple):
-    """A row, the manifest's entry it is from, and its media file."""
+    """A row, the manifest's entry it is from and the task of that, and its media file."""
 
     data_set: str
+    task: str
     media: Path
     row: Row
 
@@ -101,10 +102,10 @@ class RowOrder:
             return min(loads) // size * size
         return -(-max(loads) // size) * size
 
-    def files(self, order: Sequence[int], start: int, stop: int) -> Iterator[FileRows]:
-        """The files of places start .. stop-1 of an order that begins again at its end."""
+    def files(self, order: Sequence[int], places: Iterable[int]) -> Iterator[FileRows]:
+        """The files of some places, ascending, of an order that begins again at its end."""
         numbers: list[int] = []
-        for place in range(start, stop):
+        for place in places:
             number = order[place % len(order)]
             if numbers and self._file(numbers[0]) != self._file(number):
                 yield FileRows(*self._file(numbers[0]), tuple(numbers))
@@ -116,8 +117,9 @@ class RowOrder:
     def fingerprint(self) -> str:
         """A hash of what the rows say, wherever their media lie."""
         digest = hashlib.blake2b(digest_size=16)
-        for data_set, _, row in self.rows:
-            digest.update(json.dumps([data_set, row.as_dict()], sort_keys=True).encode() + b"\n")
+        for data_set, task, _, row in self.rows:
+            said = [data_set, task, row.as_dict()]
+            digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 
     def _file(self, number: int) -> tuple[Path, str]:

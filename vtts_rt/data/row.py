@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,11 +100,14 @@ class Row:
         return replace(self, boxes=(*self.boxes, *fractions), pixel_boxes=())
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object. `glue` is the list of spans, or one box, or a list of several; a row
-        with boxes and spans, or with times, gives each by name."""
+        """The JSON object. Options that would be read as texts with letters get letters in front of
+        them. `glue` is the list of spans, or one box, or a list of several; a row with boxes and
+        spans, or with times, gives each by name."""
         out: dict[str, Any] = {self.media_type: self.media, "question": self.question}
         if self.options:
-            out["options"] = list(self.options)
+            out["options"] = options = list(self.options)
+            if _are_labelled(options):
+                out["options"] = [f"{chr(65 + i)}. {text}" for i, text in enumerate(options)]
         if self.answer is not None:
             out["answer"] = self.answer
         spans = [[s.start_seconds, s.end_seconds] for s in self.spans]
@@ -165,10 +169,18 @@ def _options(options: Any) -> tuple[str, ...]:
     options = options or ()
     texts = isinstance(options, (list, tuple)) and all(isinstance(o, str) for o in options)
     require("row", "options", options, texts, "a list of texts, or lines of text")
-    labels = [label[1] for text in options if (label := _LABEL.match(text))]
-    if labels == [chr(65 + i) for i in range(len(options))]:
+    if _are_labelled(options):
         return tuple(_LABEL.sub("", text, count=1).strip() for text in options)
     return tuple(options)
+
+
+def _are_labelled(options: Sequence[str]) -> bool:
+    """Whether all begin with their letters, in order, and have a text behind them."""
+    labels = [_LABEL.match(text) for text in options]
+    return all(
+        label is not None and label[1] == chr(65 + i) and label.end() < len(text)
+        for i, (text, label) in enumerate(zip(options, labels, strict=True))
+    )
 
 
 def _letter(answer: str, options: tuple[str, ...]) -> str:

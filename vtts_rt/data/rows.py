@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from vtts_rt.checks import Rule, check, is_unicode
 from vtts_rt.data.row import MEDIA_TYPE, Row, row_from_dict
 from vtts_rt.errors import BadRequest
+from vtts_rt.files import write_whole
 from vtts_rt.types import require
 
 __all__ = [
@@ -251,19 +252,24 @@ class DataSet:
     visual_base: Path
     json_path: Path
 
-    def scan(self, *, validate: bool = False) -> Iterator[tuple[Path, Row] | BadRow]:
+    def scan(
+        self, *, validate: bool = False, check_row: Callable[[Row, str], object] | None = None
+    ) -> Iterator[tuple[Path, Row] | BadRow]:
         """(media file, row) of each row, or why it was refused: also where its media type is
-        another. validate: also where its media file is missing, or `check_evidence` refuses."""
+        another. validate: also where its media file is missing, or `check_evidence` refuses.
+        check_row: called with row and task, raises ValueError for further reasons."""
 
-        def check_row(row: Row) -> None:
+        def checked(row: Row) -> None:
             same = row.media_type == self.media_type
             require(f"data set {self.name}", "media", row.media_type, same, self._of_type)
             if validate:
                 media = self.visual_base / row.media
                 require("row", "media", str(media), is_file(media), "a file")
                 check_evidence(row, self.task_type)
+            if check_row is not None:
+                check_row(row, self.task_type)
 
-        for row in scan_rows(self.json_path, check_row):
+        for row in scan_rows(self.json_path, checked):
             yield row if isinstance(row, BadRow) else (self.visual_base / row.media, row)
 
     def rows(self, *, on_bad: OnBad = "raise", validate: bool = False) -> list[tuple[Path, Row]]:
@@ -325,6 +331,4 @@ def write_manifest(path: str | Path, sets: Iterable[DataSet]) -> None:
         }
         for entry in sets
     }
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(data, indent=1) + "\n")

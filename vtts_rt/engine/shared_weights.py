@@ -19,7 +19,8 @@ class WeightHandles(Mapping[str, Tensor]):
     of the device. `Runtime.update_weights` takes them.
 
     The process that exports keeps its own object, and leaves the tensors as they are, until the
-    other side has ended its update.
+    other side has ended its update. A handle is opened at the first access and stays open until
+    `close`; later accesses open it again.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -27,16 +28,23 @@ class WeightHandles(Mapping[str, Tensor]):
         self._handles: dict[str, _Handle] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._handles:
+        tensor = self._tensors.get(name)
+        if tensor is None:
             function, arguments = self._handles[name]
-            return function(*arguments)
-        return self._tensors[name]
+            tensor = self._tensors[name] = function(*arguments)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors or self._handles)
+        return iter(self._handles or self._tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors or self._handles)
+        return len(self._handles or self._tensors)
+
+    def close(self) -> None:
+        """Let go of the tensors of handles: the memory is closed once nothing else holds them. The
+        exporter's own tensors stay."""
+        if self._handles:
+            self._tensors.clear()
 
     def __getstate__(self) -> dict[str, _Handle]:
         return self._handles or {name: _handle(t) for name, t in self._tensors.items()}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vtts_rt.files import write_whole
 from vtts_rt.types import require
 
 Record = dict[str, Any]
@@ -45,9 +46,7 @@ class Records:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(setting) + "\n"]
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(lines))
 
     @property
     def seeds(self) -> set[int]:

@@ -15,6 +15,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -30,9 +31,10 @@ from torch import Tensor
 from vtts_rt.checks import Rule, check, is_whole
 from vtts_rt.data.feed import RolloutDataFeed
 from vtts_rt.data.frames import RolloutItem
+from vtts_rt.errors import Aborted
 from vtts_rt.rollout.journal import GroupRecord, RolloutJournal, errors_of
 from vtts_rt.rollout.rows import RolloutRow, Score, rows_of
-from vtts_rt.rounds.ask import Ask, Perception
+from vtts_rt.rounds.ask import ASK_RULES, Ask, Perception
 from vtts_rt.rounds.rollouts import RolloutGroup, check_sampling
 from vtts_rt.rounds.streams import in_thread
 from vtts_rt.types import SamplingParams, require
@@ -42,8 +44,20 @@ logger = logging.getLogger(__name__)
 _END = object()  # of a feed, where None would be a wrong entry
 # (group id, Ask) each; or a feed, whose items become Asks.
 Feed: TypeAlias = "Iterable[tuple[str, Ask]] | AsyncIterable[tuple[str, Ask]] | RolloutDataFeed"
+# What a worker says: a group, the error that ends the run, or that the feed is at its end.
+_Output: TypeAlias = "tuple[_Place, FinishedGroup] | Exception | None"
 # What a group's members are worth; the item is that of a RolloutDataFeed.
 Scorer: TypeAlias = Callable[[RolloutGroup, "RolloutItem | None"], Sequence["Score | None"]]
+
+
+class _Left(NamedTuple):
+    """Where a run left a feed that it did not end. given: out, of what stands behind."""
+
+    position: Mapping[str, Any] | None
+    given: frozenset[str]
+
+
+_NOWHERE = _Left(None, frozenset())
 
 
 class Sampler(Protocol):
@@ -67,11 +81,26 @@ class FinishedGroup:
     rows: list[RolloutRow]
     item: RolloutItem | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is what the group will always be: there are rows, and no member was ended from
+        outside (Aborted). Members that failed by themselves would fail again."""
+        return bool(self.rows) and not any(isinstance(e, Aborted) for e in self.group.errors)
+
+    @property
+    def failure(self) -> str:
+        """Why it is not complete: the sentence of a member."""
+        errors = self.group.errors
+        error = next((e for e in errors if isinstance(e, Aborted)), errors[0] if errors else None)
+        return "no member finished a round in time" if error is None else str(error)
+
 
 _RULES: dict[str, Rule] = {
     "num_answers": (lambda v: is_whole(v) and v >= 2, "a whole number >= 2"),
     "max_groups": (lambda v: is_whole(v) and v >= 1, "a whole number >= 1"),
     "journal": (lambda v: v is None or isinstance(v, RolloutJournal), "a RolloutJournal or None"),
+    "score": (lambda v: v is None or callable(v), "a function or None"),
+    **{name: ASK_RULES[name] for name in ("perception", "sampling", "timeout_seconds")},
 }
 
 
@@ -81,10 +110,11 @@ class RolloutEngine:
     num_answers: members of a group. max_groups: in flight at a time; as many more may wait,
     finished, for the consumer. perception, sampling: of the Asks made of a RolloutDataFeed's items;
     the seed is the item's. timeout_seconds: of each member of these. score: what the members are
-    worth; an error of it ends the run. journal: finished groups are written to it before they are
-    given out, and those in it are passed over, a feed going on where its first group was that is
-    not in it; groups of which every member failed are not written, so that a resumed run tries them
-    again.
+    worth; an error of it ends the run. journal: complete groups (`FinishedGroup.is_complete`), also
+    those of which some members failed, are written to it before they are given out, and those in it
+    are passed over, of a RolloutDataFeed without reading them. Whatever is not in it is sampled by
+    a run that comes to it: so a resumed run, with a feed at its start, tries again what failed or
+    was aborted, in whichever epoch.
     What a group gives depends on its Ask and the weights alone, not on the order of the groups.
     BadRequest for an argument.
     """
@@ -101,14 +131,14 @@ class RolloutEngine:
         score: Scorer | None = None,
         journal: RolloutJournal | None = None,
     ) -> None:
-        given = {"num_answers": num_answers, "max_groups": max_groups, "journal": journal}
-        check("RolloutEngine", _RULES, given)
+        given = locals()
+        check("RolloutEngine", _RULES, {name: given[name] for name in _RULES})
         check_sampling("RolloutEngine", sampling)
         self.sampler, self.num_answers, self.max_groups = sampler, num_answers, max_groups
         self._perception, self._sampling = perception, sampling or SamplingParams()
         self._timeout_seconds = timeout_seconds
         self._score, self._journal = score, journal
-        self._resumed = None if journal is None else journal.position
+        self._left = _NOWHERE
         self._awake, self._idle = asyncio.Event(), asyncio.Event()
         self._awake.set()
         self._idle.set()
@@ -118,45 +148,47 @@ class RolloutEngine:
         """Every group of the feed as it ends; closing the generator aborts those in flight.
 
         A feed that is no asynchronous iterable is iterated on a thread. Errors of the feed and of
-        `score` are raised here; what fails in a group is in its members.
+        `score` are raised here; what fails in a group is in its members. A run of a RolloutDataFeed
+        that ends early leaves it at its first group that was not given out, and the engine's next
+        run goes on there with those that were neither given out nor are in the journal.
         """
-        source = _Source(feed, self._ask_of, self._journal)
-        if isinstance(feed, RolloutDataFeed) and self._resumed is not None:
-            position, self._resumed = self._resumed, None
-            feed.load_state_dict(position)
-        out: asyncio.Queue[FinishedGroup | Exception | None] = asyncio.Queue(self.max_groups)
+        source = _Source(feed, self._ask_of, self._journal, self._left)
+        out: asyncio.Queue[_Output] = asyncio.Queue(self.max_groups)
         workers = [asyncio.create_task(self._work(source, out)) for _ in range(self.max_groups)]
         left = len(workers)
         try:
             while left:
-                finished = await out.get()
-                if isinstance(finished, Exception):
-                    raise finished
-                if finished is None:
+                output = await out.get()
+                if isinstance(output, Exception):
+                    raise output
+                if output is None:
                     left -= 1
                 else:
+                    place, finished = output
+                    source.give(place)
                     yield finished
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
             await source.close()
+            self._left = source.leave() if left else _NOWHERE
 
-    async def _work(
-        self, source: _Source, out: asyncio.Queue[FinishedGroup | Exception | None]
-    ) -> None:
+    async def _work(self, source: _Source, out: asyncio.Queue[_Output]) -> None:
         """One group after another."""
         try:
             while (pulled := await source.pull()) is not None:
                 group = await self._sample(pulled)
                 finished = await in_thread(partial(self._scored, group, pulled.item))
-                position = source.finished(pulled, done=bool(finished.rows))
-                if self._journal is not None and finished.rows:
-                    errors = errors_of(group.members)
-                    record = GroupRecord(pulled.group_id, tuple(finished.rows), errors, position)
+                place = pulled.place
+                if not finished.is_complete:
+                    logger.warning("group %s failed: %s", place.group_id, finished.failure)
+                elif self._journal is not None:
+                    rows, errors = tuple(finished.rows), errors_of(group.members)
+                    record = GroupRecord(place.group_id, rows, errors, place.position)
                     # Not on a thread: once begun, a record and what knows of it are written whole.
                     self._journal.append(record)
-                await out.put(finished)
+                await out.put((place, finished))
             await out.put(None)
         except Exception as error:
             await out.put(error)
@@ -167,12 +199,11 @@ class RolloutEngine:
         self._idle.clear()
         try:
             return await self.sampler.rollouts_async(
-                pulled.ask, self.num_answers, group_id=pulled.group_id
+                pulled.ask, self.num_answers, group_id=pulled.place.group_id
             )
         except Exception as error:
-            logger.warning("group %s failed: %s", pulled.group_id, error)
             members = (error.with_traceback(None),) * self.num_answers
-            return RolloutGroup(pulled.group_id, pulled.ask, members)
+            return RolloutGroup(pulled.place.group_id, pulled.ask, members)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -220,67 +251,88 @@ class RolloutEngine:
             await self.wake()
 
 
-class _Pulled(NamedTuple):
-    """What is to be sampled. position: the feed's state behind it, if it has one."""
+@dataclass(slots=True, eq=False)
+class _Place:
+    """Of a group in a feed. position: the feed's state behind it, if it has one. given: out."""
 
-    number: int
     group_id: str
+    position: Mapping[str, Any] | None
+    given: bool = False
+
+
+class _Pulled(NamedTuple):
+    """What is to be sampled."""
+
+    place: _Place
     ask: Ask
     item: RolloutItem | None
-    position: Mapping[str, Any] | None
 
 
 class _Source:
-    """Takes from a feed, one at a time, what is not finished yet."""
+    """Takes from a feed, one at a time, what is not done yet. left: where the run before left."""
 
     def __init__(
-        self, feed: Feed, ask_of: Callable[[RolloutItem], Ask], journal: RolloutJournal | None
+        self,
+        feed: Feed,
+        ask_of: Callable[[RolloutItem], Ask],
+        journal: RolloutJournal | None,
+        left: _Left,
     ) -> None:
         self._feed, self._ask_of = feed, ask_of
-        self._done = () if journal is None else journal
+        self._done: Container[object] = () if journal is None else journal
         self._seen: set[str] = set()
-        self._open: deque[list[Any]] = deque()  # [number, position, whether it is finished]
+        self._taken: deque[_Place] = deque()  # from the first on that was not given out
+        self._position: Mapping[str, Any] | None = None  # before that
         self._turn = asyncio.Lock()
         self._pull: asyncio.Task[Any] | None = None
         if isinstance(feed, RolloutDataFeed):
             size = feed.batch_size
             require("RolloutEngine", "batch_size of the feed", size, size is None, "None")
+            if journal is not None and journal.position is not None:
+                feed.check_state(journal.position)
+            self._position = feed.state_dict()
+        self._given = left.given if left.position == self._position else frozenset()
         self._iterator: Any = None
 
     async def pull(self) -> _Pulled | None:
-        """The next that is not finished, or None at the end."""
+        """The next that is not done, or None at the end."""
         async with self._turn:
             while True:
                 found = await self._next()
                 if found is None:
                     return None
-                item, position = found
-                number = len(self._seen)
-                if isinstance(item, RolloutItem):
-                    group_id, ask = f"{item.epoch}.{item.index}.{item.row_number}", None
-                else:
-                    item, (group_id, ask) = None, _entry(item)
+                entry, position = found
+                item = entry if isinstance(entry, RolloutItem) else None
+                group_id, ask = _entry(entry) if item is None else (item.group_id, None)
                 is_new = group_id not in self._seen
                 require("RolloutEngine", "group_id", group_id, is_new, "another for every group")
                 self._seen.add(group_id)
-                is_done = group_id in self._done
-                self._open.append([number, position, is_done])
-                if is_done:
+                if self._is_done(group_id):
                     continue
                 if ask is None:
                     assert item is not None
                     ask = self._ask_of(item)
-                return _Pulled(number, group_id, ask, item, position)
+                place = _Place(group_id, position)
+                self._taken.append(place)
+                return _Pulled(place, ask, item)
 
-    def finished(self, pulled: _Pulled, *, done: bool) -> Mapping[str, Any] | None:
-        """Note a group's end; the feed's state behind the last of which all before are done."""
-        for entry in self._open:
-            if entry[0] == pulled.number:
-                entry[2] = done
-        position = None
-        while self._open and self._open[0][2]:
-            position = self._open.popleft()[1] or position
-        return position
+    def _is_done(self, group_id: str) -> bool:
+        return group_id in self._given or group_id in self._done
+
+    def give(self, place: _Place) -> None:
+        """Note that a group is given out."""
+        place.given = True
+        while self._taken and self._taken[0].given:
+            self._position = self._taken.popleft().position
+
+    def leave(self) -> _Left:
+        """Set the feed, which is closed, to the first group that was not given out."""
+        if not isinstance(self._feed, RolloutDataFeed):
+            return _NOWHERE
+        assert self._position is not None
+        self._feed.load_state_dict(self._position)
+        given = {place.group_id for place in self._taken if place.given}
+        return _Left(self._position, self._given | given)
 
     async def _next(self) -> tuple[Any, Mapping[str, Any] | None] | None:
         """Survives the cancellation of the worker that asks: the feed is not left half asked."""
@@ -296,7 +348,9 @@ class _Source:
 
     def _advance(self) -> tuple[Any, Mapping[str, Any] | None] | None:
         if self._iterator is None:
-            self._iterator = iter(self._feed)  # type: ignore[arg-type]
+            feed: Any = self._feed
+            is_data = isinstance(feed, RolloutDataFeed)
+            self._iterator = feed.without(self._is_done) if is_data else iter(feed)
         item = next(self._iterator, _END)
         if item is _END:
             return None

@@ -20,12 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vtts_rt.checks import is_number
+from vtts_rt.checks import Rule, check, is_number
 from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.types import require
 
 logger = logging.getLogger(__name__)
 
+JOURNAL_RULES: dict[str, Rule] = {
+    "fsync_seconds": (
+        lambda v: v is None or (is_number(v) and 0 <= v < math.inf),
+        "seconds >= 0 or None",
+    )
+}
 _VERSION = 1
 _MAX_RECORD_BYTES = 1 << 30
 _HEADER = b' {"vtts_rollouts":'
@@ -33,9 +39,8 @@ _HEADER = b' {"vtts_rollouts":'
 
 @dataclass(frozen=True, slots=True)
 class GroupRecord:
-    """A finished group. errors: sentences of the members that failed. position: the feed's state
-    behind the last group of which all before it are finished, too; None: as in the record before.
-    """
+    """A finished group. errors: sentences of the members that failed. position: the state of the
+    feed behind the group, which says what feed that is; None where it has none."""
 
     group_id: str
     rows: tuple[RolloutRow, ...]
@@ -64,10 +69,11 @@ class RolloutJournal:
     """A journal to append to; a context manager. One process at a time has it open.
 
     path: of the file. resume: go on with one that exists, its torn end cut off; otherwise it must
-    not exist, or be empty. made_with: JSON values that say how the rollouts are made; one that is
-    resumed must have been made with the same. fsync_seconds: how often what is written is forced to
-    the disk: at every record (0), at records so many seconds apart, or only when it is closed
-    (None). That is what a crash of the machine may lose; a killed process loses nothing of it.
+    not exist, or hold no group. made_with: JSON values that say how the rollouts are made; one that
+    is resumed must have been made with the same, unless it holds no group. fsync_seconds: how often
+    what is written is forced to the disk: at every record (0), at records so many seconds apart, or
+    only when it is closed (None). That is what a crash of the machine may lose; a killed process
+    loses nothing of it.
     ValueError for a file that is no such journal, is damaged before its end, or was made with
     something else; RuntimeError where another process has it open.
     """
@@ -81,9 +87,7 @@ class RolloutJournal:
         fsync_seconds: float | None = 0.0,
     ) -> None:
         what, self.path = "RolloutJournal", Path(path)
-        seconds = fsync_seconds
-        ok = seconds is None or (is_number(seconds) and 0 <= seconds < math.inf)
-        require(what, "fsync_seconds", seconds, ok, "seconds >= 0 or None")
+        check(what, JOURNAL_RULES, {"fsync_seconds": fsync_seconds})
         self._fsync_seconds, self._synced = fsync_seconds, time.monotonic()
         # A round trip, so that what is compared is what JSON keeps.
         made = json.loads(json.dumps(dict(made_with or {})))
@@ -96,17 +100,21 @@ class RolloutJournal:
                 raise RuntimeError(f"{what}: {self.path} is open in another process") from error
             size = os.fstat(self._file).st_size
             rule = "a new file, or one to go on with (resume)"
-            require(what, "path", str(self.path), resume or not size, rule)
+            ok = resume or not size or _holds_no_group(self.path)
+            require(what, "path", str(self.path), ok, rule)
             with self.path.open("rb") as file:
                 records = _Records(file, self.path)
                 self._done = {_id_of(record) for record, _ in records}
                 found, self._end = records.made_with, records.end
+            ok = not self._done or found == made
+            require(what, "made_with", made, ok, f"that of {self.path}: {found}")
             if self._end < size:
                 cut = size - self._end
                 logger.warning("%s: the last %d bytes are torn and cut off", self.path, cut)
-                os.ftruncate(self._file, self._end)
-            require(what, "made_with", made, found in (None, made), f"that of {self.path}: {found}")
-            #: The feed's state from which all that is unfinished comes, or None.
+            if found != made:
+                found, self._end = None, 0
+            os.ftruncate(self._file, self._end)
+            #: Of the last record that has one, or None.
             self.position: Mapping[str, Any] | None = records.position
             if found is None:
                 self._write({"vtts_rollouts": _VERSION, "made_with": made})
@@ -174,6 +182,14 @@ def read_journal(path: str | Path) -> Iterator[GroupRecord]:
             except ValueError as error:
                 raise ValueError(f"{path}, byte {at}: {error}") from error
             yield record
+
+
+def _holds_no_group(path: Path) -> bool:
+    """Of a file with something in it: whether that is the header of a journal, or of its making."""
+    try:
+        return next(read_journal(path), None) is None
+    except ValueError:
+        return False
 
 
 class _Records:

@@ -1,8 +1,9 @@
 """Rewards: pure functions from what a member of a group saw and said to a number, by name.
 
 The published ones are in published_rewards.py and here under their names; PUBLISHED says which make
-up a task. Ours judge rounds: `clue_spans@0` is that of the first, `clue_spans` the mean over
-all rounds in which a clue was asked for.
+up a task, and among weights the name `published` stands for those of a row's task. Ours judge
+rounds: `clue_spans@0` is that of the first, `clue_spans` the mean over all rounds in which a clue
+was asked for.
 """
 
 from __future__ import annotations
@@ -16,128 +17,18 @@ import numpy as np
 
 from vtts_rt.checks import is_number
 from vtts_rt.data.rows import Row
-from vtts_rt.perception.clue import Clue, ClueStream, option_letter, plain_words
-from vtts_rt.perception.dialect import DIALECTS, R1_5, Dialect
 from vtts_rt.perception.region import (
     box_area,
     box_iou,
-    clip_box,
     hull,
     intersect_spans,
     span_iou,
     span_seconds,
-    usable_spans,
 )
 from vtts_rt.rollout import published_rewards as published
+from vtts_rt.rollout.reward_input import Look, RewardInput
 from vtts_rt.rollout.rows import Group, Score
-from vtts_rt.rounds.results import Answer, RoundResult
-from vtts_rt.types import FULL_BOX, Box, Region, TimeSpan, require
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """One round: the text, what counts as its answer ("" if none did), whether an answer tag was
-    closed, its clue, raw and as regions of the whole frame, the visual tokens that it added, and
-    (height, width) px of the first view."""
-
-    text: str
-    answered: str = ""
-    closed: bool = False
-    clue: Clue = Clue()
-    regions: tuple[Region, ...] = ()
-    visual_tokens: int = 0
-    resized_hw: tuple[int, int] = (0, 0)
-
-    @classmethod
-    def of_round(cls, result: RoundResult) -> Look:
-        tokens = sum(segment.num_tokens for segment in result.plan.segments)
-        closed, hw = result.answer is not None, result.plan.resized_hw
-        said = result.answered
-        return cls(result.text, said, closed, result.clue, result.regions, tokens, hw)
-
-    @classmethod
-    def of_text(cls, text: str, row: Row, dialect: Dialect = R1_5) -> Look:
-        """Of a text alone: boxes of its clue are fractions of the frame, anything else is no
-        box; spans without an end of the video are taken as written."""
-        stream = ClueStream(dialect)
-        stream.feed(text)
-        clue = stream.finish()
-        spans = usable_spans(clue.spans, row.duration_seconds or math.inf)
-        boxes = [box for raw in clue.boxes if max(raw) <= 1 and (box := clip_box(raw)) is not None]
-        instant = (TimeSpan(0.0, 0.0),)
-        regions = [Region(s, b) for s in spans or instant for b in boxes or [FULL_BOX]]
-        return cls(
-            text=text,
-            answered=text.strip() if clue.answer is None else clue.answer,
-            closed=stream.has_closed("answer"),
-            clue=clue,
-            regions=tuple(regions) if spans or boxes else (),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class RewardInput:
-    """What a reward judges: the labelled row, and the rounds of one member.
-
-    answer: what the rounds came to, as `Answer.text`. last_is_final: whether the last round was not
-    asked for a clue, as no round was to follow. stopped: whether the last round was, and ended the
-    rounds by closing an empty one. task: of the row's data set, or "".
-    """
-
-    row: Row
-    looks: tuple[Look, ...]
-    answer: str = ""
-    last_is_final: bool = False
-    task: str = ""
-    dialect: Dialect = R1_5
-    stopped: bool = False
-
-    @classmethod
-    def of_answer(cls, answer: Answer, row: Row, task: str = "") -> RewardInput:
-        looks = tuple(map(Look.of_round, answer.rounds))
-        final = bool(looks) and answer.rounds[-1].is_final
-        dialect = DIALECTS[answer.dialect]
-        stopped = answer.stop_reason == "no_clue" and bool(looks)
-        stopped = stopped and _asks_nothing(looks[-1].text, dialect)
-        return cls(row, looks, answer.text, final, task, dialect, stopped)
-
-    @classmethod
-    def of_texts(
-        cls, texts: Sequence[str], row: Row, task: str = "", dialect: Dialect = R1_5
-    ) -> RewardInput:
-        """Of the texts of all rounds, of which the last of several was asked for the answer."""
-        looks = tuple(Look.of_text(text, row, dialect) for text in texts)
-        said = [look.answered for look in reversed(looks) if look.answered]
-        return cls(row, looks, said[0] if said else "", len(looks) > 1, task, dialect)
-
-    @property
-    def text(self) -> str:
-        """What published rewards read: the text of the last round."""
-        return self.looks[-1].text if self.looks else ""
-
-    @property
-    def true_boxes(self) -> list[tuple[float, float, float, float]]:
-        """The row's boxes as published rewards compare them: px as they stand in the data, or
-        fractions of the frame in px of the first view, in which a model speaks."""
-        height, width = self.looks[0].resized_hw if self.looks else (0, 0)
-        shown = [
-            (b.x0 * width, b.y0 * height, b.x1 * width, b.y1 * height)
-            if width
-            else (b.x0, b.y0, b.x1, b.y1)
-            for b in self.row.boxes
-        ]
-        return shown + list(self.row.pixel_boxes)
-
-    def is_right(self, said: str) -> bool:
-        """Whether an answer is the row's: its letter, or the same words where it has none."""
-        truth, options = self.row.answer or "", self.row.options
-        if not options and len(truth) == 1 and "A" <= truth <= "Z":
-            options = ("",) * 26  # they stand in the question
-        if not options:
-            return bool(words := plain_words(truth)) and plain_words(said) == words
-        chosen = option_letter(said, options) if said else None
-        return chosen is not None and chr(ord("A") + chosen) == truth
-
+from vtts_rt.types import Box, TimeSpan, require
 
 RewardFunction: TypeAlias = Callable[[RewardInput], float]
 RoundReward: TypeAlias = Callable[[RewardInput, int], float]
@@ -156,6 +47,7 @@ class Reward:
 
 
 REWARDS: dict[str, Reward] = {}
+BY_TASK = "published"  # a name among weights: the published rewards of a row's task
 
 
 def reward(name: str, *, needs: Sequence[str] = ()) -> Callable[[RewardFunction], RewardFunction]:
@@ -194,8 +86,8 @@ def round_reward(
 
 
 def _register(new: Reward) -> None:
-    ok = bool(new.name) and "@" not in new.name
-    require("reward", "name", new.name, ok, "a text without @")
+    ok = bool(new.name) and "@" not in new.name and new.name != BY_TASK
+    require("reward", "name", new.name, ok, f"a text without @, and not {BY_TASK}")
     require("reward", "name", new.name, new.name not in REWARDS, "one that is not taken")
     REWARDS[new.name] = new
 
@@ -215,15 +107,32 @@ def find_reward(name: str) -> Reward:
     return Reward(name, lambda given: of_round(given, int(number)), found.needs)
 
 
-def check_rewards(what: str, weights: RewardWeights, row: Row) -> None:
-    """ValueError for no weights, an unknown name, a weight that is not finite, and for a row
-    without what a reward compares with."""
-    require(what, "weights", weights, len(weights) > 0, "at least one, by name")
+def weights_of_task(what: str, weights: RewardWeights, task: str) -> RewardWeights:
+    """Weights by the names of rewards, of a row of this task: `published` stands for each of the
+    PUBLISHED ones. ValueError for a weight that is not finite, and for another task."""
     for name, weight in weights.items():
         ok = is_number(weight) and math.isfinite(weight)
         require(what, f"weight of {name!r}", weight, ok, "a finite number")
+    if BY_TASK not in weights:
+        return weights
+    require(what, "task", task, task in PUBLISHED, f"one of {', '.join(PUBLISHED)}")
+    found = {name: weights[BY_TASK] * weight for name, weight in PUBLISHED[task].items()}
+    for name in weights.keys() - {BY_TASK}:
+        found[name] = found.get(name, 0.0) + weights[name]
+    return found
+
+
+def check_rewards(
+    what: str, weights: RewardWeights, row: Row, task: str = "", *, is_sized: bool = True
+) -> None:
+    """ValueError for no weights, an unknown name, a weight that is not finite, and for a row
+    without what a reward compares with. task: of the row. is_sized: False before its media are
+    opened, when boxes in pixels are not yet fractions of the frame (`Row.sized`)."""
+    require(what, "weights", weights, len(weights) > 0, "at least one, by name")
+    for name in weights_of_task(what, weights, task):
         needs = find_reward(name).needs
         has = not needs or any(getattr(row, need) for need in needs)
+        has = has or (not is_sized and "boxes" in needs and bool(row.pixel_boxes))
         rule = f"one with {' or '.join(needs)}, which reward {name!r} compares with"
         require(what, "row", row, has, rule)
 
@@ -233,7 +142,8 @@ def score(given: RewardInput, weights: RewardWeights, where: str = "") -> Score:
 
     ValueError as `check_rewards`; and, with its name, for a reward that raises or is not finite.
     """
-    check_rewards("score_group", weights, given.row)
+    check_rewards("score_group", weights, given.row, given.task)
+    weights = weights_of_task("score_group", weights, given.task)
     parts: dict[str, float] = {}
     for name in weights:
         found = find_reward(name)
@@ -257,7 +167,7 @@ def score_group(
     """The score of each member of a group, None of one that failed: it has no rows and no
     advantage. One that was out of time is judged by the rounds that it finished.
 
-    weights: name -> weight. ValueError as `score`, naming group and member.
+    weights: name -> weight; task: of the row. ValueError as `score`, naming group and member.
     """
     return [
         None
@@ -393,13 +303,6 @@ def _rounds_cost(given: RewardInput) -> float:
 def _tokens_cost(given: RewardInput) -> float:
     """-1 for every 1,000 visual tokens that the rounds showed."""
     return -sum(look.visual_tokens for look in given.looks) / 1000.0
-
-
-def _asks_nothing(text: str, dialect: Dialect) -> bool:
-    """Whether the last request in a text is a closed one without numbers."""
-    _, opened, rest = text.rpartition(dialect.request.opening)
-    inside, closed, _ = rest.partition(dialect.request.closing)
-    return bool(opened and closed) and not inside.strip("[] \t\n")
 
 
 def _spans_of(look: Look) -> list[TimeSpan]:

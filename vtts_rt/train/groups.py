@@ -14,14 +14,14 @@ from torch import Tensor
 from vtts_rt.data.row import Row, row_from_dict
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
 from vtts_rt.rollout.converters import Columns, columns_of
-from vtts_rt.rollout.rewards import PUBLISHED, score_group
+from vtts_rt.rollout.rewards import BY_TASK, score_group, weights_of_task
 from vtts_rt.rollout.rows import RolloutRow, rows_of
 from vtts_rt.rollout.tree import TokenTree
 from vtts_rt.rounds.ask import Ask, Perception
 from vtts_rt.rounds.rollouts import RolloutGroup
 from vtts_rt.runtime import Runtime
 from vtts_rt.train.settings import WHAT
-from vtts_rt.types import ReuseStats, SamplingParams, require
+from vtts_rt.types import ReuseStats, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,7 @@ class Example(NamedTuple):
 
     def weights(self, rewards: Mapping[str, float] | None) -> Mapping[str, float]:
         """Of its rewards; None: the published ones of its task."""
-        if rewards is not None:
-            return rewards
-        require(WHAT, "task", self.task, self.task in PUBLISHED, f"one of {', '.join(PUBLISHED)}")
-        return PUBLISHED[self.task]
+        return weights_of_task(WHAT, {BY_TASK: 1.0} if rewards is None else rewards, self.task)
 
 
 def examples_of(

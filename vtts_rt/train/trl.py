@@ -127,7 +127,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         weights: dict[str, float] = {}
         for example in self.examples:
             own = example.weights(self._rewards)
-            check_rewards(WHAT, own, example.row)
+            check_rewards(WHAT, own, example.row, is_sized=False)
             weights |= own
         told = sampling or SamplingParams()
         check_settings(*(args, self.perception, told, train_round, peft_config), len(self.examples))
