@@ -21,6 +21,7 @@ import torch
 from vtts_rt.checks import CommandParser, Rule, check, check_same, is_number, is_whole
 from vtts_rt.config import PerceptionConfig
 from vtts_rt.data.rows import read_manifest
+from vtts_rt.files import write_whole
 from vtts_rt.models.base import PARTS
 from vtts_rt.models.checkpoint import load_extras, resolve_model
 from vtts_rt.models.registry import DTYPES
@@ -302,9 +303,7 @@ def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
         trainer.accelerator.wait_for_everyone()
         if trainer.accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)
-            partial = output / f"{SETTINGS_FILE}.partial"
-            partial.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-            partial.replace(output / SETTINGS_FILE)
+            write_whole(output / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
         trainer.train(resume_from_checkpoint=last)
         trainer.save_model(str(output / "model"))
         history: list[dict[str, Any]] = trainer.state.log_history
