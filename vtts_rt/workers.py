@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Protocol
 
 import torch.multiprocessing
@@ -59,6 +60,21 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
+
+
+def _packed(value: object) -> bytes:
+    """By multiprocessing's rules: tensors as handles. A message holds it as it is, so that whoever
+    cannot unpickle it still knows what it belongs to."""
+    return bytes(ForkingPickler.dumps(value))
+
+
+def _unpacked(data: bytes, what: str) -> Any:
+    """RuntimeError with one sentence for what cannot be unpickled here."""
+    try:
+        return pickle.loads(data)
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RuntimeError(f"RolloutCluster: {what} cannot be unpickled ({told:.300})") from error
 
 
 class RolloutHost:
@@ -154,7 +170,7 @@ async def _end_tasks() -> None:
 class LocalWorker:
     """A runtime of this process."""
 
-    def __init__(self, make: Callable[[], Runtime]) -> None:
+    def __init__(self, make: Callable[[], Runtime] | bytes) -> None:
         self._host = RolloutHost(make)
         self._groups = ThreadPoolExecutor(_MAX_GROUPS, thread_name_prefix="vtts_rt groups")
         self._others = ThreadPoolExecutor(_MAX_OTHERS, thread_name_prefix="vtts_rt worker")
@@ -182,7 +198,7 @@ class ProcessWorker:
     def __init__(self, make: Callable[[], Runtime]) -> None:
         context = torch.multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(make, theirs), daemon=True)
+        self.process = context.Process(target=_serve, args=(_packed(make), theirs), daemon=True)
         self.process.start()
         theirs.close()  # or the end of the process would not be seen
         self._calls: dict[int, Future[Any]] = {}
@@ -192,33 +208,34 @@ class ProcessWorker:
         self._reader.start()
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        future = _begun()
+        future, packed = _begun(), _packed(arguments)  # raises for what cannot be pickled
         with self._lock:
             self._number += 1
             self._calls[self._number] = future
             try:
-                self._pipe.send((self._number, method, arguments))
+                self._pipe.send((self._number, method, packed))
             except OSError:  # it has died
                 del self._calls[self._number]
                 future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
-            except BaseException:  # an argument that cannot be pickled
-                del self._calls[self._number]
-                raise
         return future
 
     def _read(self) -> None:
         try:
             while True:
-                number, result, error = self._pipe.recv()
+                number, packed = self._pipe.recv()
                 with self._lock:
                     future = self._calls.pop(number)
+                try:
+                    result, error = _unpacked(packed, "the result of a call")
+                except RuntimeError as problem:
+                    result, error = None, problem
                 if error is None:
                     future.set_result(result)
                 else:
                     future.set_exception(error)
         except (EOFError, OSError):
             pass
-        finally:  # also where a result cannot be unpickled: no call waits for ever
+        finally:  # no call waits for ever
             with self._lock:
                 left, self._calls = list(self._calls.values()), {}
                 self._pipe.close()
@@ -232,7 +249,7 @@ class ProcessWorker:
         self._reader.join()
 
 
-def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
+def _serve(make: bytes, pipe: Any) -> None:
     """A worker's process: until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: our parent says what it means
     lock = threading.Lock()
@@ -240,13 +257,15 @@ def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
     def reply(number: int, result: object, error: Exception | None) -> None:
         if error is not None:
             error = _portable(error)
+        try:
+            packed = _packed((result, error))
+        except Exception as problem:
+            packed = _packed((None, RuntimeError(f"RolloutCluster: no result: {problem}")))
         with lock:
             try:
-                pipe.send((number, result, error))
+                pipe.send((number, packed))
             except OSError:
                 os._exit(0)  # nobody waits any more
-            except Exception as problem:  # a result that cannot be pickled
-                pipe.send((number, None, RuntimeError(str(problem))))
 
     def ended(number: int, future: Future[Any]) -> None:
         error: Any = future.exception()
@@ -259,14 +278,19 @@ def _serve(make: Callable[[], Runtime], pipe: Any) -> None:
         worker, failure = None, error
     while True:
         try:
-            number, method, arguments = pipe.recv()
+            number, method, packed = pipe.recv()
         except EOFError:
             os._exit(0)
         if worker is None:  # every call says why
             reply(number, None, failure)
-        else:
-            worker.call(method, *arguments).add_done_callback(partial(ended, number))
-        del arguments  # weights, say
+            continue
+        try:
+            arguments = _unpacked(packed, f"an argument of {method}, in the worker's process,")
+        except RuntimeError as error:
+            reply(number, None, error)
+            continue
+        worker.call(method, *arguments).add_done_callback(partial(ended, number))
+        del packed, arguments  # weights, say
 
 
 class RayWorker:

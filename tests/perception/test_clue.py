@@ -215,6 +215,27 @@ def test_option_letter(text: str, index: int | None) -> None:
     assert option_letter(text, OPTIONS) == index
 
 
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("A. Smith", 1),  # as data.rows reads an answer that is an option's own text
+        ("The answer is a.  smith.", 1),
+        ("A. Jones", 0),
+        ("A. Smith, I think", 0),
+        ("C", 2),
+        ("(c)", 2),
+        ("B. C", 1),  # the letter, then the words of another: the letter counts
+    ],
+)
+def test_the_exact_text_of_an_option_counts_before_a_letter(text: str, index: int) -> None:
+    assert option_letter(text, ["B. Jones", "A. Smith", "D", "C"]) == index
+
+
+def test_equal_options_are_told_apart_by_letters_only() -> None:
+    assert option_letter("B. x", ["B. x", "B. x", "y"]) == 1
+    assert option_letter("A. Smith", ["x", "A. Smith"], letter="published") == 0
+
+
 def test_option_letter_of_a_clue_and_without_options() -> None:
     assert option_letter(parse_clue("A <answer>B</answer>"), OPTIONS) == 1
     assert option_letter("A", []) is None

@@ -315,6 +315,7 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _LETTER_FIRST = re.compile(r"[\s(\[{*\"'`]*([A-Za-z])(?=[.):\]}*\"'`,;]|\s*$)")
+_LETTER_ALONE = re.compile(r"\W*[^\W\d_]?\W*")
 _LETTER_ANYWHERE = re.compile(r"(?<![A-Za-z0-9'])([A-Z])(?![A-Za-z0-9'])")
 
 
@@ -338,10 +339,11 @@ def option_letter(
     answer: a clue, or a text; where it has an answer tag what stands there counts, otherwise
     the text outside all tags. letter: "published" is the rule of VideoChat-R1.5's evaluation, for
     accuracies that are compared with published ones: the first capital A to G of the first closed
-    answer tag, else of the whole text, be it in a word. "lenient", in this order: a letter at the
-    start after common lead-ins (`The answer is B.`, `(B)`, `b)`, `B. red`), the text of an option,
-    the first capital that stands alone (`A` and `I` before a lower-case word are words), an
-    option's text inside the answer if only one occurs. Only the first 4,096 characters are read.
+    answer tag, else of the whole text, be it in a word. "lenient", in this order: the exact text of
+    one option, if that is more than a letter (`A. Smith`), a letter at the start (`B.`, `(B)`,
+    `b)`, `B. red`), both also after common lead-ins (`The answer is B.`), an option's words, the
+    first capital that stands alone (`A` and `I` before a lower-case word are words), an option's
+    text inside the answer if only one occurs. Only the first 4,096 characters are read.
     """
     require("option_letter", "letter", letter, letter in LETTER_RULES, f"one of {LETTER_RULES}")
     letters = _LETTERS[: len(options)]
@@ -349,8 +351,11 @@ def option_letter(
         named = _tagged_letter(answer.text if isinstance(answer, Clue) else answer)
         return letters.index(named) if named and named in letters else None
     text = _answer_text(answer)[:_MAX_ANSWER_CHARS].strip()
-    rest = text
+    rest, exact = text, [_same_text(option) for option in options]
     while True:
+        said = _same_text(rest)
+        if exact.count(said) == 1 and not _LETTER_ALONE.fullmatch(said):
+            return exact.index(said)
         match = _LETTER_FIRST.match(rest)
         if match is not None and match[1].upper() in letters:
             return letters.index(match[1].upper())
@@ -395,6 +400,11 @@ def _answer_text(answer: str | Clue) -> str:
     stream.feed(answer.text if isinstance(answer, Clue) else answer)
     clue = stream.finish()
     return stream.outside if clue.answer is None else clue.answer
+
+
+def _same_text(text: str) -> str:
+    """Without regard to case, white space and a full stop at the end."""
+    return " ".join(text.casefold().split()).rstrip(" .")
 
 
 def plain_words(text: str) -> str:
