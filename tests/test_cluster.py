@@ -267,7 +267,7 @@ def test_calls_do_not_wait_for_groups_and_no_thread_is_left() -> None:
     assert set(threading.enumerate()) <= before
 
 
-class Strange:
+class Unreadable:
     """What cannot be unpickled."""
 
     def __reduce__(self) -> Any:
@@ -278,7 +278,7 @@ class Speaking:
     """Stands in for a runtime: its statistics cannot be unpickled once."""
 
     def __init__(self) -> None:
-        self.said: list[object] = [Strange()]
+        self.said: list[object] = [Unreadable()]
 
     def stats(self) -> Any:
         return self.said.pop() if self.said else "here"
@@ -294,7 +294,7 @@ def test_a_message_that_cannot_be_unpickled_fails_its_call_alone(
     asked = "an argument of rollouts, in the worker's process,"
     try:
         with pytest.raises(RuntimeError, match=message.format(asked)):
-            worker.call("rollouts", 0, Strange(), 2, "g").result(60)
+            worker.call("rollouts", 0, Unreadable(), 2, "g").result(60)
         with pytest.raises(RuntimeError, match=message.format("the result of a call")):
             worker.call("stats").result(60)
         with pytest.raises(Exception, match="pickle"):
@@ -302,7 +302,7 @@ def test_a_message_that_cannot_be_unpickled_fails_its_call_alone(
         assert worker.call("stats").result(60) == "here" and worker.process.is_alive()
     finally:
         worker.close()
-    lost = ProcessWorker(Strange())  # type: ignore[arg-type]
+    lost = ProcessWorker(Unreadable())  # type: ignore[arg-type]
     try:
         with pytest.raises(ZeroDivisionError):
             lost.call("stats").result(60)

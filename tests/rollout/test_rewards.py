@@ -249,6 +249,7 @@ def answered(*texts: str) -> Any:
         SimpleNamespace(
             text=text, answer=text, answered=text, clue=Clue(), regions=(),
             plan=SimpleNamespace(segments=(), resized_hw=(0, 0)), is_final=False,
+            token_ids=[*text.encode()],
         )
         for text in texts
     ]  # fmt: skip
@@ -295,6 +296,19 @@ def test_the_last_round_is_not_asked_for_a_clue(stop_reason: str) -> None:
     member.rounds, last.is_final = [last], True  # one round in all
     given = RewardInput.of_answer(member, ROW)
     assert score(given, {"format": 1.0, "clue_spans": 1.0}).parts == {"format": 1, "clue_spans": 0}
+
+
+def test_a_round_that_was_cut_before_its_first_token_is_none() -> None:
+    """A deadline's: what is judged is what there is to train, the round before."""
+    said = "<answer>B</answer><glue>[(10, 20)]</glue>"
+    cut, whole = answered("<answer>A</answer>", said, ""), answered("<answer>A</answer>", said)
+    cut.stop_reason, cut.rounds[-1].is_final = "timeout", True
+    cut.text = whole.text = "B"
+    weights = {**PUBLISHED["gqa"], "answer": 1.0, "round_answer": 1.0, "format": 1.0}
+    weights |= {"rounds_cost": 1.0, "clue_spans": 1.0}
+    found = [score(RewardInput.of_answer(member, ROW), weights) for member in (cut, whole)]
+    assert found[0] == found[1] and found[0].parts["iou_glue"] == found[0].parts["letter"] == 1.0
+    assert RewardInput.of_answer(answered(""), ROW).looks == ()
 
 
 def test_members_of_a_group() -> None:

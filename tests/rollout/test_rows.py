@@ -8,6 +8,7 @@ import math
 import random
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +93,12 @@ def test_rows_of_a_group(runtime: Runtime, clips: list[Path], strategy: Strategy
             assert runtime.features(row.transcript).shape[0] == sum(v.length for v in row.vision)
             assert json.loads(json.dumps(row.as_dict(), allow_nan=False)) == row.as_dict()
             assert RolloutRow.from_dict(row.as_dict()).as_dict() == row.as_dict()
+    for ends in (("length", "stop", "stop"), ("stop", "stop", "timeout"), ("stop",) * 3):
+        rounds = [replace(r, finish_reason=e) for r, e in zip(answers[0].rounds, ends, strict=True)]
+        members = (replace(answers[0], rounds=rounds), *members[1:])
+        cut = SimpleNamespace(group_id="g", ask=ask, members=members)
+        told = [row.finish_reason for row in rows_of(cut) if row.rollout_id == 0]
+        assert told == (sorted(ends, key="stop".__eq__)[:1] if whole else list(ends))
     unscored = rows_of(group)
     assert math.isnan(unscored[0].reward) and not unscored[0].reward_parts
     with pytest.raises(ValueError, match="^rows_of: scores must be 3, one a member, got 1"):

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,15 @@ from vtts_rt import Runtime
 from vtts_rt.models.checkpoint import load_extras, resolve_model
 from vtts_rt.models.registry import load_model
 from vtts_rt.ops import native
+from vtts_rt.perception.clue import Clue
+from vtts_rt.rollout.reward_input import RewardInput
+from vtts_rt.rollout.rewards import PUBLISHED, score
 from vtts_rt.rollout.rows import RolloutRow
 from vtts_rt.train import groups
 from vtts_rt.train import trl as trainer_file
 from vtts_rt.train.groups import ScoredGroup, examples_of
 from vtts_rt.train.grpo import SETTINGS_FILE, GrpoRecipe, read_examples, run, trainer_of
+from vtts_rt.train.weights import put_in_place
 from vtts_rt.types import TimeSpan
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -259,14 +264,16 @@ def run_ranks(asked: GrpoRecipe, ranks: int, num_lost: int = 0) -> subprocess.Co
 def test_the_last_round_of_fresh_prompts_and_a_member_that_failed(
     runtime: Runtime, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts = runtime.rollouts
+    rollouts, seen = runtime.rollouts, list[Any]()
 
     def one_failed_and_one_was_cut(*args: Any, **options: Any) -> Any:
         group = rollouts(*args, **options)
         _, cut, *others = group.members
         *before, last = cut.rounds
         silent = replace(last.transcript, generated=np.zeros_like(last.transcript.generated))
-        cut = replace(cut, rounds=[*before, replace(last, transcript=silent)])
+        last = replace(last, transcript=silent, token_ids=[], text="", answer=None, clue=Clue())
+        cut = replace(cut, rounds=[*before, last])
+        seen.append((cut, replace(cut, rounds=before)))
         return replace(group, members=(RuntimeError("lost"), cut, *others))
 
     monkeypatch.setattr(runtime, "rollouts", one_failed_and_one_was_cut)
@@ -287,6 +294,12 @@ def test_the_last_round_of_fresh_prompts_and_a_member_that_failed(
     assert {"rewards/letter/mean", "rewards/iou_glue/mean", "rewards/format_gqa/mean"} <= set(entry)
     rounds = [row and row.round for row in trainer._generation.rows]
     assert rounds == [None, 0, 1, 1]
+    # Its reward is that of the round that is trained.
+    row, names = trainer.examples[trainer._asked[0]].row, list(trainer.reward_func_names)
+    (cut, before_it), parts = seen[0], trainer._logs["rewards"]
+    told = {name: parts[name][1] for name in names if name in PUBLISHED["gqa"]}
+    judged = (score(RewardInput.of_answer(a, row), dict.fromkeys(told, 1.0)) for a in (cut, before_it))  # fmt: skip  # noqa: E501
+    assert [pytest.approx(told), pytest.approx(told)] == [found.parts for found in judged]
     assert trainer.max_completion_length == 40  # of one round
     runtime.update_weights(before)
 
@@ -331,6 +344,40 @@ def test_a_checkpoint_that_was_not_finished_is_none(
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-1")
     assert not (tmp_path / "incomplete").exists()
     runtime.update_weights(before)
+
+
+@pytest.mark.parametrize("kill_at", range(7))
+def test_a_checkpoint_of_the_step_is_whole_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    """Killed before any of its steps, and once more."""
+    for _ in range(2):
+        made = tmp_path / "incomplete" / "checkpoint-12"
+        made.mkdir(parents=True)
+        for folder in (made, tmp_path / "checkpoint-12")[: 1 + (not any(tmp_path.glob("ch*")))]:
+            folder.mkdir(exist_ok=True)
+            for name in ("weights", "state"):
+                (folder / name).write_text("whole")
+        steps = iter(range(7))
+
+        def dies(step: Any, steps: Any = steps) -> Any:
+            def counted(*args: Any) -> Any:
+                if next(steps) == kill_at:
+                    raise KeyboardInterrupt
+                return step(*args)
+
+            return counted
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(Path, "rename", dies(Path.rename))
+            patch.setattr(shutil, "rmtree", dies(shutil.rmtree))
+            put_in_place(made, tmp_path)
+            assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-12"]
+        last = get_last_checkpoint(str(tmp_path))
+        assert last is not None and len(list(Path(last).iterdir())) == 2
+        for path in tmp_path.glob("checkpoint-*"):
+            assert len(list(path.iterdir())) == 2
+        shutil.rmtree(tmp_path / "incomplete", ignore_errors=True)
 
 
 def test_rows_of_a_dataset_that_fills_fields_with_none(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from grpo_tools import recipe
 
 from vtts_rt import Runtime
 from vtts_rt.data.rows import DataSet, Row, write_manifest, write_rows
-from vtts_rt.train import grpo
+from vtts_rt.train import grpo, settings
 from vtts_rt.train import trl as trainer_file
 from vtts_rt.train.groups import Example
 from vtts_rt.train.grpo import read_examples, trainer_of
+from vtts_rt.types import SamplingParams
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -45,6 +48,35 @@ def test_another_trl_is_refused(
         trainer_of(recipe(manifest, tmp_path), runtime, read_examples(manifest))
 
 
+def test_every_field_of_trl_s_settings_is_used_free_or_refused() -> None:
+    from transformers import TrainingArguments
+    from trl import GRPOConfig
+
+    inherited = {f.name for f in fields(TrainingArguments)}
+    known = {f.name for f in fields(GRPOConfig)}
+    refused = {*settings.NOT_REPLAYED, *settings.NOT_OURS}
+    kinds = [set(settings.USED), set(settings.FREE), refused - inherited]
+    assert Counter(name for kind in kinds for name in kind) == Counter(known - inherited)
+    assert refused <= known
+    assert {name for name in known - inherited if grpo._FREE.fullmatch(name)} == set(settings.FREE)
+
+
+def test_settings_without_an_effect_are_refused(runtime: Runtime, tmp_path: Path) -> None:
+    from trl import GRPOConfig
+
+    looks = runtime.perception(None)
+    args = GRPOConfig(str(tmp_path), bf16=False, use_cpu=True, num_generations=2)
+    rest = (looks, SamplingParams(), "all", None, 8)
+    settings.check_settings(args, *rest)
+    for name in (*settings.NOT_REPLAYED, *settings.NOT_OURS):
+        kept = getattr(args, name)
+        setattr(args, name, not kept if isinstance(kept, bool) else "other")
+        with pytest.raises(ValueError, match=f"^train grpo: {name} must be left out"):
+            settings.check_settings(args, *rest)
+        setattr(args, name, kept)
+    settings.check_settings(args, *rest)
+
+
 # -- bad input ----------------------------------------------------------------------------------
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -56,6 +88,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"grpo": {"repetition_penalty": 1.1}}, "repetition_penalty must be left out"),
     ({"grpo": {"generation_kwargs": {"min_p": 0.1}}}, "generation_kwargs must be left out"),
     ({"grpo": {"use_vllm": True}}, "use_vllm must be left out"),
+    ({"grpo": {"chat_template_kwargs": {"a": 1}}}, "chat_template_kwargs must be left out: it has"),
     ({"grpo": {"num_iterations": 2, "save_steps": 3}}, "save_steps must be a multiple of 2"),
     ({"grpo": {"gradient_accumulation_steps": 8}}, "rows must be at least 8"),
     ({"grpo": {"no_such": 1}}, "of fields of GRPOConfig, got ['no_such']"),

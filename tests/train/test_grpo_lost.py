@@ -101,6 +101,37 @@ def test_members_that_are_not_there_count_for_nothing(
     assert not any(value is None for value in entry.values())
 
 
+def test_rows_are_masked_where_any_of_their_rounds_was_cut_off(
+    runtime: Runtime, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever token a row ends on. The ends of both rounds, by member."""
+    ends = (("length", "stop"), ("stop", "stop"), ("stop", "timeout"), ("stop", "stop"))
+
+    def change(number: int, member: Member) -> Member:
+        assert isinstance(member, Answer)
+        rounds = [
+            replace(r, finish_reason=end)  # type: ignore[arg-type]
+            for r, end in zip(member.rounds, ends[number], strict=False)
+        ]
+        return replace(member, rounds=rounds)
+
+    values = iter((1.0, 3.0, 4.0, 0.0))
+    monkeypatch.setitem(REWARDS, "own", Reward("own", lambda _: next(values)))
+    trainer, entry, _, moved = train(
+        *(runtime, manifest, tmp_path, monkeypatch, change),
+        rewards={"own": 0.5},
+        grpo={"mask_truncated_completions": True},
+    )
+    rows, inputs = trainer._generation.rows, trainer._buffered_inputs[0]
+    is_cut = [row.finish_reason != "stop" for row in rows]
+    assert is_cut[0] and not is_cut[1] and not is_cut[3] and moved
+    counted = (inputs["completion_mask"] * inputs["tool_mask"]).sum(1)
+    assert [int(n) for n in counted] == [
+        0 if cut else int(row.mask.sum()) for row, cut in zip(rows, is_cut, strict=True)
+    ]
+    assert entry["completions/clipped_ratio"] == sum(is_cut) / SIZE
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_equal_rewards_move_nothing(
     beta: float,

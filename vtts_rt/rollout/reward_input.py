@@ -74,8 +74,13 @@ class RewardInput:
 
     @classmethod
     def of_answer(cls, answer: Answer, row: Row, task: str = "") -> RewardInput:
-        looks = tuple(map(Look.of_round, answer.rounds))
-        final = bool(looks) and answer.rounds[-1].is_final
+        """Rounds at the end in which nothing was said are none: a member that was out of time
+        before the first token of a round is judged by what it said, which is what it trains."""
+        rounds = list(answer.rounds)
+        while rounds and not rounds[-1].token_ids:
+            rounds.pop()
+        looks = tuple(map(Look.of_round, rounds))
+        final = bool(looks) and rounds[-1].is_final
         dialect = DIALECTS[answer.dialect]
         stopped = answer.stop_reason == "no_clue" and bool(looks)
         stopped = stopped and _asks_nothing(looks[-1].text, dialect)

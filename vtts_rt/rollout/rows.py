@@ -90,7 +90,8 @@ class RolloutRow:
     of the tokens in the mask when they were drawn, NaN elsewhere. position_ids: (3, N) int64,
     M-RoPE. spans: the vision segments, of one geometry. temperature: of the sampling, > 0.
     group_id, rollout_id (the member), round (the last that the row holds, from 0): together they
-    name the row. finish_reason: of that round. weights_version: of the weights that said it.
+    name the row. finish_reason: "stop" where every round that the row holds ended by itself, else
+    that of the first that did not. weights_version: of the weights that said it.
     parity: of the positions. reward: NaN where nothing was scored; reward_parts: see Score.
     ValueError for fields that do not fit together.
     """
@@ -225,6 +226,7 @@ def rows_of(group: Group, scores: Sequence[Score | None] | None = None) -> list[
         whole = STRATEGIES[answer.strategy].continues
         for result in answer.rounds[-1:] if whole else answer.rounds:
             said = result.transcript
+            ends = [r.finish_reason for r in (answer.rounds if whole else [result])]
             rows.append(
                 RolloutRow(
                     *(said.token_ids, said.generated, said.logprobs, said.position_ids, said.spans),
@@ -234,7 +236,7 @@ def rows_of(group: Group, scores: Sequence[Score | None] | None = None) -> list[
                     round=result.index,
                     weights_version=said.weights_version,
                     parity=said.parity,
-                    finish_reason=result.finish_reason,
+                    finish_reason=next((end for end in ends if end != "stop"), "stop"),
                     reward=float(score.reward),
                     reward_parts=score.parts,
                 )

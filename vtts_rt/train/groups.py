@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,11 +66,26 @@ class ScoredGroup(NamedTuple):
     rows: list[RolloutRow | None]
     features: Mapping[str, Tensor]
 
-    def columns(self, end: int) -> list[Columns]:
-        """Of every member. One without a row says only `end`, which does not count."""
+    def columns(self, ends: Collection[int]) -> list[Columns]:
+        """Of every member. One without a row says only the first of `ends`, which does not count.
+
+        TRL takes a completion for cut off where its last token is none of `ends`. Where that is not
+        what the row's finish_reason says, one more token that does not count says it: of a
+        conversation of which an earlier round was cut off, or of a round that a stop text ended.
+        """
         prompt = columns_of(next(row for row in self.rows if row is not None)).prompt_ids
-        lost = Columns(prompt, [end], [0.0], [0])
-        return [lost if row is None else columns_of(row) for row in self.rows]
+        end = next(iter(ends))
+        other = next(token for token in range(len(ends) + 1) if token not in ends)
+        found = []
+        for row in self.rows:
+            told = Columns(prompt, [end], [0.0], [0]) if row is None else columns_of(row)
+            is_whole = row is None or row.finish_reason == "stop"
+            if is_whole != (told.completion_ids[-1] in ends):
+                last = end if is_whole else other
+                more = ([*told.completion_ids, last], [*told.logprobs, 0.0], [*told.mask, 0])
+                told = Columns(told.prompt_ids, *more)
+            found.append(told)
+        return found
 
     def metrics(self) -> dict[str, float]:
         """Counts of the whole group, means over its members, and of every round, `@0` being the
@@ -130,8 +145,8 @@ def roll_out(
 
 def trained_rows(rows: Iterable[RolloutRow]) -> dict[int, RolloutRow]:
     """Member -> the row that is trained, of rows in the order of `rows_of`: the last one in which
-    the model said anything. A round that was cut before its first token has nothing to train; the
-    reward, of all rounds, then goes to the one before it. A member that never spoke has no row."""
+    the model said anything. A round that was cut before its first token has nothing to train, and
+    no part in the reward (`RewardInput.of_answer`). A member that never spoke has no row."""
     return {row.rollout_id: row for row in rows if row.mask.any()}
 
 

@@ -12,14 +12,50 @@ from vtts_rt.types import SamplingParams, require
 
 WHAT = "train grpo"
 TrainRound: TypeAlias = Literal["all", "last"]
-# Settings of GRPOConfig that must stay as they are: those that change what is sampled, which the
-# loss cannot replay, and those that hand generation, scoring or sharding to something else.
-_NOT_REPLAYED = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
-_NOT_REPLAYED["generation_kwargs"] = None
-_NOT_OURS = (
-    *("use_vllm", "use_transformers_continuous_batching", "use_liger_kernel"),
-    *("cast_lm_head_to_fp32", "fsdp", "deepspeed"),
+# Every field that TRL's GRPOConfig adds to transformers' TrainingArguments is in one of USED, FREE,
+# NOT_REPLAYED and NOT_OURS, which a test compares with the fields that there are.
+# What decides the numbers of a run. reward_weights and max_completion_length: set by the trainer.
+USED = (
+    *("num_generations", "generation_batch_size", "steps_per_generation", "shuffle_dataset"),
+    *("temperature", "beta", "num_iterations", "epsilon", "epsilon_high", "delta", "loss_type"),
+    *("sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos"),
+    *("vespo_k_neg", "vespo_lambda_neg", "importance_sampling_level", "scale_rewards"),
+    *("multi_objective_aggregation", "mask_truncated_completions", "disable_dropout"),
+    *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps", "top_entropy_quantile"),
+    *("entropy_coef", "use_adaptive_entropy", "entropy_coef_min", "entropy_coef_max"),
+    *("entropy_coef_delta", "entropy_target", "off_policy_mask_threshold"),
+    *("use_bias_correction_kl", "vllm_importance_sampling_correction"),
+    *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max"),
+    *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_cap"),
+    *("reward_weights", "max_completion_length"),
 )
+# What is told of a run.
+FREE = (
+    *("log_completions", "log_multimodal", "num_completions_to_print", "log_unique_prompts"),
+    "log_completions_hub_repo",
+)
+# What must stay as it is: what changes the tokens or the model's input, which the loss cannot
+# replay; and what hands generation, scoring or sharding to something else, or has no effect here.
+# The first and last of these have fields of TrainingArguments too.
+NOT_REPLAYED = (
+    *("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs", "neftune_noise_alpha"),
+)
+NOT_OURS = (
+    *("use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode"),
+    *("vllm_structured_outputs_regex", "vllm_server_base_url", "vllm_server_host"),
+    *("vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
+    *("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),
+    *("use_transformers_continuous_batching", "transformers_continuous_batching_config"),
+    *("use_transformers_paged", "cache_implementation", "chat_template_kwargs"),
+    *("max_tool_calling_iterations", "model_init_kwargs", "trust_remote_code"),
+    *("num_generations_eval", "pad_to_multiple_of", "ds3_gather_for_generation"),
+    *("router_aux_loss_coef", "cast_lm_head_to_fp32", "fsdp", "deepspeed"),
+    *("use_liger_kernel", "liger_kernel_config", "parallelism_config"),
+    *("remove_unused_columns", "label_names", "label_smoothing_factor", "train_sampling_strategy"),
+    *("data_seed", "resume_from_checkpoint"),
+)
+# "auto" of pad_to_multiple_of is None once it is a GRPOConfig's.
+_NEUTRAL = {"pad_to_multiple_of": None}
 # Fields of peft's LoraConfig that may be given: what else changes a weight is neither pushed to the
 # runtime nor in a checkpoint, and dropout cannot be replayed.
 _LORA = (
@@ -42,12 +78,14 @@ def check_settings(
     """args: TRL's GRPOConfig. The others as VttsGRPOTrainer takes them. BadRequest names the first
     that is not allowed."""
     size, batch = args.num_generations, args.per_device_train_batch_size
-    for name, neutral in _NOT_REPLAYED.items():
-        value, rule = getattr(args, name), "left out, as the loss cannot replay it"
-        require(WHAT, name, value, value == neutral, rule)
-    for name in _NOT_OURS:
-        value, rule = getattr(args, name), "left out: it has no place beside our rollouts"
-        require(WHAT, name, value, not value, rule)
+    neutral = {f.name: f.default for f in fields(args)} | _NEUTRAL
+    for names, rule in (
+        (NOT_REPLAYED, "left out, as the loss cannot replay it"),
+        (NOT_OURS, "left out: it has no place, or no effect, beside our rollouts"),
+    ):
+        for name in names:
+            value, kept = getattr(args, name), neutral[name]
+            require(WHAT, name, value, value == kept or not (value or kept), rule)
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations"):
         require(WHAT, name, getattr(args, name), getattr(args, name) >= 1, ">= 1")
     rule = f"a multiple of num_generations ({size}), so that no group is split"

@@ -42,6 +42,7 @@ from vtts_rt.train.weights import (
     complete_checkpoint,
     freeze_tower,
     load_training_model,
+    put_in_place,
     trained_tensors,
 )
 from vtts_rt.types import SamplingParams, require
@@ -202,7 +203,8 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         for one in done:
             for name, value in one.metrics().items():
                 self._log_metric(name, value)
-        columns = zip(*(c for one in done for c in one.columns(self.eos_token_ids[0])), strict=True)
+        ends = (*self.eos_token_ids, self._tokenizer.pad_token_id)
+        columns = zip(*(c for one in done for c in one.columns(ends)), strict=True)
         names = ("prompt_ids", "completion_ids", "logprobs", "env_mask")
         made = {name: list(column) for name, column in zip(names, columns, strict=True)}
         return {**made, "parts": [parts for one in done for parts in one.parts]}
@@ -344,8 +346,7 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
         if main:
             for made in staging.glob("checkpoint-*"):
-                shutil.rmtree(folder / made.name, ignore_errors=True)
-                made.rename(folder / made.name)
+                put_in_place(made, folder)
             shutil.rmtree(staging)
             rotate_checkpoints(str(folder), self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
