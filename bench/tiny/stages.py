@@ -57,6 +57,7 @@ from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.models.registry import from_config, save_hf
 from vtts_rt.models.tokenizer import Tokenizer
 from vtts_rt.perception.prompts import prompts_from_dict
+from vtts_rt.types import require
 
 logger = logging.getLogger(__name__)
 
@@ -129,11 +130,15 @@ def _config(stage: Stage, recipe: Recipe, steps: int | None) -> LoopConfig:
 
 def _load(module: nn.Module, path: Path, prefix: str, **made_with: Any) -> None:
     """Weights of one part of a stage's checkpoint. ValueError for one that was made with others of
-    these settings."""
+    these settings, or whose stage has steps to go; one that does not say is taken as it is."""
     if not path.is_file():
         raise RuntimeError(f"{WHAT}: {path} is missing; run the stage {path.stem} first")
     state = torch.load(path, weights_only=True)
-    check_same(WHAT, path, state.get("made_with", {}), made_with)
+    kept = state.get("made_with", {})
+    check_same(WHAT, path, kept, made_with)
+    if "steps" in kept and "step" in state:
+        done, rule = state["step"], f"{kept['steps']}, all of stage {path.stem}: go on with that"
+        require(WHAT, f"steps of {path}", done, done >= kept["steps"], rule)
     modules = state["modules"]
     part = {k.removeprefix(prefix): v for k, v in modules.items() if k.startswith(prefix)}
     module.load_state_dict(part)

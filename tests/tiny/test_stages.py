@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny import command, recipe
 from tiny.stages import (
     STAGES,
@@ -107,6 +108,19 @@ def test_checkpoints_of_another_run_are_refused(
         RUNS[stage](recipe, steps=3)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_has_steps_to_go_is_refused(
+    trained: Path, tmp_path: Path, stage: str
+) -> None:
+    recipe = _recipe(_copied(trained, tmp_path))
+    state = torch.load(tmp_path / f"{stage}.pt", weights_only=True)
+    torch.save({**state, "step": 2}, tmp_path / f"{stage}.pt")
+    message = f"^train tiny: steps of .*{stage}.pt must be 3, all of stage {stage}: .*, got 2$"
+    with pytest.raises(ValueError, match=message):
+        export(recipe, tmp_path / "model") if stage == "language" else run_language(recipe, 3)
+    assert not (tmp_path / "model").exists()
+
+
 def test_features_of_another_tower_are_refused(trained: Path, tmp_path: Path) -> None:
     recipe = _recipe(_copied(trained, tmp_path))
     state = torch.load(tmp_path / "vision.pt", weights_only=True)
@@ -179,6 +193,14 @@ def test_questions_of_the_last_stage_make_a_manifest(
     assert all(media.is_file() and row.answer and row.spans and row.boxes for media, row in rows)
     config = (Path(command.__file__).parent / "grpo.yaml").read_text()
     assert f"manifest: runs/tiny/{manifest.relative_to(tmp_path)}" in config
+
+
+def test_the_ablation_differs_in_its_rewards_alone() -> None:
+    folder = Path(command.__file__).parent
+    full, ablation = (
+        yaml.safe_load((folder / name).read_text()) for name in ("grpo.yaml", "grpo_answer.yaml")
+    )
+    assert ablation == {**full, "rewards": {"answer": 1.0}, "output": full["output"] + "_answer"}
 
 
 @pytest.mark.parametrize(
