@@ -15,6 +15,7 @@ import pytest
 
 from vtts_rt.data import feed as feed_module
 from vtts_rt.data import frames as frames_module
+from vtts_rt.data import rows as rows_module
 from vtts_rt.data.rows import DataSet, Row, read_manifest, write_manifest, write_rows
 from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.writer import write_video
@@ -100,6 +101,7 @@ class FakeVideos:
 def use(patch: pytest.MonkeyPatch, videos: FakeVideos) -> FakeVideos:
     patch.setattr(frames_module, "open_video", videos)
     patch.setattr(feed_module, "open_video", videos)
-    # Without a file there is nothing to tell whether it was replaced.
+    # Without a file there is nothing to tell whether it is there, and was replaced.
+    patch.setattr(rows_module, "is_file", lambda media: True)
     patch.setattr(frames_module, "_identity", lambda media: 1)
     return videos

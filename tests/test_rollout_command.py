@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,6 +49,13 @@ def test_a_manifest_becomes_a_journal(
 ) -> None:
     out = tmp_path / "journal"
     command = flags(manifest, checkpoint, out)
+    assert cli.main(command) == 2 and not out.exists()
+    first, last = capsys.readouterr().err.splitlines()
+    none = manifest.parent / "none.mp4"
+    where = f"{manifest.parent / 'rows.json'}, row 4"
+    assert first == f"{where}: row: media must be a file, got '{none}'"
+    assert last == "vtts-rt rollout: 1 bad (--skip-bad leaves them out)"
+    command.append("--skip-bad")
     assert cli.main([*command, "--limit", "1"]) == 0
     done = len(contents(out))
     assert 1 <= done <= 3
@@ -61,6 +69,48 @@ def test_a_manifest_becomes_a_journal(
     errors = capsys.readouterr().err.splitlines()
     for error, text in zip(errors[-3:], ("path must be a new", "made_with must", "epochs must"), strict=True):  # fmt: skip  # noqa: E501
         assert text in error
+
+
+def test_a_file_that_cannot_be_opened_ends_the_run_where_it_comes_up(
+    manifest: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.mp4").write_text("this is no video")
+    media = [str(manifest.parent / "a.mp4"), "text.mp4", str(manifest.parent / "b.mp4")]
+    rows = [{"video": name, "question": "which?"} for name in media]
+    path, out = write(tmp_path, tmp_path, rows), tmp_path / "journal"
+    command = [*flags(path, checkpoint, out), "--max-groups", "1", "--resume"]
+    for _ in range(2):
+        assert cli.main(command) == 2
+        first, *_, last = capsys.readouterr().err.splitlines()
+        assert first.startswith(f"{tmp_path / 'rows.json'}, row 2: row: media is unreadable: ")
+        assert "text.mp4" in first and last == f"{out} holds what is finished; go on with --resume"
+    assert cli.main([*command, "--skip-bad"]) == 0
+    assert "1 rows skipped" in capsys.readouterr().out and len(contents(out)) == 2
+
+
+def test_a_run_goes_on_with_the_same_weights_and_rows_only(
+    manifest: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "journal"
+    shutil.copytree(checkpoint, model)
+    rows = [{"video": "a.mp4", "question": f"which {i}?"} for i in range(2)]
+    path = write(tmp_path, manifest.parent, rows)
+    command = [*flags(path, model, out), "--resume"]
+    assert cli.main([*command, "--limit", "1"]) == 0
+    write(tmp_path, manifest.parent, [rows[0], {**rows[1], "question": "another?"}])
+    assert cli.main(command) == 2
+    assert "manifest of the state must be" in capsys.readouterr().err
+    write(tmp_path, manifest.parent, rows)
+    weights = model / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-2] ^= 1
+    weights.write_bytes(data)
+    assert cli.main(command) == 2
+    assert "made_with must be that of" in capsys.readouterr().err
+    shutil.copyfile(checkpoint / weights.name, weights)
+    model.rename(tmp_path / "moved")
+    command = [*flags(path, tmp_path / "moved", out), "--resume"]
+    assert cli.main(command) == 0 and len(contents(out)) == 2
 
 
 def test_rewards_of_the_command(
@@ -131,7 +181,7 @@ def test_a_row_that_a_reward_cannot_judge_is_told_before_sampling(
     needs = "row: row must be one with answer, which reward 'answer' compares with"
     assert first.startswith(f"{where} 2: {needs}")
     assert second.startswith(f"{where} 3: row: question must be a text")
-    assert last == "vtts-rt rollout: 2 bad, none taken (--skip-bad)"
+    assert last == "vtts-rt rollout: 2 bad (--skip-bad leaves them out)"
     assert cli.main([*command, "--skip-bad"]) == 0
     assert "0 failed, 2 rows skipped" in capsys.readouterr().out
     assert len(contents(out)) == 1
@@ -168,7 +218,7 @@ def test_groups_that_fail_are_no_success(
             raise RuntimeError("no room")
         return await real(self, ask, *rest, **more)
 
-    command = flags(manifest, checkpoint, out)
+    command = [*flags(manifest, checkpoint, out), "--skip-bad"]
     with monkeypatch.context() as patch:
         patch.setattr(Runtime, "rollouts_async", sometimes)
         assert cli.main(command) == 1
@@ -187,7 +237,7 @@ def test_no_row_and_no_worker_are_no_success(
 ) -> None:
     rows = [{"video": "none.mp4", "question": f"which {i}?"} for i in range(2)]
     path, out = write(tmp_path, manifest.parent, rows), tmp_path / "journal"
-    assert cli.main(flags(path, checkpoint, out)) == 1
+    assert cli.main([*flags(path, checkpoint, out), "--skip-bad"]) == 1
     assert "none of 2 rows can be read" in capsys.readouterr().err
 
     class Dying:
@@ -207,6 +257,7 @@ def test_no_row_and_no_worker_are_no_success(
     monkeypatch.setattr(workers, "ProcessWorker", Dying)
     # The journal holds no group: it goes on with other settings, too.
     command = [*flags(manifest, checkpoint, out), "--temperature", "0.5", "--workers", "2"]
+    command.append("--skip-bad")
     assert cli.main(command) == 1
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("vtts-rt: rollout: 1 of 1 groups failed, first 0.")
@@ -216,8 +267,9 @@ def test_no_row_and_no_worker_are_no_success(
 @pytest.mark.slow
 def test_a_killed_command_goes_on(manifest: Path, checkpoint: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "whole", tmp_path / "journal"
-    assert cli.main(flags(manifest, checkpoint, whole)) == 0
-    command = [sys.executable, "-m", "vtts_rt.cli", *flags(manifest, checkpoint, out), "--resume"]
+    assert cli.main([*flags(manifest, checkpoint, whole), "--skip-bad"]) == 0
+    command = [sys.executable, "-m", "vtts_rt.cli", *flags(manifest, checkpoint, out)]
+    command += ["--resume", "--skip-bad"]
     for _ in range(8):
         process = subprocess.Popen(command, cwd=tmp_path)
         time.sleep(random.random() * 12)
@@ -226,5 +278,5 @@ def test_a_killed_command_goes_on(manifest: Path, checkpoint: Path, tmp_path: Pa
     subprocess.run(command, cwd=tmp_path, check=True)
     assert contents(out) == contents(whole)
     two = tmp_path / "two"
-    assert cli.main([*flags(manifest, checkpoint, two), "--workers", "2"]) == 0
+    assert cli.main([*flags(manifest, checkpoint, two), "--workers", "2", "--skip-bad"]) == 0
     assert contents(two) == contents(whole)

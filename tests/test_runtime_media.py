@@ -13,6 +13,7 @@ from feed_tools import make_manifest, rows_of, write_clip
 from utils import request
 
 from vtts_rt import EngineConfig, MediaLimits, RolloutDataFeed, Runtime, RuntimeConfig
+from vtts_rt.data.rows import BadRows
 from vtts_rt.rounds.results import Answer
 
 SIZE = (96, 128)
@@ -66,5 +67,5 @@ def test_media_limits_of_a_feed(tmp_path: Path) -> None:
     write_clip(tmp_path / "0.mp4", 0)
     manifest = make_manifest(tmp_path, rows_of([1]))
     feed = RolloutDataFeed(manifest, frames=2, limits=MediaLimits(max_bytes=100))
-    with pytest.raises(RuntimeError, match="MediaLimits.max_bytes"):
+    with pytest.raises(BadRows, match=r"line 1: row: media is unreadable: .*MediaLimits.max_bytes"):
         list(feed)

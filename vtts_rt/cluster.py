@@ -148,6 +148,11 @@ class RolloutCluster:
         found: ResolvedPerception = self._all("perception", perception)[0]
         return found
 
+    def weights_hash(self) -> str:
+        """As `VideoLM.weights_hash`, of the model that all workers hold."""
+        found: str = self._all("weights_hash")[0]
+        return found
+
     def sleep(self) -> None:
         """As `Runtime.sleep`, on every worker."""
         self._all("sleep")

@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(args))
     except BadRows as error:
-        return tell_bad("rollout", error)
+        status = tell_bad("rollout", error)
+        if args.out.exists():
+            print(f"{args.out} holds what is finished; go on with --resume", file=sys.stderr)
+        return status
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {args.out}", file=sys.stderr)
         return 130
@@ -71,7 +74,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=WEIGHT",
         help="may be repeated; `published`: those of each row's task",
     )
-    add("--skip-bad", action="store_true", help="leave out rows that cannot be taken or rewarded")
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows that cannot be taken, rewarded or read",
+    )
     add("--fsync-seconds", type=float, default=0.0, help="see RolloutJournal (0: every group)")
 
 
@@ -120,7 +127,7 @@ async def _run(args: argparse.Namespace) -> int:
     sampling = made_of(SamplingParams, args)
     check_sampling("rollout", sampling)
     ask = {"perception": repr(perception), "sampling": repr(sampling)}
-    made_with = {"model": args.model, "num_answers": args.num_answers, **ask}
+    made_with = {"num_answers": args.num_answers, **ask}
     made_with |= {"rewards": weights} if weights else {}
     with ExitStack() as stack:
         make = partial(_runtime, args.model, args.dtype, args.device, args.threads)
@@ -131,10 +138,12 @@ async def _run(args: argparse.Namespace) -> int:
             sampler = stack.enter_context(RolloutCluster(workers))
             sampler.perception(perception)  # a model that does not load is told here
             frames: Any = 1  # decoded by the workers
+            made_with["model"] = sampler.weights_hash()
         else:
             store = FrameStore(1 << 30)
             sampler = stack.enter_context(make(store))
             frames = sampler.perception(perception)
+            made_with["model"] = sampler.engine.model.weights_hash()
         feed = RolloutDataFeed(
             args.manifest,
             frames=frames,

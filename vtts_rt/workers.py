@@ -134,6 +134,9 @@ class RolloutHost:
     def perception(self, perception: Perception | None) -> ResolvedPerception:
         return self.runtime.perception(perception)
 
+    def weights_hash(self) -> str:
+        return self.runtime.engine.model.weights_hash()
+
     def sleep(self) -> None:
         self.runtime.sleep()
 

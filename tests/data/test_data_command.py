@@ -76,6 +76,12 @@ def test_check_of_good_empty_and_lost_rows(
     write_clip(tmp_path / "0.mp4", 0)
     manifest = make_manifest(tmp_path, ROWS[:2])
     assert run(capsys, "check", manifest)[:2] == (0, "1 sets, 2 rows, 0 bad\n")
+    whole = (tmp_path / "0.mp4").read_bytes()
+    (tmp_path / "0.mp4").write_text("this is no video")
+    status, out, _ = run(capsys, "check", manifest)
+    line = f"{tmp_path / 'set-video.jsonl'}, line 1: row: media must be a file that can be opened:"
+    assert status == 1 and out.startswith(line) and out.endswith("1 sets, 2 rows, 2 bad\n")
+    (tmp_path / "0.mp4").write_bytes(whole)
     write_rows(tmp_path / "set-video.jsonl", [])
     assert run(capsys, "check", manifest)[0] == 1
     status, _, err = run(capsys, "stats", manifest)

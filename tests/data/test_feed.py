@@ -22,7 +22,7 @@ from vtts_rt import FrameStore, PerceptionConfig, RolloutDataFeed
 from vtts_rt.data import feed as feed_module
 from vtts_rt.data import frames as frames_module
 from vtts_rt.data.frames import SKIP_REASONS
-from vtts_rt.data.rows import Row, read_manifest
+from vtts_rt.data.rows import BadRows, Row, read_manifest
 from vtts_rt.perception.strategy import plan_round
 from vtts_rt.types import TimeSpan
 from vtts_rt.video import open_video
@@ -169,7 +169,7 @@ def test_one_file_in_a_hundred_broken(
     for number, how in broken.items():
         BREAK[how](tmp_path / f"{number}.mp4")
     manifest = make_manifest(tmp_path, rows_of([1 + n % 2 for n in range(num_files)]))
-    feed = RolloutDataFeed(manifest, frames=2, shuffle_seed=0, batch_size=4)
+    feed = RolloutDataFeed(manifest, frames=2, shuffle_seed=0, batch_size=4, on_bad="skip")
     with caplog.at_level(logging.WARNING):
         items = [item for batch in feed for item in batch]
     for item in items:
@@ -204,7 +204,7 @@ def test_a_file_replaced_while_it_is_read_is_skipped(
         return source
 
     monkeypatch.setattr(frames_module, "open_video", opened)
-    feed = RolloutDataFeed(manifest, frames=2)
+    feed = RolloutDataFeed(manifest, frames=2, on_bad="skip")
     items = list(feed)
     assert [int(item.media.stem) for item in items] == [0, 0, 2, 2, 3, 3, 4, 4]
     for item in items:
@@ -214,11 +214,52 @@ def test_a_file_replaced_while_it_is_read_is_skipped(
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
-    feed = RolloutDataFeed(make_manifest(tmp_path, rows_of([1, 1])))
+    feed = RolloutDataFeed(make_manifest(tmp_path, rows_of([1, 1])), on_bad="skip")
     message = "^RolloutDataFeed: none of 2 rows can be read: check the paths of the manifest"
     with pytest.raises(RuntimeError, match=message):
         list(feed)
     assert feed.stats()["rows_skipped"] == {"missing": 2}
+
+
+def test_missing_files_refuse_the_manifest(manifest: Path) -> None:
+    for number in (1, 3):
+        manifest.with_name(f"{number}.mp4").unlink()
+    with pytest.raises(BadRows) as caught:
+        RolloutDataFeed(manifest)
+    rows = manifest.with_name("set-video.jsonl")
+    assert [(bad.path, bad.place) for bad in caught.value.bad] == [
+        (rows, f"line {line}") for line in (3, 4, 7, 8)
+    ]
+    told = f"{rows}, line 3: row: media must be a file, got '{manifest.with_name('1.mp4')}'"
+    assert str(caught.value) == f"{told} (and 3 more)"
+
+
+@pytest.mark.parametrize("how", ["missing", "text", "corrupt packets"])
+def test_a_file_that_cannot_be_read_ends_the_iteration_there(manifest: Path, how: str) -> None:
+    """Once it is mended the feed goes on with its rows."""
+    feed = RolloutDataFeed(manifest, frames=2)
+    path = manifest.with_name("2.mp4")
+    whole = path.read_bytes()
+    BREAK[how](path)
+    items: list[Any] = []
+    for _ in range(2):
+        with pytest.raises(BadRows) as caught:
+            for item in feed:
+                items.append(item)
+        assert [bad.place for bad in caught.value.bad] == ["line 5", "line 6"]
+        assert "2.mp4" in str(caught.value) and "row: media is " in str(caught.value)
+    assert [item.row_number for item in items] == [0, 1, 2, 3]
+    assert feed.stats()["rows_skipped"] == {} and feed.skipped == []
+    path.write_bytes(whole)
+    assert [item.row_number for item in feed] == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_worker_process_says_which_rows_are_bad(manifest: Path) -> None:
+    feed = RolloutDataFeed(manifest, frames=2)
+    manifest.with_name("1.mp4").write_text("this is no video")
+    loader = DataLoader(feed, batch_size=None, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(RuntimeError, match="set-video.jsonl, line 3: row: media is unreadable"):
+        list(loader)
 
 
 def test_a_missing_decoder_is_no_fault_of_the_files(

@@ -16,7 +16,10 @@ def test_boxes_in_pixels_are_fractions_in_items(tmp_path: Path) -> None:
     write_clip(tmp_path / "0.mp4", 0)
     inside, outside = (0.0, 0.0, SIDE / 2, 2.0 * SIDE), (1.0 + SIDE, 0.0, 2.0 + SIDE, 1.0)
     rows = [Row("0.mp4", "q", pixel_boxes=(box,)) for box in (inside, outside)]
-    feed = RolloutDataFeed(make_manifest(tmp_path, rows), frames=1)
+    manifest = make_manifest(tmp_path, rows)
+    with pytest.raises(BadRows, match=r"line 2: row: media is mislabelled: .*box must be inside"):
+        list(RolloutDataFeed(manifest, frames=1))
+    feed = RolloutDataFeed(manifest, frames=1, on_bad="skip")
     (item,) = list(feed)
     assert item.row.boxes == (Box(0.0, 0.0, 0.5, 1.0),) and not item.row.pixel_boxes
     assert feed.stats()["rows_skipped"] == {"mislabelled": 1}

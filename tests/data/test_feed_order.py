@@ -118,6 +118,7 @@ def test_a_resumed_feed_goes_on_exactly(
             remainder=remainder,
             num_workers=num_workers,
             prefetch=data.draw(st.integers(1, 4)),
+            on_bad="skip",
         )
 
     with pytest.MonkeyPatch.context() as patch:
@@ -164,7 +165,8 @@ def test_what_is_done_is_passed_over_unread(
         with pytest.MonkeyPatch.context() as patch:
             videos = use(patch, FakeVideos(broken))
             more: dict[str, Any] = {"remainder": remainder, "batch_size": batch_size}
-            feed, found = RolloutDataFeed(sets, shuffle_seed=seed, **more), []
+            feed = RolloutDataFeed(sets, shuffle_seed=seed, on_bad="skip", **more)
+            found: list[Any] = []
             while feed.epoch < 2:
                 assert feed.epoch == len(found)
                 found.append(list(feed.without(is_done)))
@@ -198,7 +200,11 @@ def test_ranks_give_the_same_number_of_whole_batches(
         for rank in range(world_size):
             try:
                 feed = RolloutDataFeed(
-                    sets, shard=(rank, world_size), batch_size=batch_size, remainder=remainder
+                    sets,
+                    shard=(rank, world_size),
+                    batch_size=batch_size,
+                    remainder=remainder,
+                    on_bad="skip",
                 )
             except ValueError as error:
                 assert remainder == "drop" and "enough for a batch" in str(error)

@@ -109,9 +109,7 @@ def test_checkpoints_of_another_run_are_refused(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_that_has_steps_to_go_is_refused(
-    trained: Path, tmp_path: Path, stage: str
-) -> None:
+def test_a_stage_that_has_steps_to_go_is_refused(trained: Path, tmp_path: Path, stage: str) -> None:
     recipe = _recipe(_copied(trained, tmp_path))
     state = torch.load(tmp_path / f"{stage}.pt", weights_only=True)
     torch.save({**state, "step": 2}, tmp_path / f"{stage}.pt")

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from grpo_tools import recipe
 
 from vtts_rt import Runtime
-from vtts_rt.data.rows import DataSet, Row, write_manifest, write_rows
+from vtts_rt.data.rows import DataSet, write_manifest, write_rows
 from vtts_rt.train import grpo, settings
 from vtts_rt.train import trl as trainer_file
 from vtts_rt.train.groups import Example
@@ -140,7 +140,6 @@ BAD_FILES = [
     ("manifest: m.json\noutput: o\nmax_tokens: 0", "max_tokens must be a whole number >= 1"),
     ("manifest: m.json\noutput: o", "manifest must be a file"),
     ("manifest: empty.json\noutput: o", "manifest must be one with rows"),
-    ("manifest: rows.json\noutput: o", "files are missing"),
     ("manifest: good.json\noutput: o\nmodel: other", "model_type must be one of"),
 ]
 
@@ -158,9 +157,6 @@ def test_bad_input_is_one_line(
 
     monkeypatch.chdir(tmp_path)
     Path("empty.json").write_text("{}")
-    one = Row(media="gone.mp4", question="What?")
-    write_rows("gone.json", [one])
-    write_manifest("rows.json", [DataSet("a", "video", "mc", Path(), Path("gone.json"))])
     folder = manifest.parent
     write_manifest("good.json", [DataSet("a", "video", "mc", folder, folder / "rows.json")])
     Path("other").mkdir()
@@ -169,6 +165,46 @@ def test_bad_input_is_one_line(
     assert main(["train", "grpo", "--config", "grpo.yaml"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err, err
+
+
+def test_bad_rows_are_told_and_skipped_only_where_asked(
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from vtts_rt.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (good, *_), folder = read_examples(manifest), manifest.parent
+    Path("text.mp4").write_text("this is no video")
+    rows = [replace(good.row, media=str(folder / good.row.media)), replace(good.row, media="no")]
+    rows += [replace(good.row, media="text.mp4"), replace(rows[0], spans=())]
+    rows += [replace(rows[0], spans=(), pixel_boxes=((9e3, 9e3, 9e4, 9e4),))]
+    write_rows("rows.json", rows)
+    write_manifest("m.json", [DataSet("a", "video", "gqa", Path(), Path("rows.json"))])
+    recipe = "manifest: m.json\noutput: o\nrewards: {clue_holds: 1}\ngrpo: {num_generations: 1}"
+    Path("grpo.yaml").write_text(recipe)
+    assert main(["train", "grpo", "--config", "grpo.yaml"]) == 2
+    *told, last = capsys.readouterr().err.splitlines()
+    wanted = [
+        "row 2: row: media must be a file that can be opened: ",
+        "row 3: row: media must be a file that can be opened: ",
+        "row 4: row: row must be one with spans or boxes, which reward 'clue_holds' compares with",
+        "row 5: Row: box must be inside",
+    ]
+    for line, start in zip(told, wanted, strict=True):
+        assert line.startswith(f"rows.json, {start}")
+    assert last == "vtts-rt train grpo: 4 bad (--skip-bad leaves them out)"
+    assert read_examples("m.json", "skip", {"clue_holds": 1.0}) == [good._replace(row=rows[0])]
+    assert "4 of 5 skipped: rows.json, row 2: " in caplog.text
+    assert main(["train", "grpo", "--config", "grpo.yaml", "--skip-bad"]) == 2
+    assert "num_generations must be >= 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="rewards: name must be one of"):
+        read_examples("m.json", "skip", {"no_such": 1.0})
+    with pytest.raises(ValueError, match="weight of 'answer' must be a finite number"):
+        read_examples("m.json", "skip", {"answer": math.nan})
 
 
 def test_numbers_of_a_configuration(tmp_path: Path) -> None:

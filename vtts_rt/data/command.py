@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.set_defaults(run=_stats)
 
     check = commands.add_parser(
-        "check", help="every row that is wrong, has no media or does not serve its task"
+        "check", help="every row that is wrong, has no media to open or does not serve its task"
     )
     check.add_argument("manifest", **manifest)
     check.add_argument("--json", **as_json)
@@ -95,7 +95,8 @@ def tell_bad(command: str, error: BadRows) -> int:
     """Every refused row on stderr; the exit status."""
     for bad in error.bad:
         print(bad, file=sys.stderr)
-    print(f"vtts-rt {command}: {len(error.bad)} bad, none taken (--skip-bad)", file=sys.stderr)
+    told = f"{len(error.bad)} bad (--skip-bad leaves them out)"
+    print(f"vtts-rt {command}: {told}", file=sys.stderr)
     return 2
 
 
@@ -157,6 +158,8 @@ def _counts(counts: Counter[Any]) -> str:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from vtts_rt.data.frames import check_openable
+
     sets: list[DataSet] = []
     bad: list[BadRow] = []
     num_rows = 0
@@ -164,7 +167,7 @@ def _check(args: argparse.Namespace) -> int:
         bad.append(entry) if isinstance(entry, BadRow) else sets.append(entry)
     for entry in sets:
         try:
-            for item in entry.scan(validate=True):
+            for item in check_openable(list(entry.placed(validate=True))):
                 num_rows += 1
                 if isinstance(item, BadRow):
                     bad.append(item)

@@ -15,9 +15,26 @@ from torch.utils.data import IterableDataset, get_worker_info
 from vtts_rt.checks import Rule, check
 from vtts_rt.config import MediaLimits, ResolvedPerception
 from vtts_rt.data.ahead import Ahead
-from vtts_rt.data.frames import COUNTED, FileFrames, FrameReader, RolloutItem, group_id
-from vtts_rt.data.order import REMAINDERS, Part, PlacedRow, Remainder, RowOrder
-from vtts_rt.data.rows import ON_BAD, BadRow, DataSet, OnBad, Row, scan_manifest, sift
+from vtts_rt.data.frames import (
+    COUNTED,
+    ONE_PIXEL,
+    FileFrames,
+    FrameReader,
+    RolloutItem,
+    group_id,
+)
+from vtts_rt.data.order import REMAINDERS, Part, Remainder, RowOrder
+from vtts_rt.data.rows import (
+    ON_BAD,
+    BadRow,
+    BadRows,
+    DataSet,
+    OnBad,
+    PlacedRow,
+    Row,
+    scan_manifest,
+    sift,
+)
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video import FrameStore, open_video
 
@@ -48,8 +65,6 @@ _RULES: dict[str, Rule] = {
 }
 STATE_VERSION = 2
 POSITION = ("epoch", "rows_passed", "delivered")
-# One white pixel: an error of opening it is no fault of a file.
-ONE_PIXEL = b"P6\n1 1\n255\n\xff\xff\xff"
 
 
 class RolloutDataFeed(IterableDataset[Any]):
@@ -77,16 +92,19 @@ class RolloutDataFeed(IterableDataset[Any]):
         bytes of their frames (a video that alone is larger is decoded alone).
     frame_store: where frames are looked up and kept; a Runtime that shares it finds them.
     decoder, device, limits: as `open_video`.
-    on_bad: "raise" refuses a manifest with a row or entry that cannot be taken, BadRows tells all
-        of them; "skip" leaves them out, logs how many and counts them as "malformed".
+    on_bad: "raise" refuses a manifest with a row or entry that cannot be taken or has no media
+        file, BadRows tells all of them; iterating raises BadRows at the first file that cannot be
+        read, with its rows, and can go on there once it is mended. "skip" leaves out what cannot
+        be taken, logs how many and counts them as "malformed"; a file that is missing, broken or
+        replaced while it is read, and a box outside its frame, is skipped with its rows, logged
+        once, counted, and listed in `skipped`.
     check_row: called with each row, before its media are opened, and its task; a row for which it
         raises ValueError cannot be taken.
 
-    A file that is missing, broken or replaced while it is read is skipped with its rows, logged
-    once, counted, and listed in `skipped`. In worker processes of a DataLoader (with
+    In worker processes of a DataLoader (with
     `batch_size=None` there where there is one here) each takes a part of the shard.
     Raises ValueError for a bad argument; iterating raises RuntimeError where no decoder is
-    installed or not one row can be read.
+    installed or, where bad rows are skipped, not one row can be read.
     """
 
     def __init__(
@@ -121,6 +139,7 @@ class RolloutDataFeed(IterableDataset[Any]):
         if limits is not None:
             self._opening["limits"] = limits
         self._reader = FrameReader(frames, frame_store, self._opening)
+        self._on_bad = on_bad
         self._rows, malformed = _rows(manifest, on_bad, check_row)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
         self._fingerprint = self._order.fingerprint()
@@ -247,13 +266,13 @@ class RolloutDataFeed(IterableDataset[Any]):
                 self._counts.update(found.counts)
 
     def _item(self, number: int, found: FileFrames, index: int) -> RolloutItem:
-        data_set, task, media, row = self._rows[number]
+        placed = self._rows[number]
         assert found.metadata is not None
         return RolloutItem(
-            row=row.sized(found.metadata.height, found.metadata.width),
-            data_set=data_set,
-            task=task,
-            media=media,
+            row=placed.row.sized(found.metadata.height, found.metadata.width),
+            data_set=placed.data_set,
+            task=placed.task,
+            media=placed.media,
             row_number=number,
             metadata=found.metadata,
             frame_indices=found.frame_indices,
@@ -366,7 +385,12 @@ class RolloutDataFeed(IterableDataset[Any]):
         }
 
     def _skip(self, number: int, reason: str, sentence: str) -> None:
+        """Or raise BadRows, with all rows of a file that cannot be read."""
         media = self._rows[number].media
+        if self._on_bad == "raise":
+            of_file = [row for row in self._rows if row.media == media]
+            bad = [self._rows[number]] if reason == "mislabelled" else of_file
+            raise BadRows([row.bad(f"row: media is {reason}: {sentence}") for row in bad])
         if reason == "mislabelled":
             logger.warning("row %d, of %s, is skipped: %s", number, media, sentence)
         elif media not in self._files_skipped:
@@ -406,9 +430,9 @@ def _rows(
         _require("manifest", manifest, ok, "a path or a list of DataSet")
         rows, bad_rows = sift(
             (
-                item if isinstance(item, BadRow) else PlacedRow(entry.name, entry.task_type, *item)
+                item.check_media() if isinstance(item, PlacedRow) and on_bad == "raise" else item
                 for entry in sets
-                for item in entry.scan(check_row=check_row)
+                for item in entry.placed(check_row=check_row)
             ),
             on_bad,
         )

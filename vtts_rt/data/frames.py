@@ -6,8 +6,10 @@ Shape letters: H height, W width (px).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy as np
 from vtts_rt.config import ResolvedPerception
 from vtts_rt.data.ahead import Stopped, Ticket
 from vtts_rt.data.order import FileRows
-from vtts_rt.data.rows import Row
+from vtts_rt.data.rows import BadRow, PlacedRow, Row
 from vtts_rt.perception.plan import frame_times
 from vtts_rt.perception.policy_official import uniform_indices
 from vtts_rt.perception.strategy import plan_round
@@ -36,6 +38,44 @@ COUNTED = (
     "frames_reused",
     "frames_substituted",
 )
+
+
+# One white pixel: an error of opening it is no fault of a file.
+ONE_PIXEL = b"P6\n1 1\n255\n\xff\xff\xff"
+
+
+def check_openable(
+    found: Sequence[PlacedRow | BadRow], **opening: Any
+) -> Iterator[PlacedRow | BadRow]:
+    """Each of these, or why not: a media file that cannot be opened, or a box outside its frame.
+
+    Each file is opened once, as many at a time as there are processors; nothing is decoded.
+    opening: further arguments of `open_video`. RuntimeError where no decoder is installed.
+    """
+    open_video(ONE_PIXEL, **opening).close()
+
+    def metadata_of(media: Path) -> VideoMetadata | str:
+        try:
+            with open_video(media, **opening) as source:
+                return source.metadata
+        except Exception as error:  # a decoder may raise anything
+            return str(error) or repr(error)
+
+    files = dict.fromkeys(item.media for item in found if isinstance(item, PlacedRow))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        seen = dict(zip(files, pool.map(metadata_of, files), strict=True))
+    for item in found:
+        if isinstance(item, BadRow):
+            yield item
+        elif isinstance(metadata := seen[item.media], str):
+            yield item.bad(f"row: media must be a file that can be opened: {metadata}")
+        else:
+            try:
+                item.row.sized(metadata.height, metadata.width)
+            except ValueError as error:
+                yield item.bad(str(error))
+            else:
+                yield item
 
 
 @dataclass(slots=True)

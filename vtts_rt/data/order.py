@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vtts_rt.data.rows import Row
+from vtts_rt.data.rows import PlacedRow
 
 Remainder = Literal["keep", "drop", "pad"]
 REMAINDERS: tuple[Remainder, ...] = ("keep", "drop", "pad")
@@ -43,15 +43,6 @@ def shuffled(numbers: Iterable[int], *key: object) -> list[int]:
         return hashlib.blake2b(text.encode(), digest_size=8).digest(), number
 
     return sorted(numbers, key=rank)
-
-
-class PlacedRow(NamedTuple):
-    """A row, the manifest's entry it is from and the task of that, and its media file."""
-
-    data_set: str
-    task: str
-    media: Path
-    row: Row
 
 
 class FileRows(NamedTuple):
@@ -117,8 +108,8 @@ class RowOrder:
     def fingerprint(self) -> str:
         """A hash of what the rows say, wherever their media lie."""
         digest = hashlib.blake2b(digest_size=16)
-        for data_set, task, _, row in self.rows:
-            said = [data_set, task, row.as_dict()]
+        for found in self.rows:
+            said = [found.data_set, found.task, found.row.as_dict()]
             digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
         return digest.hexdigest()
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from vtts_rt.checks import Rule, check, is_unicode
 from vtts_rt.data.row import MEDIA_TYPE, Row, row_from_dict
@@ -27,6 +27,7 @@ __all__ = [
     "BadRow",
     "BadRows",
     "DataSet",
+    "PlacedRow",
     "Row",
     "check_evidence",
     "read_manifest",
@@ -102,6 +103,8 @@ class BadRows(BadRequest):
     def __init__(self, bad: Sequence[BadRow]) -> None:
         super().__init__(bad)
         self.bad = tuple(bad)
+        if not all(isinstance(item, BadRow) for item in self.bad):
+            raise TypeError("BadRows: bad must be of BadRow")  # DataLoader then hands on the text
 
     def __str__(self) -> str:
         more = f" (and {len(self.bad) - 1} more)" if len(self.bad) > 1 else ""
@@ -188,7 +191,14 @@ def scan_rows(
     A JSON array, or one JSON object a line (`.jsonl`; only line feeds end one). ValueError where
     the file is neither.
     """
-    path = Path(path)
+    for item in _scan(Path(path), check_row):
+        yield item if isinstance(item, BadRow) else item[1]
+
+
+def _scan(
+    path: Path, check_row: Callable[[Row], None] | None
+) -> Iterator[tuple[str, Row] | BadRow]:
+    """(place, row) of each row of a file, or why it was refused."""
     for place, value in records_of(path):
         try:
             row = row_from_dict(value())
@@ -197,7 +207,7 @@ def scan_rows(
         except ValueError as error:
             yield BadRow(path, place, str(error))
         else:
-            yield row
+            yield place, row
 
 
 def read_rows(path: str | Path, *, on_bad: OnBad = "raise") -> list[Row]:
@@ -242,6 +252,37 @@ def is_file(path: Path) -> bool:
         return False
 
 
+class PlacedRow(NamedTuple):
+    """A row, the manifest's entry that it is from, the task of that, its media file, and the file
+    of rows and the place in it where it stands."""
+
+    data_set: str
+    task: str
+    media: Path
+    row: Row
+    path: Path
+    place: str
+
+    def bad(self, error: str) -> BadRow:
+        """The row, refused."""
+        return BadRow(self.path, self.place, error)
+
+    def check_media(self) -> PlacedRow | BadRow:
+        """The row, or that its media file is missing."""
+        if is_file(self.media):
+            return self
+        return self.bad(f"row: media must be a file, got {str(self.media)!r}")
+
+    def validated(self) -> PlacedRow | BadRow:
+        """The row, or that its media file is missing, or why `check_evidence` refuses it."""
+        try:
+            check_evidence(self.row, self.task)
+        except ValueError as error:
+            found = self.check_media()
+            return found if isinstance(found, BadRow) else self.bad(str(error))
+        return self.check_media()
+
+
 @dataclass(frozen=True, slots=True)
 class DataSet:
     """One entry of a manifest: where rows and their media are, and what is asked of them."""
@@ -255,22 +296,31 @@ class DataSet:
     def scan(
         self, *, validate: bool = False, check_row: Callable[[Row, str], object] | None = None
     ) -> Iterator[tuple[Path, Row] | BadRow]:
-        """(media file, row) of each row, or why it was refused: also where its media type is
-        another. validate: also where its media file is missing, or `check_evidence` refuses.
-        check_row: called with row and task, raises ValueError for further reasons."""
+        """(media file, row) of each row, or why it was refused: as `placed`."""
+        for item in self.placed(validate=validate, check_row=check_row):
+            yield item if isinstance(item, BadRow) else (item.media, item.row)
+
+    def placed(
+        self, *, validate: bool = False, check_row: Callable[[Row, str], object] | None = None
+    ) -> Iterator[PlacedRow | BadRow]:
+        """Each row with its place, or why it was refused: also where its media type is another.
+        validate: also where its media file is missing, or `check_evidence` refuses. check_row:
+        called with row and task, raises ValueError for further reasons."""
 
         def checked(row: Row) -> None:
             same = row.media_type == self.media_type
             require(f"data set {self.name}", "media", row.media_type, same, self._of_type)
-            if validate:
-                media = self.visual_base / row.media
-                require("row", "media", str(media), is_file(media), "a file")
-                check_evidence(row, self.task_type)
             if check_row is not None:
                 check_row(row, self.task_type)
 
-        for row in scan_rows(self.json_path, checked):
-            yield row if isinstance(row, BadRow) else (self.visual_base / row.media, row)
+        for item in _scan(self.json_path, checked):
+            if isinstance(item, BadRow):
+                yield item
+                continue
+            place, row = item
+            media = self.visual_base / row.media
+            found = PlacedRow(self.name, self.task_type, media, row, self.json_path, place)
+            yield found.validated() if validate else found
 
     def rows(self, *, on_bad: OnBad = "raise", validate: bool = False) -> list[tuple[Path, Row]]:
         """(media file, row) of every row. validate: as in `scan`. on_bad: as in `sift`: BadRows, a

@@ -182,6 +182,10 @@ class VideoLM(nn.Module, ABC):
             self._versions[part] = digest.hexdigest()
         return self._versions[part]
 
+    def weights_hash(self) -> str:
+        """The versions of all parts in one text: equal weights, equal text."""
+        return " ".join(self.version(part) for part in sorted(PARTS))
+
     def forget_versions(self, parts: Iterable[str] = PARTS) -> None:
         """To be called after weights of these parts were written in place; the other part is not
         hashed again."""

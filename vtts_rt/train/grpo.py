@@ -20,12 +20,14 @@ import torch
 
 from vtts_rt.checks import CommandParser, Rule, check, check_same, is_number, is_whole
 from vtts_rt.config import PerceptionConfig
-from vtts_rt.data.rows import read_manifest
+from vtts_rt.data.command import tell_bad
+from vtts_rt.data.frames import check_openable
+from vtts_rt.data.rows import BadRows, OnBad, Row, read_manifest, sift
 from vtts_rt.files import write_whole
-from vtts_rt.models.base import PARTS
 from vtts_rt.models.checkpoint import load_extras, resolve_model
 from vtts_rt.models.registry import DTYPES
 from vtts_rt.perception.prompts import prompts_from_dict, resolve_prompts
+from vtts_rt.rollout.rewards import BY_TASK, check_rewards, find_reward, weights_of_task
 from vtts_rt.runtime import Runtime
 from vtts_rt.train.groups import Example
 from vtts_rt.train.settings import WHAT, TrainRound
@@ -136,15 +138,28 @@ def _names(table: str, values: Mapping[str, Any], kind: type) -> None:
         require(WHAT, name, value, ok, "a finite number")
 
 
-def read_examples(manifest: str | Path) -> list[Example]:
-    """All rows of a manifest. ValueError for one without rows and for a file that is missing."""
+def read_examples(
+    manifest: str | Path,
+    on_bad: OnBad = "raise",
+    rewards: Mapping[str, float] | None = None,
+) -> list[Example]:
+    """All rows of a manifest. on_bad: of rows that cannot be taken, whose media file cannot be
+    opened, or, where there are `rewards`, that hold nothing to compare with: BadRows tells all of
+    them by file and row, "skip" leaves them out and logs how many. ValueError for a manifest
+    without rows, and for a reward that is none."""
     require(WHAT, "manifest", str(manifest), Path(manifest).is_file(), "a file")
-    sets = read_manifest(manifest)
-    examples = [Example(media, row, s.task_type) for s in sets for media, row in s.rows()]
-    require(WHAT, "manifest", str(manifest), len(examples) > 0, "one with rows")
-    missing = [str(e.media) for e in examples if not e.media.is_file()]
-    require(WHAT, "media", missing[:3], not missing, f"there: {len(missing)} files are missing")
-    return examples
+    for name in weights_of_task(WHAT, rewards or {}, "tg"):
+        find_reward(name)
+
+    def check_row(row: Row, task: str) -> None:
+        if rewards:
+            check_rewards("row", rewards, row, task, is_sized=False)
+
+    sets = read_manifest(manifest, on_bad=on_bad)
+    rows = [item for entry in sets for item in entry.placed(check_row=check_row)]
+    good, _ = sift(check_openable(rows), on_bad)
+    require(WHAT, "manifest", str(manifest), len(good) > 0, "one with rows")
+    return [Example(item.media, item.row, item.task) for item in good]
 
 
 def _adapter(lora: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +250,7 @@ def settings_of(recipe: GrpoRecipe, trainer: Any) -> dict[str, Any]:
     }
     found = {
         "dtype": str(model.dtype).removeprefix("torch."),
-        "model": " ".join(model.version(part) for part in sorted(PARTS)),
+        "model": model.weights_hash(),
         "manifest": f"{len(trainer.examples)} rows, SHA-256 {rows.hexdigest()[:16]}",
         "rewards": recipe.rewards and dict(recipe.rewards),
         "max_tokens": recipe.max_tokens,
@@ -282,12 +297,14 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def run(recipe: GrpoRecipe) -> list[dict[str, Any]]:
+def run(recipe: GrpoRecipe, on_bad: OnBad = "raise") -> list[dict[str, Any]]:
     """Train, going on from the last checkpoint in the output folder if there is one, and write
-    `model` there. Returns what was logged, by step. ValueError where the settings that decide its
-    numbers (`settings_of`) are others than those of the checkpoints."""
+    `model` there. Returns what was logged, by step. on_bad: as `read_examples`. ValueError where
+    the settings that decide its numbers (`settings_of`) are others than those of the
+    checkpoints."""
     check_torchvision()
-    examples = read_examples(recipe.manifest)
+    rewards = {BY_TASK: 1.0} if recipe.rewards is None else recipe.rewards
+    examples = read_examples(recipe.manifest, on_bad, rewards)
     cuda = torch.cuda.is_available() and not recipe.grpo.get("use_cpu")
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu"  # torchrun sets it
     with Runtime.from_pretrained(recipe.model, dtype=recipe.dtype, device=device) as runtime:
@@ -314,7 +331,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = CommandParser(prog="vtts-rt train grpo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML")
+    text = "leave out rows that cannot be taken, rewarded or opened, and count them"
+    parser.add_argument("--skip-bad", action="store_true", help=text)
     args = parser.parse_args(argv)
     logging.getLogger("vtts_rt").setLevel(logging.INFO)
-    run(read_recipe(args.config))
+    try:
+        run(read_recipe(args.config), "skip" if args.skip_bad else "raise")
+    except BadRows as error:
+        return tell_bad("train grpo", error)
     return 0
