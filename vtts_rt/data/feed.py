@@ -23,18 +23,8 @@ from vtts_rt.data.frames import (
     RolloutItem,
     group_id,
 )
-from vtts_rt.data.order import REMAINDERS, Part, Remainder, RowOrder
-from vtts_rt.data.rows import (
-    ON_BAD,
-    BadRow,
-    BadRows,
-    DataSet,
-    OnBad,
-    PlacedRow,
-    Row,
-    scan_manifest,
-    sift,
-)
+from vtts_rt.data.order import REMAINDERS, Part, Remainder, RowOrder, placed_rows
+from vtts_rt.data.rows import ON_BAD, BadRows, DataSet, OnBad, Row
 from vtts_rt.types import DECODERS, Decoder, require
 from vtts_rt.video import FrameStore, open_video
 
@@ -140,7 +130,7 @@ class RolloutDataFeed(IterableDataset[Any]):
             self._opening["limits"] = limits
         self._reader = FrameReader(frames, frame_store, self._opening)
         self._on_bad = on_bad
-        self._rows, malformed = _rows(manifest, on_bad, check_row)
+        self._rows, malformed = placed_rows(manifest, on_bad, check_row)
         self._order = RowOrder(self._rows, shuffle_seed, remainder, batch_size or 1)
         self._fingerprint = self._order.fingerprint()
         self._goal(self._shard)
@@ -411,34 +401,3 @@ def _require(argument: str, got: object, ok: bool, rule: str) -> None:
 
 def _is_int(value: object) -> bool:
     return type(value) is int  # a state goes into JSON
-
-
-def _rows(
-    manifest: str | Path | Sequence[DataSet],
-    on_bad: OnBad,
-    check_row: Callable[[Row, str], object] | None,
-) -> tuple[list[PlacedRow], int]:
-    """The rows, and how many rows and entries were left out."""
-    try:
-        sets: Sequence[DataSet] = []
-        bad: list[BadRow] = []
-        if isinstance(manifest, (str, Path)):
-            sets, bad = sift(scan_manifest(manifest), on_bad)
-        else:
-            sets = manifest
-        ok = isinstance(sets, Sequence) and all(isinstance(entry, DataSet) for entry in sets)
-        _require("manifest", manifest, ok, "a path or a list of DataSet")
-        rows, bad_rows = sift(
-            (
-                item.check_media() if isinstance(item, PlacedRow) and on_bad == "raise" else item
-                for entry in sets
-                for item in entry.placed(check_row=check_row)
-            ),
-            on_bad,
-        )
-    except OSError as error:
-        got = f"{error.filename} ({error.strerror})"
-        rule = "and its rows must be in files that can be read"
-        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from error
-    _require("manifest", manifest, bool(rows), "a manifest of at least one row")
-    return rows, len(bad) + len(bad_rows)

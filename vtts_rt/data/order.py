@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from vtts_rt.data.rows import PlacedRow
+from vtts_rt.data.rows import BadRow, DataSet, OnBad, PlacedRow, Row, scan_manifest, sift
+from vtts_rt.types import require
 
 Remainder = Literal["keep", "drop", "pad"]
 REMAINDERS: tuple[Remainder, ...] = ("keep", "drop", "pad")
@@ -118,3 +119,35 @@ class RowOrder:
 
     def _dealt(self, num_parts: int) -> list[list[int]]:
         return deal([len(rows) for rows in self._videos], num_parts)
+
+
+def placed_rows(
+    manifest: str | Path | Sequence[DataSet],
+    on_bad: OnBad,
+    check_row: Callable[[Row, str], object] | None,
+) -> tuple[list[PlacedRow], int]:
+    """The rows of a manifest, and how many rows and entries were left out, as RolloutDataFeed's
+    `on_bad` says. ValueError where there are none."""
+    try:
+        sets: Sequence[DataSet] = []
+        bad: list[BadRow] = []
+        if isinstance(manifest, (str, Path)):
+            sets, bad = sift(scan_manifest(manifest), on_bad)
+        else:
+            sets = manifest
+        ok = isinstance(sets, Sequence) and all(isinstance(entry, DataSet) for entry in sets)
+        require("RolloutDataFeed", "manifest", manifest, ok, "a path or a list of DataSet")
+        rows, bad_rows = sift(
+            (
+                item.check_media() if isinstance(item, PlacedRow) and on_bad == "raise" else item
+                for entry in sets
+                for item in entry.placed(check_row=check_row)
+            ),
+            on_bad,
+        )
+    except OSError as error:
+        got = f"{error.filename} ({error.strerror})"
+        rule = "and its rows must be in files that can be read"
+        raise ValueError(f"RolloutDataFeed: manifest {rule}, got {got}") from error
+    require("RolloutDataFeed", "manifest", manifest, bool(rows), "a manifest of at least one row")
+    return rows, len(bad) + len(bad_rows)
