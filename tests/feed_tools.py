@@ -21,6 +21,7 @@ from vtts_rt.video.arrays import ArraySource
 from vtts_rt.video.writer import write_video
 
 SIDE = 36
+NUM_CLIPS = 5  # of tests/data/conftest.py
 
 
 def make_manifest(folder: Path, rows: Sequence[Row], name: str = "set") -> Path:
@@ -53,6 +54,15 @@ def write_clip(path: Path, number: int, num_frames: int = 6) -> None:
     """A clip of one colour, that of its number."""
     frame = np.full((SIDE, SIDE, 3), colour_of(number), np.uint8)
     write_video(path, [frame] * num_frames, source_fps=4.0, gop=3, crf=4)
+
+
+def check_frames(item: Any) -> None:
+    """The frames are those of the item's own file."""
+    assert len(item.frames) == len(item.frame_indices) == len(item.timestamps_seconds) > 0
+    for frame in item.frames:
+        assert frame.dtype == np.uint8 and frame.ndim == 3 and not frame.flags.writeable
+        difference = np.abs(frame.astype(int) - colour_of(int(item.media.stem)))
+        assert difference.max() <= 8, item.media
 
 
 def data_sets(counts: list[int]) -> list[DataSet]:
