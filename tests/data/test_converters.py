@@ -174,7 +174,7 @@ def test_a_sequence_becomes_a_clip(tmp_path: Path) -> None:
 def test_clips_lie_where_rows_look_for_them(tmp_path: Path) -> None:
     write_sequence(tmp_path / "got", "S_1", 12)
     for number in range(12):
-        pixels = np.full((32, 48, 3), 20 * number, np.uint8)
+        pixels = np.full((160, 320, 3), 20 * number, np.uint8)
         Image.fromarray(pixels).save(tmp_path / "got" / "S_1" / f"{number:08d}.png")
     rows, manifest = tmp_path / "got.jsonl", tmp_path / "m.json"
     argv = ["convert", "got10k", tmp_path / "got", rows, "--clips", tmp_path]
