@@ -63,8 +63,8 @@ def _portable(error: Exception) -> Exception:
 
 
 def _packed(value: object) -> bytes:
-    """By multiprocessing's rules: tensors as handles. A message holds it as it is, so that whoever
-    cannot unpickle it still knows what it belongs to."""
+    """By multiprocessing's rules: tensors as handles. A message holds these bytes beside the number
+    of the call, which can then be read where its arguments or result cannot be unpickled."""
     return bytes(ForkingPickler.dumps(value))
 
 
@@ -238,7 +238,7 @@ class ProcessWorker:
                     future.set_exception(error)
         except (EOFError, OSError):
             pass
-        finally:  # no call waits for ever
+        finally:  # fail pending calls
             with self._lock:
                 left, self._calls = list(self._calls.values()), {}
                 self._pipe.close()
@@ -268,7 +268,7 @@ def _serve(make: bytes, pipe: Any) -> None:
             try:
                 pipe.send((number, packed))
             except OSError:
-                os._exit(0)  # nobody waits any more
+                os._exit(0)  # our parent has ended
 
     def ended(number: int, future: Future[Any]) -> None:
         error: Any = future.exception()

@@ -11,6 +11,7 @@ from vtts_rt.config import PerceptionConfig, ResolvedPerception
 from vtts_rt.data import needle as data
 from vtts_rt.data.needle import make_question, make_scene, needle_row
 from vtts_rt.evaluation import needle
+from vtts_rt.models.base import VideoLM
 from vtts_rt.models.qwen2_5_vl import GEOMETRY
 from vtts_rt.types import Box, Region, TimeSpan
 
@@ -21,7 +22,8 @@ class _Oracle:
     name = "oracle"
 
     def __init__(self, difficulty: needle.Difficulty = "plain", weights: str = "of tiny") -> None:
-        model = SimpleNamespace(version=lambda part: f"{part} {weights}")
+        model: Any = SimpleNamespace(version=lambda part: f"{part} {weights}")
+        model.weights_hash = lambda: VideoLM.weights_hash(model)
         self.engine = SimpleNamespace(model=model)
         self.asked: list[dict[str, Any]] = []
         self.cleared = 0
@@ -130,7 +132,7 @@ def test_records_and_clips_are_kept_and_gone_on_from(tmp_path: Path) -> None:
     assert {**whole, "rounds": 0} == {**result, "rounds": 0}
     assert len(out.read_text().splitlines()) == 4
     setting = json.loads(out.read_text().splitlines()[0])
-    assert setting["weights"] == ["language of tiny", "visual of tiny"]  # in any process
+    assert setting["weights"] == "language of tiny visual of tiny"  # in any process
     trained = _Oracle(weights="of tiny, trained further")
     with pytest.raises(ValueError, match="out must be a file of the same weights"):
         needle.evaluate(trained, num=3, **arguments)  # type: ignore[arg-type]

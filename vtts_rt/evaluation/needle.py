@@ -37,7 +37,6 @@ from vtts_rt.data.needle import (
 )
 from vtts_rt.data.rows import Row
 from vtts_rt.evaluation.records import Records, summarise
-from vtts_rt.models.base import PARTS
 from vtts_rt.perception.clue import LETTER_RULES, LetterRule, option_letter
 from vtts_rt.perception.metrics import regions_box_iou, regions_span_iou
 from vtts_rt.rounds.results import Answer
@@ -69,11 +68,6 @@ def _after(answer: Answer, row: Row, count: int, letter: LetterRule) -> dict[str
         "visual_tokens": sum(s.num_tokens for r in rounds for s in r.plan.segments),
         "ms": round(ms, 1),
     }
-
-
-def _weights(runtime: Runtime) -> list[str]:
-    """Hashes of a model's parts: a folder of the same name may hold others by now."""
-    return [runtime.engine.model.version(part) for part in sorted(PARTS)]
 
 
 @contextmanager
@@ -141,7 +135,8 @@ def evaluate(
         "together": together,
         "difficulty": difficulty,
     }
-    kept = {} if out is None else {"weights": _weights(runtime)}
+    # A folder of the same name may hold other weights by now.
+    kept = {} if out is None else {"weights": runtime.engine.model.weights_hash()}
     records = Records(out, {**setting, **kept, "rounds": list(rounds)})
     done = records.seeds
     stderr = Console(stderr=True)

@@ -76,7 +76,7 @@ def complete_checkpoint(source: Path, folder: Path) -> None:
 def put_in_place(made: Path, folder: Path) -> None:
     """Move a whole checkpoint, `checkpoint-12` say, from a folder in `folder` there, in place of
     one of that name. Whenever the process is killed, a whole one of the step is there: the old one
-    is `checkpoint-012`, the same step to whoever resumes, until the new one has its name."""
+    is `checkpoint-012`, which resumes at the same step, until the new one has its name."""
     target, old = folder / made.name, folder / made.name.replace("-", "-0")
     gone = made.with_name(f"old-{made.name}")
     if target.exists():
