@@ -69,7 +69,7 @@ def _side(name: str, rounds: int) -> str:
 
 
 def _compared(result: Result) -> str:
-    """Models against the first one, and rounds against as many frames in one look."""
+    """Models against those before them, and rounds against as many frames in one look."""
     data = result.data
     wide = [
         [f"one round, {k} times the frames", *_look(w["rounds"][0])]

@@ -123,6 +123,12 @@ def test_a_run_that_goes_on_gives_the_numbers_of_one_that_never_ended(
     models = [load_model(Path(folder) / "model") for folder in (asked.output, tmp_path)]
     for a, b in zip(*(m.parameters() for m in models), strict=True):
         assert torch.equal(a, b)
+    folders = set(tmp_path.glob("checkpoint-*"))
+    finished = run(replace(asked, output=tmp_path))  # it has had all of its steps
+    assert steps_of(finished) == steps_of(again)
+    assert set(tmp_path.glob("checkpoint-*")) == folders
+    for a, b in zip(models[1].parameters(), load_model(tmp_path / "model").parameters(), strict=True):  # fmt: skip  # noqa: E501
+        assert torch.equal(a, b)
     texts = [(Path(f) / SETTINGS_FILE).read_text() for f in (asked.output, tmp_path)]
     assert texts[0] == texts[1] != ""  # a folder of an earlier version has none at first
     with pytest.raises(
@@ -344,6 +350,19 @@ def test_a_checkpoint_that_was_not_finished_is_none(
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-1")
     assert not (tmp_path / "incomplete").exists()
     runtime.update_weights(before)
+
+
+def test_inside_a_generation_there_is_no_checkpoint(
+    runtime: Runtime, manifest: Path, tmp_path: Path
+) -> None:
+    """As of the last of an odd number of steps, from which a longer run could not go on exactly."""
+    steps = {"num_iterations": 2, "max_steps": 3, "save_steps": 2}
+    trainer = trainer_of(recipe(manifest, tmp_path, grpo=steps), runtime, read_examples(manifest))
+    for done, folders in ((1, []), (2, ["checkpoint-2"]), (3, ["checkpoint-2"])):
+        trainer._step = trainer.state.global_step = done
+        trainer.create_optimizer_and_scheduler(3)
+        trainer._save_checkpoint(trainer.model, None)
+        assert [path.name for path in tmp_path.glob("checkpoint-*")] == folders
 
 
 @pytest.mark.parametrize("kill_at", range(7))

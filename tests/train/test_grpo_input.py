@@ -68,7 +68,7 @@ def test_settings_without_an_effect_are_refused(runtime: Runtime, tmp_path: Path
     args = GRPOConfig(str(tmp_path), bf16=False, use_cpu=True, num_generations=2)
     rest = (looks, SamplingParams(), "all", None, 8)
     settings.check_settings(args, *rest)
-    for name in (*settings.NOT_REPLAYED, *settings.NOT_OURS):
+    for name in (*settings.NOT_REPLAYED, *settings.NOT_OURS, *settings.NOT_RESUMED):
         kept = getattr(args, name)
         setattr(args, name, not kept if isinstance(kept, bool) else "other")
         with pytest.raises(ValueError, match=f"^train grpo: {name} must be left out"):

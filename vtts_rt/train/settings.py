@@ -52,8 +52,11 @@ NOT_OURS = (
     *("router_aux_loss_coef", "cast_lm_head_to_fp32", "fsdp", "deepspeed"),
     *("use_liger_kernel", "liger_kernel_config", "parallelism_config"),
     *("remove_unused_columns", "label_names", "label_smoothing_factor", "train_sampling_strategy"),
-    *("data_seed", "resume_from_checkpoint"),
+    *("data_seed", "resume_from_checkpoint", "auto_find_batch_size"),
 )
+# transformers': checkpoints without the optimizer, rows from the start again, folders that are
+# filled in place.
+NOT_RESUMED = ("save_only_model", "ignore_data_skip", "enable_jit_checkpoint")
 # "auto" of pad_to_multiple_of is None once it is a GRPOConfig's.
 _NEUTRAL = {"pad_to_multiple_of": None}
 # Fields of peft's LoraConfig that may be given: what else changes a weight is neither pushed to the
@@ -82,6 +85,7 @@ def check_settings(
     for names, rule in (
         (NOT_REPLAYED, "left out, as the loss cannot replay it"),
         (NOT_OURS, "left out: it has no place, or no effect, beside our rollouts"),
+        (NOT_RESUMED, "left out, as a run could not go on exactly from its checkpoints"),
     ):
         for name in names:
             value, kept = getattr(args, name), neutral[name]

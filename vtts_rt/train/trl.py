@@ -11,6 +11,7 @@ Legend: B rows of a process, G answers of a group, C completion tokens.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import time
@@ -46,6 +47,8 @@ from vtts_rt.train.weights import (
     trained_tensors,
 )
 from vtts_rt.types import SamplingParams, require
+
+logger = logging.getLogger(__name__)
 
 TRL_VERSION = "1.16.0"
 # Method of GRPOTrainer -> first digits of the SHA-256 of its source in that version.
@@ -331,8 +334,20 @@ class VttsGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """transformers' takes a step before it looks whether the run has had all of them."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Written beside the others and moved there once it is whole."""
+        """Written beside the others and moved there once it is whole. None inside a generation, as
+        after the last step of a run may be: its batches are in no checkpoint."""
+        if self._step % (self.args.steps_per_generation * self.num_iterations):
+            step = self.state.global_step
+            logger.info("step %d is inside a generation: it has no checkpoint", step)
+            return
         folder = Path(super()._get_output_dir(trial))
         staging, main = folder / "incomplete", self.accelerator.is_main_process
         if main:
