@@ -11,7 +11,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from functools import partial
@@ -225,35 +224,6 @@ def test_a_group_may_be_aborted_before_it_begins() -> None:
     assert not host.runtime.calls  # type: ignore[attr-defined]
     members = pickle.loads(pickle.dumps(host.rollouts(6, ask, 2, "g")))
     assert [repr(m) for m in members] == ["KeyError('x')", "RuntimeError('Strange: odd')"]
-
-
-@pytest.mark.parametrize(("state", "aborted"), [("waits", 0), ("runs", 1), ("has ended", 0)])
-def test_only_a_group_that_runs_is_aborted(state: str, aborted: int) -> None:
-    """A worker would keep the numbers of the others for ever."""
-    methods = []
-
-    class Worker:
-        def call(self, method: str, *arguments: Any) -> Future[Any]:
-            methods.append(method)
-            future: Future[Any] = Future()
-            if state != "waits":
-                future.set_running_or_notify_cancel()
-            if state == "has ended":
-                future.set_result(())
-            return future
-
-        def close(self) -> None: ...
-
-    async def main() -> None:
-        ask = Ask("clip.mp4", "which?")
-        task = asyncio.create_task(RolloutCluster([Worker()]).rollouts_async(ask, 2))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(main())
-    assert methods == ["rollouts", *["abort"] * aborted]
 
 
 class Endless:

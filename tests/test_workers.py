@@ -1,17 +1,20 @@
-"""Messages between a process and its worker: that cannot be unpickled, are large, or not read."""
+"""Messages between a process and its workers: unreadable, large, left unread, not needed."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch.multiprocessing
 
+from vtts_rt import Ask
+from vtts_rt.cluster import RolloutCluster
 from vtts_rt.workers import ProcessWorker, _serve
 
 
@@ -122,3 +125,32 @@ def test_a_worker_ends_where_its_parent_has_left_results_unread(
         _serve(pickle.dumps(Unreadable()), theirs)  # fails every call
     assert end.value.code == 0
     leaver.join()
+
+
+@pytest.mark.parametrize(("state", "aborted"), [("waits", 0), ("runs", 1), ("has ended", 0)])
+def test_only_a_group_that_runs_is_aborted(state: str, aborted: int) -> None:
+    """A worker would keep the numbers of the others for ever."""
+    methods = []
+
+    class Worker:
+        def call(self, method: str, *arguments: Any) -> Future[Any]:
+            methods.append(method)
+            future: Future[Any] = Future()
+            if state != "waits":
+                future.set_running_or_notify_cancel()
+            if state == "has ended":
+                future.set_result(())
+            return future
+
+        def close(self) -> None: ...
+
+    async def main() -> None:
+        ask = Ask("clip.mp4", "which?")
+        task = asyncio.create_task(RolloutCluster([Worker()]).rollouts_async(ask, 2))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert methods == ["rollouts", *["abort"] * aborted]

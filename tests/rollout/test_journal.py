@@ -161,6 +161,7 @@ def test_a_journal_without_groups_is_begun_anew(resume: bool, tmp_path: Path) ->
         (b"\0" * 100 + b"of a disk", True),
         (b"\0" * (1 << 17), True),
     ],
+    ids=["number", "word", "zeros", "disk", "many zeros"],
 )
 def test_a_file_that_is_no_journal_is_left(content: bytes, resume: bool, tmp_path: Path) -> None:
     path = tmp_path / "a"
