@@ -73,7 +73,8 @@ class RolloutCluster:
                 members = await asyncio.wrap_future(future)
                 return RolloutGroup(group_id, ask, members)
             except asyncio.CancelledError:
-                worker.call("abort", call)
+                if not future.done():
+                    worker.call("abort", call)
                 raise
             except WorkerDied:
                 self._lost(number)

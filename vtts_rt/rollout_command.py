@@ -68,7 +68,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help="per round (2048, cut to what fits)")
     add("--timeout-seconds", type=float, help="a member stops with what it has")
     add(
-        *("--reward",),
+        "--reward",
         action="append",
         default=[],
         metavar="NAME=WEIGHT",

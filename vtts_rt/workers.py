@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -205,21 +206,23 @@ class ProcessWorker:
         self.process.start()
         theirs.close()  # or the end of the process would not be seen
         self._calls: dict[int, Future[Any]] = {}
-        self._number = 0
-        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()  # of `_calls`
+        # Of writes, which wait until the process reads: results are taken meanwhile.
+        self._sending = threading.Lock()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
         future, packed = _begun(), _packed(arguments)  # raises for what cannot be pickled
+        number = next(self._numbers)
         with self._lock:
-            self._number += 1
-            self._calls[self._number] = future
+            self._calls[number] = future
+        with self._sending:
             try:
-                self._pipe.send((self._number, method, packed))
+                self._pipe.send((number, method, packed))
             except OSError:  # it has died
-                del self._calls[self._number]
-                future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
+                self._fail([number])
         return future
 
     def _read(self) -> None:
@@ -238,11 +241,17 @@ class ProcessWorker:
                     future.set_exception(error)
         except (EOFError, OSError):
             pass
-        finally:  # fail pending calls
-            with self._lock:
-                left, self._calls = list(self._calls.values()), {}
+        finally:
+            with self._sending:
                 self._pipe.close()
-            for future in left:
+            self._fail(list(self._calls))
+
+    def _fail(self, numbers: Iterable[int]) -> None:
+        """Fail those calls that are pending."""
+        with self._lock:
+            found = [self._calls.pop(number, None) for number in numbers]
+        for future in found:
+            if future is not None:
                 future.set_exception(WorkerDied("RolloutCluster: the worker's process has ended"))
 
     def close(self) -> None:
@@ -282,7 +291,7 @@ def _serve(make: bytes, pipe: Any) -> None:
     while True:
         try:
             number, method, packed = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # also where our parent left results unread
             os._exit(0)
         if worker is None:  # every call says why
             reply(number, None, failure)

@@ -152,6 +152,25 @@ def test_a_journal_without_groups_is_begun_anew(resume: bool, tmp_path: Path) ->
     assert path.read_bytes() == b"my notes"
 
 
+@pytest.mark.parametrize(
+    ("content", "resume"),
+    [
+        (b"31415", False),  # of a process id, say; with `resume` the beginning of a header
+        (b"cafe", False),
+        (b"\0" * 100, False),
+        (b"\0" * 100 + b"of a disk", True),
+        (b"\0" * (1 << 17), True),
+    ],
+    ids=["number", "word", "zeros", "disk", "many zeros"],
+)
+def test_a_file_that_is_no_journal_is_left(content: bytes, resume: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    with pytest.raises(BadRequest, match="path must be a "):
+        RolloutJournal(path, resume=resume)
+    assert path.read_bytes() == content
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

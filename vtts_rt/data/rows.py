@@ -275,12 +275,13 @@ class PlacedRow(NamedTuple):
 
     def validated(self) -> PlacedRow | BadRow:
         """The row, or that its media file is missing, or why `check_evidence` refuses it."""
-        try:
-            check_evidence(self.row, self.task)
-        except ValueError as error:
-            found = self.check_media()
-            return found if isinstance(found, BadRow) else self.bad(str(error))
-        return self.check_media()
+        found = self.check_media()
+        if isinstance(found, PlacedRow):
+            try:
+                check_evidence(self.row, self.task)
+            except ValueError as error:
+                return self.bad(str(error))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +294,9 @@ class DataSet:
     visual_base: Path
     json_path: Path
 
-    def scan(
-        self, *, validate: bool = False, check_row: Callable[[Row, str], object] | None = None
-    ) -> Iterator[tuple[Path, Row] | BadRow]:
+    def scan(self, *, validate: bool = False) -> Iterator[tuple[Path, Row] | BadRow]:
         """(media file, row) of each row, or why it was refused: as `placed`."""
-        for item in self.placed(validate=validate, check_row=check_row):
+        for item in self.placed(validate=validate):
             yield item if isinstance(item, BadRow) else (item.media, item.row)
 
     def placed(

@@ -35,6 +35,7 @@ JOURNAL_RULES: dict[str, Rule] = {
 _VERSION = 1
 _MAX_RECORD_BYTES = 1 << 30
 _HEADER = b' {"vtts_rollouts":'
+_MAX_ZEROS = 1 << 16  # that a crash left of a header; more are another file's
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,11 @@ class RolloutJournal:
     """A journal to append to; a context manager. One process at a time has it open.
 
     path: of the file. resume: go on with one that exists, its torn end cut off; otherwise it must
-    not exist, or hold no group. made_with: JSON values that say how the rollouts are made; one that
-    is resumed must have been made with the same, unless it holds no group. fsync_seconds: how often
-    what is written is forced to the disk: at every record (0), at records so many seconds apart, or
-    only when it is closed (None). That is what a crash of the machine may lose; a killed process
-    loses nothing of it.
+    not exist, be empty, or be a journal without a group. made_with: JSON values that say how the
+    rollouts are made; one that is resumed must have been made with the same, unless it holds no
+    group. fsync_seconds: how often what is written is forced to the disk: at every record (0), at
+    records so many seconds apart, or only when it is closed (None). That is what a crash of the
+    machine may lose; a killed process loses nothing of it.
     ValueError for a file that is no such journal, is damaged before its end, or was made with
     something else; RuntimeError where another process has it open.
     """
@@ -185,11 +186,13 @@ def read_journal(path: str | Path) -> Iterator[GroupRecord]:
 
 
 def _holds_no_group(path: Path) -> bool:
-    """Of a file with something in it: whether that is the header of a journal, or of its making."""
-    try:
-        return next(read_journal(path), None) is None
-    except ValueError:
-        return False
+    """Whether a file has the whole header of a journal, and no group."""
+    with path.open("rb") as file:
+        records = _Records(file, path)
+        try:
+            return next(iter(records), None) is None and records.made_with is not None
+        except ValueError:
+            return False
 
 
 class _Records:
@@ -233,9 +236,11 @@ class _Records:
 
     def _begins_header(self) -> bool:
         self._file.seek(0)
-        data = self._file.read(8 + len(_HEADER))
+        data = self._file.read(_MAX_ZEROS + 1)
+        if not data.strip(b"\0"):
+            return len(data) <= _MAX_ZEROS
         digits = all(byte in b"0123456789abcdef" for byte in data[:8])
-        return not data.strip(b"\0") or (digits and _HEADER.startswith(data[8:]))
+        return digits and _HEADER.startswith(data[8 : 8 + len(_HEADER)])
 
 
 def _line(record: Mapping[str, Any]) -> bytes:
