@@ -277,7 +277,7 @@ def _serve(make: bytes, pipe: Any) -> None:
             try:
                 pipe.send((number, packed))
             except OSError:
-                os._exit(0)  # our parent has ended
+                os._exit(0)  # the parent has ended
 
     def ended(number: int, future: Future[Any]) -> None:
         error: Any = future.exception()
@@ -291,7 +291,7 @@ def _serve(make: bytes, pipe: Any) -> None:
     while True:
         try:
             number, method, packed = pipe.recv()
-        except (EOFError, OSError):  # also where our parent left results unread
+        except (EOFError, OSError):  # OSError: the parent has ended with results unread
             os._exit(0)
         if worker is None:  # every call says why
             reply(number, None, failure)
