@@ -78,6 +78,13 @@ def test_a_file_that_cannot_be_opened_ends_the_run_where_it_comes_up(
     media = [str(manifest.parent / "a.mp4"), "text.mp4", str(manifest.parent / "b.mp4")]
     rows = [{"video": name, "question": "which?"} for name in media]
     path, out = write(tmp_path, tmp_path, rows), tmp_path / "journal"
+    (tmp_path / "none").mkdir()
+    refused = write(tmp_path / "none", tmp_path, [{"video": "none.mp4", "question": "which?"}])
+    other = tmp_path / "another's"
+    other.write_text("my notes")
+    assert cli.main(flags(refused, checkpoint, other)) == 2
+    assert "holds what is finished" not in capsys.readouterr().err  # it is no journal of this run
+    assert other.read_text() == "my notes"
     command = [*flags(path, checkpoint, out), "--max-groups", "1", "--resume"]
     for _ in range(2):
         assert cli.main(command) == 2

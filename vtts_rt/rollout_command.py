@@ -34,10 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return asyncio.run(_run(args))
     except BadRows as error:
-        status = tell_bad("rollout", error)
-        if args.out.exists():
-            print(f"{args.out} holds what is finished; go on with --resume", file=sys.stderr)
-        return status
+        return tell_bad("rollout", error)
     except KeyboardInterrupt:
         print(f"interrupted; go on with --resume --out {args.out}", file=sys.stderr)
         return 130
@@ -100,7 +97,9 @@ async def _run(args: argparse.Namespace) -> int:
     from vtts_rt.cli import made_of
     from vtts_rt.cluster import RolloutCluster
     from vtts_rt.config import PerceptionConfig
+    from vtts_rt.data.command import tell_bad
     from vtts_rt.data.feed import RolloutDataFeed
+    from vtts_rt.data.rows import BadRows
     from vtts_rt.rollout.engine import RolloutEngine
     from vtts_rt.rollout.journal import JOURNAL_RULES, RolloutJournal
     from vtts_rt.rollout.rewards import check_rewards, score_group
@@ -171,7 +170,12 @@ async def _run(args: argparse.Namespace) -> int:
                 fsync_seconds=args.fsync_seconds,
             )
         )
-        return await _sample(args, engine(journal=journal), feed, journal)
+        try:
+            return await _sample(args, engine(journal=journal), feed, journal)
+        except BadRows as error:
+            status = tell_bad("rollout", error)
+            print(f"{args.out} holds what is finished; go on with --resume", file=sys.stderr)
+            return status
 
 
 async def _sample(args: argparse.Namespace, engine: Any, feed: Any, journal: Any) -> int:
